@@ -1,0 +1,65 @@
+# `make demo` and `make test` need only Python >= 3.11 and make; each creates .venv on first use and installs the versions of
+# constraints.txt into it. One environment serves every target; it is refreshed when pyproject.toml or constraints.txt changes.
+#
+#   make demo PYTHON=python3.12     another interpreter (only read when .venv does not exist yet)
+#   make test ARGS="-k lora -x"     arguments passed on to pytest
+#   make demo ARGS="--set seed=1"   or to `mentalglm run`
+#
+# Packages come from wherever pip is set up to look: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and PIP_FIND_LINKS are honoured. On Linux the
+# default torch brings several GB of CUDA libraries; point PIP_EXTRA_INDEX_URL at PyTorch's CPU index to get the 200 MB build instead.
+
+PYTHON ?= python3
+ARGS   ?=
+VENV   := .venv
+BIN    := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+QUICK  := not slow and not gpu and not tpu
+
+.PHONY: help demo test test-all lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.installed-probes  ## the whole path on a small model: post -> label and explanation -> checked report (runs/demo/report.html)
+	@$(BIN)/mentalglm run configs/demo.yaml $(ARGS)
+
+test: $(VENV)/.installed-dev  ## the tests, without those marked slow, gpu or tpu
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 10 -m "$(QUICK)" $(ARGS)
+
+test-all: $(VENV)/.installed-dev  ## the slow tests too (two fresh environments, long runs)
+	@$(BIN)/python -m pytest -m "not gpu and not tpu" $(ARGS)
+
+lint: $(VENV)/.installed-dev  ## ruff and pyright, as in the tests
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove the environment and caches; keeps runs/
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find mentalglm_jax probes tests scripts -name __pycache__ -prune -exec rm -rf {} +
+
+# The environment. Each step leaves a stamp only when it is complete, so an interrupted one is taken up again by the next make.
+$(VENV)/.created:
+	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then exit 0; fi; \
+	command -v "$(PYTHON)" >/dev/null || { \
+	  echo "make: $(PYTHON) not found. Install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: Python 3.11 or newer is needed; $(PYTHON) is $$("$(PYTHON)" -V 2>&1). Name a newer one: make PYTHON=python3.12" >&2; exit 1; }; \
+	"$(PYTHON)" -m venv $(VENV) || { \
+	  echo "make: $(PYTHON) could not create $(VENV) (see above). On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.installed-probes: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing into $(VENV) (once, a minute or more) ..."
+	@$(INSTALL) --editable '.[probes]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing into $(VENV), with the test tools (once, a minute or more) ..."
+	@$(INSTALL) --editable '.[probes,dev]'
+	@touch $(VENV)/.installed-probes $@

@@ -1,0 +1,341 @@
+"""``mentalglm``: every command is one library call.
+
+Results go to stdout (``--json``: one JSON object and nothing else), progress and reasons to stderr. Exit codes: 0 done,
+1 failed, 2 bad usage or bad input.
+"""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mentalglm_jax.errors import InputError, MentalGLMError
+
+SAFETY = (
+    "This is a research instrument, not a diagnosis. If you or someone you know is in a crisis, "
+    "please talk to a person: a doctor, a crisis line, someone you trust."
+)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Explainable, checkable fine-tuning of GLM-4 in JAX.")  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
+app.add_typer(data_app, name="data")
+
+RecipeFile = Annotated[Path, typer.Argument(help="Recipe, e.g. configs/demo.yaml")]
+Overrides = Annotated[list[str], typer.Option("--set", help="Override a value: --set a.b=c (repeatable)")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
+Restart = Annotated[bool, typer.Option(help="Delete what another recipe left in the run directory")]
+
+
+class ConsoleReporter:
+    """Progress bars on stderr, one line of result per stage."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def stage(self, name: str) -> Callable[..., None]:
+        """Starts a bar that counts once the stage reports; the bar of the stage before is closed."""
+        self.close()
+        self._bar = Progress(
+            TextColumn("[bold]{task.description:<22}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
+            console=self.console, transient=self.console.is_terminal, refresh_per_second=4,
+        )  # fmt: skip
+        self._bar.start()
+        self._task = self._bar.add_task(name, total=None, text="")
+        if not self.console.is_terminal:
+            self.console.print(f"{name} ...")
+
+        def progress(done: int, total: int, text: str = "") -> None:
+            if self._bar is not None:
+                self._bar.update(self._task, completed=done, total=total, text=text)
+
+        return progress
+
+    def say(self, line: str) -> None:
+        """Prints a result of the stage."""
+        self.close()
+        self.console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+
+    def close(self) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _stderr() -> Console:
+    return Console(stderr=True)
+
+
+@app.command()
+def run(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, json_: AsJson = False) -> None:  # noqa: B006
+    """The whole path: data, training stages, export, evaluation, probes, report. The same command continues a run."""
+    from mentalglm_jax.pipeline import run as run_pipeline
+    from mentalglm_jax.train.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set_)
+    reporter = ConsoleReporter(_stderr())
+    try:
+        summary = run_pipeline(loaded, reporter, restart=restart)
+    finally:
+        reporter.close()
+    if json_:
+        _print_json(summary)
+        return
+    console = Console()
+    for line in summary_lines(summary):
+        console.print(line)
+    console.print(f"\n{SAFETY}\n", style="dim")
+    console.print(f"summary  {loaded.run_dir / 'summary.json'}", soft_wrap=True)
+    if (loaded.run_dir / "report.html").exists():
+        console.print(f"report   {loaded.run_dir / 'report.html'}", soft_wrap=True)
+
+
+def summary_lines(summary: dict[str, Any]) -> list[Table]:
+    """The one table a run ends with: parity, scores beside their floors, probes."""
+    table = Table(title="Result", title_justify="left", show_edge=False, header_style="bold")
+    for name, justify in (("what", "left"), ("value", "right"), ("beside", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for name in ("merged", "adapter"):
+        if (found := summary["parity"].get(f"{name}_max_abs_logit_diff")) is not None:
+            same, total = summary["parity"][f"{name}_greedy_identical"]
+            table.add_row(f"{name} export vs transformers/PEFT: max |Δ logit|", f"{found:.1e}",
+                          f"greedy answers identical: {same}/{total}")  # fmt: skip
+    for task, entry in summary["eval"].items():
+        for metric in ("weighted_f1", "micro_f1", "macro_f1"):
+            floor = ", ".join(f"{name} {scores[metric]:.3f}" for name, scores in entry["floors"].items())
+            low, high = entry["ci95"]
+            more = f"95 % CI {low:.3f}–{high:.3f}, " if metric == "weighted_f1" else ""
+            table.add_row(f"{task} {metric.replace('_', ' ')} (n = {entry['n']})", f"{entry[metric]:.3f}",
+                          f"{more}floors: {floor}")  # fmt: skip
+        table.add_row(f"{task} answers that could not be parsed", f"{entry['parse_failure_rate']:.1%}", "")
+    probes = summary["probes"]
+    for key, what in (("cue_auroc", "saliency finds the planted cue: AUROC"),
+                      ("mass_ratio", "positive saliency inside the cited span: share")):  # fmt: skip
+        for method, value in (probes.get(key) or {}).items():
+            null = (probes.get("mass_ratio_null") or {}).get(method) if key == "mass_ratio" else 0.5
+            beside = f"chance {null:.3f}" if isinstance(null, float) else ""
+            table.add_row(f"{what} ({method})", "–" if value is None else f"{value:.3f}", beside)
+    if probes.get("completeness_delta"):
+        table.add_row(
+            "integrated gradients: mean completeness delta", f"{probes['completeness_delta']['mean']:.2%}", ""
+        )
+    if probes.get("diagnosticity") is not None:
+        table.add_row("faithful vs unfaithful control: diagnosticity", f"{probes['diagnosticity']:.3f}", "chance 0.5")
+    table.add_row("seconds in all", f"{sum(summary['seconds'].values()):.0f}", "")
+    return [table]
+
+
+@app.command()
+def train(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, json_: AsJson = False) -> None:  # noqa: B006
+    """Only the training stages of a recipe; adapters end up in RUN_DIR/stages/NAME/adapter."""
+    from mentalglm_jax.pipeline import run as run_pipeline
+    from mentalglm_jax.train.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set_)
+    reporter = ConsoleReporter(_stderr())
+    try:
+        result = run_pipeline(loaded, reporter, restart=restart, until="train")
+    finally:
+        reporter.close()
+    last = loaded.run_dir / "stages" / loaded.stages[-1].name / "adapter"
+    _print_json({"adapter": str(last), "stages": result}) if json_ else Console().print(f"adapter  {last}")
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="Model directory or Hub id")],
+    in_: Annotated[Path, typer.Option("--in", help="Records to answer (JSONL)")],
+    out: Annotated[Path, typer.Option("--out", help="generations.jsonl to write")],
+    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter directory")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer directory; default: the model's")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    dtype: Annotated[str, typer.Option()] = "float32",
+    json_: AsJson = False,
+) -> None:
+    """Answers posts: label and explanation, one row each, parsed. Continues where an interrupted call stopped."""
+    from mentalglm_jax.checkpoints import load
+    from mentalglm_jax.data.records import read_records
+    from mentalglm_jax.generate import generate_records
+    from mentalglm_jax.hf_files import locate
+    from mentalglm_jax.lora import has_lora, merge_lora
+    from mentalglm_jax.tokenizer import GlmTokenizer
+
+    records = read_records(in_, allow_extra=True)
+    loaded = load(model, adapter=adapter, dtype=dtype)
+    reporter = ConsoleReporter(_stderr())
+    try:
+        rows = generate_records(
+            merge_lora(loaded) if has_lora(loaded) else loaded, GlmTokenizer.load(tokenizer or locate(model)), records,
+            out_path=out, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size,
+            progress=reporter.stage("generate"),
+        )  # fmt: skip
+    finally:
+        reporter.close()
+    failed = sum(row["parse_status"] != "ok" for row in rows)
+    if json_:
+        _print_json({"out": str(out), "rows": len(rows), "parse_failures": failed})
+    else:
+        Console().print(f"{out}: {len(rows)} answers, {failed} not parsed\n{SAFETY}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    generations: Annotated[Path, typer.Argument(help="generations.jsonl")],
+    train_data: Annotated[Path | None, typer.Option("--train", help="Training records, for the baselines")] = None,
+    json_: AsJson = False,
+) -> None:
+    """Scores generated labels and explanations, with confidence intervals and, given --train, baselines."""
+    from mentalglm_jax.data.records import read_records
+    from mentalglm_jax.evaluate import evaluate as score
+    from mentalglm_jax.evaluate import floors, format_table, read_generations
+
+    rows = read_generations(generations)
+    result = score(rows)
+    if train_data is not None:
+        baselines = floors(read_records(train_data), read_records(generations, allow_extra=True))
+        for task, entry in result.items():
+            entry["floors"] = baselines.get(task, {})
+    if json_:
+        _print_json(result)
+        return
+    Console().print(format_table(result))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Model directory or Hub id, any layout")],
+    target: Annotated[Path, typer.Argument(help="Directory to write")],
+    to: Annotated[str, typer.Option(help="glm | chatglm")] = "glm",
+) -> None:
+    """Rewrites a checkpoint in another layout, tensor by tensor."""
+    from mentalglm_jax.checkpoints import convert as convert_checkpoint
+
+    convert_checkpoint(source, target, layout=to)
+    Console().print(f"{target}: written in the {to} layout", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory")],
+    to: Annotated[str, typer.Option(help="peft | vllm-split | merged")],
+    out: Annotated[Path | None, typer.Option(help="Directory to write; default RUN/export-FORMAT")] = None,
+    stage: Annotated[str | None, typer.Option(help="Stage whose adapter to export; default: the last")] = None,
+    push: Annotated[str | None, typer.Option(help="Also upload to this Hub repository, USER/NAME")] = None,
+) -> None:
+    """Exports the adapter a run trained, alone or merged into its base."""
+    from mentalglm_jax.pipeline import export_run
+
+    written = export_run(run_dir, to, out or run_dir / f"export-{to}", stage=stage, push=push)
+    Console().print(f"{written}: written", soft_wrap=True)
+
+
+@data_app.command("inspect")
+def data_inspect(
+    root: Annotated[Path, typer.Argument(help="Folder with upstream files, or a records .jsonl")],
+    sets: Annotated[list[str], typer.Option("--set-name", help="Data set, e.g. sos_hl_1k (repeatable)")] = [],  # noqa: B006
+    json_: AsJson = False,
+) -> None:
+    """Counts records per task, language, split and label. Prints no post."""
+    from mentalglm_jax.data.records import read_records
+    from mentalglm_jax.data.sources import SOURCES, count_records, load_upstream
+
+    records = read_records(root) if root.suffix == ".jsonl" else load_upstream(root, sets or _present(root, SOURCES))
+    counts = count_records(records)
+    if json_:
+        _print_json(counts)
+        return
+    for task, splits in counts.items():
+        for split, labels in splits.items():
+            listed = ", ".join(f"{label} {n}" for label, n in labels["labels"].items())
+            Console().print(f"{task} {split}: {labels['records']} records ({listed})", soft_wrap=True)
+
+
+def _present(root: Path, sources: Sequence[str]) -> list[str]:
+    from mentalglm_jax.data.sources import load_upstream
+
+    found = []
+    for name in sources:
+        try:
+            load_upstream(root, [name])
+        except InputError as error:
+            if "not found" not in str(error):
+                raise
+        else:
+            found.append(name)
+    if not found:
+        raise InputError(f"{root}: none of the known data sets is there ({', '.join(sources)})")
+    return found
+
+
+@app.command()
+def doctor(json_: AsJson = False) -> None:
+    """What hardware and versions are seen, and what will be used."""
+    from mentalglm_jax.doctor import diagnose
+
+    found = diagnose()
+    if json_:
+        _print_json(found)
+        return
+    for key, value in found.items():
+        Console().print(f"{key:<14} {value}", soft_wrap=True, highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: turns every error this package raises into one line and an exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.showwarning = lambda message, *rest, **named: _complain(f"warning: {message}")
+    try:
+        app(args=arguments, standalone_mode=False)
+    except MentalGLMError as error:
+        if debug:
+            raise
+        _complain(f"mentalglm: {error}")
+        sys.exit(error.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        if debug:
+            raise
+        _complain("mentalglm: interrupted; what was finished is kept, the same command continues")
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        usage = getattr(error, "exit_code", None)
+        message = getattr(error, "format_message", None)
+        text = message() if message is not None else f"{type(error).__name__}: {error}"
+        hint = "" if usage == 2 else " (--debug shows where)"
+        _complain(f"mentalglm: {text.splitlines()[0] if text else error!r}{hint}")
+        sys.exit(2 if usage == 2 else 1)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

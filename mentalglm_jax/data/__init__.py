@@ -1,0 +1,1 @@
+"""Records: where posts, labels and explanations come from."""

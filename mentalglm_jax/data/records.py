@@ -1,0 +1,170 @@
+"""One example, and the JSONL files that hold many."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mentalglm_jax import tasks
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.files import write_text
+
+Span = tuple[int, int]
+SPLITS = ("train", "dev", "test")
+_TEXTS = ("id", "task", "language", "post", "question", "source", "split")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A post, what is asked about it, and the gold answer.
+
+    ``label`` (one key, "single" tasks) or ``labels`` (keys, in the order in which the answer states them, "multi"
+    tasks), never both. ``cues`` and ``decoys`` are [start, end) character spans of ``post``: the phrases the label
+    depends on, and those it does not although they may look so.
+
+    Raises:
+        InputError: from the constructor, naming the record's id and the field that is wrong.
+    """
+
+    id: str
+    task: str
+    language: str
+    post: str
+    question: str
+    label: str | None = None
+    labels: tuple[str, ...] | None = None
+    explanation: str | None = None
+    source: str = ""
+    split: str = "train"
+    cues: tuple[Span, ...] | None = None
+    decoys: tuple[Span, ...] | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            self._check()
+        except InputError as error:
+            raise InputError(f"record {self.id!r}: {error}") from None
+
+    def _check(self) -> None:
+        for name in _TEXTS:
+            if name != "source" and not getattr(self, name).strip():
+                raise InputError(f"{name}: is empty; remove the record or fill it in")
+        task = tasks.get_task(self.task)
+        task.question(self.language)
+        if self.split not in SPLITS:
+            raise InputError(f"split: {self.split!r} is none of {', '.join(SPLITS)}")
+        wanted, other = ("label", "labels") if task.kind == "single" else ("labels", "label")
+        if getattr(self, other) is not None:
+            raise InputError(f"{other}: task {task.name} takes {wanted!r} instead")
+        if getattr(self, wanted) is None:
+            raise InputError(f"{wanted}: no label; give {wanted!r} from: {', '.join(task.keys)}")
+        task.ordered(self.gold)
+        if self.explanation is not None and not self.explanation.strip():
+            raise InputError("explanation: is empty; give text, or null for none")
+        for name in ("cues", "decoys"):
+            for start, end in getattr(self, name) or ():
+                if not 0 <= start < end <= len(self.post):
+                    raise InputError(f"{name}: [{start}, {end}] is not inside the post of {len(self.post)} characters")
+
+    @property
+    def gold(self) -> tuple[str, ...]:
+        """The label keys, also for a single-label task."""
+        return self.labels if self.labels is not None else (str(self.label),)
+
+    @property
+    def prompt(self) -> str:
+        """The user turn."""
+        return tasks.prompt(self.post, self.question, self.language)
+
+    def answer(self, order: tasks.Order = "label_first") -> str:
+        """The assistant turn the model is trained to give."""
+        return tasks.answer(self.task, self.gold, self.explanation, self.language, order)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: all fields, except that of ``label`` and ``labels`` only the one in use appears."""
+        row = {
+            name: value for name, value in asdict(self).items() if name not in ("label", "labels") or value is not None
+        }
+        return json.loads(json.dumps(row))
+
+    @classmethod
+    def from_dict(cls, row: Any, *, allow_extra: bool = False) -> "Record":
+        """Reads what ``to_dict`` wrote. ``allow_extra`` ignores other keys (``generations.jsonl`` has more).
+
+        Raises: InputError on a missing, unknown or wrong field.
+        """
+        if not isinstance(row, Mapping):
+            raise InputError(f"expected a JSON object, got {type(row).__name__}")
+        known = [field.name for field in fields(cls)]
+        unknown = [key for key in row if key not in known]
+        if unknown and not allow_extra:
+            raise InputError(f"unknown field {unknown[0]!r}; a record has: {', '.join(known)}")
+        missing = [name for name in ("id", "task", "language", "post", "question") if name not in row]
+        if missing:
+            raise InputError(f"field {missing[0]!r} is missing")
+        return cls(**{name: _typed(name, row[name]) for name in known if name in row})
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A JSON value as the type of field ``name``; lists become tuples. Raises: InputError."""
+    if value is None and name not in _TEXTS:
+        return None
+    if name in (*_TEXTS, "label", "explanation"):
+        if not isinstance(value, str):
+            raise InputError(f"{name}: expected text, got {type(value).__name__}")
+        return value
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{name}: expected a list, got {type(value).__name__}")
+    if name == "labels":
+        if not all(isinstance(key, str) for key in value):
+            raise InputError("labels: expected a list of text")
+        return tuple(value)
+    for span in value:
+        if not (isinstance(span, list | tuple) and len(span) == 2 and all(type(place) is int for place in span)):
+            raise InputError(f"{name}: expected a list of [start, end] character positions")
+    return tuple((span[0], span[1]) for span in value)
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Writes JSONL (UTF-8, one record per line), atomically."""
+    write_text(path, "".join(json.dumps(record.to_dict(), ensure_ascii=False) + "\n" for record in records))
+
+
+def read_records(path: str | Path, *, allow_extra: bool = False) -> list[Record]:
+    """Reads JSONL written by ``write_records`` or by hand; blank lines are skipped, a BOM is tolerated.
+
+    Raises:
+        InputError: the file is missing, not UTF-8, empty, or a line is not a record; the message names file and line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror})") from None
+    records: list[Record] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = Record.from_dict(json.loads(line), allow_extra=allow_extra)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); fix or delete the line"
+            ) from None
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
+        if record.id in seen:
+            raise InputError(
+                f"{path}:{number}: id {record.id!r} already stands in line {seen[record.id]}; ids must differ"
+            )
+        seen[record.id] = number
+        records.append(record)
+    if not records:
+        raise InputError(f"{path}: holds no record; give at least one line")
+    return records

@@ -1,0 +1,496 @@
+"""GLM-4 in Flax: configuration, modules, forward pass. One model, one file.
+
+``Glm`` covers glm-4-9b, -chat, -chat-1m and GLM-Edge; with ``sandwich_norm`` it is ``Glm4`` (the 0414 and Z1 releases).
+The formulas follow ``transformers.models.glm`` to the order of every cast, so that logits agree with it.
+
+Modules only hold parameters and forward code. All layers live stacked on a leading axis and run in one
+``jax.lax.scan``, so that neither tracing time nor program size grows with depth. Transformations (jit, grad, sharding)
+are plain JAX over ``nnx.split(model)``.
+
+Array axes, by letter:  B batch   S sequence   T cache slots   L layers   D hidden   H query heads   K key/value heads
+                        h head_dim   F feed-forward   V vocabulary
+Logical axes of parameters (``PARAMETER_AXES``), mapped to mesh axes in ``sharding.py``:
+                        vocab, embed, layers, heads, kv_heads, mlp, rank, norm
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mentalglm_jax.attention import apply_rope, attention
+from mentalglm_jax.errors import InputError
+
+Rope = tuple[Array, Array]  # cosines and sines, see rope_tables
+PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
+    "embed_tokens.embedding": ("vocab", "embed"),
+    "layers.input_layernorm.weight": ("layers", "norm"),
+    "layers.post_attention_layernorm.weight": ("layers", "norm"),
+    "layers.post_self_attn_layernorm.weight": ("layers", "norm"),
+    "layers.post_mlp_layernorm.weight": ("layers", "norm"),
+    "layers.self_attn.q_proj.kernel": ("layers", "embed", "heads"),
+    "layers.self_attn.k_proj.kernel": ("layers", "embed", "kv_heads"),
+    "layers.self_attn.v_proj.kernel": ("layers", "embed", "kv_heads"),
+    "layers.self_attn.o_proj.kernel": ("layers", "heads", "embed"),
+    "layers.self_attn.q_proj.bias": ("layers", "heads"),
+    "layers.self_attn.k_proj.bias": ("layers", "kv_heads"),
+    "layers.self_attn.v_proj.bias": ("layers", "kv_heads"),
+    "layers.mlp.gate_up_proj.kernel": ("layers", "embed", "mlp"),
+    "layers.mlp.down_proj.kernel": ("layers", "mlp", "embed"),
+    "norm.weight": ("norm",),
+    "lm_head.kernel": ("embed", "vocab"),
+}
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+          "num_key_value_heads")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Yarn:
+    """YaRN context extension (Peng et al. 2023, arXiv 2309.00071), fields as in a ``rope_scaling`` block."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if name != "attention_factor" and not (type(value) in (int, float) and 0 < value < math.inf):
+                raise InputError(f"model config: {name} of a yarn rope must be a positive number, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlmConfig:
+    """Geometry and constants of a GLM-4 model; the defaults are glm-4-9b-chat's published native configuration."""
+
+    vocab_size: int = 151552
+    hidden_size: int = 4096
+    intermediate_size: int = 13696
+    num_hidden_layers: int = 40
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 2
+    head_dim: int = 128
+    max_position_embeddings: int = 131072
+    rms_norm_eps: float = 1.5625e-07
+    rope_theta: float = 10000.0
+    partial_rotary_factor: float = 0.5
+    yarn: Yarn | None = None
+    attention_bias: bool = True
+    tie_word_embeddings: bool = False
+    sandwich_norm: bool = False
+    initializer_range: float = 0.02
+    eos_token_id: tuple[int, ...] = (151329, 151336, 151338)
+    pad_token_id: int = 151329
+
+    def __post_init__(self) -> None:
+        counts = (*_SIZES, "head_dim", "max_position_embeddings")
+        numbers = ("rms_norm_eps", "rope_theta", "partial_rotary_factor", "initializer_range")
+        flags = ("attention_bias", "tie_word_embeddings", "sandwich_norm")
+        for what, names, good in (
+            ("a positive integer", counts, lambda v: type(v) is int and v > 0),
+            ("a positive number", numbers, lambda v: type(v) in (int, float) and 0 < v < math.inf),
+            ("true or false", flags, lambda v: type(v) is bool),
+            ("token ids", ("eos_token_id",), lambda v: all(type(i) is int for i in v)),
+            ("a token id", ("pad_token_id",), lambda v: type(v) is int),
+        ):
+            for name in names:
+                if not good(value := getattr(self, name)):
+                    raise InputError(f"model config: {name} must be {what}, got {value!r}")
+        heads, kv = self.num_attention_heads, self.num_key_value_heads
+        if heads % kv:
+            raise InputError(f"model config: {heads} attention heads are not a multiple of {kv} key/value heads")
+        if self.rope_theta <= 1:
+            raise InputError(f"model config: rope_theta must be above 1, got {self.rope_theta!r}")
+        if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
+            raise InputError(
+                f"model config: head_dim * partial_rotary_factor is {self.rotary_dim}, not even and up to head_dim"
+            )
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many of the ``head_dim`` dimensions are rotated."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def model_type(self) -> str:
+        """The Hugging Face ``model_type`` of the native layout."""
+        return "glm4" if self.sandwich_norm else "glm"
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], *, rope_theta: float | None = None) -> "GlmConfig":
+        """Reads any published ``config.json``: native glm / glm4 (old and new spellings) or chatglm remote code.
+
+        The layout is told from the keys present, not from ``model_type``, because re-saved checkpoints mix them.
+        ``rope_theta`` overrides what the file says.
+
+        Raises:
+            InputError: a needed key is missing or the configuration asks for something this model does not have.
+        """
+        fields = _from_chatglm(raw) if "ffn_hidden_size" in raw else _from_native(raw)
+        if rope_theta is not None:
+            fields["rope_theta"] = float(rope_theta)
+        if (eos := raw.get("eos_token_id")) is not None:
+            fields["eos_token_id"] = (eos,) if isinstance(eos, int) else tuple(eos)
+        if raw.get("pad_token_id") is not None:
+            fields["pad_token_id"] = raw["pad_token_id"]
+        return cls(**fields)
+
+    def to_dict(self, dtype: str = "float32") -> dict[str, Any]:
+        """The native Hugging Face ``config.json`` of this model, in the spelling transformers 5 writes."""
+        rope: dict[str, Any] = {
+            "rope_type": "default",
+            "rope_theta": self.rope_theta,
+            "partial_rotary_factor": self.partial_rotary_factor,
+        }
+        if self.yarn is not None:
+            rope |= {k: v for k, v in dataclasses.asdict(self.yarn).items() if v is not None} | {"rope_type": "yarn"}
+        same = (*_SIZES, "head_dim", "max_position_embeddings", "rms_norm_eps", "attention_bias", "tie_word_embeddings",
+                "initializer_range", "pad_token_id")  # fmt: skip
+        return {
+            "architectures": ["Glm4ForCausalLM" if self.sandwich_norm else "GlmForCausalLM"],
+            "model_type": self.model_type,
+            **{name: getattr(self, name) for name in same},
+            "attention_dropout": 0.0,
+            "hidden_act": "silu",
+            "eos_token_id": list(self.eos_token_id),
+            "rope_parameters": rope,
+            "partial_rotary_factor": self.partial_rotary_factor,
+            "rope_theta": self.rope_theta,
+            "dtype": dtype,
+            "use_cache": True,
+        }
+
+
+def _need(raw: Mapping[str, Any], *names: str) -> Any:
+    for name in names:
+        if raw.get(name) is not None:
+            return raw[name]
+    raise InputError(f"config.json: key {names[0]!r} is missing; is this a GLM-4 checkpoint?")
+
+
+def _from_native(raw: Mapping[str, Any]) -> dict[str, Any]:
+    if raw.get("model_type", "glm") not in ("glm", "glm4"):
+        raise InputError(f"config.json: model_type {raw['model_type']!r} is not glm, glm4 or chatglm")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise InputError(f"config.json: hidden_act {raw['hidden_act']!r} is not supported (GLM-4 uses silu)")
+    rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    glm4 = raw.get("model_type") == "glm4"
+    fields = {name: _need(raw, name) for name in _SIZES}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "yarn":
+        if rope.get("mscale") or rope.get("mscale_all_dim") or not rope.get("truncate", True):
+            raise InputError("config.json: mscale, mscale_all_dim and truncate of a yarn rope are not supported")
+        stated = {
+            field.name: rope[field.name] for field in dataclasses.fields(Yarn) if rope.get(field.name) is not None
+        }
+        fields["yarn"] = Yarn(**{"original_max_position_embeddings": raw.get("max_position_embeddings"), **stated})
+    elif kind != "default":
+        raise InputError(f"config.json: rope type {kind!r} is not supported (default and yarn are)")
+    return fields | {
+        "head_dim": raw.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"],
+        "max_position_embeddings": raw.get("max_position_embeddings", 131072),
+        "rms_norm_eps": float(raw.get("rms_norm_eps", 1e-5 if glm4 else 1.5625e-07)),
+        "rope_theta": float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
+        "partial_rotary_factor": rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 0.5)),
+        "attention_bias": raw.get("attention_bias", not glm4),
+        "tie_word_embeddings": raw.get("tie_word_embeddings", False),
+        "initializer_range": float(raw.get("initializer_range", 0.02)),
+        "sandwich_norm": glm4,
+    }
+
+
+def _from_chatglm(raw: Mapping[str, Any]) -> dict[str, Any]:
+    for key, only in (("rmsnorm", True), ("post_layer_norm", True), ("add_bias_linear", False),
+                      ("apply_residual_connection_post_layernorm", False), ("original_rope", True)):  # fmt: skip
+        if raw.get(key, only) is not only:
+            raise InputError(f"config.json: {key} = {raw[key]!r} is not a GLM-4 model ({only!r} is)")
+    heads = _need(raw, "num_attention_heads")
+    return {
+        "vocab_size": _need(raw, "padded_vocab_size", "vocab_size"),
+        "hidden_size": _need(raw, "hidden_size"),
+        "intermediate_size": _need(raw, "ffn_hidden_size"),
+        "num_hidden_layers": _need(raw, "num_layers", "num_hidden_layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": _need(raw, "multi_query_group_num") if raw.get("multi_query_attention") else heads,
+        "head_dim": raw.get("kv_channels") or raw["hidden_size"] // heads,
+        "max_position_embeddings": raw.get("seq_length", 8192),
+        "rms_norm_eps": float(_need(raw, "layernorm_epsilon")),
+        "rope_theta": 10000.0 * float(raw.get("rope_ratio", 1)),
+        "partial_rotary_factor": 0.5,
+        "attention_bias": raw.get("add_qkv_bias", False),
+        "tie_word_embeddings": raw.get("tie_word_embeddings", False),
+    }
+
+
+class Linear(nnx.Module):
+    """``y = x W + b`` with ``kernel [in, out]``, or ``[L, in, out]`` when it is one of L stacked layers.
+
+    ``adapter`` is None or a module of ``lora.py`` that changes ``y``; the base weights stay as they are.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool, stack: tuple[int, ...], std: float, dtype: Any, rngs: nnx.Rngs
+    ):
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (*stack, inputs, outputs), dtype))
+        self.bias = nnx.Param(jnp.zeros((*stack, outputs), dtype)) if bias else None
+        self.adapter: nnx.Module | None = nnx.data(None)
+
+    def __call__(self, x: Float[Array, "... in"], key: Array | None = None) -> Float[Array, "... out"]:
+        y = matmul(x, self.kernel[...])
+        if self.adapter is not None:
+            y = self.adapter(x, y, self.kernel[...], key)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+def matmul(x: Float[Array, "... in"], kernel: Float[Array, "in out"]) -> Float[Array, "... out"]:
+    """``x @ kernel`` in the dtype of ``x``; in float32 without the reduced-precision passes of TPUs and GPUs."""
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.matmul(x, kernel.astype(x.dtype), precision=precision)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm; statistics in float32, the product with the weight in the input's dtype (as in HF)."""
+
+    def __init__(self, size: int, *, eps: float, stack: tuple[int, ...], dtype: Any):
+        self.weight = nnx.Param(jnp.ones((*stack, size), dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return self.weight[...].astype(x.dtype) * normed.astype(x.dtype)
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the tokens seen so far; slot ``t`` holds the ``t``-th token of each row, padding included."""
+
+    k: Float[Array, "L B T K h"]
+    v: Float[Array, "L B T K h"]
+    segment_ids: Int[Array, "B T"]
+    length: Int[Array, ""]
+
+    @classmethod
+    def empty(cls, config: GlmConfig, batch: int, slots: int, dtype: Any) -> "KVCache":
+        """A cache with room for ``slots`` tokens per row."""
+        shape = (config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, slots), jnp.int32), jnp.int32(0))
+
+
+def rope_tables(config: GlmConfig, positions: Int[Array, "B S"], dtype: Any) -> tuple[Array, Array]:
+    """Cosines and sines ``[B, S, rotary_dim / 2]``: angles in float32, the tables cast to ``dtype`` as HF does."""
+    frequencies, scale = rope_frequencies(config)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return (jnp.cos(angles) * scale).astype(dtype), (jnp.sin(angles) * scale).astype(dtype)
+
+
+def rope_frequencies(config: GlmConfig) -> tuple[np.ndarray, float]:
+    """Radians per position ``[rotary_dim / 2]`` in float32, and the factor of cosines and sines (1 without YaRN).
+
+    On the host, rounded where HF rounds: a compiled float32 power is some ulp off, 0.002 rad at position 131,000."""
+    size = config.rotary_dim
+    exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+    powers = (np.float64(np.float32(config.rope_theta)) ** exponents.astype(np.float64)).astype(np.float32)
+    frequencies = np.float32(1) / powers
+    yarn = config.yarn
+    if yarn is None:
+        return frequencies, 1.0
+
+    def dimension_of(rotations: float) -> float:
+        wavelength = yarn.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return size * math.log(wavelength) / (2 * math.log(config.rope_theta))
+
+    low = max(math.floor(dimension_of(yarn.beta_fast)), 0)
+    high = min(math.ceil(dimension_of(yarn.beta_slow)), size - 1)
+    ramp = (np.arange(size // 2, dtype=np.float32) - np.float32(low)) / np.float32(max(high - low, 0.001))
+    keep = 1 - np.clip(ramp, 0, 1)  # 1: fast pairs, as trained; 0: slow pairs, interpolated
+    scale = yarn.attention_factor or (0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0)
+    return np.float32(1) / (np.float32(yarn.factor) * powers) * (1 - keep) + frequencies * keep, scale
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with partial interleaved RoPE."""
+
+    def __init__(self, config: GlmConfig, *, stack: tuple[int, ...], dtype: Any, rngs: nnx.Rngs):
+        size, heads, kv = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+        common: dict[str, Any] = {"stack": stack, "std": config.initializer_range, "dtype": dtype, "rngs": rngs}
+        self.q_proj = Linear(size, heads * config.head_dim, bias=config.attention_bias, **common)
+        self.k_proj = Linear(size, kv * config.head_dim, bias=config.attention_bias, **common)
+        self.v_proj = Linear(size, kv * config.head_dim, bias=config.attention_bias, **common)
+        self.o_proj = Linear(heads * config.head_dim, size, bias=False, **common)
+        self.head_dim = config.head_dim
+
+    def __call__(self, x: Float[Array, "B S D"], rope: Rope, segment_ids: Int[Array, "B S"], cache: KVCache | None,
+                 layer: Array | int, key: Array | None, backend: str) -> tuple[Array, KVCache | None]:  # fmt: skip
+        batch, length, _ = x.shape
+        q, k, v = (
+            projection(x, key).reshape(batch, length, -1, self.head_dim)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        kv_segment_ids, offset = segment_ids, None
+        if cache is not None:
+            start = (layer, 0, cache.length, 0, 0)
+            cache = cache._replace(
+                k=jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), start),
+                v=jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), start),
+            )
+            k, v = cache.k[layer], cache.v[layer]
+            kv_segment_ids, offset = cache.segment_ids, cache.length
+        out = attention(q, k, v, segment_ids=segment_ids, kv_segment_ids=kv_segment_ids, offset=offset, backend=backend)
+        return self.o_proj(out.reshape(batch, length, -1), key), cache
+
+
+class MLP(nnx.Module):
+    """SwiGLU feed-forward; the fused projection holds the gate first, then the up half."""
+
+    def __init__(self, config: GlmConfig, *, stack: tuple[int, ...], dtype: Any, rngs: nnx.Rngs):
+        common: dict[str, Any] = {"stack": stack, "std": config.initializer_range, "dtype": dtype, "rngs": rngs}
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=False, **common)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False, **common)
+
+    def __call__(self, x: Float[Array, "B S D"], key: Array | None) -> Float[Array, "B S D"]:
+        gate, up = jnp.split(self.gate_up_proj(x, key), 2, axis=-1)
+        return self.down_proj(up * jax.nn.silu(gate), key)
+
+
+class Layer(nnx.Module):
+    """One decoder layer, or all of them stacked: ``stack=(L,)`` gives every parameter a leading layer axis."""
+
+    def __init__(self, config: GlmConfig, *, stack: tuple[int, ...], dtype: Any, rngs: nnx.Rngs):
+        def norm() -> RMSNorm:
+            return RMSNorm(config.hidden_size, eps=config.rms_norm_eps, stack=stack, dtype=dtype)
+
+        self.input_layernorm = norm()
+        self.self_attn = Attention(config, stack=stack, dtype=dtype, rngs=rngs)
+        self.post_attention_layernorm = norm()
+        self.mlp = MLP(config, stack=stack, dtype=dtype, rngs=rngs)
+        self.post_self_attn_layernorm = norm() if config.sandwich_norm else None
+        self.post_mlp_layernorm = norm() if config.sandwich_norm else None
+
+    def __call__(self, h: Float[Array, "B S D"], rope: Rope, segment_ids: Int[Array, "B S"], cache: KVCache | None,
+                 layer: Array | int, key: Array | None, backend: str) -> tuple[Array, KVCache | None]:  # fmt: skip
+        out, cache = self.self_attn(self.input_layernorm(h), rope, segment_ids, cache, layer, key, backend)
+        h = h + (out if self.post_self_attn_layernorm is None else self.post_self_attn_layernorm(out))
+        out = self.mlp(self.post_attention_layernorm(h), key)
+        h = h + (out if self.post_mlp_layernorm is None else self.post_mlp_layernorm(out))
+        return h, cache
+
+
+class Embed(nnx.Module):
+    """The token embedding table ``[V, D]``."""
+
+    def __init__(self, config: GlmConfig, *, dtype: Any, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding = nnx.Param(config.initializer_range * jax.random.normal(rngs.params(), shape, dtype))
+
+
+class Glm(nnx.Module):
+    """A GLM-4 causal language model.
+
+    Args:
+        config: geometry and constants.
+        rngs: source of the random initial weights.
+        param_dtype: dtype the parameters are stored in.
+        dtype: dtype activations are computed in; None means ``param_dtype``.
+        remat: what the backward pass keeps: "none" (everything), "dots" (matrix products), "full" (layer inputs only).
+        backend: attention backend, see ``attention.attention``.
+    """
+
+    def __init__(self, config: GlmConfig, *, rngs: nnx.Rngs, param_dtype: Any = jnp.float32, dtype: Any = None,
+                 remat: str = "none", backend: str = "auto"):  # fmt: skip
+        if remat not in REMAT_POLICIES:
+            raise InputError(f"remat {remat!r} is not one of {', '.join(REMAT_POLICIES)}")
+        self.config = config
+        self.dtype = jnp.dtype(dtype or param_dtype)
+        if self.dtype == jnp.float16:
+            raise InputError("dtype float16 overflows in GLM-4 (NaN loss, endless '!!!!'); use bfloat16 or float32")
+        self.remat, self.backend = remat, backend
+        self.lora_config: Any = None  # set by lora.add_lora; what the adapter directory will say
+        self.embed_tokens = Embed(config, dtype=param_dtype, rngs=rngs)
+        self.layers = Layer(config, stack=(config.num_hidden_layers,), dtype=param_dtype, rngs=rngs)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, stack=(), dtype=param_dtype)
+        self.lm_head = None if config.tie_word_embeddings else Linear(
+            config.hidden_size, config.vocab_size, bias=False, stack=(), std=config.initializer_range,
+            dtype=param_dtype, rngs=rngs
+        )  # fmt: skip
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S V"]:
+        """Logits in float32. ``segment_ids``: 0 is padding, tokens see only earlier tokens of their own segment;
+        without ``positions`` every segment counts from 0."""
+        hidden, _ = self.hidden_states(tokens, positions, segment_ids)
+        return self.unembed(hidden)
+
+    def hidden_states(
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
+        cache: KVCache | None = None,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B S D"], KVCache | None]:
+        """Final hidden states (normed) and the updated cache. ``key`` turns adapter dropout on."""
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
+        if positions is None:
+            positions = restarting_positions(segment_ids)
+        if cache is not None:
+            ids = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, cache.length))
+            cache = cache._replace(segment_ids=ids)
+        h = self.embed_tokens.embedding[...][tokens].astype(self.dtype)
+        rope = rope_tables(self.config, positions, self.dtype)
+        graph, parameters = nnx.split(self.layers)
+
+        def body(carry: tuple[Array, KVCache | None], inputs: tuple[Array, Any]) -> tuple[Any, None]:
+            h, cache = carry
+            layer, parameters = inputs
+            layer_key = None if key is None else jax.random.fold_in(key, layer)
+            module = nnx.merge(graph, parameters)
+            return module(h, rope, segment_ids, cache, layer, layer_key, self.backend), None
+
+        if self.remat != "none":
+            body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        numbers = jnp.arange(self.config.num_hidden_layers)
+        (h, cache), _ = jax.lax.scan(body, (h, cache), (numbers, parameters))
+        if cache is not None:
+            cache = cache._replace(length=cache.length + tokens.shape[1])
+        return self.norm(h), cache
+
+    def unembed(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Vocabulary logits of normed hidden states, in float32."""
+        if self.lm_head is None:
+            return matmul(hidden, self.embed_tokens.embedding[...].T).astype(jnp.float32)
+        return self.lm_head(hidden).astype(jnp.float32)
+
+
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def restarting_positions(segment_ids: Int[Array, "B S"]) -> Int[Array, "B S"]:
+    """Positions that start at 0 at every change of ``segment_ids`` along a row."""
+    index = jnp.arange(segment_ids.shape[1])[None]
+    changes = jnp.concatenate(
+        [jnp.ones_like(segment_ids[:, :1], dtype=bool), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1
+    )
+    starts = jax.lax.cummax(jnp.where(changes, index, 0), axis=1)
+    return (index - starts).astype(jnp.int32)
+
+
+def abstract_model(config: GlmConfig, **options: Any) -> Glm:
+    """A ``Glm`` whose parameters are shapes and dtypes only: what loading fills and planning compiles."""
+    return nnx.eval_shape(lambda: Glm(config, rngs=nnx.Rngs(0), **options))

@@ -1,0 +1,309 @@
+"""Checkpoint directories in the Hugging Face form: config.json, safetensors shards, their index.
+
+What is read here comes from strangers. Nothing is unpickled, no code in the directory is run, no file outside it is
+opened, and headers are checked before any tensor is touched. Reading and writing go tensor by tensor, slice by slice;
+which tensor means what is told by ``weights.py``.
+"""
+
+import collections
+import json
+import os
+import re
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.files import write_json
+
+DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(jnp.bfloat16),
+    "F16": np.dtype(np.float16),
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+                   "added_tokens.json", "chat_template.jinja")  # fmt: skip
+MAX_HEADER_BYTES = 16 << 20  # 40 layers need about 50 kB
+MAX_JSON_BYTES = 64 << 20
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class TensorInfo(NamedTuple):
+    """What a header says about one tensor."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class TensorFiles:
+    """Some safetensors files read as one: names, shapes, and slices on demand.
+
+    Raises:
+        InputError: a file is missing, truncated or malformed, or a name occurs twice.
+    """
+
+    def __init__(self, files: Sequence[Path]):
+        self.tensors: dict[str, TensorInfo] = {}
+        self.metadata: dict[str, str] = {}
+        for file in files:
+            _check_header(file)
+            try:
+                with safe_open(file, framework="np") as handle:
+                    self.metadata |= handle.metadata() or {}
+                    parts = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
+                    found = {name: TensorInfo(file, p.get_dtype(), tuple(p.get_shape())) for name, p in parts.items()}
+            except (SafetensorError, OSError) as error:
+                raise InputError(
+                    f"{file}: not a readable safetensors file ({first_line(error)}); download it again"
+                ) from error
+            if twice := sorted(found.keys() & self.tensors.keys()):
+                raise InputError(f"{file}: {twice[0]} is also in {self.tensors[twice[0]].file.name}; once is right")
+            self.tensors |= found
+
+    def read(self, name: str, *index: slice) -> np.ndarray:
+        """The slice ``index`` of tensor ``name`` (all of it without ``index``), copied out of the file.
+
+        Raises:
+            InputError: the file changed or broke since it was opened.
+        """
+        info = self.tensors[name]
+        index = index or (slice(None),) * max(len(info.shape), 1)
+        try:
+            with safe_open(
+                info.file, framework="np"
+            ) as handle:  # closed again, or the pages read so far stay in memory
+                return handle.get_slice(name)[index]
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{info.file}: cannot read tensor {name} ({first_line(error)})") from error
+
+
+class Checkpoint(TensorFiles):
+    """A model directory: its parsed ``config.json`` and its tensors.
+
+    Raises:
+        InputError: no config, no safetensors (pickles are refused), an index that disagrees with its shards or points
+            outside the directory, or any fault of ``TensorFiles``.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.config: dict[str, Any] = read_json(directory / "config.json")
+        index_path = directory / INDEX
+        if (directory / SINGLE).exists():
+            super().__init__([inside(directory, SINGLE)])
+        elif index_path.exists():
+            placed = read_json(index_path).get("weight_map")
+            if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+                raise InputError(f"{index_path}: weight_map must map tensor names to file names")
+            shards = {name: inside(directory, name) for name in sorted(set(placed.values()))}
+            super().__init__(list(shards.values()))
+            wrong = [
+                f"{name} is {'in ' + self.tensors[name].file.name if name in self.tensors else 'missing'}"
+                for name, file in placed.items()
+                if name not in self.tensors or self.tensors[name].file != shards[file]
+            ] + [f"{name} is not listed" for name in self.tensors if name not in placed]
+            if wrong:
+                raise InputError(f"{index_path}: does not match its shards: {some(wrong)}")
+        else:
+            pickles = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLES)
+            if pickles:
+                raise InputError(
+                    f"{directory}: only pickled weights ({some(pickles)}); loading a pickle can run anything its "
+                    "author wrote, so only safetensors are read. Re-save the model with safetensors and try again"
+                )
+            raise InputError(f"{directory}: neither {SINGLE} nor {INDEX} found")
+
+
+def locate(path_or_hub_id: str | Path) -> Path:
+    """The local directory, downloading a Hub snapshot (safetensors, JSON and tokenizer files only) if it is an id.
+
+    Raises:
+        InputError: neither a directory nor an id the Hub can serve.
+    """
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{path}: is a file; give the directory that holds config.json")
+    hub_id = str(path_or_hub_id)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", hub_id):
+        raise InputError(f"{path}: no such directory")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]))
+    except ImportError as error:
+        raise InputError(f"{hub_id}: no such directory, and huggingface_hub is not installed to download it") from error
+    except Exception as error:  # the client and its transport raise many unrelated types
+        raise InputError(f"{hub_id}: no such directory, and the Hub download failed: {first_line(error)}") from error
+
+
+def inside(directory: Path, name: str) -> Path:
+    """The file ``name`` directly in ``directory``; links may lead to the Hub cache's own blobs, nowhere else.
+
+    Raises:
+        InputError: the name or its link leads outside, or there is no such file.
+    """
+    path = directory / name
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise InputError(f"{directory}: refers to the file {name!r}, which is outside the directory")
+    try:
+        target, root = path.resolve(strict=True), directory.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: missing or unreadable, though the checkpoint needs it") from error
+    roots = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    if target.parent not in roots:
+        raise InputError(f"{path}: is a link to a file outside the directory; put the file itself there")
+    if not target.is_file():
+        raise InputError(f"{path}: is not a file")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: missing, outside its directory, too large, not UTF-8, not JSON, or not an object.
+    """
+    inside(path.parent, path.name)
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise InputError(f"{path}: {path.stat().st_size} bytes is too large for this file")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({first_line(error)})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def some(names: Iterable[str], limit: int = 4) -> str:
+    """The first few of ``names`` and how many more there are."""
+    names = list(names)
+    shown = ", ".join(name if len(name) <= 200 else name[:200] + "…" for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def check_replaceable(directory: Path, owned: Callable[[str], bool]) -> None:
+    """Refuses to replace a directory that holds anything but files we would have written.
+
+    Raises:
+        InputError: ``directory`` is a file or holds names for which ``owned`` is false.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: is a file; give a directory to write")
+    foreign = sorted(p.name for p in directory.iterdir() if not owned(p.name)) if directory.exists() else []
+    if foreign:
+        raise InputError(
+            f"{directory}: would be replaced but holds other files ({some(foreign)}); choose another place"
+        )
+
+
+class TensorSource(NamedTuple):
+    """A tensor to be written; ``read`` is called once, when its turn comes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * DTYPES[self.dtype].itemsize
+
+
+def write_safetensors(path: Path, tensors: Sequence[TensorSource], metadata: dict[str, str] | None = None) -> None:
+    """Writes one safetensors file, holding one tensor at a time. Metadata always says ``format: pt``, which
+    transformers asks for."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    offset = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + tensor.nbytes]
+        }  # fmt: skip
+        offset += tensor.nbytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for tensor in tensors:
+            array = np.ascontiguousarray(tensor.read())
+            if array.shape != tensor.shape or DTYPE_NAMES.get(array.dtype) != tensor.dtype:
+                raise AssertionError(f"{tensor.name}: {array.dtype}{array.shape} is not {tensor.dtype}{tensor.shape}")
+            file.write(array.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_shards(directory: Path, tensors: Iterable[TensorSource], max_shard_bytes: int) -> None:
+    """Writes ``model.safetensors``, or numbered shards with an index if one file would exceed ``max_shard_bytes``."""
+    shards: list[list[TensorSource]] = [[]]
+    room = max_shard_bytes
+    for tensor in tensors:
+        if shards[-1] and tensor.nbytes > room:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(tensor)
+        room -= tensor.nbytes
+    if len(shards) == 1:
+        write_safetensors(directory / SINGLE, shards[0])
+        return
+    placed: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(directory / name, shard)
+        placed |= {tensor.name: name for tensor in shard}
+    total = sum(tensor.nbytes for shard in shards for tensor in shard)
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the tokenizer files that exist, without references to remote code.
+
+    Raises:
+        InputError: ``source`` holds no tokenizer, or a file in it leads outside.
+    """
+    names = [name for name in TOKENIZER_FILES if (source / name).exists()]
+    if not names:
+        raise InputError(f"{source}: no tokenizer files found ({some(TOKENIZER_FILES[:3])})")
+    for name in names:
+        data = inside(source, name).read_bytes()
+        if name != "tokenizer_config.json":
+            (target / name).write_bytes(data)
+            continue
+        config = read_json(source / name)
+        # A stale auto_map makes transformers ask for the old repository's Python code.
+        if config.pop("auto_map", None) is not None:
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        write_json(target / name, config)
+
+
+def _check_header(file: Path) -> None:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(value := dict(pairs)) != len(pairs):
+            counts = collections.Counter(name for name, _ in pairs)
+            raise InputError(f"{file}: header names {some(n for n in value if counts[n] > 1)} more than once")
+        return value
+
+    try:
+        with file.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if length > MAX_HEADER_BYTES:
+                raise InputError(f"{file}: a header of {length} bytes is not that of a GLM-4 checkpoint")
+            json.loads(handle.read(length), object_pairs_hook=once)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not a readable safetensors file ({first_line(error)}); download it again") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

@@ -1,0 +1,487 @@
+"""The main job: from records to a checked explanation, one directory, every stage resumable.
+
+``run.json`` in the run directory holds the recipe and what each finished stage said; a stage is repeated only if it did
+not finish, and training and generation go on inside a stage where they stopped. The PyTorch side (``probes``) is
+reached through files and a child process only.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from flax import nnx
+
+from mentalglm_jax import tasks
+from mentalglm_jax.adapters import load_adapter, save_adapter
+from mentalglm_jax.checkpoints import load, save_pretrained
+from mentalglm_jax.data.batches import Example, encode_chats, encode_posts, encode_records
+from mentalglm_jax.data.records import Record, read_records, write_records
+from mentalglm_jax.data.sources import dev_split, load_upstream
+from mentalglm_jax.data.synthetic import make_corpus, pretraining_chats
+from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.evaluate import evaluate, floors
+from mentalglm_jax.files import replace_dir, write_bytes, write_json
+from mentalglm_jax.generate import generate_ids, generate_records
+from mentalglm_jax.glm import Glm, GlmConfig
+from mentalglm_jax.hf_files import locate
+from mentalglm_jax.lora import add_lora, merge_lora, parameter_count
+from mentalglm_jax.reference import write_reference
+from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer, train_bpe
+from mentalglm_jax.train.checkpoint import differences
+from mentalglm_jax.train.loop import Interrupted, TrainResult, train
+from mentalglm_jax.train.recipe import Recipe, StageSection
+
+REFERENCE_ROWS = 8
+GREEDY_ROWS = 16
+
+
+@runtime_checkable
+class Reporter(Protocol):
+    """Where a run tells what it is doing; the command line shows progress bars, a notebook may pass its own."""
+
+    def stage(self, name: str) -> Callable[..., None]:
+        """A stage starts; returns ``progress(done, total, text="")``."""
+        ...
+
+    def say(self, line: str) -> None:
+        """One line of result."""
+        ...
+
+
+class Run:
+    """A run directory and its recipe.
+
+    Args:
+        recipe: what to do.
+        restart: delete what a run with another recipe left in the directory, instead of refusing.
+
+    Raises:
+        InputError: the directory holds a run of another recipe, or is not a run directory.
+    """
+
+    def __init__(self, recipe: Recipe, restart: bool = False):
+        self.recipe, self.dir = recipe, recipe.run_dir
+        self._file = self.dir / "run.json"
+        if restart and self._file.exists():
+            shutil.rmtree(self.dir)
+        wanted = recipe.model_dump(mode="json", exclude={"run_dir"})
+        self._state: dict[str, Any] = {"recipe": wanted, "stages": {}}
+        if self._file.exists():
+            try:
+                self._state = json.loads(self._file.read_text(encoding="utf-8"))
+                differing = differences(self._state["recipe"], wanted)
+            except (ValueError, KeyError, TypeError):
+                raise InputError(f"{self._file}: damaged; delete {self.dir} or choose another run_dir") from None
+            if differing:
+                raise InputError(
+                    f"{self.dir} holds a run of another recipe ({'; '.join(differing[:3])}); "
+                    "use another --set run_dir=..., or --restart to delete it"
+                )
+        elif self.dir.exists() and any(self.dir.iterdir()):
+            raise InputError(f"{self.dir}: not empty and not a run directory; choose another run_dir")
+        self.result: dict[str, dict[str, Any]] = self._state["stages"]
+
+    def finished(self, stage: str, result: dict[str, Any]) -> None:
+        """Notes that ``stage`` is complete and what it found."""
+        self.result[stage] = result
+        write_json(self._file, self._state)
+
+    @property
+    def base(self) -> str | Path:
+        """The base model: pre-trained here, or what the recipe names."""
+        return self.dir / "base" if self.recipe.pretrain else str(self.recipe.model.path)
+
+    @property
+    def eval_split(self) -> str:
+        """The split results are reported on; upstream test files stay untouched, so there it is the development one."""
+        return "dev" if self.recipe.data.source == "upstream" else "test"
+
+    def records(self, split: str, variant: str = "faithful") -> list[Record]:
+        """The records of one split."""
+        return read_records(self.dir / "data" / variant / f"{split}.jsonl")
+
+    def tokenizer(self) -> GlmTokenizer:
+        """The run's tokenizer."""
+        return GlmTokenizer.load(self.dir / "tokenizer")
+
+    def load_base(self) -> Glm:
+        """The base model without adapter."""
+        section = self.recipe.model
+        model = load(self.base, dtype=section.dtype, rope_theta=section.rope_theta)
+        model.remat, model.backend = section.remat, section.attention
+        return model
+
+    def adapter_dir(self, stage: str) -> Path:
+        """Where the adapter trained by ``stage`` is kept."""
+        return self.dir / ("control" if stage == "control" else f"stages/{stage}") / "adapter"
+
+
+def run(recipe: Recipe, reporter: Reporter, *, restart: bool = False, until: str | None = None) -> dict[str, Any]:
+    """Runs or continues the whole job; returns ``summary.json`` (or, with ``until``, what the stages said so far).
+
+    Args:
+        until: "train" stops after the last training stage.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; the same call continues.
+        MentalGLMError: the recipe, the data or a stage failed; one line says why.
+    """
+    job = Run(recipe, restart)
+    for name, function in _stages(recipe, until):
+        if name in job.result:
+            continue
+        started = time.perf_counter()
+        try:
+            result = function(job, reporter.stage(name))
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted in stage {name!r}; what is in {job.dir} is kept, the same command continues"
+            ) from None
+        result["seconds"] = round(time.perf_counter() - started, 1)
+        job.finished(name, result)
+        for line in result.get("say", ()):
+            reporter.say(line)
+    if until is not None:
+        return job.result
+    return json.loads((job.dir / "summary.json").read_text(encoding="utf-8"))
+
+
+Stage = Callable[[Run, Callable[..., None]], dict[str, Any]]
+
+
+def _stages(recipe: Recipe, until: str | None) -> Iterable[tuple[str, Stage]]:
+    yield "data", _data
+    if recipe.pretrain is not None:
+        yield "pretrain", _pretrain
+    previous: str | None = None
+    for stage in recipe.stages:
+        yield f"train {stage.name}", _training(stage, previous)
+        previous = stage.name
+    if until == "train":
+        return
+    probing = recipe.probe.posts > 0
+    if probing and recipe.probe.control is not None:
+        yield "train control", _training(recipe.probe.control, previous, directory="control")
+    yield "export", _export
+    if recipe.verify:
+        yield "verify", _verify
+    yield "generate", _generate
+    yield "evaluate", _evaluate
+    if probing:
+        yield "probe", _probe
+    yield "summary", _summary
+
+
+def _data(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
+    recipe, section = job.recipe, job.recipe.data
+    if section.source == "synthetic":
+        corpora = {"faithful": make_corpus(section.synthetic)}
+        if recipe.probe.control is not None:
+            corpora["unfaithful"] = make_corpus(section.synthetic.model_copy(update={"variant": "unfaithful"}))
+    elif section.source == "upstream":
+        assert section.root is not None
+        corpora = {"faithful": dev_split(load_upstream(section.root, section.sets), section.dev_fraction)}
+    else:
+        assert section.root is not None
+        files = {split: section.root / f"{split}.jsonl" for split in ("train", "dev", "test")}
+        corpora = {"faithful": [r for split, file in files.items() if split == "train" or file.exists()
+                                for r in read_records(file)]}  # fmt: skip
+    counts: dict[str, dict[str, int]] = {}
+    for variant, records in corpora.items():
+        kept = _limited(records, section.limit)
+        with replace_dir(job.dir / "data" / variant) as directory:
+            for split in ("train", "dev", "test"):
+                write_records(directory / f"{split}.jsonl", [r for r in kept if r.split == split])
+        if variant == "faithful":
+            for record in kept:
+                counts.setdefault(record.task, {}).setdefault(record.split, 0)
+                counts[record.task][record.split] += 1
+    posts = [record.post for record in job.records("train")]
+    if not posts:
+        raise InputError("the recipe's data has no training records")
+    if recipe.tokenizer.vocab_size is not None:
+        texts = [text for record in job.records("train") for text in (record.prompt, record.answer())]
+        tokenizer: GlmTokenizer = train_bpe(texts, recipe.tokenizer.vocab_size)
+    else:
+        source = recipe.tokenizer.path or (BUILTIN if recipe.pretrain else locate(str(recipe.model.path)))
+        tokenizer = GlmTokenizer.load(source)
+    with replace_dir(job.dir / "tokenizer") as directory:
+        tokenizer.save(directory)
+    lines = [f"{task}: " + ", ".join(f"{n} {split}" for split, n in splits.items()) for task, splits in counts.items()]
+    return {"counts": counts, "say": lines}
+
+
+def _limited(records: Sequence[Record], limit: int | Mapping[str, int] | None) -> list[Record]:
+    """At most ``limit`` records (one number, or one per task) of each task, language and split, the first ones."""
+    seen: dict[tuple[str, str, str], int] = {}
+    kept = []
+    for record in records:
+        key = (record.task, record.language, record.split)
+        seen[key] = seen.get(key, 0) + 1
+        most = limit.get(record.task) if isinstance(limit, Mapping) else limit
+        if most is None or seen[key] <= most:
+            kept.append(record)
+    return kept
+
+
+def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
+    recipe = job.recipe
+    assert recipe.pretrain is not None
+    assert recipe.model.geometry is not None
+    tokenizer = job.tokenizer()
+    geometry = {
+        "model_type": "glm", "vocab_size": tokenizer.vocab_size, "eos_token_id": list(tokenizer.eos_ids),
+        "pad_token_id": tokenizer.pad_id, "attention_bias": True, "max_position_embeddings": 2048,
+        "hidden_size": 0, "intermediate_size": 0, "num_hidden_layers": 0, "num_attention_heads": 0,
+        "num_key_value_heads": 2, **recipe.model.geometry,
+    }  # fmt: skip
+    model = Glm(GlmConfig.from_dict(geometry), rngs=nnx.Rngs(recipe.seed), remat=recipe.model.remat,
+                backend=recipe.model.attention)  # fmt: skip
+    length = recipe.pretrain.train.sequence_length
+    if recipe.data.source == "synthetic":
+        chats = pretraining_chats(recipe.data.synthetic, recipe.pretrain.chats, seed=recipe.seed)
+        examples = encode_chats(((user, assistant) for user, assistant, _ in chats), tokenizer, length)
+    else:
+        examples = encode_posts((record.post for record in job.records("train")), tokenizer, length)
+    result = train(model, examples, recipe.pretrain.train, job.dir / "pretrain", trainable="all", seed=recipe.seed,
+                   identity={"geometry": recipe.model.geometry}, progress=progress)  # fmt: skip
+    save_pretrained(model, job.dir / "base", tokenizer=tokenizer)
+    count = parameter_count(model)
+    return {"parameters": count, **_said(result, f"{count / 1e6:.2f} M parameters")}
+
+
+def _said(result: TrainResult, first: str) -> dict[str, Any]:
+    lengths = result.lengths
+    line = (
+        f"{first}; {lengths.examples} examples, longest {lengths.longest} tokens, packed {lengths.efficiency:.0%} full;"
+        f" {result.steps} steps, loss {result.loss:.3f}, {result.tokens_per_second:,.0f} tokens/s"
+    )
+    numbers = ("steps", "loss", "accuracy", "tokens_per_second", "skipped_steps")
+    return {**{name: getattr(result, name) for name in numbers}, "say": [line]}
+
+
+def _training(stage: StageSection, previous: str | None, directory: str | None = None) -> Stage:
+    """A LoRA stage that starts from the adapter of ``previous`` (or a fresh one)."""
+
+    def train_stage(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
+        recipe, tokenizer = job.recipe, job.tokenizer()
+        where = job.dir / (directory or f"stages/{stage.name}")
+        examples, too_long = _stage_examples(job, stage, tokenizer)
+        model = job.load_base()
+        if previous is None:
+            add_lora(model, recipe.lora.config(), nnx.Rngs(recipe.seed))
+        else:
+            load_adapter(model, job.adapter_dir(previous))
+        identity = {"lora": recipe.lora.model_dump(mode="json"), "stage": stage.name}
+        result = train(model, examples, stage.train, where, trainable="lora", seed=recipe.seed, identity=identity,
+                       progress=progress)  # fmt: skip
+        save_adapter(model, where / "adapter", base_model_name_or_path=str(job.base))
+        said = _said(result, f"LoRA rank {recipe.lora.rank}")
+        if too_long:
+            said["say"].append(
+                f"{len(too_long)} examples are longer than sequence_length = {stage.train.sequence_length} tokens and "
+                f"were left out whole (first: {too_long[0]})"
+            )
+        return {**said, "left_out": len(too_long)}
+
+    return train_stage
+
+
+def _stage_examples(job: Run, stage: StageSection, tokenizer: GlmTokenizer) -> tuple[list[Example], list[str]]:
+    def chosen(stage: StageSection) -> list[Record]:
+        return [
+            record for record in job.records("train", stage.variant)
+            if record.language in stage.languages and (stage.tasks is None or record.task in stage.tasks)
+        ]  # fmt: skip
+
+    records = chosen(stage)
+    names = [other.name for other in job.recipe.stages]
+    for other in job.recipe.stages[: names.index(stage.name) if stage.name in names else 0]:
+        earlier = chosen(other)
+        order = np.random.default_rng(job.recipe.seed).permutation(len(earlier))
+        records += [earlier[i] for i in order[: round(stage.replay * len(earlier))]]
+    return encode_records(records, tokenizer, stage.train.sequence_length)
+
+
+def _final(job: Run, stage: str | None = None) -> Glm:
+    model = job.load_base()
+    load_adapter(model, job.adapter_dir(stage or job.recipe.stages[-1].name))
+    return model
+
+
+def _eval_records(job: Run) -> list[Record]:
+    return _limited(job.records(job.eval_split), job.recipe.generate.limit)
+
+
+def _export(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
+    """``adapter/``, ``merged/`` and what JAX computes with them, for ``probes verify``."""
+    model, tokenizer = _final(job), job.tokenizer()
+    save_adapter(model, job.dir / "adapter", base_model_name_or_path=str(job.base))
+    save_pretrained(model, job.dir / "merged", tokenizer=tokenizer)
+    records = _eval_records(job)
+    texts = [tokenizer.chat([{"role": "user", "content": r.prompt}, {"role": "assistant", "content": r.answer()}]).ids
+             for r in _spread(records, REFERENCE_ROWS)]  # fmt: skip
+    prompts = [tokenizer.prompt_ids(record.prompt) for record in _spread(records, GREEDY_ROWS)]
+    greedy = generate_ids(model, prompts, max_new_tokens=min(job.recipe.generate.max_new_tokens, 64),
+                          eos_ids=tokenizer.eos_ids, vocab_limit=tokenizer.vocab_size)  # fmt: skip
+    write_reference(job.dir / "reference_logits.npz", model, texts, prompts, greedy, tokenizer)
+    return {}
+
+
+def _spread(records: Sequence[Record], count: int) -> list[Record]:
+    """``count`` records evenly spaced over the list, so that all tasks and languages are among them."""
+    return [records[i] for i in sorted({int(i) for i in np.linspace(0, len(records) - 1, min(count, len(records)))})]
+
+
+def _probes(*arguments: str | Path) -> dict[str, Any]:
+    """Runs the ``probes`` command in a process of its own; returns the JSON object it prints."""
+    command = [sys.executable, "-m", "probes", *map(str, arguments), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=None, text=True,
+                               env={**os.environ, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")})  # fmt: skip
+    try:
+        output, _ = process.communicate()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    if process.returncode != 0:
+        raise RunError(f"`probes {arguments[0]}` stopped with exit code {process.returncode}; its reason stands above. "
+                       "It needs the [probes] extra (PyTorch): pip install 'mentalglm-jax[probes]'")  # fmt: skip
+    return json.loads(output)
+
+
+def _verify(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
+    """Reloads both exports with transformers and PEFT and compares them with what JAX computed."""
+    reference = job.dir / "reference_logits.npz"
+    merged = _probes("verify", job.dir / "merged", "--reference", reference)
+    progress(1, 2)
+    adapter = _probes("verify", str(job.base), "--adapter", job.dir / "adapter", "--reference", reference)
+    progress(2, 2)
+    line = "; ".join(
+        f"{name}: max |Δ logit| {found['max_abs_logit_diff']:.1e}, greedy identical "
+        f"{found['greedy_identical']}/{found['greedy_total']}"
+        for name, found in (("merged", merged), ("adapter", adapter))
+    )
+    return {"merged": merged, "adapter": adapter, "say": [line]}
+
+
+def _generate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
+    section, tokenizer = job.recipe.generate, job.tokenizer()
+    rows = generate_records(merge_lora(_final(job)), tokenizer, _eval_records(job),
+                            out_path=job.dir / "generations.jsonl", max_new_tokens=section.max_new_tokens,
+                            batch_size=section.batch_size, progress=progress)  # fmt: skip
+    if job.recipe.probe.control is not None and job.recipe.probe.posts:
+        ids = {row["id"] for row in _probed(job, rows)}
+        records = [record for record in job.records(job.eval_split) if record.id in ids]
+        generate_records(merge_lora(_final(job, "control")), tokenizer, records,
+                         out_path=job.dir / "control" / "generations.jsonl", max_new_tokens=section.max_new_tokens,
+                         batch_size=section.batch_size)  # fmt: skip
+    failed = sum(row["parse_status"] != "ok" for row in rows)
+    return {"rows": len(rows), "parse_failures": failed, "say": [f"{len(rows)} answers, {failed} not parsed"]}
+
+
+def _probed(job: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows given to ``probes``: of the recipe's task, the languages in equal parts."""
+    section = job.recipe.probe
+    chosen = [row for row in rows if row["task"] == section.task]
+    if not chosen:
+        raise InputError(f"probe.task {section.task!r} has no generated rows; the data has no such task")
+    chosen = [row for row in chosen if row["label_text"] is not None]
+    if not chosen:
+        raise RunError(f"no answer for {section.task} states a label, so there is nothing to probe; train for longer")
+    by_language = {language: [row for row in chosen if row["language"] == language] for language in tasks.LANGUAGES}
+    share = -(-section.posts // sum(bool(part) for part in by_language.values()))
+    return [row for part in by_language.values() for row in part[:share]][: section.posts]
+
+
+def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
+    rows = _read_jsonl(job.dir / "generations.jsonl")
+    result = evaluate(rows)
+    baselines = floors(job.records("train"), _eval_records(job))
+    for task, entry in result.items():
+        entry["floors"] = baselines.get(task, {})
+    write_json(job.dir / "evaluation.json", result)
+    return {}
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _probe(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
+    budget = job.recipe.probe.budget
+    rows = _probed(job, _read_jsonl(job.dir / "generations.jsonl"))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_bytes(job.dir / "probes_input.jsonl", text.encode("utf-8"))
+    base = str(job.base)
+    found = _probes("run", base, "--adapter", job.dir / "adapter", "--in", job.dir / "probes_input.jsonl",
+                    "--out", job.dir / "probes", "--budget", budget)  # fmt: skip
+    result: dict[str, Any] = {"summary": found}
+    if job.recipe.probe.control is not None:
+        control = job.dir / "control"
+        files = ("--adapter", control / "adapter", "--in", control / "generations.jsonl", "--out", control / "probes")
+        result["control"] = _probes("run", base, *files, "--budget", budget)
+        result["check"] = _probes("check", job.dir / "probes", "--against", control / "probes")
+    shutil.copyfile(job.dir / "probes" / "report.html", job.dir / "report.html")
+    return result
+
+
+def _summary(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
+    summary: dict[str, Any] = {"parity": {}, "eval": {}, "probes": {}}
+    if "verify" in job.result:
+        for name in ("merged", "adapter"):
+            found = job.result["verify"][name]
+            summary["parity"][f"{name}_max_abs_logit_diff"] = found["max_abs_logit_diff"]
+            summary["parity"][f"{name}_greedy_identical"] = [found["greedy_identical"], found["greedy_total"]]
+    summary["eval"] = json.loads((job.dir / "evaluation.json").read_text(encoding="utf-8"))
+    if "probe" in job.result:
+        found = job.result["probe"]
+        summary["probes"] = {**found["summary"], "diagnosticity": found.get("check", {}).get("diagnosticity"),
+                             "control": found.get("control"), "check": found.get("check")}  # fmt: skip
+    summary["seconds"] = {name: result["seconds"] for name, result in job.result.items()}
+    write_json(job.dir / "summary.json", summary)
+    return {}
+
+
+def export_run(run_dir: Path, to: str, out: Path, stage: str | None = None, push: str | None = None) -> Path:
+    """Writes the adapter that a run trained.
+
+    Args:
+        run_dir: a run directory whose training stages are done.
+        to: "peft", "vllm-split" or "merged".
+        out: directory to write.
+        stage: whose adapter; None is the last stage's.
+        push: Hub repository (USER/NAME) to upload ``out`` to as well; needs a logged-in ``hf auth login``.
+
+    Raises:
+        InputError: not a run directory, an unknown format or stage, or the stage is not finished.
+    """
+    try:
+        saved = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["recipe"]
+        recipe = Recipe.model_validate({**saved, "run_dir": run_dir})
+    except (OSError, ValueError, KeyError):
+        raise InputError(f"{run_dir}: not a run directory (no readable run.json)") from None
+    if to not in ("peft", "vllm-split", "merged"):
+        raise InputError(f"export format {to!r} is not one of peft, vllm-split, merged")
+    job = Run(recipe)
+    stage = stage or recipe.stages[-1].name
+    if not job.adapter_dir(stage).is_dir():
+        raise InputError(f"{job.adapter_dir(stage)}: no adapter; is stage {stage!r} of this run finished?")
+    model = _final(job, stage)
+    if to == "merged":
+        save_pretrained(model, out, tokenizer=job.tokenizer())
+    else:
+        save_adapter(model, out, format=to, base_model_name_or_path=str(job.base))
+    if push is not None:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(push, exist_ok=True)
+        api.upload_folder(repo_id=push, folder_path=str(out))
+    return out

@@ -1,0 +1,40 @@
+"""``reference_logits.npz``: what JAX computed with an export, so that ``probes verify`` can compare without JAX."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mentalglm_jax.files import write_bytes
+from mentalglm_jax.glm import Glm
+from mentalglm_jax.tokenizer import GlmTokenizer
+
+
+def write_reference(path: Path, model: Glm, texts: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]],
+                    greedy: Sequence[Sequence[int]], tokenizer: GlmTokenizer) -> None:  # fmt: skip
+    """What JAX saw, for ``probes verify``: float32 logits [N, S, V] of right-padded ``tokens``, greedy answers."""
+    tokens = _padded(texts, tokenizer.pad_id)
+    lengths = np.asarray([len(text) for text in texts], np.int32)
+    segments = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int32)
+    graph, state = nnx.split(model)
+    logits = np.asarray(
+        jax.jit(lambda state: nnx.merge(graph, state)(jnp.asarray(tokens), None, jnp.asarray(segments)))(state)
+    )
+    buffer = io.BytesIO()
+    np.savez(
+        buffer, tokens=tokens, lengths=lengths, logits=logits, prompt_ids=_padded(prompts, tokenizer.pad_id),
+        prompt_lengths=np.asarray([len(p) for p in prompts], np.int32), greedy_ids=_padded(greedy, -1),
+        eos_ids=np.asarray(tokenizer.eos_ids, np.int32),
+    )  # fmt: skip
+    write_bytes(path, buffer.getvalue())
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> np.ndarray:
+    out = np.full((len(rows), max(map(len, rows))), fill, np.int32)
+    for line, row in zip(out, rows, strict=True):
+        line[: len(row)] = row
+    return out

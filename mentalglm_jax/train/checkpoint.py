@@ -1,0 +1,197 @@
+"""One Orbax step holds everything a run needs to continue: parameters, optimiser, data iterator, step, recipe.
+
+Dropout keys are derived from the recipe's seed and the step number, so the random state needs no array of its own.
+"""
+
+import contextlib
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from mentalglm_jax.errors import InputError, RunError
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one training run, kept under ``directory/<step>``; saving is asynchronous and atomic.
+
+    Args:
+        directory: created when missing.
+        identity: JSON-able description of the run. A checkpoint of another identity is refused on restore.
+        keep: how many of the latest steps to keep.
+
+    Raises:
+        RunError: the directory cannot be created or read.
+    """
+
+    def __init__(self, directory: Path, identity: dict[str, Any], keep: int = 2):
+        self.directory = directory.resolve()
+        self._identity = json.loads(json.dumps(identity))  # as it will be read back: lists for tuples
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise RunError(f"{self.directory}: cannot keep checkpoints there ({error.strerror or error})") from error
+
+    def save(self, step: int, state: dict[str, Any], data: dict[str, Any]) -> None:
+        """Starts saving; returns once the arrays are copied. Does nothing when that step is there already.
+
+        Args:
+            step: optimiser steps done, more than any saved before.
+            state: tree of arrays.
+            data: JSON-able state of the data iterator and counters.
+
+        Raises:
+            RunError: this save could not start, or the one before failed.
+        """
+        if step in self._manager.all_steps():
+            return
+        try:
+            started = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    data=ocp.args.JsonSave(data),
+                    identity=ocp.args.JsonSave(self._identity),
+                ),
+            )
+        except Exception as error:  # OSError, or what an asynchronous write left behind: ValueError and others
+            raise RunError(f"{self.directory}/{step}: cannot save the checkpoint ({_reason(error)})") from error
+        if not started:
+            raise RunError(f"{self.directory}/{step}: not saved, a later checkpoint is there")
+
+    def restore(self, like: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+        """The newest readable checkpoint as (step, state, data), or None when there is none.
+
+        Newer ones that are damaged are reported and renamed to ``<step>.damaged``, so that saving can go on from here.
+
+        Args:
+            like: tree with the shapes, dtypes and shardings to restore into.
+
+        Raises:
+            InputError: the checkpoint was made by a run with another recipe; names the keys that differ.
+            RunError: there are checkpoints, but none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        damaged: dict[int, str] = {}
+        for step in steps:
+            try:
+                with _quiet_stragglers():
+                    found = self._read(step, abstract)
+            except InputError:
+                raise
+            except Exception as error:  # Orbax raises many kinds for a damaged step: ValueError, OSError, KeyError, ...
+                damaged[step] = _reason(error)
+            else:
+                self._set_aside(damaged, step)
+                return step, found["state"], found["data"]
+        if damaged:
+            step, reason = next(iter(damaged.items()))
+            raise RunError(
+                f"{self.directory}: none of the checkpoints {', '.join(map(str, sorted(steps)))} can be read "
+                f"({step}: {reason}); delete that directory to train this stage again from its start"
+            )
+        return None
+
+    def _read(self, step: int, abstract: dict[str, Any]) -> Any:
+        identity = self._manager.restore(step, args=ocp.args.Composite(identity=ocp.args.JsonRestore()))
+        self._check_identity(step, identity["identity"])
+        return self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract),  # pyright: ignore[reportCallIssue]
+                data=ocp.args.JsonRestore(),
+            ),
+        )
+
+    def _set_aside(self, damaged: dict[int, str], good: int) -> None:
+        for step, reason in damaged.items():
+            aside = self.directory / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.directory / str(step)).rename(aside)
+            _log.warning("%s/%d: damaged checkpoint (%s), renamed to %s; going on from step %d",
+                         self.directory, step, reason, aside.name, good)  # fmt: skip
+        if damaged:
+            self._manager.reload()
+
+    def _check_identity(self, step: int, saved: dict[str, Any]) -> None:
+        differing = sorted(differences(saved, self._identity), key=lambda line: line.partition(":")[0].count("."))
+        if differing:
+            more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
+            raise InputError(
+                f"{self.directory}/{step} was made with another recipe: {'; '.join(differing[:4])}{more}. "
+                "Restore those values, or choose another run_dir"
+            )
+
+    def wait(self) -> None:
+        """Blocks until the last save is on disk.
+
+        Raises:
+            RunError: that save failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise RunError(f"{self.directory}: the checkpoint could not be written ({_reason(error)})") from error
+
+    def close(self) -> None:
+        """Waits for the last save, as ``wait``, and releases the manager's threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def _quiet_stragglers() -> Iterator[None]:
+    """When one read of a damaged checkpoint fails, Orbax closes its event loop under the reads still on their way, and
+    Python prints a traceback for each. They are of no use to anyone; everything else is still printed."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _reason(error: Exception) -> str:
+    """One short line: TensorStore appends a whole specification to its messages."""
+    text = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """``a.b: old -> new`` for every leaf at which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
+
+
+def arrays(state: nnx.State) -> dict[str, Any]:
+    """The plain dictionary of arrays in an NNX state: what is written, free of Flax classes."""
+    return nnx.to_pure_dict(state)
+
+
+def fill(state: nnx.State, values: dict[str, Any]) -> nnx.State:
+    """``state`` with its arrays replaced by ``values`` (as made by ``arrays``)."""
+    nnx.replace_by_pure_dict(state, values)
+    return state

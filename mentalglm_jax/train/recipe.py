@@ -1,0 +1,333 @@
+"""Recipes: short YAML, checked before anything runs.
+
+Unknown keys are refused with the nearest known one; ``--set a.b=c`` overrides any value. Lists are addressed by name
+where their items have one (``stages.english.train.steps=10``) or by position (``stages.0.train.steps=10``).
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mentalglm_jax.data.synthetic import SyntheticConfig
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.glm import GlmConfig
+from mentalglm_jax.lora import ALL_LINEAR, LoraConfig
+from mentalglm_jax.tasks import TASKS
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what Grain and JAX both take
+# Stages are directories, and parts of `--set stages.NAME.key`.
+StageName = Annotated[str, Field(pattern=r"^\w[\w-]*$")]
+
+
+def _check_task(task: str) -> None:
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
+
+
+def nearest(word: str, known: Any) -> str:
+    """`` (did you mean 'x'?)`` for the known word closest to ``word``, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TrainConfig(_Strict):
+    """One optimisation run of ``steps`` or ``epochs``, not both.
+
+    ``rows`` packed rows of ``sequence_length`` tokens make one step, in ``accumulate`` micro-batches. ``loss_chunk``
+    target positions per row meet the vocabulary at a time; ``mask_posts`` is explained in ``PackedBatches``.
+    ``max_bad_steps`` steps in a row without a finite gradient
+    stop the run.
+    """
+
+    steps: Positive | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    rows: Positive = 16
+    accumulate: Positive = 1
+    sequence_length: Positive = 2048
+    targets_per_row: Positive | None = None
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_ratio: Fraction = 0.03
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    loss_chunk: Positive = 256
+    save_every: Positive = 500
+    log_every: Positive = 10
+    max_bad_steps: Positive = 5
+    mask_posts: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainConfig":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if self.rows % self.accumulate:
+            raise ValueError(f"rows ({self.rows}) must be a multiple of accumulate ({self.accumulate})")
+        return self
+
+
+class LoraSection(_Strict):
+    """The adapter; names as in PEFT's ``LoraConfig`` except ``rank`` (r) and ``alpha`` (lora_alpha)."""
+
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    dropout: Decay = 0.05
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    use_rslora: bool = False
+    use_dora: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> "LoraSection":
+        try:
+            self.config()
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def config(self) -> LoraConfig:
+        """The ``LoraConfig`` of this section."""
+        targets = ALL_LINEAR if self.target_modules == "all-linear" else self.target_modules
+        return LoraConfig(rank=self.rank, alpha=self.alpha, dropout=self.dropout, target_modules=targets,
+                          use_rslora=self.use_rslora, use_dora=self.use_dora)  # fmt: skip
+
+
+class DataSection(_Strict):
+    """Where records come from.
+
+    ``synthetic`` generates them; ``upstream`` reads the published files under ``root`` (``sets`` names them); ``jsonl``
+    reads ``root/{train,dev,test}.jsonl``. ``limit`` keeps at most that many
+    records per task, language and split: one number, or one per task (others are kept whole).
+    """
+
+    source: Literal["synthetic", "upstream", "jsonl"]
+    root: Path | None = None
+    sets: tuple[str, ...] = ()
+    dev_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    limit: Positive | dict[str, Positive] | None = None
+    synthetic: SyntheticConfig = SyntheticConfig()
+
+    @model_validator(mode="after")
+    def _rooted(self) -> "DataSection":
+        if self.source != "synthetic" and self.root is None:
+            raise ValueError(f"source {self.source} needs root: add --set data.root=PATH")
+        return self
+
+
+# The keys of config.json that GlmConfig.from_dict reads for a new model.
+GEOMETRY = {*(field.name for field in dataclasses.fields(GlmConfig)), "model_type", "rope_parameters"} - {
+    "sandwich_norm", "yarn"
+}  # fmt: skip
+
+
+class ModelSection(_Strict):
+    """The base: ``path`` (a directory or Hub id) or ``geometry`` (a small model pre-trained by ``pretrain``)."""
+
+    path: str | None = None
+    geometry: dict[str, Any] | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    rope_theta: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_base(self) -> "ModelSection":
+        if (self.path is None) == (self.geometry is None):
+            raise ValueError("give either path (a checkpoint) or geometry (a model to pre-train)")
+        for key in self.geometry or ():
+            if key not in GEOMETRY:
+                raise ValueError(f"unknown key 'geometry.{key}'{nearest(key, GEOMETRY)}")
+        return self
+
+
+class TokenizerSection(_Strict):
+    """``path`` of a tokenizer directory, or ``vocab_size`` to train one on the recipe's own training posts; with
+    neither, the base model's tokenizer, or for a pre-trained base the one shipped for the synthetic corpus."""
+
+    path: str | None = None
+    vocab_size: Positive | None = None
+
+
+class PretrainSection(_Strict):
+    """Training a small base from scratch: on ``chats`` reading exercises (synthetic) or on the training posts."""
+
+    chats: Positive = 20000
+    train: TrainConfig
+
+
+class StageSection(_Strict):
+    """One LoRA stage: the records of ``languages`` and ``tasks`` (None is all), plus ``replay`` of the stages before it
+    as a fraction of their records. ``variant: unfaithful`` trains on explanations that cite the decoy."""
+
+    name: StageName
+    languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")
+    tasks: tuple[str, ...] | None = None
+    variant: Literal["faithful", "unfaithful"] = "faithful"
+    replay: Fraction = 0.0
+    train: TrainConfig
+
+    @model_validator(mode="after")
+    def _known_tasks(self) -> "StageSection":
+        for task in self.tasks or ():
+            _check_task(task)
+        return self
+
+
+class GenerateSection(_Strict):
+    """Decoding of the evaluation split: greedy, at most ``limit`` records per task and language."""
+
+    max_new_tokens: Positive = 256
+    batch_size: Positive = 64
+    limit: Positive | None = None
+
+
+class ProbeSection(_Strict):
+    """What the ``probes`` command is asked: ``posts`` of ``task``, with ``budget``; 0 posts skips it. ``control``
+    trains an adapter whose explanations are unfaithful by construction, so that the checks can be checked."""
+
+    task: str = "suicide_risk"
+    posts: Annotated[int, Field(ge=0)] = 40
+    budget: Literal["fast", "standard", "full"] = "standard"
+    control: StageSection | None = None
+
+    @model_validator(mode="after")
+    def _known_task(self) -> "ProbeSection":
+        _check_task(self.task)
+        return self
+
+
+class Recipe(_Strict):
+    """Everything one run needs. ``verify`` reloads the exports with transformers and PEFT (the [probes] extra)."""
+
+    run_dir: Path
+    seed: Seed = 0
+    data: DataSection
+    tokenizer: TokenizerSection = TokenizerSection()
+    model: ModelSection
+    pretrain: PretrainSection | None = None
+    lora: LoraSection = LoraSection()
+    stages: tuple[StageSection, ...]
+    verify: bool = True
+    generate: GenerateSection = GenerateSection()
+    probe: ProbeSection = ProbeSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if (self.model.geometry is None) != (self.pretrain is None):
+            raise ValueError("pretrain goes with model.geometry (and only with it)")
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) < len(names):
+            raise ValueError("stages needs at least one stage, each with its own name")
+        if "control" in names:
+            raise ValueError("a stage cannot be named 'control': probe.control trains under that name")
+        return self
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and checks a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: ``a.b=value`` strings; values are YAML.
+
+    Raises:
+        InputError: missing file, bad YAML, unknown key (names the nearest known one), value of the wrong type.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"{path}{where}: not valid YAML ({problem})") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: a recipe is a mapping of sections, this file is {type(raw).__name__}")
+    raw = _unshared(raw)
+    for override in overrides:
+        _override(raw, override)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first_problem(error)}") from None
+
+
+def _unshared(node: Any) -> Any:
+    """A copy in which YAML aliases are separate values, so that an override reaches only the place it names."""
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(value) for value in node] if isinstance(node, list) else node
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: write it as section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override}: the value is not valid YAML") from None
+    *parents, last = key.split(".")
+    node: Any = raw
+    for parent in parents:
+        if isinstance(node, list):
+            node = _item(node, parent, override)
+        elif isinstance(node, dict):
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
+        else:
+            raise InputError(f"--set {override}: {parent!r} is below a plain value")
+    if not isinstance(node, dict):
+        what = "one item of a list cannot be set, give the whole list" if isinstance(node, list) else "a plain value"
+        raise InputError(f"--set {override}: {'.'.join(parents)} is {what}")
+    node[last] = value
+
+
+def _item(items: list[Any], key: str, override: str) -> Any:
+    for index, item in enumerate(items):
+        if key == str(index) or (isinstance(item, dict) and item.get("name") == key):
+            return item
+    names = [item.get("name", index) for index, item in enumerate(items) if isinstance(item, dict)]
+    raise InputError(f"--set {override}: no item {key!r}; there are {', '.join(map(str, names))}")
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    location = ".".join(str(part) for part in problem["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        model: Any = Recipe
+        for part in problem["loc"][:-1]:
+            if isinstance(part, str) and part in getattr(model, "model_fields", {}):
+                model = _model_of(model.model_fields[part].annotation)
+        known = getattr(model, "model_fields", {})
+        return f"unknown key {location!r}{nearest(str(problem['loc'][-1]), known)}{more}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{location}: {message}{more}" if location else f"{message}{more}"
+
+
+def _model_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if (found := _model_of(argument)) is not None:
+            return found
+    return None

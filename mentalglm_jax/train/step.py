@@ -1,0 +1,134 @@
+"""The optimiser and one optimisation step, as plain JAX over ``nnx.split`` trees."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.glm import Glm
+from mentalglm_jax.lora import LoraParam
+from mentalglm_jax.train.loss import LossSums, answer_loss
+from mentalglm_jax.train.recipe import TrainConfig
+
+TRAINABLE: dict[str, Any] = {"lora": LoraParam, "all": nnx.Param}
+
+
+def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) after clipping by the global norm, as optax composes them.
+
+    Args:
+        config: the run.
+        steps: length of the learning rate schedule.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(learning_rate_schedule(config, steps), b1=config.beta1, b2=config.beta2, eps=config.eps,
+                    weight_decay=config.weight_decay),
+    )  # fmt: skip
+
+
+def learning_rate_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
+    """Learning rate as a function of the number of updates done before: linear from 0 over the first
+    ``warmup_ratio`` of ``steps`` (none of them when that rounds to 0), then constant or a cosine that would reach 0 at
+    ``steps``."""
+    warmup = round(config.warmup_ratio * steps)
+    if config.schedule == "constant":
+        rest = optax.constant_schedule(config.learning_rate)
+    else:
+        rest = optax.cosine_decay_schedule(config.learning_rate, max(1, steps - warmup))
+    if warmup == 0:
+        return rest
+    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), rest], [warmup])
+
+
+@dataclasses.dataclass
+class TrainState:
+    """What training changes: the trainable parameters and the optimiser's state, placed like the parameters."""
+
+    trainable: nnx.State
+    optimizer: optax.OptState
+
+
+def make_step(
+    model: Glm, optimizer: optax.GradientTransformation, config: TrainConfig, trainable: str, mesh: Mesh | None = None
+) -> tuple[Callable[..., tuple[nnx.State, optax.OptState, dict[str, Array]]], TrainState, nnx.State]:
+    """The compiled step with its first state and the frozen parameters.
+
+    ``step(trainable, optimizer_state, frozen, batches, key)`` takes ``batches`` with a leading micro-batch axis
+    ``[A, B, ...]``, donates the first two arguments and returns them updated, with scalar metrics: ``loss`` (nats per
+    target), ``accuracy``, ``targets``, ``grad_norm`` (before clipping), ``finite``. A step whose gradient is not finite
+    changes nothing, the optimiser's step count included.
+
+    The loss is the mean over all targets of all micro-batches: sums are accumulated and divided once at the end.
+
+    Args:
+        model: shares its arrays with the returned state, so the first step takes (donates) its trainable ones.
+        optimizer: see ``make_optimizer``.
+        config: the run.
+        trainable: "lora" trains the adapter, with its dropout; "all" every parameter, without dropout.
+        mesh: the one the model's parameters are on (see ``sharding.shard_model``); None is one device.
+
+    Raises:
+        InputError: nothing to train: another name than these, or "lora" for a model without adapter.
+    """
+    if trainable not in TRAINABLE:
+        raise InputError(f"trainable {trainable!r} is not one of {', '.join(TRAINABLE)}")
+    graph, train, frozen = nnx.split(model, TRAINABLE[trainable], ...)
+    if not jax.tree.leaves(train):
+        raise InputError("trainable 'lora', but the model has no adapter; call lora.add_lora first")
+
+    def sums(train: nnx.State, frozen: nnx.State, batch: Any, key: Array) -> tuple[Array, LossSums]:
+        dropout = key if trainable == "lora" else None
+        out = answer_loss(nnx.merge(graph, train, frozen), batch, chunk=config.loss_chunk, key=dropout)
+        return out.nll, out
+
+    state = TrainState(train, optimizer.init(train))
+    layout: Any = None
+    if mesh is not None:  # scalars go everywhere; what comes out of a step lies as it went in, so that donation works
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        state.optimizer = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), state.optimizer)
+        layout = (*jax.tree.map(lambda x: x.sharding, (state.trainable, state.optimizer)), everywhere)
+
+    @partial(jax.jit, donate_argnums=(0, 1), out_shardings=layout)
+    def step(
+        train: nnx.State, optimizer_state: optax.OptState, frozen: nnx.State, batches: Any, key: Array
+    ) -> tuple[nnx.State, optax.OptState, dict[str, Array]]:
+        micro = batches["tokens"].shape[0]
+
+        def accumulate(carry: Any, inputs: Any) -> tuple[Any, None]:
+            index, batch = inputs
+            gradients, out = jax.grad(sums, has_aux=True)(train, frozen, batch, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, carry, (gradients, out)), None
+
+        zero = (jax.tree.map(jnp.zeros_like, train), LossSums(*(jnp.float32(0) for _ in range(3))))
+        if micro == 1:  # no second gradient buffer when there is nothing to accumulate
+            gradients, out = accumulate(zero, (0, jax.tree.map(lambda x: x[0], batches)))[0]
+        else:
+            (gradients, out), _ = jax.lax.scan(accumulate, zero, (jnp.arange(micro), batches))
+        weight = jnp.maximum(out.weight, 1)
+        gradients = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(norm) & jnp.isfinite(out.nll)
+        updates, updated = optimizer.update(gradients, optimizer_state, train)
+        new = optax.apply_updates(train, updates)
+        new, updated = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (new, updated), (train, optimizer_state)
+        )
+        metrics = {
+            "loss": out.nll / weight,
+            "accuracy": out.correct / weight,
+            "targets": out.weight,
+            "grad_norm": norm,
+            "finite": finite,
+        }
+        return new, updated, metrics
+
+    return step, state, frozen

@@ -1,0 +1,281 @@
+"""ONE invertible table between checkpoint tensor names and the parameter tree, and what follows from it.
+
+A table row says in which tensor of a layout a parameter lives. Parameters that share a tensor are blocks of its rows
+in table order (chatglm's fused query_key_value is all of q, then all of k, then all of v). Checkpoints store a linear
+map as ``[out, in]``, the tree stores ``kernel [in, out]``; everything else is stored alike.
+
+    glm       transformers' Glm and Glm4 (the two extra norms of Glm4 are rows of the same table)
+    chatglm   the remote-code releases glm-4-9b, -chat, -chat-1m
+    glm-qkv   an early conversion of glm that kept q, k and v fused; read only
+"""
+
+import functools
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.glm import Glm, GlmConfig, abstract_model
+from mentalglm_jax.hf_files import DTYPES, Checkpoint, first_line, some
+
+_GLM = "model.layers.{}."
+_CHATGLM = "transformer.encoder.layers.{}."
+_GLM_TABLE = {
+    "embed_tokens.embedding": "model.embed_tokens.weight",
+    "layers.input_layernorm.weight": _GLM + "input_layernorm.weight",
+    "layers.self_attn.q_proj.kernel": _GLM + "self_attn.q_proj.weight",
+    "layers.self_attn.k_proj.kernel": _GLM + "self_attn.k_proj.weight",
+    "layers.self_attn.v_proj.kernel": _GLM + "self_attn.v_proj.weight",
+    "layers.self_attn.q_proj.bias": _GLM + "self_attn.q_proj.bias",
+    "layers.self_attn.k_proj.bias": _GLM + "self_attn.k_proj.bias",
+    "layers.self_attn.v_proj.bias": _GLM + "self_attn.v_proj.bias",
+    "layers.self_attn.o_proj.kernel": _GLM + "self_attn.o_proj.weight",
+    "layers.post_self_attn_layernorm.weight": _GLM + "post_self_attn_layernorm.weight",
+    "layers.post_attention_layernorm.weight": _GLM + "post_attention_layernorm.weight",
+    "layers.mlp.gate_up_proj.kernel": _GLM + "mlp.gate_up_proj.weight",
+    "layers.mlp.down_proj.kernel": _GLM + "mlp.down_proj.weight",
+    "layers.post_mlp_layernorm.weight": _GLM + "post_mlp_layernorm.weight",
+    "norm.weight": "model.norm.weight",
+    "lm_head.kernel": "lm_head.weight",
+}
+TABLES: dict[str, dict[str, str]] = {
+    "glm": _GLM_TABLE,
+    "glm-qkv": {
+        path: re.sub(r"\.[qkv]_proj\.", ".qkv_proj.", name) for path, name in _GLM_TABLE.items()
+    },
+    "chatglm": {
+        "embed_tokens.embedding": "transformer.embedding.word_embeddings.weight",
+        "layers.input_layernorm.weight": _CHATGLM + "input_layernorm.weight",
+        "layers.self_attn.q_proj.kernel": _CHATGLM + "self_attention.query_key_value.weight",
+        "layers.self_attn.k_proj.kernel": _CHATGLM + "self_attention.query_key_value.weight",
+        "layers.self_attn.v_proj.kernel": _CHATGLM + "self_attention.query_key_value.weight",
+        "layers.self_attn.q_proj.bias": _CHATGLM + "self_attention.query_key_value.bias",
+        "layers.self_attn.k_proj.bias": _CHATGLM + "self_attention.query_key_value.bias",
+        "layers.self_attn.v_proj.bias": _CHATGLM + "self_attention.query_key_value.bias",
+        "layers.self_attn.o_proj.kernel": _CHATGLM + "self_attention.dense.weight",
+        "layers.post_attention_layernorm.weight": _CHATGLM + "post_attention_layernorm.weight",
+        "layers.mlp.gate_up_proj.kernel": _CHATGLM + "mlp.dense_h_to_4h.weight",
+        "layers.mlp.down_proj.kernel": _CHATGLM + "mlp.dense_4h_to_h.weight",
+        "norm.weight": "transformer.encoder.final_layernorm.weight",
+        "lm_head.kernel": "transformer.output_layer.weight",
+    },
+}  # fmt: skip
+WRITABLE_LAYOUTS = ("glm", "chatglm")
+# Rotary frequencies are computed from the config; the stored buffers are base-10000 values nothing reads.
+DROPPED = re.compile(r"(transformer\.rotary_pos_emb|model\.(layers\.\d+\.self_attn\.)?rotary_emb)\.inv_freq")
+
+
+class RopeThetaWarning(UserWarning):
+    """The configuration's rope_theta is probably not what the model was trained with."""
+
+
+class Part(NamedTuple):
+    """The rows ``start:stop`` of a checkpoint tensor: a parameter of the tree, or one layer of a stacked one."""
+
+    path: str
+    layer: int | None
+    start: int
+    stop: int
+
+
+class Tensor(NamedTuple):
+    """A checkpoint tensor as the configuration implies it, and what its rows are, first to last."""
+
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+@functools.lru_cache(maxsize=32)
+def parameter_shapes(config: GlmConfig) -> Mapping[str, tuple[int, ...]]:
+    """Dotted path to shape, for every parameter of the base model."""
+    state = nnx.to_flat_state(nnx.state(abstract_model(config), nnx.Param))
+    return {".".join(map(str, path)): leaf.shape for path, leaf in state}
+
+
+def inventory(config: GlmConfig, layout: str) -> dict[str, Tensor]:
+    """Every tensor a complete checkpoint of ``layout`` has. Each parameter lies in exactly one place.
+
+    Raises:
+        InputError: the layout has no name for a parameter this model needs.
+    """
+    table, shapes = TABLES[layout], parameter_shapes(config)
+    if nameless := [path for path in shapes if path not in table]:
+        raise InputError(f"layout {layout!r} has no place for {some(nameless)}")
+    tensors: dict[str, Tensor] = {}
+
+    def add(path: str, layer: int | None) -> None:
+        shape = shapes[path] if layer is None else shapes[path][1:]
+        rows, *rest = reversed(shape) if path.endswith(".kernel") else shape
+        name = table[path].format(layer)
+        start, parts = (tensors[name].shape[0], tensors[name].parts) if name in tensors else (0, ())
+        tensors[name] = Tensor((start + rows, *rest), (*parts, Part(path, layer, start, start + rows)))
+
+    stacked = [path for path in table if path in shapes and path.startswith("layers.")]
+    first, *last = [path for path in table if path in shapes and path not in stacked]
+    add(first, None)
+    for layer in range(config.num_hidden_layers):
+        for path in stacked:
+            add(path, layer)
+    for path in last:
+        add(path, None)
+    return tensors
+
+
+def detect_layout(names: Iterable[str]) -> str:
+    """The layout tensor names are in; re-saved checkpoints keep a config that says another one."""
+    names = list(names)
+    if any(name.startswith("transformer.") for name in names):
+        return "chatglm"
+    return "glm-qkv" if any(".self_attn.qkv_proj." in name for name in names) else "glm"
+
+
+def read_config(checkpoint: Checkpoint, rope_theta: float | None = None) -> GlmConfig:
+    """The model configuration of a checkpoint.
+
+    Warns:
+        RopeThetaWarning: a native 128K or 1M chat checkpoint says rope_theta 10000. The published conversions of
+            glm-4-9b-chat lost the original's rope_ratio (500, or 10000 for -1m). The file is honoured, as transformers
+            does, unless ``rope_theta`` is given.
+
+    Raises:
+        InputError: the configuration is not one of a GLM-4 model.
+    """
+    raw, file = checkpoint.config, checkpoint.directory / "config.json"
+    try:
+        config = GlmConfig.from_dict(raw, rope_theta=rope_theta)
+    except InputError as error:
+        raise InputError(f"{checkpoint.directory}: {error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"{file}: a value has the wrong type or range ({first_line(error)})") from error
+    likely = {131072: 5e6, 1048576: 1e8}.get(config.max_position_embeddings)
+    native = "ffn_hidden_size" not in raw and not config.sandwich_norm
+    if (
+        likely
+        and native
+        and rope_theta is None
+        and config.rope_theta == 10000.0
+        and config.partial_rotary_factor == 0.5
+    ):
+        warnings.warn(
+            f"{file}: rope_theta is 10000, but a GLM-4 chat model of {config.max_position_embeddings} positions was "
+            f"trained with {likely:.0f}; the published conversion lost it. The file's value is used, as transformers "
+            f"does; pass rope_theta={likely:.0f} to use the other, rope_theta=10000 to silence this. An adapter is "
+            "valid only with the value it was trained with",
+            RopeThetaWarning,
+            stacklevel=3,
+        )
+    return config
+
+
+def check_tensors(checkpoint: Checkpoint, config: GlmConfig, layout: str) -> dict[str, Tensor]:
+    """The inventory, after every tensor in the files was matched with it and the other way round.
+
+    Raises:
+        InputError: names what is missing, unexpected, of the wrong shape or of the wrong dtype.
+    """
+    found = {name: info for name, info in checkpoint.tensors.items() if not DROPPED.fullmatch(name)}
+    if config.num_hidden_layers > len(found):
+        raise InputError(
+            f"{checkpoint.directory}: config.json says {config.num_hidden_layers} layers, "
+            f"the files hold only {len(found)} tensors"
+        )
+    expected = inventory(config, layout)
+    if config.tie_word_embeddings:  # older saves hold the shared table twice
+        found.pop(_duplicate_head(checkpoint, layout), None)
+    faults = []
+    for what, names in (
+        ("missing", [name for name in expected if name not in found]),
+        ("unexpected", [name for name in found if name not in expected]),
+        ("of wrong shape", [
+            f"{name} {list(found[name].shape)} instead of {list(tensor.shape)}"
+            for name, tensor in expected.items() if name in found and found[name].shape != tensor.shape
+        ]),
+        ("of wrong dtype", [
+            f"{name} {info.dtype} (only {', '.join(DTYPES)} are read)"
+            for name, info in found.items() if name in expected and info.dtype not in DTYPES
+        ]),
+    ):  # fmt: skip
+        if names:
+            faults.append(f"{len(names)} tensor{'s' * (len(names) > 1)} {what}: {some(names)}")
+    if faults:
+        raise InputError(f"{checkpoint.directory}: the weights do not fit config.json ({layout}): {'; '.join(faults)}")
+    return expected
+
+
+def _duplicate_head(checkpoint: Checkpoint, layout: str) -> str:
+    table = TABLES[layout]
+    head, embedding = table["lm_head.kernel"], table["embed_tokens.embedding"]
+    if head not in checkpoint.tensors or embedding not in checkpoint.tensors:
+        return head
+    infos = checkpoint.tensors[head], checkpoint.tensors[embedding]
+    if infos[0].shape != infos[1].shape or not np.array_equal(checkpoint.read(head), checkpoint.read(embedding)):
+        raise InputError(
+            f"{checkpoint.directory}: config.json ties the embeddings, but {head} and {embedding} differ; "
+            "set tie_word_embeddings to false or remove the wrong tensor"
+        )
+    return head
+
+
+def parameter(model: Glm, path: str) -> nnx.Param:
+    """The parameter at a dotted path, e.g. ``layers.self_attn.q_proj.kernel``."""
+    return functools.reduce(getattr, path.split("."), model)  # type: ignore[return-value]
+
+
+def config_for(config: GlmConfig, layout: str, dtype: str) -> dict[str, Any]:
+    """The ``config.json`` of a layout, read back to make sure that it says the same model.
+
+    Raises:
+        InputError: an unknown layout, or one that cannot express this configuration.
+    """
+    if layout not in WRITABLE_LAYOUTS:
+        raise InputError(f"layout {layout!r} is not one of {', '.join(WRITABLE_LAYOUTS)}")
+    raw = config.to_dict(dtype) if layout == "glm" else _chatglm_config(config, dtype)
+    back = GlmConfig.from_dict(raw)
+    lost = [
+        name
+        for name in GlmConfig.__dataclass_fields__
+        if name != "initializer_range" and getattr(back, name) != getattr(config, name)
+    ]
+    if lost:
+        raise InputError(f"layout {layout!r} cannot express this model's {some(lost, 8)}; use layout 'glm'")
+    return raw
+
+
+def _chatglm_config(config: GlmConfig, dtype: str) -> dict[str, Any]:
+    return {
+        "architectures": ["ChatGLMModel"],
+        "model_type": "chatglm",
+        "add_bias_linear": False,
+        "add_qkv_bias": config.attention_bias,
+        "apply_query_key_layer_scaling": True,
+        "apply_residual_connection_post_layernorm": False,
+        "attention_dropout": 0.0,
+        "attention_softmax_in_fp32": True,
+        "bias_dropout_fusion": True,
+        "eos_token_id": list(config.eos_token_id),
+        "ffn_hidden_size": config.intermediate_size,
+        "fp32_residual_connection": False,
+        "hidden_dropout": 0.0,
+        "hidden_size": config.hidden_size,
+        "kv_channels": config.head_dim,
+        "layernorm_epsilon": config.rms_norm_eps,
+        "multi_query_attention": True,
+        "multi_query_group_num": config.num_key_value_heads,
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_layers": config.num_hidden_layers,
+        "original_rope": True,
+        "pad_token_id": config.pad_token_id,
+        "padded_vocab_size": config.vocab_size,
+        "post_layer_norm": True,
+        "rmsnorm": True,
+        "rope_ratio": config.rope_theta / 10000.0,
+        "seq_length": config.max_position_embeddings,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "torch_dtype": dtype,
+        "use_cache": True,
+    }

@@ -1,0 +1,286 @@
+"""``probes``: every command is one library call.
+
+Results go to stdout (``--json``: one JSON object and nothing else), progress and reasons to stderr. Exit codes: 0 done,
+1 failed or interrupted, 2 bad usage or bad input. No post and no explanation is ever printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from probes.errors import ProbeError
+
+SAFETY = (
+    "A research instrument, not a diagnosis. If someone may be in danger, a person has to help: "
+    "call the local emergency number or a crisis line."
+)
+
+_INTERRUPTED = 130  # what typer returns, in place of raising, when a command was interrupted
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Does the explanation say what the model used? Any command takes --debug for a traceback.",
+)
+
+Model = Annotated[str, typer.Argument(help="Hugging Face model directory or Hub id", metavar="MODEL")]
+Adapter = Annotated[str | None, typer.Option(help="PEFT adapter directory over MODEL")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
+Directory = Annotated[Path, typer.Argument(help="A directory that `probes run --out` wrote", metavar="DIR")]
+
+
+@app.command()
+def run(
+    model: Model,
+    in_: Annotated[Path, typer.Option("--in", help="generations.jsonl: posts with what the model answered")],
+    out: Annotated[Path, typer.Option(help="Directory for numbers and report; an interrupted run continues in it")],
+    adapter: Adapter = None,
+    budget: Annotated[str, typer.Option(help="fast (screening, no verdicts) | standard | full")] = "standard",
+    limit: Annotated[int | None, typer.Option(help="Only the first N rows")] = None,
+    redact: Annotated[bool, typer.Option("--redact", help="Write no text of any post or explanation")] = False,
+    dtype: Annotated[str, typer.Option(help="float32 | bfloat16")] = "float32",
+    device: Annotated[str, typer.Option(help="torch device; auto takes a GPU when there is one")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of bootstrap and tests")] = 0,
+    json_: AsJson = False,
+) -> None:
+    """Probes every row of a file: saliency, citations, checks, summary.json and report.html."""
+    from probes.encode import read_generations
+    from probes.suite import prepare, run_suite
+
+    prepare(out, budget, limit, redact)  # before the model: a bad option or file should be said at once
+    rows = read_generations(in_)
+    _silence_loaders()
+    import torch
+
+    from probes.model import Probe
+
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=place)
+    with _progress("probing posts") as advance:
+        summary = run_suite(probe, rows, out, budget, limit, redact, advance, seed=seed)
+    if json_:
+        _print_json({**summary, "report": str(out / "report.html")})
+        return
+    _print_summary(summary)
+    _say(f"report   {out / 'report.html'}")
+
+
+@app.command()
+def check(
+    directory: Directory,
+    against: Annotated[
+        Path | None, typer.Option(help="A second run over the same posts, compared post by post")
+    ] = None,
+    json_: AsJson = False,
+) -> None:
+    """Prints the numbers of a finished run; with --against, how often each check scores this run above the other."""
+    from probes.results import read_run
+    from probes.summary import compare
+
+    first = read_run(directory)
+    found = None if against is None else compare(first.results, read_run(against).results)
+    if json_:
+        _print_json(first.summary | (found or {}))
+        return
+    _print_summary(first.summary)
+    if found is not None:
+        _print_comparison(found)
+
+
+@app.command()
+def report(
+    directory: Directory,
+    out: Annotated[Path | None, typer.Option(help="File to write; default report.html in DIR")] = None,
+    redact: Annotated[
+        bool, typer.Option("--redact", help="Leave out all text; default file report.redacted.html")
+    ] = False,
+    json_: AsJson = False,
+) -> None:
+    """Writes the HTML report of a finished run again."""
+    from probes.report import write_report
+
+    path = write_report(directory, out or directory / ("report.redacted.html" if redact else "report.html"), redact)
+    if json_:
+        _print_json({"report": str(path)})
+    else:
+        _say(f"report   {path}")
+
+
+@app.command()
+def verify(
+    model: Model,
+    reference: Annotated[Path, typer.Option(help="reference_logits.npz that the export left")],
+    adapter: Adapter = None,
+    tolerance: Annotated[float | None, typer.Option(help="Fail when a logit differs by more")] = None,
+    json_: AsJson = False,
+) -> None:
+    """Reloads an export with transformers and PEFT and compares logits and greedy answers with the trainer's."""
+    _silence_loaders()
+    from probes.verify import verify as compare_with_reference
+
+    found = compare_with_reference(model, adapter, reference)
+    if json_:
+        _print_json(found)
+    else:
+        _say(f"max |Δ logit| {found['max_abs_logit_diff']:.2e} (largest logit {found['max_abs_logit']:.1f})")
+        _say(f"greedy answers identical: {found['greedy_identical']} of {found['greedy_total']}")
+    if tolerance is not None and found["max_abs_logit_diff"] > tolerance:
+        raise ProbeError(
+            f"max |Δ logit| {found['max_abs_logit_diff']:.2e} is above {tolerance:.2e}: not the same model"
+        )
+
+
+@app.command()
+def selftest(json_: AsJson = False) -> None:
+    """Checks the engine on models with known answers, with the versions installed here; exit code 1 if one fails."""
+    _run_selftest("Checks with known answers", json_)
+
+
+@app.command()
+def validate(json_: AsJson = False) -> None:
+    """The validation table: what `selftest` measures here. Planted models and error rates are checked by the tests."""
+    _run_selftest("Validation: the part that needs no trained model (planted models: see tests/probes)", json_)
+
+
+def _run_selftest(title: str, json_: bool) -> None:
+    _silence_loaders()
+    from probes.selftest import selftest as measure
+
+    with _progress("checking") as advance:
+        advance(0, 1)
+        rows = measure()
+        advance(1, 1)
+    failed = [row["id"] for row in rows if not row["ok"]]
+    if json_:
+        _print_json({"ok": not failed, "rows": rows})
+    else:
+        table = Table(title=title, title_justify="left", show_edge=False)
+        for name, side in (("id", "left"), ("what", "left"), ("value", "right"), ("bound", "right"), ("", "left")):
+            table.add_column(name, justify=side)  # type: ignore[arg-type]
+        for row in rows:
+            bound = "information" if row["bound"] is None else f"{row['bound']:.0e}"
+            table.add_row(row["id"], row["what"], f"{row['value']:.1e}", bound, "ok" if row["ok"] else "FAILED")
+        Console().print(table)
+    if failed:
+        raise ProbeError(f"{len(failed)} of {len(rows)} checks failed ({', '.join(failed)}): do not read verdicts here")
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    from probes.view import interval, p_value, percent
+
+    table = Table(title=f"{summary['n']} posts: {summary['conclusion']}", title_justify="left", show_edge=False)
+    for name, side in (("", "left"), ("value", "right"), ("95 %", "right"), ("beside", "left")):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for method, value in summary["mass_ratio"].items():
+        beside = f"by length {percent(summary['mass_ratio_null'][method])}, {p_value(summary['p'][method])}"
+        name = f"label saliency in cited words ({method})"
+        table.add_row(name, percent(value), interval(summary["mass_ratio_ci"][method]), beside)
+    for method, value in summary["cue_auroc"].items():
+        if value is not None:
+            table.add_row(f"planted cues found, AUROC ({method})", f"{value:.3f}", "", "chance 0.5")
+    quotes = f"of {summary['n_quotes']} quotes"
+    table.add_row("quotes that are not in the post", percent(summary["fabricated_quote_rate"]), "", quotes)
+    table.add_row("explanations that cite nothing", str(summary["abstained"]), "", "")
+    for name, count in summary["verdicts"].items():
+        chance = summary["verdicts_by_chance"].get(name)
+        table.add_row(name, str(count), "", "" if chance is None else f"{chance:.1f} expected from random citations")
+    Console().print(table)
+    _say(SAFETY)
+
+
+def _print_comparison(found: dict[str, Any]) -> None:
+    table = Table(title=f"{found['n_pairs']} pairs of posts", title_justify="left", show_edge=False)
+    for name, side in (("P(this run scores higher)", "left"), ("value", "right"), ("95 %", "right"), ("n", "right")):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for name, methods in found["by_check"].items():
+        for method, one in methods.items():
+            if one is not None:
+                ci = f"{one['ci'][0]:.2f}–{one['ci'][1]:.2f}"
+                table.add_row(f"{name.replace('_', ' ')} ({method})", f"{one['value']:.3f}", ci, str(one["n"]))
+    Console().print(table)
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Any]:
+    """A bar on stderr; a line at every quarter where stderr is not a terminal."""
+    console = Console(stderr=True)
+    quarter = -1
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=None)
+
+        def advance(done: int, total: int) -> None:
+            nonlocal quarter
+            bar.update(task, completed=done, total=total)
+            if not console.is_terminal and 4 * done // max(total, 1) > quarter:
+                quarter = 4 * done // max(total, 1)
+                console.print(f"{what}: {done} of {total}", highlight=False)
+
+        yield advance
+
+
+def _silence_loaders() -> None:
+    """transformers draws its own bars and warnings; on stderr they would bury ours."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _say(line: str) -> None:
+    Console().print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _fail(reason: str, code: int) -> NoReturn:
+    sys.stderr.write(f"probes: {reason.strip().splitlines()[0] if reason.strip() else 'failed'}\n")
+    sys.exit(code)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: turns every error into one line on stderr and an exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    if threading.current_thread() is threading.main_thread():
+        # A scheduler stops a job with SIGTERM; like Ctrl-C, it must not cost what is done.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not debug:
+        warnings.simplefilter("ignore")
+    try:
+        code = app(args=[word for word in given if word != "--debug"], prog_name="probes", standalone_mode=False)
+    except Exception as error:
+        if debug:
+            raise
+        show = getattr(error, "format_message", None)  # click's own errors: unknown option, missing argument
+        if isinstance(error, ProbeError):
+            _fail(str(error), error.exit_code)
+        elif callable(show):
+            message = str(show())  # empty when help was printed for want of a command
+            _fail(f"{message} (probes --help lists the commands)", 2) if message else sys.exit(2)
+        else:
+            _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
+        _fail("interrupted; finished posts are kept, the same command continues", 1)
+    if isinstance(code, int) and code:
+        sys.exit(code)

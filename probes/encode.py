@@ -1,0 +1,281 @@
+"""From a row of generations.jsonl to an ``Example``: exact bytes of every token, and where post, label, reasons lie.
+
+The generated ids are taken as they are. Re-tokenising the generated text may give other ids than the model wrote, and
+then every score would be of a sequence the model never saw.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probes.errors import ProbeInputError
+from probes.model import Example, Segment, Span
+
+_REQUIRED: dict[str, type | tuple[type, ...]] = {"id": (str, int), "post": str, "prompt_ids": list, "output_ids": list}
+_QUOTES = frozenset("\"'“”‘’「」『』《》")
+_OPTIONAL: dict[str, type | tuple[type, ...]] = {
+    "task": str,
+    "question": str,
+    "parsed_label": (str, list),
+    "parsed_explanation": str,
+    "label_text": str,
+    "candidates": dict,
+    "cues": list,
+    "decoys": list,
+}
+
+
+def read_generations(path: str | Path) -> list[dict[str, Any]]:
+    """Reads generations.jsonl.
+
+    Returns:
+        one dict per non-empty line, in file order, with at least ``id, post, prompt_ids, output_ids``.
+    Raises:
+        ProbeInputError: ``file:line: reason`` for the first line that cannot be used; or the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ProbeInputError(f"{path}: cannot read ({error.strerror or error})") from error
+    rows: list[dict[str, Any]] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except UnicodeDecodeError as error:
+            raise ProbeInputError(f"{where}: not UTF-8; save the file as UTF-8") from error
+        except ValueError as error:
+            raise ProbeInputError(f"{where}: not JSON ({error}); each line must be one JSON object") from error
+        if not isinstance(row, dict):
+            raise ProbeInputError(f"{where}: a JSON {type(row).__name__}, not an object")
+        problem = _row_problem(row)
+        if problem:
+            raise ProbeInputError(f"{where}: {problem}")
+        if str(row["id"]) in seen:
+            raise ProbeInputError(
+                f"{where}: id {row['id']!r} was used on line {seen[str(row['id'])]}; ids must be unique"
+            )
+        seen[str(row["id"])] = number
+        rows.append(row)
+    if not rows:
+        raise ProbeInputError(f"{path}: no rows; write it with `mentalglm generate`")
+    return rows
+
+
+def _row_problem(row: dict[str, Any]) -> str | None:
+    for key, kind in _REQUIRED.items():
+        if key not in row:
+            return f"key {key!r} is missing"
+        if not isinstance(row[key], kind) or isinstance(row[key], bool):
+            return f"key {key!r} has type {type(row[key]).__name__}"
+    for key, kind in _OPTIONAL.items():
+        if row.get(key) is not None and not isinstance(row[key], kind):
+            return f"key {key!r} has type {type(row[key]).__name__}"
+    for key in ("prompt_ids", "output_ids"):
+        if not row[key]:
+            return f"key {key!r} is empty"
+        if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in row[key]):
+            return f"key {key!r} must hold non-negative integers only"
+    if not row["post"].strip():
+        return "the post is empty"
+    for key in ("cues", "decoys"):
+        for span in row.get(key) or ():
+            if not (isinstance(span, list) and len(span) == 2 and 0 <= span[0] < span[1] <= len(row["post"])):
+                return f"key {key!r}: {span} is not a [start, end) inside the post of {len(row['post'])} characters"
+    if not all(isinstance(text, str) and text for text in (row.get("candidates") or {}).values()):
+        return "key 'candidates' must map each label to its sentence"
+    return None
+
+
+def _byte_decoder() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes: stand-in character -> byte."""
+    kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    decoder = {chr(byte): byte for byte in kept}
+    rest = [byte for byte in range(256) if byte not in kept]
+    return decoder | {chr(256 + index): byte for index, byte in enumerate(rest)}
+
+
+class TokenBytes:
+    """The bytes of each token id, for byte-level BPE (GLM, Llama 3, Qwen ...) and byte-fallback BPE (Llama 2)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Takes a transformers fast tokenizer.
+
+        Raises:
+            ProbeInputError: its tokens are not byte strings (WordPiece and the like lose the original text).
+        """
+        self.tokenizer = tokenizer
+        self.added = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()}
+        decoder = repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None))
+        self.byte_level = "ByteLevel" in decoder
+        if not self.byte_level and "ByteFallback" not in decoder:
+            raise ProbeInputError("the tokenizer is neither byte-level nor byte-fallback BPE: no exact bytes per token")
+        self._decoder = _byte_decoder()
+
+    def __call__(self, index: int) -> bytes:
+        """Bytes of one id; empty for an id without a token (padding rows of the embedding)."""
+        if index in self.added:
+            return self.added[index].encode()
+        token = self.tokenizer.convert_ids_to_tokens(index)
+        if token is None:
+            return b""
+        if self.byte_level:
+            return bytes(self._decoder[char] for char in token)
+        if len(token) == 6 and token.startswith("<0x"):
+            return bytes([int(token[3:5], 16)])
+        return token.replace("\u2581", " ").encode()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text without any prefix."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def decode_bytes(data: bytes) -> tuple[str, list[int]]:
+    """UTF-8 with every invalid run as one U+FFFD (Python's ``errors="replace"``), keeping the way back.
+
+    Returns:
+        the text, and the byte offset of each of its characters followed by ``len(data)``.
+    """
+    text, offsets, at = [], [], 0
+    while at < len(data):
+        try:
+            good, bad = data[at:].decode(), 0
+        except UnicodeDecodeError as error:
+            good, bad = data[at : at + error.start].decode(), error.end - error.start
+        for char in good:
+            offsets.append(at)
+            at += len(char.encode())
+        text.append(good)
+        if bad:
+            offsets.append(at)
+            at += bad
+            text.append("\ufffd")
+    return "".join(text), [*offsets, len(data)]
+
+
+def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
+    """Lays out one row.
+
+    The post is found in the decoded prompt by exact match. It may repeat words of the template, and the question may
+    repeat words of the post; of several places those that end before the question are preferred, of these the ones
+    between quotation marks, of these the last.
+
+    Raises:
+        ProbeInputError: ``row 'id': reason``: a key is missing or has the wrong type, the post is not in the prompt.
+    """
+    row_id = str(row.get("id"))
+    problem = _row_problem(row)
+    if problem:
+        raise ProbeInputError(f"row {row_id!r}: {problem}")
+    ids = [*row["prompt_ids"], *row["output_ids"]]
+    prompt_len = len(row["prompt_ids"])
+    pieces = [token_bytes(index) for index in ids]
+    ends = [0]
+    for piece in pieces:
+        ends.append(ends[-1] + len(piece))
+    byte_spans = list(itertools.pairwise(ends))
+    text, char_bytes = decode_bytes(b"".join(pieces))
+    prompt_chars = sum(offset < ends[prompt_len] for offset in char_bytes[:-1])
+
+    post_char = _find_post(row, text[:prompt_chars], row_id)
+    spans: dict[str, Span] = {}
+    label_text = row.get("label_text") or ""
+    if label_text:
+        spans["label"] = _find(text, label_text, prompt_chars, row_id, "label_text")
+    explanation = row.get("parsed_explanation") or None
+    if explanation:
+        # After the label if it is there at all: the label sentence may itself hold the words of a short explanation.
+        after = spans["label"][1] if "label" in spans and explanation in text[spans["label"][1] :] else prompt_chars
+        spans["explanation"] = _find(text, explanation, after, row_id, "parsed_explanation")
+
+    label = row.get("parsed_label") or ""
+    return Example(
+        id=row_id,
+        task=row.get("task") or "",
+        post=row["post"],
+        ids=tuple(ids),
+        prompt_len=prompt_len,
+        byte_spans=tuple(byte_spans),
+        char_bytes=tuple(char_bytes),
+        segments=_segments(byte_spans, char_bytes, prompt_len, post_char, spans),
+        post_char=post_char,
+        text=text,
+        label=label if isinstance(label, str) else ",".join(label),
+        label_text=label_text,
+        candidates=dict(row.get("candidates") or {}),
+        explanation=explanation,
+        cues=_spans(row.get("cues")),
+        decoys=_spans(row.get("decoys")),
+    )
+
+
+def _spans(value: Sequence[Sequence[int]] | None) -> tuple[Span, ...] | None:
+    return None if value is None else tuple((int(a), int(b)) for a, b in value)
+
+
+def _find_post(row: dict[str, Any], prompt: str, row_id: str) -> Span:
+    post = row["post"]
+    starts = [match.start() for match in re.finditer(f"(?={re.escape(post)})", prompt)]
+    if not starts:
+        raise ProbeInputError(
+            f"row {row_id!r}: the post is not in the prompt as it stands; was it cut or rewritten before generation?"
+        )
+    question = prompt.rfind(row["question"]) if row.get("question") else len(prompt)
+    starts = [start for start in starts if start + len(post) <= question] or starts
+    quoted = [start for start in starts if _QUOTES.issuperset(_around(prompt, start, len(post)))]
+    start = (quoted or starts)[-1]
+    return start, start + len(post)
+
+
+def _around(prompt: str, start: int, length: int) -> str:
+    """The characters before and after a stretch, a space where there is none."""
+    padded = f" {prompt} "
+    return padded[start] + padded[start + length + 1]
+
+
+def _find(text: str, part: str, start: int, row_id: str, key: str) -> Span:
+    at = text.find(part, start)
+    if at < 0:
+        raise ProbeInputError(f"row {row_id!r}: {key} is not in the decoded output_ids")
+    return at, at + len(part)
+
+
+def _segments(
+    byte_spans: Sequence[Span], char_bytes: Sequence[int], prompt_len: int, post: Span, spans: dict[str, Span]
+) -> tuple[Segment, ...]:
+    begin, stop = char_bytes[post[0]], char_bytes[post[1]]
+    names = []
+    for index, (a, b) in enumerate(byte_spans):
+        if index < prompt_len:
+            names.append("post" if a < stop and b > begin else "template")
+            continue
+        inside = (name for name, (s, e) in spans.items() if char_bytes[s] <= a < char_bytes[e])
+        names.append(next(inside, None) or _straddled(a, b, char_bytes, spans))
+    exact = {"post": post, **spans}
+    segments, start = [], 0
+    for index in range(1, len(names) + 1):
+        if index < len(names) and names[index] == names[start]:
+            continue
+        loose = (_char_at(char_bytes, byte_spans[start][0]), _char_at(char_bytes, byte_spans[index - 1][1]))
+        segments.append(Segment(names[start], (start, index), exact.get(names[start], loose)))
+        start = index
+    return tuple(segments)
+
+
+def _straddled(a: int, b: int, char_bytes: Sequence[int], spans: dict[str, Span]) -> str:
+    """A token that begins before a segment and reaches into it (a leading space) opens that segment."""
+    return next((name for name, (s, _) in spans.items() if a < char_bytes[s] < b), "other")
+
+
+def _char_at(char_bytes: Sequence[int], offset: int) -> int:
+    """The character holding byte ``offset``."""
+    return int(np.searchsorted(char_bytes, offset, side="right")) - 1

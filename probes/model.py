@@ -1,0 +1,390 @@
+"""The probed model and its data: load a causal LM, and lay one generated row out in tokens, bytes and characters.
+
+Everything is indexed by position (token index, byte offset, character offset), never by token string: in a byte-level
+BPE a token is any run of bytes, so one Chinese character may be cut into three tokens and one token may hold several.
+Offsets count Python characters (code points). Spans are half-open ``(start, end)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+
+from probes.errors import ProbeError, ProbeInputError
+
+if TYPE_CHECKING:  # torch and transformers load only when a model does: reading a finished run must stay quick
+    from probes.score import Scorer
+
+Span = tuple[int, int]
+R = TypeVar("R", bound="_Record")
+
+
+def _plain(value: Any) -> Any:
+    """JSON form of a field: arrays and tuples become lists, nested records become objects."""
+    if isinstance(value, _Record):
+        return value.to_dict()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+class _Record:
+    """JSON in and out for the frozen dataclasses below."""
+
+    _arrays: ClassVar[tuple[str, ...]] = ()
+    _nested: ClassVar[dict[str, type[_Record]]] = {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only JSON types; ``from_dict`` gives an equal record back."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls: type[R], values: dict[str, Any]) -> R:
+        """Inverse of ``to_dict``.
+
+        Raises:
+            ProbeInputError: a key is missing or unknown.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if names != set(values):
+            wrong = sorted(names.symmetric_difference(values))
+            raise ProbeInputError(f"{cls.__name__}: keys missing or unknown: {', '.join(wrong)}")
+        read: dict[str, Any] = {}
+        for name, value in values.items():
+            if name in cls._arrays:
+                read[name] = np.asarray(value, dtype=np.float64)
+            elif name in cls._nested:
+                read[name] = tuple(cls._nested[name].from_dict(item) for item in value)
+            else:
+                read[name] = _frozen(value)
+        return cls(**read)
+
+
+@dataclass(frozen=True)
+class Segment(_Record):
+    """One named stretch of the full text: ``name`` is template | post | label | explanation | other.
+
+    ``tok`` is its token range, ``char`` its characters in ``Example.text``. The token range of the post holds every
+    token with at least one byte in the post; an output token belongs to the segment its first byte is in.
+    """
+
+    name: str
+    tok: Span
+    char: Span
+
+
+@dataclass(frozen=True, eq=False)
+class Example(_Record):
+    """One generated row: the exact ids, and what each of them is.
+
+    Attributes:
+        ids: prompt and output ids as the generator saw and wrote them, stop token included.
+        prompt_len: the first ``prompt_len`` ids are the prompt.
+        byte_spans: for each token its bytes in the full decoded byte string (an id without text has an empty span).
+        char_bytes: byte offset of every character of ``text``, and the end: ``len(text) + 1`` numbers.
+        segments: in order, covering all tokens.
+        post_char: the post's characters in ``text``.
+        text: the decoded byte string, special tokens spelled out; each run of bytes that is not UTF-8 is one U+FFFD.
+        label: the parsed label key (several joined by ``,``), empty if the output held none.
+        label_text: the label sentence as generated, empty if none.
+        candidates: label key -> label sentence: what the label is contrasted with.
+        explanation: the parsed explanation, or None.
+        cues, decoys: known spans in the post (character offsets in ``post``), or None if the row has none.
+    """
+
+    _nested: ClassVar[dict[str, type[_Record]]] = {"segments": Segment}
+
+    id: str
+    task: str
+    post: str
+    ids: tuple[int, ...]
+    prompt_len: int
+    byte_spans: tuple[Span, ...]
+    char_bytes: tuple[int, ...]
+    segments: tuple[Segment, ...]
+    post_char: Span
+    text: str
+    label: str
+    label_text: str
+    candidates: dict[str, str]
+    explanation: str | None
+    cues: tuple[Span, ...] | None
+    decoys: tuple[Span, ...] | None
+
+    def segment(self, name: str) -> Segment | None:
+        """The first segment of that name, or None."""
+        return next((segment for segment in self.segments if segment.name == name), None)
+
+    @property
+    def post_tok(self) -> Span:
+        """Token range of the post: every token with at least one byte in it. Attribution varies exactly these."""
+        segment = self.segment("post")
+        assert segment is not None
+        return segment.tok
+
+    @functools.cached_property
+    def _post_bytes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For every (post token, byte of it inside the post): token index in ``post_tok``, character, share."""
+        start, end = self.post_char
+        first, last = self.post_tok
+        begin, stop = self.char_bytes[start], self.char_bytes[end]
+        char_of_byte = np.repeat(np.arange(end - start), np.diff(self.char_bytes[start : end + 1]))
+        tokens, chars, shares = [], [], []
+        for index, (a, b) in enumerate(self.byte_spans[first:last]):
+            # a token without bytes between two post tokens (an id without text) hands its value to its neighbour
+            inside = (
+                char_of_byte[max(a, begin) - begin : min(b, stop) - begin] if b > a else char_of_byte[a - begin :][:1]
+            )
+            tokens.append(np.full(len(inside), index))
+            chars.append(inside)
+            shares.append(np.full(len(inside), 1.0 / len(inside)))
+        return np.concatenate(tokens), np.concatenate(chars), np.concatenate(shares)
+
+    def post_chars(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Spreads token values over the characters of the post; the sum is conserved.
+
+        A token's value goes in equal parts to its bytes inside the post, and a character's value is the sum over its
+        bytes. A token that straddles the border of the post (``."`` holding the closing quote of the template) gives
+        its whole value to the bytes inside: the attribution varied the whole token, and only the post is shown.
+
+        Args:
+            values: one number per token of ``post_tok``, in any unit.
+        Returns:
+            float64 ``[len(post)]``.
+        """
+        values = np.asarray(values, dtype=np.float64)
+        first, last = self.post_tok
+        if values.shape != (last - first,):
+            raise ProbeError(f"{self.id}: got values of shape {values.shape} for {last - first} post tokens")
+        tokens, chars, shares = self._post_bytes
+        return np.bincount(chars, weights=values[tokens] * shares, minlength=len(self.post))
+
+    def tokens_of(self, char: Span, within: Span | None = None) -> Span:
+        """Token range overlapping the characters ``char`` of ``text``, cut to the token range ``within``.
+
+        Raises:
+            ProbeError: no token overlaps.
+        """
+        begin, stop = self.char_bytes[char[0]], self.char_bytes[char[1]]
+        low, high = within or (0, len(self.ids))
+        hits = [i for i in range(low, high) if self.byte_spans[i][0] < stop and self.byte_spans[i][1] > begin]
+        if not hits:
+            raise ProbeError(f"{self.id}: no token covers characters {char[0]}:{char[1]}")
+        return hits[0], hits[-1] + 1
+
+
+@dataclass(frozen=True)
+class Citation(_Record):
+    """One place of the explanation that cites the post; ``post_char`` is empty if the post does not hold it.
+
+    ``kind``: quote | cue | lcs.
+    """
+
+    id: str
+    expl_char: Span
+    post_char: tuple[Span, ...]
+    kind: str
+    score: float
+    text_hash: str
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution(_Record):
+    """One saliency map over one post.
+
+    Attributes:
+        method: ig | erase | gradnorm.
+        target: label | explanation | ``explanation[a:b]`` (characters of the explanation). Scores are in nats.
+        unit: char | clause: what ``values`` and ``unit_spans`` (characters of the post) count.
+        char_values: float64 ``[len(post)]``; sums to ``values.sum()``.
+        f_input, f_baseline: the target score of the row as it is, and with the whole post replaced by the baseline.
+        delta: sum of values minus ``f_input - f_baseline``, for the methods that promise it is 0 (ig), else None.
+        rel_delta: ``abs(delta) / max(abs(f_input - f_baseline), 0.1 nats)``, else None.
+        converged: whether the method met its own error bound; None for methods without one.
+        n_fwd, n_bwd: model evaluations, counted in sequences.
+        params: what else the numbers depend on (steps, tolerance, eraser ...).
+    """
+
+    _arrays: ClassVar[tuple[str, ...]] = ("values", "char_values")
+
+    example_id: str
+    method: str
+    target: str
+    unit: str
+    values: np.ndarray
+    unit_spans: tuple[Span, ...]
+    char_values: np.ndarray
+    baseline: str
+    f_input: float
+    f_baseline: float
+    delta: float | None
+    rel_delta: float | None
+    converged: bool | None
+    n_fwd: int
+    n_bwd: int
+    seconds: float
+    dtype: str
+    seed: int
+    model_fp: str
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Check(_Record):
+    """One cross-check of one post or of a data set. ``status``: ok | abstain | failed_gate."""
+
+    name: str
+    method: str
+    value: float | None
+    null_mean: float | None
+    null_q05: float | None
+    null_q95: float | None
+    p: float | None
+    ci: tuple[float, float] | None
+    n: int
+    status: str
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report(_Record):
+    """All checks of one post. ``verdict``: supported | contradicted | inconclusive."""
+
+    _nested: ClassVar[dict[str, type[_Record]]] = {"checks": Check}
+
+    example_id: str
+    checks: tuple[Check, ...]
+    verdict: str
+    notes: tuple[str, ...]
+
+
+class Probe:
+    """A causal language model made ready to be probed: weights frozen, evaluation mode, fast tokenizer.
+
+    Attributes:
+        model: a transformers causal LM (or a PEFT model over one); nothing in it requires a gradient.
+        tokenizer: a transformers fast tokenizer.
+        scorer: the batched scoring engine over ``model``.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str = "model") -> None:
+        """Takes a model already in memory.
+
+        Raises:
+            ProbeError: the model is in training mode (dropout would make every attribution noise).
+        """
+        from probes.encode import TokenBytes
+        from probes.score import Scorer
+
+        if any(module.training for module in model.modules()):
+            raise ProbeError(f"{name}: the model is in training mode; call model.eval() first")
+        # Frozen weights save a third of the activations a backward pass keeps.
+        model.requires_grad_(False)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.token_bytes = TokenBytes(tokenizer)
+        self.scorer: Scorer = Scorer(self)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_dir: str | Path,
+        adapter: str | Path | None = None,
+        dtype: str = "float32",
+        merge: bool = True,
+        device: str = "cpu",
+    ) -> Probe:
+        """Loads a Hugging Face causal LM, safetensors only and never with remote code.
+
+        Args:
+            model_dir: directory or Hub name with config, weights and tokenizer.
+            adapter: PEFT adapter directory; every tensor it should have must be there and no other.
+            dtype: float32 | bfloat16 | float16 | float64, of weights and computation.
+            merge: fold the adapter into the weights (same outputs, faster).
+            device: torch device name.
+        Raises:
+            ProbeInputError: files missing, unreadable or incomplete, unknown dtype.
+        """
+        from probes.load import load_model, load_tokenizer
+
+        model, _ = load_model(model_dir, adapter, dtype, merge)
+        name = str(model_dir) if adapter is None else f"{model_dir} + {adapter}"
+        return cls(model.to(device), load_tokenizer(model_dir), name)
+
+    @property
+    def device(self) -> Any:
+        """The torch device the weights are on."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> Any:
+        """The torch dtype the model computes in."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    @functools.cached_property
+    def pad_id(self) -> int:
+        """The neutral token of baselines and erasure: the pad token, else the first end-of-sequence token."""
+        for owner in (self.tokenizer, self.model.config):
+            for name in ("pad_token_id", "eos_token_id"):
+                value = getattr(owner, name, None)
+                value = value[0] if isinstance(value, (list, tuple)) and value else value
+                if isinstance(value, int):
+                    return value
+        raise ProbeInputError(
+            f"{self.name}: no pad or end-of-sequence token to erase with; set pad_token in the tokenizer"
+        )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over the configuration and every weight as it is in memory (adapter included)."""
+        import torch
+
+        digest = hashlib.blake2b(digest_size=8)
+        config = self.model.config.to_json_string(use_diff=True)
+        digest.update(config.encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def encode(self, row: dict[str, Any]) -> Example:
+        """Lays out one row of generations.jsonl (``probes.encode.encode``)."""
+        from probes.encode import encode
+
+        example = encode(row, self.token_bytes)
+        vocab = self.model.get_input_embeddings().num_embeddings
+        if max(example.ids) >= vocab:
+            raise ProbeInputError(
+                f"row {example.id!r}: token id {max(example.ids)} but the model has {vocab} embeddings"
+            )
+        context = getattr(self.model.config, "max_position_embeddings", None)
+        if isinstance(context, int) and len(example.ids) > context:
+            raise ProbeInputError(f"row {example.id!r}: {len(example.ids)} tokens but the model's context is {context}")
+        return example
+
+    def attribute(
+        self,
+        example: Example,
+        methods: Sequence[str] = ("ig", "erase", "gradnorm"),
+        targets: Sequence[str] = ("label", "explanation"),
+    ) -> list[Attribution]:
+        """Saliency maps, one per method and target, with default settings (``probes.attribute.attribute``)."""
+        from probes.attribute import attribute
+
+        return attribute(self, example, methods, targets)

@@ -1,0 +1,185 @@
+"""What a run keeps of each post, and the run directory on disk.
+
+::
+
+    DIR/manifest.json        what was run, with which versions; "status" is "running" until everything below is written
+    DIR/attributions.jsonl   one line per post, method and target
+    DIR/checks.jsonl, checks.parquet   one row per check
+    DIR/summary.json         the data set in numbers
+    DIR/report.html
+    DIR/cache/               one file per post, named by a hash of everything its numbers depend on
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from probes.crosscheck import Evidence, examine
+from probes.errors import ProbeInputError
+from probes.model import Attribution, Check, Citation, Example, Span
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class PostResult:
+    """One post, its citations and its maps. Character offsets throughout; ``units`` are the clauses of the post.
+
+    ``measured`` are checks that needed the model (necessity and sufficiency of the cited words).
+
+    ``post``, ``explanation`` and ``label_text`` are None in a redacted result; lengths and offsets stay.
+    """
+
+    id: str
+    task: str
+    label: str
+    label_text: str | None
+    length: int
+    units: tuple[Span, ...]
+    post: str | None
+    explanation: str | None
+    explanation_length: int
+    cues: tuple[Span, ...] | None
+    decoys: tuple[Span, ...] | None
+    citations: tuple[Citation, ...]
+    attributions: tuple[Attribution, ...]
+    measured: tuple[Check, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        example: Example,
+        citations: Sequence[Citation],
+        attributions: Sequence[Attribution],
+        units: tuple[Span, ...],
+        measured: Sequence[Check] = (),
+    ) -> PostResult:
+        return cls(
+            id=example.id,
+            task=example.task,
+            label=example.label,
+            label_text=example.label_text,
+            length=len(example.post),
+            units=units,
+            post=example.post,
+            explanation=example.explanation,
+            explanation_length=len(example.explanation or ""),
+            cues=example.cues,
+            decoys=example.decoys,
+            citations=tuple(citations),
+            attributions=tuple(attributions),
+            measured=tuple(measured),
+        )
+
+    def redacted(self) -> PostResult:
+        """A copy with offsets and scores only: no text, and no hash a guessed quote could be compared with."""
+        citations = tuple(replace(citation, text_hash="") for citation in self.citations)
+        return replace(self, post=None, explanation=None, label_text=None, citations=citations)
+
+    def evidence(self, null: str = "circular", n_boot: int = 2000, seed: int = 0) -> Evidence:
+        """Runs all checks (``crosscheck.examine``)."""
+        return examine(
+            self.attributions,
+            self.citations,
+            example_id=self.id,
+            length=self.length,
+            units=self.units,
+            label=self.label,
+            explanation_length=self.explanation_length,
+            cues=self.cues,
+            decoys=self.decoys,
+            measured=self.measured,
+            null=null,
+            n_boot=n_boot,
+            seed=seed,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only JSON types; ``from_dict`` gives an equal result back."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return plain | {
+            "citations": [citation.to_dict() for citation in self.citations],
+            "attributions": [attribution.to_dict() for attribution in self.attributions],
+            "measured": [check.to_dict() for check in self.measured],
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PostResult:
+        """Inverse of ``to_dict``.
+
+        Raises:
+            KeyError, TypeError, ProbeInputError: written by another version, or damaged.
+        """
+        read: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__}
+        for name in ("units", "cues", "decoys"):
+            read[name] = None if read[name] is None else tuple((a, b) for a, b in read[name])
+        read["citations"] = tuple(Citation.from_dict(item) for item in read["citations"])
+        read["attributions"] = tuple(Attribution.from_dict(item) for item in read["attributions"])
+        read["measured"] = tuple(Check.from_dict(item) for item in read["measured"])
+        return cls(**read)
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON.
+
+    Raises:
+        ProbeInputError: the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise ProbeInputError(f"{path}: cannot read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise ProbeInputError(f"{path}: not JSON ({error})") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run. ``evidence``: the checks of ``results`` where they are at hand, else made again when needed."""
+
+    manifest: dict[str, Any]
+    summary: dict[str, Any]
+    results: tuple[PostResult, ...]
+    evidence: tuple[Evidence, ...] | None = None
+
+
+def read_manifest(directory: str | Path) -> dict[str, Any]:
+    """The manifest of a finished run.
+
+    Raises:
+        ProbeInputError: not a run directory, unfinished, or written by another version.
+    """
+    directory = Path(directory)
+    if not (directory / "manifest.json").is_file():
+        raise ProbeInputError(f"{directory}: no manifest.json here; give the directory that `probes run --out` wrote")
+    manifest = read_json(directory / "manifest.json")
+    if not isinstance(manifest, dict) or manifest.get("kind") != "probes":
+        raise ProbeInputError(f"{directory}/manifest.json: not written by `probes run`")
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        found = manifest.get("schema_version")
+        raise ProbeInputError(f"{directory}: schema version {found}, this version reads {SCHEMA_VERSION}; run it again")
+    if manifest.get("status") != "done":
+        raise ProbeInputError(f"{directory}: the run is not finished; the same `probes run` command continues it")
+    return manifest
+
+
+def read_run(directory: str | Path) -> Run:
+    """A finished run with all its posts.
+
+    Raises:
+        ProbeInputError: see ``read_manifest``; or a file of it is missing or damaged (named, with what to do).
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    results = []
+    for name in manifest["cache"]:
+        path = directory / "cache" / name
+        try:
+            results.append(PostResult.from_dict(read_json(path)))
+        except (KeyError, TypeError, ProbeInputError) as error:
+            raise ProbeInputError(f"{path}: missing or damaged; the same `probes run` command repairs it") from error
+    return Run(manifest, read_json(directory / "summary.json"), tuple(results))

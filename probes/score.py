@@ -1,0 +1,334 @@
+"""Teacher-forced scores of a label and an explanation, many perturbed posts at a time.
+
+One row of work is one packed sequence (``probes.pack``), so one pass gives log p of every candidate label and of the
+explanation. The first example (and each longer one) is also scored one sequence per candidate; a model that does not
+honour the mask is noticed there and scored without packing ever after.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from probes.errors import ProbeError, ProbeInputError
+from probes.model import Example, Span
+from probes.pack import Plan, attention_mask, log_norm, token_logprobs
+
+if TYPE_CHECKING:
+    from probes.model import Probe
+
+# Tokens of one batch. On a CPU larger batches leave the cache and get slower; on a GPU 8192 tokens of a 9B model with a
+# 150k vocabulary stay under 5 GB of saved activations and logits per 1000 tokens.
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 8192}
+ERASERS = ("attention", "neutral")
+
+
+class Forward:
+    """Scores of one example's targets as a function of its (perturbed) post. Made by ``Scorer.forward``.
+
+    Attributes:
+        targets: names, the columns of every result.
+        tokens: length of one packed row.
+        rows_run: sequences evaluated so far.
+    """
+
+    def __init__(self, scorer: Scorer, example: Example, targets: Sequence[str], packed: bool) -> None:
+        self._scorer = scorer
+        self.example = example
+        self.targets = tuple(targets)
+        self.rows_run = 0
+        self.label_retokenised = False
+        probe = scorer.probe
+        first, last = example.post_tok
+        self._plans, self._columns = self._lay_out(packed)
+        self.tokens = sum(len(plan.ids) for plan in self._plans)
+        embedding = probe.model.get_input_embeddings()
+        with torch.no_grad():
+            self._around = [(embedding(plan.ids[:first]), embedding(plan.ids[last:])) for plan in self._plans]
+            self.post = embedding(self._plans[0].ids[first:last]).float()
+            neutral = torch.tensor(probe.pad_id, device=probe.device)
+            self.neutral = embedding(neutral).float().expand_as(self.post)
+
+    def _lay_out(self, packed: bool) -> tuple[list[Plan], list[tuple[str, list[int]]]]:
+        """Plans, and for each target how its score comes from the concatenated groups."""
+        example, device = self.example, self._scorer.probe.device
+        spans: list[Span] = []
+        branches: list[tuple[int, Sequence[int]]] = []
+        columns: list[tuple[str, list[int]]] = []
+        for target in self.targets:
+            if target == "label":
+                continue
+            columns.append((target, [len(spans)]))
+            spans.append(target_tokens(example, target))
+        if "label" in self.targets:
+            start, label, others, self.label_retokenised = self._scorer.label_ids(example)
+            branches = [(start, ids) for ids in (label, *others)]
+            columns.append(("label", list(range(len(spans), len(spans) + len(branches)))))
+        columns.sort(key=lambda column: self.targets.index(column[0]))
+        ends = [end for _, end in spans] + ([branches[0][0] + len(branches[0][1])] if branches else [])
+        trunk = example.ids[: min(max(ends), len(example.ids))]
+        if packed or not branches:
+            return [Plan.build(trunk, spans, branches, device)], columns
+        alone = [
+            Plan.build([*example.ids[:start], *ids], [(start, start + len(ids))], [], device) for start, ids in branches
+        ]
+        return ([Plan.build(trunk, spans, [], device)] if spans else []) + alone, columns
+
+    def __call__(self, post: torch.Tensor) -> torch.Tensor:
+        """Scores for post embeddings.
+
+        Args:
+            post: float32 ``[B, n, D]``, one embedding per token of ``example.post_tok``.
+        Returns:
+            float32 ``[B, targets]`` in nats, differentiable in ``post``.
+        """
+        return self._run(post, None)
+
+    def kept(self, keep: torch.Tensor, eraser: str = "attention") -> torch.Tensor:
+        """Scores with some post tokens erased, in chunks under the token budget.
+
+        Args:
+            keep: bool ``[B, n]``.
+            eraser: "attention" (no position may attend to an erased token; positions stay) or "neutral" (the token
+                becomes the pad token).
+        Returns:
+            float32 ``[B, targets]`` in nats, no gradient.
+        Raises:
+            ProbeInputError: unknown eraser; or attention erasure of the prompt's last token, which cannot be hidden
+                from its own prediction.
+        """
+        if eraser not in ERASERS:
+            raise ProbeInputError(f"eraser {eraser!r}: not one of {', '.join(ERASERS)}")
+        keep = keep.to(self.post.device)
+        last = self.example.post_tok[1]
+        if eraser == "attention" and last >= self.example.prompt_len and not bool(keep[:, -1].all()):
+            raise ProbeInputError(
+                f"{self.example.id}: the post ends the prompt, so hiding its last token cannot erase it; "
+                "use the neutral eraser, or put text after the post"
+            )
+
+        def part(rows: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                if eraser == "attention":
+                    return self._run(self.post[None], rows)
+                return self._run(torch.where(rows[..., None], self.post, self.neutral), None)
+
+        return self._scorer.chunked(part, keep, self.tokens)
+
+    def _run(self, post: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+        scores = self.groups(post, keep)
+        columns = []
+        for target, picked in self._columns:
+            column = scores[:, picked[0]]
+            if target == "label" and len(picked) > 1:
+                column = column - scores[:, picked[1:]].logsumexp(-1)
+            columns.append(column)
+        return torch.stack(columns, 1)
+
+    def groups(self, post: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+        """Log p, before they are combined: every explanation span, then the label sentence, then its rivals.
+
+        Args:
+            post: float32 ``[B or 1, n, D]``.
+            keep: bool ``[B, n]``, False where hidden by the attention mask, or None.
+        Returns:
+            float32 ``[B, groups]`` in nats.
+        """
+        probe = self._scorer.probe
+        batch = len(post) if keep is None else len(keep)
+        self.rows_run += batch
+        groups = []
+        for plan, (before, after) in zip(self._plans, self._around, strict=True):
+            parts = (before, post.to(probe.dtype), after)
+            embeds = torch.cat([part.expand(batch, -1, -1) for part in parts], 1)
+            mask = attention_mask(plan, keep, self.example.post_tok, probe.dtype)
+            logits = self._scorer.logits(embeds, plan.positions, mask, plan.rows)
+            found = token_logprobs(logits, plan.pick, plan.token)
+            groups.append(found.new_zeros(batch, plan.groups).index_add(1, plan.group, found))
+        return torch.cat(groups, 1)
+
+
+def target_tokens(example: Example, target: str) -> Span:
+    """Token range of "explanation", or of ``explanation[a:b]`` (characters of the explanation).
+
+    Raises:
+        ProbeInputError: unknown target, or the row has no such part.
+    """
+    segment = example.segment("explanation")
+    if target.partition("[")[0] != "explanation":
+        raise ProbeInputError(f"target {target!r}: not label, explanation or explanation[a:b]")
+    if segment is None:
+        raise ProbeInputError(f"{example.id}: the row has no explanation to attribute")
+    if target == "explanation":
+        return segment.tok
+    try:
+        low, high = (int(part) for part in target.removeprefix("explanation[").removesuffix("]").split(":"))
+    except ValueError as error:
+        raise ProbeInputError(f"target {target!r}: not label, explanation or explanation[a:b]") from error
+    length = segment.char[1] - segment.char[0]
+    if not 0 <= low < high <= length:
+        raise ProbeInputError(f"{example.id}: target {target!r} is not inside the explanation of {length} characters")
+    return example.tokens_of((segment.char[0] + low, segment.char[0] + high), within=segment.tok)
+
+
+class Scorer:
+    """The batched engine: token budget, out-of-memory back-off, packing check. One per ``Probe``."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.token_budget = TOKEN_BUDGET.get(probe.device.type, TOKEN_BUDGET["cuda"])
+        self._packs = True
+        self._checked = 0
+        names = inspect.signature(_inner(probe.model).forward).parameters
+        self._keep_rows = "logits_to_keep" in names
+
+    def logits(
+        self, embeds: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits ``[B, R, V]`` at ``rows`` for embeddings ``[B, S, D]``, positions ``[S]`` and a 2-D or 4-D mask."""
+        inputs: dict[str, Any] = {
+            "inputs_embeds": embeds,
+            "position_ids": positions.expand(len(embeds), -1),
+            "attention_mask": mask,
+            "use_cache": False,
+        }
+        if self._keep_rows:
+            return self.probe.model(**inputs, logits_to_keep=rows).logits
+        return self.probe.model(**inputs).logits[:, rows]
+
+    def forward(self, example: Example, targets: Sequence[str]) -> Forward:
+        """The score function of one example.
+
+        Args:
+            targets: out of "label" (log-odds of the generated label sentence against the log-sum over the other
+                candidates; plain log p if there are none), "explanation" (sum of log p of its tokens given all before
+                them) and ``explanation[a:b]``.
+        Raises:
+            ProbeInputError: the row has no such part.
+        """
+        forward = Forward(self, example, targets, packed=self._packs)
+        if self._packs and "label" in targets and forward.tokens > self._checked:
+            self._check(example, forward.tokens)
+            if not self._packs:
+                forward = Forward(self, example, targets, packed=False)
+        return forward
+
+    def _check(self, example: Example, tokens: int) -> None:
+        """Every candidate's log p, post whole and every other token hidden, packed against one sequence each.
+
+        Candidate by candidate, because in the log-odds one likely candidate hides the errors of all the others.
+        """
+        self._checked = tokens
+        found = []
+        for packed in (True, False):
+            forward = Forward(self, example, ("label",), packed)
+            keep = torch.ones(2, len(forward.post), dtype=torch.bool, device=self.probe.device)
+            keep[1, :-1:2] = False
+            with torch.no_grad():
+                found.append(forward.groups(forward.post[None], keep))
+        tolerance = 1e-3 if self.probe.dtype in (torch.float32, torch.float64) else 0.05
+        self._packs = bool(((found[0] - found[1]).abs() <= tolerance * found[1].abs().clamp(min=1.0)).all())
+
+    def label_ids(self, example: Example) -> tuple[int, list[int], list[list[int]], bool]:
+        """Token ids the label target compares.
+
+        Returns:
+            where they start; ids of the generated label sentence; ids of every other candidate; and whether the
+            generated sentence had to be tokenised anew to be comparable (its tokens reach past its own end).
+        Raises:
+            ProbeInputError: the row has no label sentence.
+        """
+        segment = example.segment("label")
+        if segment is None:
+            raise ProbeInputError(f"{example.id}: the row has no label sentence to attribute")
+        start, end = segment.tok
+        encode = self.probe.token_bytes.encode
+        # What the first label token holds besides the label (a space, say) opens every candidate too.
+        lead_bytes = range(example.byte_spans[start][0], example.char_bytes[segment.char[0]])
+        lead = "".join(example.text[i] for i, at in enumerate(example.char_bytes[:-1]) if at in lead_bytes)
+        generated = list(example.ids[start:end])
+        label = encode(lead + example.label_text)
+        others = [encode(lead + text) for text in example.candidates.values() if text != example.label_text]
+        whole = example.byte_spans[end - 1][1] == example.char_bytes[segment.char[1]]
+        return (start, generated, others, False) if whole else (start, label, others, label != generated)
+
+    def logprobs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
+        """Sum of log p of ``sequence[start:]`` given what precedes, for ragged sequences, right-padded and masked.
+
+        Args:
+            sequences: token ids; starts: first scored token of each, at least 1.
+        Returns:
+            float32 ``[len(sequences)]`` in nats, no gradient; independent of what shares the batch.
+        """
+        if any(start < 1 or start > len(sequence) for sequence, start in zip(sequences, starts, strict=True)):
+            raise ProbeError("logprobs: each start must lie in 1..len(sequence)")
+        device = self.probe.device
+        # Alike lengths share a batch, so little of it is padding.
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+
+        def part(indices: torch.Tensor) -> torch.Tensor:
+            chosen = [order[int(i)] for i in indices]
+            size = max(len(sequences[i]) for i in chosen)
+            ids = torch.full((len(chosen), size), self.probe.pad_id, device=device)
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(chosen):
+                ids[row, : len(sequences[i])] = torch.tensor(sequences[i], device=device)
+                mask[row, : len(sequences[i])] = 1
+            first = min(starts[i] for i in chosen) - 1
+            rows = torch.arange(first, size - 1, device=device)
+            with torch.no_grad():
+                embeds = self.probe.model.get_input_embeddings()(ids)
+                logits = self.logits(embeds, torch.arange(size, device=device), mask, rows)
+                picked = logits.gather(2, ids[:, first + 1 :, None])[..., 0].float() - log_norm(logits)
+            scored = mask[:, first + 1 :].bool()
+            scored &= torch.tensor(
+                [[first + 1 + t >= starts[i] for t in range(size - 1 - first)] for i in chosen], device=device
+            )
+            return torch.where(scored, picked, 0.0).sum(1)
+
+        longest = max((len(sequence) for sequence in sequences), default=1)
+        result = torch.empty(len(sequences), device=device)
+        result[torch.tensor(order, device=device)] = self.chunked(part, torch.arange(len(sequences)), longest)
+        return result
+
+    def chunked(self, part: Callable[[torch.Tensor], torch.Tensor], items: torch.Tensor, tokens: int) -> torch.Tensor:
+        """``torch.cat`` of ``part`` over slices of ``items`` that fit the token budget, halved when memory runs out."""
+        done: list[torch.Tensor] = []
+        at = 0
+        while at < len(items):
+            rows = self.batch_rows(tokens)
+            try:
+                done.append(part(items[at : at + rows]))
+                at += rows
+            except RuntimeError as error:
+                self.back_off(error, tokens)
+        return torch.cat(done)
+
+    def batch_rows(self, tokens: int) -> int:
+        """Rows of ``tokens`` tokens that make one batch."""
+        return max(1, self.token_budget // max(tokens, 1))
+
+    def back_off(self, error: RuntimeError, tokens: int) -> None:
+        """Halves the token budget if ``error`` is an out-of-memory error and a smaller batch exists; else raises it.
+
+        Raises:
+            ProbeError: a single row does not fit.
+        """
+        out = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not out:
+            raise error
+        if self.batch_rows(tokens) == 1:
+            raise ProbeError(
+                f"out of memory with a single sequence of {tokens} tokens on {self.probe.device}"
+            ) from error
+        self.token_budget = tokens * (self.batch_rows(tokens) // 2)
+        if self.probe.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _inner(model: Any) -> Any:
+    """The transformers model under a PEFT wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,358 @@
+"""Nulls, p-values and intervals for saliency over text.
+
+What a p-value here does and does not say:
+
+* Saliency is smooth along the text and citations are contiguous, so the scores of single positions are not
+  exchangeable: shuffling positions rejects 15-25 % of true nulls at 5 % (``tests/probes/test_stats.py`` shows it)
+  and is refused. Shifting the whole map around the post (*circular shift*) keeps its smoothness. The shifts form a
+  group, so the p-value with the identity included is exact when the map is circularly stationary.
+* It can not be smaller than 1 / (number of shifts). A map that is constant on clauses, or a citation that always is a
+  whole clause, has as many meaningful placements as the post has clauses, however many characters it has: a character
+  shift breaks the common alignment at clause boundaries, and then rejects too often. Such maps are rotated by clause
+  (``rotations``). One short post can therefore never be significant alone; posts are combined into ONE test on the mean
+  (``mean_test``), whose resolution grows with every post.
+* Rotation does not remove a preference that map and explanation share (both always like the last clause): compare with
+  the mismatched null in ``crosscheck.summarise``.
+
+All arrays are float64 or bool of one length n; a statistic's null distribution has the identity at index 0.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from probes.errors import ProbeInputError
+
+NULLS = ("circular", "placement")
+_TIE = 1e-9  # statistics this close count as tied: sums in another order must not decide a comparison
+
+
+def require_null(null: str) -> None:
+    """Refuses a null that does not hold for text.
+
+    Raises:
+        ProbeInputError: unknown, or a token shuffle.
+    """
+    if null in NULLS:
+        return
+    why = (
+        "single tokens of a text are not exchangeable, shuffling them rejects true nulls"
+        if "shuf" in null
+        else "unknown"
+    )
+    raise ProbeInputError(f"null {null!r}: {why}; choose from {', '.join(NULLS)}")
+
+
+def mass_share(values: np.ndarray, mask: np.ndarray) -> float:
+    """Relevance mass (Arras et al. 2022): sum of the positive part over ``mask`` / sum of the positive part, in [0, 1].
+
+    By chance it is ``mask.mean()``. NaN when nothing is positive or a value is not finite.
+    """
+    positive = np.maximum(values, 0.0)
+    total = positive.sum()
+    return float(positive[mask].sum() / total) if np.isfinite(total) and total > 0 else math.nan
+
+
+def density_ratio(share: float, length_share: float) -> float:
+    """Mass per character inside / outside: ``(s/l) / ((1-s)/(1-l))``. 1 = chance, inf = everything is inside.
+
+    NaN where there is no inside or no outside.
+    """
+    if not 0 < length_share < 1 or math.isnan(share):
+        return math.nan
+    outside = (1 - share) * length_share
+    return share * (1 - length_share) / outside if outside > _TIE else math.inf
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Average ranks from 1."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    counts = np.diff(np.append(starts, len(values)))
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat(starts + (counts + 1) / 2.0, counts)
+    return ranks
+
+
+def auroc(values: np.ndarray, positives: np.ndarray) -> float:
+    """Area under the ROC curve; ties count half (Mann-Whitney). NaN unless both classes are present."""
+    n_pos = int(positives.sum())
+    n_neg = len(values) - n_pos
+    if not n_pos or not n_neg or not np.isfinite(values).all():
+        return math.nan
+    return float((_ranks(values)[positives].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+
+
+def average_precision(values: np.ndarray, positives: np.ndarray) -> float:
+    """Sum of precision times recall step over distinct thresholds (tied values enter together); chance = base rate."""
+    if not positives.any() or not np.isfinite(values).all():
+        return math.nan
+    order = np.argsort(-values, kind="stable")
+    hits = np.cumsum(positives[order])
+    last = np.append(np.diff(values[order]) != 0, True)  # where a run of tied values ends
+    precision, recall = hits[last] / (np.flatnonzero(last) + 1), hits[last] / hits[-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
+def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(np.int8)))
+    return edges[::2], edges[1::2]
+
+
+def shifted_sums(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """``out[k]`` = sum over ``mask`` of ``np.roll(values, k)`` for all n shifts. O(n * runs of the mask)."""
+    n = len(values)
+    prefix = np.concatenate(([0.0], np.cumsum(np.tile(values, 2))))
+    total, back = np.zeros(n), n - np.arange(n)
+    back[0] = 0
+    for a, b in zip(*_runs(mask), strict=True):
+        total += prefix[back + b] - prefix[back + a]
+    return total
+
+
+def rotated_sums(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """``out[r]`` = sum of ``values`` over ``np.roll(mask, r)``: the mask moves and the values stay."""
+    back = shifted_sums(values, mask)
+    return back[-np.arange(len(back)) % len(back)]
+
+
+def shift_null(values: np.ndarray, mask: np.ndarray, statistic: str = "mass") -> np.ndarray:
+    """``mass_share`` ("mass") or ``auroc`` of the mask under all n circular shifts of ``values``: float64 [n]."""
+    n, n_pos = len(values), int(mask.sum())
+    if statistic == "mass":
+        positive = np.maximum(values, 0.0)
+        total = positive.sum()
+        return shifted_sums(positive, mask) / total if total > 0 else np.full(n, math.nan)
+    if not 0 < n_pos < n:
+        return np.full(n, math.nan)
+    return (shifted_sums(_ranks(values), mask) - n_pos * (n_pos + 1) / 2) / (n_pos * (n - n_pos))
+
+
+def placement_null(values: np.ndarray, mask: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
+    """``mass_share`` of ``draws`` random placements of spans of the same lengths, disjoint, in any order.
+
+    Returns:
+        float64 [draws + 1]; index 0 is the observed placement.
+    """
+    rng = np.random.default_rng(seed)
+    positive = np.maximum(values, 0.0)
+    prefix = np.concatenate(([0.0], np.cumsum(positive)))
+    starts, ends = _runs(mask)
+    lengths, out = ends - starts, np.empty(draws + 1)
+    out[0] = positive[mask].sum()
+    free = len(values) - int(lengths.sum())
+    for draw in range(1, draws + 1):
+        order = rng.permutation(lengths)
+        # m spans among `free` unmarked positions: choosing m of free + m slots makes every placement equally likely.
+        slots = np.sort(rng.choice(free + len(order), size=len(order), replace=False)) - np.arange(len(order))
+        begin = slots + np.concatenate(([0], np.cumsum(order)[:-1])).astype(int)
+        out[draw] = (prefix[begin + order] - prefix[begin]).sum()
+    return out / prefix[-1] if prefix[-1] > 0 else np.full(draws + 1, math.nan)
+
+
+def rotations(values: np.ndarray, lengths: np.ndarray, cited: np.ndarray) -> np.ndarray:
+    """Excess mass of the cited units under all rotations of the citation over the k units of the post.
+
+    ``out[r]`` = sum over units cited after rotating by r of (positive value / total - length / total length). Its mean
+    over all rotations is exactly 0. Values keep their own lengths, so a long unit is expected to hold more.
+
+    Args:
+        values: float64 [k] per unit. lengths: [k] characters. cited: bool [k].
+
+    Returns:
+        float64 [k]; NaN when no value is positive.
+    """
+    positive = np.maximum(values, 0.0)
+    if not positive.sum() > 0:
+        return np.full(len(values), math.nan)
+    excess = positive / positive.sum() - lengths / lengths.sum()
+    return rotated_sums(excess, cited)
+
+
+def arrangements(cited: np.ndarray, most: int = 5000, seed: int = 0) -> np.ndarray:
+    """All places a citation could have had: its runs of units kept whole, in any order and position, never wrapped.
+
+    Args:
+        cited: bool [k]. most: beyond so many arrangements, that many are drawn at random instead.
+
+    Returns:
+        bool [P, k], distinct when enumerated; the citation itself is one of them.
+    """
+    starts, ends = _runs(cited)
+    lengths = (ends - starts).tolist()
+    free, m = len(cited) - sum(lengths), len(lengths)
+    orders = sorted(set(itertools.permutations(lengths))) if m <= 6 else []
+    if orders and len(orders) * math.comb(free + m, m) <= most:
+        chosen = [(order, slots) for order in orders for slots in itertools.combinations(range(free + m), m)]
+    else:
+        rng = np.random.default_rng(seed)
+        draws = (np.sort(rng.choice(free + m, size=m, replace=False)) for _ in range(most))
+        chosen = [(rng.permutation(lengths).tolist(), slots.tolist()) for slots in draws]
+    placed = np.zeros((len(chosen), len(cited)), bool)
+    for row, (order, slots) in zip(placed, chosen, strict=True):
+        at = 0
+        for i, (length, slot) in enumerate(zip(order, slots, strict=True)):
+            row[slot - i + at : slot - i + at + length] = True
+            at += length
+    # Runs of different length that come to touch can give one mask twice.
+    return np.unique(placed, axis=0) if orders and len(chosen) < most else placed
+
+
+def circular_cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of ``a`` with ``np.roll(b, k)`` for every k: float64 [n]; NaN when either is zero."""
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if not np.isfinite(norm) or norm == 0:
+        return np.full(len(a), math.nan)
+    spectrum = np.fft.rfft(a) * np.conj(np.fft.rfft(b))
+    return np.fft.irfft(spectrum, len(a)) / norm
+
+
+def band(null: np.ndarray) -> tuple[float, float]:
+    """5 % and 95 % quantiles (linear, as ``numpy.quantile``, which takes 30 times longer on short arrays)."""
+    ordered = np.sort(null)
+    at = 0.05 * (len(ordered) - 1)
+    low = int(at)
+    high, rest = min(low + 1, len(ordered) - 1), at - low
+    bottom = ordered[low] + rest * (ordered[high] - ordered[low])
+    top = ordered[-1 - low] + rest * (ordered[-1 - high] - ordered[-1 - low])
+    return float(bottom), float(top)
+
+
+def p_greater(null: np.ndarray) -> float:
+    """Share of the null at least as large as its identity (index 0), which is counted: never below 1 / len(null)."""
+    if np.isnan(null[0]):
+        return math.nan
+    return float(np.mean(null >= null[0] - _TIE * max(1.0, abs(null[0]))))
+
+
+@dataclass(frozen=True)
+class MeanTest:
+    """One test for a whole data set: ``value`` against the distribution of the mean over independent random shifts."""
+
+    value: float
+    null_mean: float
+    null_q05: float
+    null_q95: float
+    p: float
+    n: int
+
+
+def mean_test(nulls: Sequence[np.ndarray], draws: int = 9999, seed: int = 0) -> MeanTest | None:
+    """Is the mean over posts of ``null[0]`` larger than when every post is shifted at random and independently?
+
+    Posts with a NaN are left out; None when none is left. ``p = (1 + #(draw >= value)) / (1 + draws)``
+    (Phipson & Smyth 2010). Posts by the same author are not independent: give one null per author then (their mean).
+    """
+    kept = [null for null in nulls if len(null) and np.isfinite(null).all()]
+    if not kept:
+        return None
+    rng = np.random.default_rng(seed)
+    value = float(np.mean([null[0] for null in kept]))
+    total = np.zeros(draws)
+    for null in kept:
+        total += null[rng.integers(len(null), size=draws)]
+    means = total / len(kept)
+    low, high = np.quantile(means, [0.05, 0.95])
+    reached = int(np.sum(means >= value - _TIE * max(1.0, abs(value))))
+    expected = float(np.mean([null.mean() for null in kept]))
+    return MeanTest(value, expected, float(low), float(high), (1 + reached) / (1 + draws), len(kept))
+
+
+def bootstrap_ci(
+    values: Sequence[float] | np.ndarray,
+    n_boot: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+    clusters: Sequence[object] | None = None,
+) -> tuple[float, float] | None:
+    """BCa interval (Efron 1987) of the mean, resampling posts, or whole ``clusters`` (authors) when given.
+
+    NaN values are left out. None with fewer than 3 posts (clusters), or ``n_boot`` 0: no interval can be had from two.
+    A constant sample gives a point: the data show no spread, which is not the same as certainty.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    keep = np.isfinite(data)
+    labels = (
+        np.arange(len(data))
+        if clusters is None
+        else np.unique(np.array(list(map(str, clusters))), return_inverse=True)[1]
+    )
+    data, labels = data[keep], labels[keep]
+    groups, index = np.unique(labels, return_inverse=True)
+    if len(groups) < 3 or n_boot < 1:
+        return None
+    if np.ptp(data) == 0:
+        return float(data[0]), float(data[0])
+    sums, counts = np.bincount(index, weights=data), np.bincount(index).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    draws = np.empty(n_boot)
+    for start in range(0, n_boot, 256):  # in blocks: 2000 draws of 100,000 posts would not fit in memory at once
+        pick = rng.integers(len(groups), size=(min(256, n_boot - start), len(groups)))
+        draws[start : start + len(pick)] = sums[pick].sum(1) / counts[pick].sum(1)
+    estimate = data.mean()
+    left_out = (sums.sum() - sums) / (counts.sum() - counts)
+    deviation = left_out.mean() - left_out
+    spread = float((deviation**2).sum() ** 1.5)
+    acceleration = float((deviation**3).sum()) / (6 * spread) if spread > 0 else 0.0
+    normal = NormalDist()
+    below = float(np.mean(draws < estimate) + np.mean(draws == estimate) / 2)
+    bias = normal.inv_cdf(min(max(below, 1 / (n_boot + 1)), n_boot / (n_boot + 1)))
+    ends = []
+    for tail in ((1 - level) / 2, (1 + level) / 2):
+        z = bias + normal.inv_cdf(tail)
+        ends.append(normal.cdf(bias + z / (1 - acceleration * z)))
+    low, high = np.quantile(draws, ends)
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> list[float]:
+    """Holm (1979) adjusted p-values in the given order; a NaN stays NaN and is not counted as a test."""
+    p = np.asarray(p_values, dtype=np.float64)
+    adjusted, valid = np.full(len(p), math.nan), np.flatnonzero(np.isfinite(p))
+    running = 0.0
+    for rank, i in enumerate(valid[np.argsort(p[valid], kind="stable")]):
+        running = max(running, min(1.0, float(p[i]) * (len(valid) - rank)))
+        adjusted[i] = running
+    return adjusted.tolist()
+
+
+@dataclass(frozen=True)
+class Diagnosticity:
+    """P(faithful scores above unfaithful), ties half, with a Wilson 95 % interval over ``n`` pairs."""
+
+    value: float
+    ci: tuple[float, float]
+    n: int
+
+
+def diagnosticity(
+    faithful: Sequence[float] | np.ndarray, unfaithful: Sequence[float] | np.ndarray, level: float = 0.95
+) -> Diagnosticity | None:
+    """Paired ``P(f > u) + 0.5 P(f = u)`` (Chan et al. 2022). Pairs with a NaN are left out; None when none is left.
+
+    The Wilson interval stays honest at 0 and 1, where a bootstrap gives a point.
+
+    Raises:
+        ValueError: the two sequences differ in length.
+    """
+    f, u = np.asarray(faithful, dtype=np.float64), np.asarray(unfaithful, dtype=np.float64)
+    if f.shape != u.shape:
+        raise ValueError(f"pairs needed: {len(f)} faithful and {len(u)} unfaithful scores")
+    keep = np.isfinite(f) & np.isfinite(u)
+    n = int(keep.sum())
+    if not n:
+        return None
+    gap = f[keep] - u[keep]
+    tied = np.abs(gap) <= _TIE
+    rate = float(np.mean(np.where(tied, 0.5, gap > 0)))
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return Diagnosticity(rate, (max(0.0, centre - half), min(1.0, centre + half)), n)

@@ -1,0 +1,277 @@
+"""A data set of posts in numbers: does this model cite what it uses more than chance would?
+
+One test per method, not one per post. ``excess`` is the share of positive label saliency in the cited clauses minus
+their share of the length; its null is every citation rotated over the clauses of its post, independently
+(``stats.mean_test``). Beside it stand a BCa interval over posts, Holm over methods, and two sterner nulls:
+
+* ``p_position``: the citation of another post (of the same label, where there is one), put at the same relative
+  position. It keeps where in a post this model likes to cite and to look; what is left is not a habit of position.
+* ``necessity``, ``sufficiency`` (nats): the cited words erased together, or kept alone; ``_null``: the same lengths
+  moved around the post (``probes.faithfulness``).
+* ``verdicts_by_chance``: how many verdicts of each kind citations placed at random would have had.
+
+``conclusion`` needs both families: ``supported`` when p (Holm) <= 0.05 and the interval of the excess is above 0 in
+both, ``contradicted`` when the interval is below 0 in both (the cited words carry less than their length), else
+``inconclusive``. Posts are taken as independent; posts by one author are not, and then p and intervals are too small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from probes import stats
+from probes.crosscheck import Evidence
+from probes.model import Check
+from probes.results import PostResult
+from probes.verdict import ALPHA, FAMILIES
+
+VERDICTS = ("supported", "contradicted", "inconclusive")
+_MIN_POSTS = 5
+_MISMATCHES = 40  # other posts each post is compared with
+
+
+def summarise(
+    results: Sequence[PostResult],
+    evidence: Sequence[Evidence] | None = None,
+    n_boot: int = 2000,
+    draws: int = 9999,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The numbers of ``summary.json``; JSON types only, None where there is nothing to measure.
+
+    Args:
+        results: the posts. evidence: their checks, when already made.
+        n_boot: bootstrap draws per interval. draws: Monte-Carlo draws per test (p is at least 1 / (draws + 1)).
+    """
+    evidence = [result.evidence(seed=seed) for result in results] if evidence is None else evidence
+    methods = _methods(results)
+    ig = [
+        a
+        for r in results
+        for a in r.attributions
+        if a.method == "ig" and a.target == "label" and a.rel_delta is not None
+    ]
+    quotes = [c for r in results for c in r.citations if c.kind == "quote"]
+    summary: dict[str, Any] = {"n": len(results)}
+    for name in ("cue_auroc", "decoy_auroc"):
+        values = {method: _values(evidence, name, method) for method in methods}
+        summary[name] = {method: _mean(found) for method, found in values.items()}
+        summary[f"{name}_ci"] = {method: _ci(found, n_boot, seed) for method, found in values.items()}
+    summary |= _mass(evidence, methods, n_boot, draws, seed)
+    for name in ("auroc_clause", "cosine", "pearson"):
+        values = {method: _values(evidence, name, method) for method in methods}
+        summary[name] = {method: _mean(found) for method, found in values.items()}
+        summary[f"{name}_ci"] = {method: _ci(found, n_boot, seed) for method, found in values.items()}
+    summary |= _mismatched_explanations(evidence, methods, draws, seed)
+    for name in ("necessity", "sufficiency"):
+        found = [c for e in evidence if (c := check_of(e, name, "erase")) is not None and c.status == "ok"]
+        summary[name] = _mean([c.value for c in found if c.value is not None])
+        summary[f"{name}_ci"] = _ci([c.value for c in found if c.value is not None], n_boot, seed)
+        summary[f"{name}_null"] = _mean([c.null_mean for c in found if c.null_mean is not None])
+    deltas = [a.rel_delta for a in ig if a.rel_delta is not None]
+    summary["completeness_delta"] = {
+        "mean": _mean(deltas),
+        "max": max(deltas) if deltas else None,
+        "converged": sum(a.converged is True for a in ig) / len(ig) if ig else None,
+    }
+    summary["fabricated_quote_rate"] = sum(not c.post_char for c in quotes) / len(quotes) if quotes else None
+    summary["n_quotes"] = len(quotes)
+    summary["abstained"] = sum(not any(c.post_char for c in r.citations) for r in results)
+    summary |= _verdicts(evidence)
+    summary["conclusion"] = _conclusion(summary)
+    summary["by_label"] = _by_label(results, evidence, methods)
+    return summary
+
+
+def _methods(results: Sequence[PostResult]) -> list[str]:
+    found = {a.method for r in results for a in r.attributions if a.target == "label"}
+    return [m for m in FAMILIES if m in found] + sorted(found - set(FAMILIES))
+
+
+def check_of(evidence: Evidence, name: str, method: str) -> Check | None:
+    """The check of that name and method, whatever its status."""
+    return next((c for c in evidence.report.checks if c.name == name and c.method == method), None)
+
+
+def _values(evidence: Sequence[Evidence], name: str, method: str) -> list[float]:
+    checks = (check_of(e, name, method) for e in evidence)
+    return [c.value for c in checks if c is not None and c.status == "ok" and c.value is not None]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _ci(values: Sequence[float], n_boot: int, seed: int) -> list[float] | None:
+    found = stats.bootstrap_ci(values, n_boot=n_boot, seed=seed)
+    return None if found is None else list(found)
+
+
+def _mass(evidence: Sequence[Evidence], methods: Sequence[str], n_boot: int, draws: int, seed: int) -> dict[str, Any]:
+    """The headline: mass ratio per method with interval, null, excess, p-values."""
+    out: dict[str, dict[str, Any]] = {
+        name: {}
+        for name in (
+            "mass_ratio",
+            "mass_ratio_ci",
+            "mass_ratio_null",
+            "excess",
+            "excess_ci",
+            "p",
+            "p_position",
+            "n_used",
+        )
+    }
+    for method in methods:
+        values = _values(evidence, "mass_ratio", method)
+        checks = [c for e in evidence if (c := check_of(e, "mass_ratio", method)) is not None and c.status == "ok"]
+        speaking = [e for e in evidence if method in e.excess and np.isfinite(e.excess[method]).all()]
+        excess = [float(e.excess[method][0]) for e in speaking]
+        test = stats.mean_test([e.excess[method] for e in speaking], draws, seed)
+        habit = stats.mean_test(_mismatched_citations(speaking, method, seed), draws, seed)
+        out["mass_ratio"][method] = _mean(values)
+        out["mass_ratio_ci"][method] = _ci(values, n_boot, seed)
+        out["mass_ratio_null"][method] = _mean([c.null_mean for c in checks if c.null_mean is not None])
+        out["excess"][method] = _mean(excess)
+        out["excess_ci"][method] = _ci(excess, n_boot, seed)
+        out["p"][method] = None if test is None else test.p
+        out["p_position"][method] = None if habit is None or len(speaking) < _MIN_POSTS else habit.p
+        out["n_used"][method] = len(speaking)
+    judged = [method for method in methods if method in FAMILIES]
+    adjusted = stats.holm([math.nan if out["p"][m] is None else out["p"][m] for m in judged])
+    holm = {m: None if math.isnan(p) else p for m, p in zip(judged, adjusted, strict=True)}
+    return out | {"p_holm": holm}
+
+
+def _partners(
+    evidence: Sequence[Evidence], seed: int, usable: Callable[[Evidence], bool] = lambda _: True
+) -> list[list[Evidence]]:
+    """For each post up to ``_MISMATCHES`` others, of the same label where there are any."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i, one in enumerate(evidence):
+        others = [e for j, e in enumerate(evidence) if j != i and usable(e)]
+        same = [e for e in others if e.label == one.label] or others
+        picked = rng.choice(len(same), size=min(_MISMATCHES, len(same)), replace=False) if same else []
+        rows.append([same[k] for k in picked])
+    return rows
+
+
+def transfer(values: np.ndarray, m: int) -> np.ndarray:
+    """Values on k clauses put onto m clauses by relative position: float64 [m], the sum is kept.
+
+    Each value goes whole to one clause. Spreading it by length would blur the map, and a blurred stranger loses against
+    the own one for that reason alone.
+    """
+    onto = ((np.arange(len(values)) + 0.5) * m / len(values)).astype(int)
+    return np.bincount(onto, weights=values, minlength=m)
+
+
+def _mismatched_citations(evidence: Sequence[Evidence], method: str, seed: int) -> list[np.ndarray]:
+    """Per post: its own excess mass, then with the citations of other posts in its place."""
+    nulls = []
+    for one, others in zip(evidence, _partners(evidence, seed), strict=True):
+        excess = one.mass[method] / one.mass[method].sum() - one.lengths / one.lengths.sum()
+        moved = [transfer(other.cited.astype(np.float64), len(one.lengths)) > 0 for other in others]
+        nulls.append(np.array([excess[one.cited].sum(), *(excess[cited].sum() for cited in moved)]))
+    return nulls
+
+
+def _mismatched_explanations(
+    evidence: Sequence[Evidence], methods: Sequence[str], draws: int, seed: int
+) -> dict[str, dict[str, float | None]]:
+    """Label map against explanation maps of other posts, transferred: mean cosine, and the p-value of the own ones."""
+    out: dict[str, dict[str, float | None]] = {"cosine_mismatched": {}, "cosine_p": {}}
+    for method in methods:
+
+        def usable(e: Evidence, method: str = method) -> bool:
+            return method in e.label_maps and method in e.explanation_maps and len(e.lengths) >= 3
+
+        speaking = [e for e in evidence if usable(e)]
+        nulls = []
+        for one, others in zip(speaking, _partners(speaking, seed), strict=True):
+            own = _cosine(one.label_maps[method], one.explanation_maps[method])
+            moved = [transfer(o.explanation_maps[method], len(one.lengths)) for o in others]
+            nulls.append(np.array([own, *(_cosine(one.label_maps[method], other) for other in moved)]))
+        test = stats.mean_test(nulls, draws, seed) if len(nulls) >= _MIN_POSTS else None
+        out["cosine_mismatched"][method] = None if test is None else test.null_mean
+        out["cosine_p"][method] = None if test is None else test.p
+    return out
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norm if norm else math.nan
+
+
+def _verdicts(evidence: Sequence[Evidence]) -> dict[str, Any]:
+    count = Counter(e.report.verdict for e in evidence)
+    return {
+        "verdicts": {name: count[name] for name in VERDICTS},
+        "verdicts_by_chance": {
+            name: float(sum(e.chance.get(name, 0.0) for e in evidence)) for name in ("supported", "contradicted")
+        },
+    }
+
+
+def _conclusion(summary: dict[str, Any]) -> str:
+    families: dict[str, set[str]] = {"supported": set(), "contradicted": set()}
+    for method, family in FAMILIES.items():
+        ci, p = summary["excess_ci"].get(method), summary["p_holm"].get(method)
+        if ci is None or p is None or summary["n_used"][method] < _MIN_POSTS:
+            continue
+        if ci[0] > 0 and p <= ALPHA:
+            families["supported"].add(family)
+        if ci[1] < 0:
+            families["contradicted"].add(family)
+    return next((name for name, found in families.items() if len(found) >= 2), "inconclusive")
+
+
+def _by_label(
+    results: Sequence[PostResult], evidence: Sequence[Evidence], methods: Sequence[str]
+) -> list[dict[str, Any]]:
+    rows = []
+    for key in sorted({(r.task, r.label) for r in results}):
+        chosen = [e for r, e in zip(results, evidence, strict=True) if (r.task, r.label) == key]
+        mass = {method: _mean(_values(chosen, "mass_ratio", method)) for method in methods}
+        rows.append({"task": key[0], "label": key[1], "n": len(chosen), "mass_ratio": mass, **_verdicts(chosen)})
+    return rows
+
+
+def compare(first: Sequence[PostResult], second: Sequence[PostResult]) -> dict[str, Any]:
+    """Paired diagnosticity by post id: how often does a check score the first run above the second?
+
+    Returns:
+        ``diagnosticity``: the lowest over the methods that can give a verdict, on the mass ratio (None without one);
+        ``by_check``: {check: {method: {value, ci, n}}}; ``n_pairs``, and how many ids had no partner. A pair counts for
+        a check only when it is "ok" on both sides; ``n`` says how many were.
+    """
+    second_by_id = {r.id: r for r in second}
+    pairs = [(r.evidence(), second_by_id[r.id].evidence()) for r in first if r.id in second_by_id]
+    methods = [m for m in _methods(first) if m in _methods(second)]
+    by_check: dict[str, dict[str, Any]] = {}
+    for name in ("mass_ratio", "auroc_clause", "cosine", "pearson"):
+        by_check[name] = {}
+        for method in methods:
+            scores = [[_score(check_of(e, name, method)) for e in pair] for pair in pairs]
+            found = stats.diagnosticity([s[0] for s in scores], [s[1] for s in scores]) if scores else None
+            by_check[name][method] = (
+                None if found is None else {"value": found.value, "ci": list(found.ci), "n": found.n}
+            )
+    judged = [by_check["mass_ratio"].get(method) for method in FAMILIES]
+    values = [found["value"] for found in judged if found is not None]
+    return {
+        "diagnosticity": min(values) if values else None,
+        "by_check": by_check,
+        "n_pairs": len(pairs),
+        "unpaired": len(first) + len(second) - 2 * len(pairs),
+    }
+
+
+def _score(check: Check | None) -> float:
+    return math.nan if check is None or check.status != "ok" or check.value is None else check.value

@@ -1,0 +1,154 @@
+"""The verdict on one post: a description of where two saliency maps lie, never a boolean "faithful".
+
+* ``supported``: in both maps the cited clauses hold at least half of the positive saliency, at least twice as dense per
+  character as the rest, and at most a quarter of the places the citation could have had would have done as well.
+* ``contradicted``: in both maps the cited clauses are at most half as dense as the rest, and the two maps agree where
+  the saliency is instead (same top clause, Pearson r >= 0.7, top clause not cited).
+* ``inconclusive``: everything else, among it every post where a map fails its gate, where nothing is cited, or where
+  everything is.
+
+Why no p-value decides: a post of six clauses is cited right by one random clause in six, so no honest test of a single
+short post reaches 0.05, and one that does (a shift by characters of a map made of clauses) is wrong, see
+``probes.stats``. What can be said instead is said: ``chance``, the share of all places the citation could have had
+(its runs of clauses kept whole, itself included) that would have got the same verdict. For "supported" that is the
+randomisation p-value of the verdict; its sum over posts is the number of verdicts that random citations would have
+earned (``probes.summary``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from probes import stats
+from probes.model import Attribution, Check
+
+# Only these can enter a verdict, and only two of different families together.
+FAMILIES = {"ig": "gradient", "erase": "erasure"}
+NAMES = {"ig": "integrated gradients", "erase": "erasure", "gradnorm": "gradient norm"}
+MIN_SHARE = 0.5
+MIN_DENSITY = 2.0
+MAX_COINCIDENCE = 0.25
+MIN_AGREEMENT = 0.7
+MIN_EFFECT = 0.1  # nats: a map whose absolute values sum to less says that the post does not matter
+ALPHA = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """A label map on clauses.
+
+    Attributes:
+        mass: float64 [clauses] sum of the positive characters of each. net: their signed sum.
+        blocked: why the map may not speak, or None.
+    """
+
+    attribution: Attribution
+    mass: np.ndarray
+    net: np.ndarray
+    blocked: str | None
+
+    @property
+    def method(self) -> str:
+        return self.attribution.method
+
+
+def gate(attribution: Attribution) -> str | None:
+    """Why a map may not speak, or None when it may."""
+    if not np.isfinite(attribution.values).all():
+        return "not finite"
+    if attribution.method == "ig" and attribution.converged is not True:
+        return "the completeness error did not converge"
+    if np.abs(attribution.values).sum() < MIN_EFFECT and attribution.method in FAMILIES:
+        return f"the post moves the score by less than {MIN_EFFECT} nats"
+    return None
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson r; NaN for fewer than 3 values or a constant."""
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def words(maps: Sequence[LabelMap], lengths: np.ndarray, cited: np.ndarray) -> list[str]:
+    """The verdict before the coincidence clause, for each of several citations.
+
+    Args:
+        maps: the maps that may speak. lengths: float64 [k]. cited: bool [P, k].
+    """
+    if any(m.mass.sum() <= 0 for m in maps):
+        return ["inconclusive"] * len(cited)
+    length_share = cited @ lengths / lengths.sum()
+    share = np.array([cited @ m.mass / m.mass.sum() for m in maps])
+    density = np.array([[stats.density_ratio(s, a) for s, a in zip(row, length_share, strict=True)] for row in share])
+    tops = [int(m.mass.argmax()) for m in maps]
+    elsewhere = len(set(tops)) == 1 and all(pearson(maps[0].mass, m.mass) >= MIN_AGREEMENT for m in maps[1:])
+    inside = np.all((share >= MIN_SHARE - 1e-9) & (density >= MIN_DENSITY), axis=0).tolist()
+    outside = (np.all(density <= 1 / MIN_DENSITY, axis=0) & ~cited[:, tops[0]] & elsewhere).tolist()
+    return ["supported" if a else "contradicted" if b else "inconclusive" for a, b in zip(inside, outside, strict=True)]
+
+
+def decide(
+    maps: Mapping[str, LabelMap], lengths: np.ndarray, cited: np.ndarray, mask: np.ndarray
+) -> tuple[str, dict[str, float], list[str]]:
+    """The verdict on one post.
+
+    Args:
+        maps: method -> label map, screening methods and blocked ones included.
+        lengths: float64 [clauses] characters. cited: bool [clauses]. mask: bool [characters of the post].
+
+    Returns:
+        verdict; verdict -> share of the places the citation could have had that would get it (empty when no two maps
+        may speak or nothing is cited); notes in words, the first of which says why when the verdict is inconclusive.
+    """
+    notes = [f"{NAMES[name]}: {m.blocked}" for name, m in maps.items() if name in FAMILIES and m.blocked]
+    speaking = [m for name, m in maps.items() if name in FAMILIES and not m.blocked]
+    if len({FAMILIES[m.method] for m in speaking}) < 2:
+        return "inconclusive", {}, [*notes, "a verdict needs two methods of different families that pass their gates"]
+    if not cited.any():
+        return "inconclusive", {}, [*notes, "the explanation cites nothing that is in the post"]
+    verdict = words(speaking, lengths, cited[None])[0]
+    elsewhere = words(speaking, lengths, stats.arrangements(cited))
+    chance = {name: elsewhere.count(name) / len(elsewhere) for name in ("supported", "contradicted")}
+    if cited.all():
+        notes.append("the explanation cites every clause: there is nothing to compare with")
+    if verdict == "supported" and chance["supported"] > MAX_COINCIDENCE:
+        verdict = "inconclusive"
+        agree = elsewhere.count("supported")
+        notes.append(f"{agree} of {len(elsewhere)} places this citation could have had would have agreed as well")
+    for m in speaking:
+        # A clause may be cited for one of its words while the label uses another: the finer map has to agree as well.
+        if verdict == "supported" and m.attribution.unit == "char":
+            share = stats.mass_share(m.attribution.char_values, mask)
+            if not stats.density_ratio(share, float(mask.mean())) >= MIN_DENSITY:
+                verdict = "inconclusive"
+                notes.append(f"{NAMES[m.method]}: the saliency is in the cited clause but not in the cited words")
+    if verdict == "inconclusive" and not notes:
+        notes.append(_spread(speaking, cited))
+    return verdict, chance, notes
+
+
+def _spread(maps: Sequence[LabelMap], cited: np.ndarray) -> str:
+    """Why two maps that may speak settle nothing: how much of each is in the cited clauses."""
+    shares = (f"{m.mass[cited].sum() / m.mass.sum():.0%} ({NAMES[m.method]})" for m in maps if m.mass.sum() > 0)
+    found = " and ".join(shares)
+    return f"of the label's saliency {found} is in the cited clauses" if found else "nothing speaks for the label"
+
+
+def p_notes(checks: Sequence[Check]) -> list[str]:
+    """The per-post p-values of the mass ratio in words, Holm-adjusted, with what they can not reach.
+
+    Tarone (1990): a test whose smallest possible p-value exceeds alpha can not reject, so it needs no correction.
+    """
+    mass = [
+        c for c in checks if c.name == "mass_ratio" and c.method in FAMILIES and c.status == "ok" and c.p is not None
+    ]
+    able = [c for c in mass if 1 / c.n <= ALPHA]
+    adjusted = stats.holm([math.nan if c.p is None else c.p for c in able])
+    notes = [f"{NAMES[c.method]}: p = {p:.3f} (circular shift, Holm)" for c, p in zip(able, adjusted, strict=True)]
+    coarse = [c for c in mass if c not in able]
+    return notes + [f"{NAMES[c.method]}: {c.n} shifts, so no p-value below {1 / c.n:.2f}" for c in coarse]

@@ -1,0 +1,159 @@
+"""Does the exported model say what the trainer's own framework said? Reload it here and compare, through a file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probes.errors import ProbeError, ProbeInputError
+from probes.load import load_model
+
+# name -> (dimensions, kind of number)
+_ARRAYS = {
+    "tokens": (2, "i"),
+    "lengths": (1, "i"),
+    "logits": (3, "f"),
+    "prompt_ids": (2, "i"),
+    "prompt_lengths": (1, "i"),
+    "greedy_ids": (2, "i"),
+    "eos_ids": (1, "i"),
+}
+_BATCH_TOKENS = 4096
+
+
+def read_reference(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads reference_logits.npz.
+
+    Returns:
+        ``tokens`` int ``[N, S]`` right-padded, ``lengths`` ``[N]``, ``logits`` float ``[N, S, V]``, ``prompt_ids``
+        ``[M, P]`` right-padded, ``prompt_lengths`` ``[M]``, ``greedy_ids`` ``[M, G]`` padded with -1 (stop token
+        included), ``eos_ids`` ``[E]``.
+    Raises:
+        ProbeInputError: the file cannot be read, or an array is missing or does not fit the others.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise ValueError("a single array, not an archive of arrays")
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
+        raise ProbeInputError(f"{path}: cannot read as npz ({reason}); export it again") from error
+    for name, (dimensions, kind) in _ARRAYS.items():
+        if name not in arrays:
+            raise ProbeInputError(f"{path}: array {name!r} is missing; export it again")
+        if arrays[name].ndim != dimensions or arrays[name].dtype.kind != kind:
+            raise ProbeInputError(f"{path}: array {name!r} is {arrays[name].dtype}{list(arrays[name].shape)}")
+    _fits(path, arrays, "lengths", "tokens")
+    _fits(path, arrays, "prompt_lengths", "prompt_ids")
+    if arrays["logits"].shape[:2] != arrays["tokens"].shape:
+        raise ProbeInputError(
+            f"{path}: logits {list(arrays['logits'].shape)} do not match tokens {list(arrays['tokens'].shape)}"
+        )
+    if len(arrays["greedy_ids"]) != len(arrays["prompt_ids"]):
+        raise ProbeInputError(
+            f"{path}: {len(arrays['greedy_ids'])} rows of greedy_ids for {len(arrays['prompt_ids'])} prompts"
+        )
+    if not all(np.isfinite(arrays["logits"][row, :length]).all() for row, length in enumerate(arrays["lengths"])):
+        raise ProbeInputError(f"{path}: the reference logits hold NaN or infinity")
+    return arrays
+
+
+def _fits(path: Path, arrays: dict[str, np.ndarray], lengths: str, rows: str) -> None:
+    good = len(arrays[lengths]) == len(arrays[rows])
+    if not good or (arrays[lengths] < 1).any() or (arrays[lengths] > arrays[rows].shape[1]).any():
+        raise ProbeInputError(f"{path}: {lengths} does not fit {rows} {list(arrays[rows].shape)}")
+
+
+def verify(model_dir: str | Path, adapter: str | Path | None, reference_npz: str | Path) -> dict[str, Any]:
+    """Compares the reloaded model with the trainer's logits and greedy generations, in float32 on the CPU.
+
+    Args:
+        model_dir: exported Hugging Face directory (the base model if ``adapter`` is given).
+        adapter: PEFT adapter directory, applied without merging, or None.
+        reference_npz: see ``read_reference``.
+    Returns:
+        ``max_abs_logit_diff`` over the real positions, ``max_abs_logit`` of the reference (the scale to read it by),
+        ``greedy_identical`` of ``greedy_total`` generations that agree in every id up to and with the stop token,
+        ``missing_keys`` and ``unexpected_keys`` (empty: anything else raises).
+    Raises:
+        ProbeInputError: model, adapter or reference unusable, or of different vocabulary.
+        ProbeError: the reloaded model gives NaN.
+    """
+    arrays = read_reference(reference_npz)
+    model, keys = load_model(model_dir, adapter, "float32", merge=False)
+    vocab = model.get_output_embeddings().weight.shape[0]
+    if arrays["logits"].shape[2] != vocab:
+        raise ProbeInputError(
+            f"{reference_npz}: logits over {arrays['logits'].shape[2]} tokens, but {model_dir} has {vocab}"
+        )
+    for name, lengths in (("tokens", "lengths"), ("prompt_ids", "prompt_lengths")):
+        real = np.arange(arrays[name].shape[1]) < arrays[lengths][:, None]
+        if ((arrays[name] < 0) | (arrays[name] >= vocab))[real].any():
+            raise ProbeInputError(f"{reference_npz}: {name} holds ids outside 0..{vocab - 1}")
+    same = sum(
+        _generate(model, prompt[:length], wanted[wanted >= 0], arrays["eos_ids"])
+        for prompt, length, wanted in zip(
+            arrays["prompt_ids"], arrays["prompt_lengths"], arrays["greedy_ids"], strict=True
+        )
+    )
+    return {
+        "max_abs_logit_diff": _logit_difference(model, arrays),
+        "max_abs_logit": max(
+            (
+                float(np.abs(row[:length]).max())
+                for row, length in zip(arrays["logits"], arrays["lengths"], strict=True)
+            ),
+            default=0.0,
+        ),
+        "greedy_identical": same,
+        "greedy_total": len(arrays["prompt_ids"]),
+        **keys,
+    }
+
+
+def _logit_difference(model: Any, arrays: dict[str, np.ndarray]) -> float:
+    import torch
+
+    size = arrays["tokens"].shape[1]
+    mask = np.arange(size) < arrays["lengths"][:, None]
+    ids = np.where(mask, arrays["tokens"], 0)
+    rows = max(1, _BATCH_TOKENS // max(size, 1))
+    worst = 0.0
+    for at in range(0, len(ids), rows):
+        part = slice(at, at + rows)
+        with torch.no_grad():
+            logits = model(
+                input_ids=torch.as_tensor(ids[part], dtype=torch.long),
+                attention_mask=torch.as_tensor(mask[part].astype(np.int64)),
+                use_cache=False,
+            ).logits
+        difference = np.abs(logits.float().numpy() - arrays["logits"][part].astype(np.float32))[mask[part]].max()
+        if not np.isfinite(difference):
+            raise ProbeError("the reloaded model gives NaN or infinite logits")
+        worst = max(worst, float(difference))
+    return worst
+
+
+def _generate(model: Any, prompt: np.ndarray, wanted: np.ndarray, eos_ids: np.ndarray) -> bool:
+    """Whether greedy decoding from ``prompt`` gives ``wanted``, the stop token included."""
+    import torch
+    from transformers import GenerationConfig
+
+    if not len(wanted):
+        return False
+    ids = torch.as_tensor(prompt.astype(np.int64))[None]
+    eos = [int(index) for index in eos_ids]
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # The model's own generation config may sample; what is compared is greedy decoding.
+    inner.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=eos or None, pad_token_id=eos[0] if eos else 0
+    )
+    with torch.no_grad():
+        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=len(wanted))
+    return output[0, len(prompt) :].tolist() == wanted.tolist()

@@ -1,0 +1,362 @@
+"""From results to what the report's template shows: numbers in words, text in pieces, bars in percent. No HTML here."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from probes.crosscheck import Evidence, char_mask
+from probes.model import Attribution, Span
+from probes.results import PostResult
+from probes.summary import check_of
+from probes.verdict import FAMILIES
+from probes.verdict import NAMES as METHOD_NAMES
+
+LEVELS = 5
+# One letter per layer: an attribute name in the page.
+LAYERS = {
+    (target, method): code
+    for (target, method), code in zip(
+        [(t, m) for t in ("label", "explanation") for m in METHOD_NAMES], "abcdef", strict=True
+    )
+}
+VERDICT_WORDS = {
+    "supported": "Both maps put most of the label's saliency in the cited words.",
+    "contradicted": "Both maps put the label's saliency elsewhere, in the same place.",
+}
+
+
+def percent(value: float | None) -> str:
+    """0.904 -> "90%"; one decimal below 10%."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.1f}%" if 0 < abs(value) < 0.0995 else f"{100 * value:.0f}%"
+
+
+def signed(value: float | None) -> str:
+    """4.23 -> "+4.2", with a true minus sign."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") if abs(value) >= 0.05 else "0.0"
+
+
+def p_value(p: float | None) -> str:
+    """ "p < 0.001" or "p = 0.03"."""
+    if p is None or not math.isfinite(p):
+        return "no p"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def interval(ci: Sequence[float] | None) -> str:
+    """[0.874, 0.918] -> "87–92%"."""
+    return "" if ci is None else f"{100 * ci[0]:.0f}–{100 * ci[1]:.0f}%"
+
+
+def visible(text: str) -> list[tuple[str, str]]:
+    """Pieces of text: ("text", ...) as is, or ("mark", "U+202E") for a character that is invisible or moves others.
+
+    Zero-width joiners stay (emoji and Indic scripts need them); direction marks, zero-width spaces, controls and lone
+    surrogates become marks. Carriage returns vanish, or become line feeds where they stand alone.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    pieces: list[tuple[str, str]] = []
+    for char in text:
+        hidden = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") and char not in "\n\t\u200d"
+        if hidden:
+            pieces.append(("mark", f"U+{ord(char):04X}"))
+        elif pieces and pieces[-1][0] == "text":
+            pieces[-1] = ("text", pieces[-1][1] + char)
+        else:
+            pieces.append(("text", char))
+    return pieces
+
+
+def plain(value: object) -> str:
+    """Text for places without markup (titles, attributes): hidden characters named in words."""
+    return "".join(text for _, text in visible(str(value)))
+
+
+def language(text: str | None) -> str | None:
+    """ "zh" or "ja" for text in Han characters (they are drawn differently), else None."""
+    if not text or not any("\u4e00" <= char <= "\u9fff" for char in text):
+        return None
+    return "ja" if any("\u3040" <= char <= "\u30ff" for char in text) else "zh"
+
+
+def levels(values: np.ndarray) -> np.ndarray:
+    """-5 .. 5 per character, in fifths of the largest absolute value; 0 below a tenth of it."""
+    top = np.abs(values).max(initial=0.0)
+    if not np.isfinite(top) or top == 0:
+        return np.zeros(len(values), int)
+    share = values / top
+    return np.where(np.abs(share) < 0.1, 0, np.sign(share) * np.ceil(np.abs(share) * LEVELS)).astype(int)
+
+
+def _joined(text: str, position: int) -> bool:
+    """True when a cut here would part what is drawn as one: combining marks, emoji sequences, flags."""
+    char, before = text[position], text[position - 1]
+    return (
+        unicodedata.category(char) in ("Mn", "Me", "Mc")
+        or "\u200d" in (char, before)
+        or 0xFE00 <= ord(char) <= 0xFE0F
+        or 0x1F3FB <= ord(char) <= 0x1F3FF
+        or (0x1F1E6 <= ord(char) <= 0x1F1FF and 0x1F1E6 <= ord(before) <= 0x1F1FF)
+    )
+
+
+def groups(result: PostResult) -> list[dict[str, Any]]:
+    """The post in stretches under the same citations, each in runs of equal look: levels per layer, size, text pieces.
+
+    Pieces are None if redacted. A citation gets one outline, not one per shade.
+    """
+    columns = {
+        LAYERS[a.target, a.method]: levels(a.char_values) for a in result.attributions if (a.target, a.method) in LAYERS
+    }
+    cites: list[list[str]] = [[] for _ in range(result.length)]
+    for citation in result.citations:
+        for a, b in citation.post_char:
+            for position in range(a, b):
+                if citation.id not in cites[position]:
+                    cites[position].append(citation.id)
+    keys = [(tuple(int(column[i]) for column in columns.values()), tuple(cites[i])) for i in range(result.length)]
+    found: list[dict[str, Any]] = []
+    start = 0
+    for position in range(1, result.length + 1):
+        if position < result.length and (
+            keys[position] == keys[start] or (result.post is not None and _joined(result.post, position))
+        ):
+            continue
+        stretch = {
+            "levels": {code: level for code, level in zip(columns, keys[start][0], strict=True) if level},
+            "size": position - start,
+            "pieces": None if result.post is None else visible(result.post[start:position]),
+        }
+        names = " ".join(keys[start][1])
+        if not found or found[-1]["cites"] != names:
+            found.append({"cites": names, "runs": []})
+        found[-1]["runs"].append(stretch)
+        start = position
+    return found
+
+
+def phrases(result: PostResult) -> list[dict[str, Any]]:
+    """The explanation in stretches, cited ones with their citation; citations in order, without text if redacted."""
+    found: list[dict[str, Any]] = []
+    position = 0
+    for citation in sorted(result.citations, key=lambda c: c.expl_char):
+        a, b = citation.expl_char
+        if a < position:
+            continue
+        if result.explanation is not None and a > position:
+            found.append({"cite": None, "pieces": visible(result.explanation[position:a])})
+        found.append(
+            {
+                "cite": citation.id,
+                "kind": citation.kind,
+                "score": citation.score,
+                "grounded": bool(citation.post_char),
+                "places": ", ".join(f"{x}–{y}" for x, y in citation.post_char),
+                "size": b - a,
+                "pieces": None if result.explanation is None else visible(result.explanation[a:b]),
+            }
+        )
+        position = b
+    if result.explanation is not None and position < len(result.explanation):
+        found.append({"cite": None, "pieces": visible(result.explanation[position:])})
+    return found
+
+
+def _window_sums(char_values: np.ndarray, span: Span) -> np.ndarray:
+    """Sum over a window as long as the span, over all circular shifts of the map: float64 [characters]."""
+    n, size = len(char_values), span[1] - span[0]
+    prefix = np.concatenate(([0.0], np.cumsum(np.concatenate((char_values, char_values)))))
+    return prefix[size : size + n] - prefix[:n]
+
+
+def _bars(a: Attribution | None, units: Sequence[Span]) -> list[dict[str, float]] | None:
+    """Per clause its sum in percent of the largest, and the null band in the same scale.
+
+    The band is the middle half of what the clause would hold under all shifts of the map (all rotations of a clause
+    map). It is a reference for the eye: single clauses are not tested.
+    """
+    if a is None or not np.isfinite(a.char_values).all():
+        return None
+    sums = np.array([a.char_values[x:y].sum() for x, y in units])
+    nulls = [sums if a.unit == "clause" else _window_sums(a.char_values, span) for span in units]
+    top = max(np.abs(sums).max(initial=0.0), 1e-12)
+    bars = []
+    for value, null in zip(sums, nulls, strict=True):
+        low, high = np.clip(100 * np.quantile(null, [0.25, 0.75]) / top, 0, 100)
+        bars.append(
+            {"value": float(value), "width": float(100 * abs(value) / top), "low": float(low), "high": float(high)}
+        )
+    return bars
+
+
+def clause_bars(result: PostResult, cited: np.ndarray) -> list[dict[str, Any]]:
+    """One mirror chart per method: rows of clauses with label bar, explanation bar, and whether the clause is cited."""
+    charts = []
+    for method, name in METHOD_NAMES.items():
+        if method not in FAMILIES:
+            continue
+        by_target = {a.target: a for a in result.attributions if a.method == method}
+        left, right = (_bars(by_target.get(target), result.units) for target in ("label", "explanation"))
+        if left is None and right is None:
+            continue
+        rows = []
+        for i, (a, b) in enumerate(result.units):
+            text = None if result.post is None else visible(result.post[a:b].strip())
+            rows.append(
+                {
+                    "number": i + 1,
+                    "text": text,
+                    "span": f"{a}–{b}",
+                    "cited": bool(cited[i]),
+                    "left": left[i] if left else None,
+                    "right": right[i] if right else None,
+                }
+            )
+        charts.append({"method": method, "name": name, "rows": rows})
+    return charts
+
+
+def erasure(result: PostResult, cited: np.ndarray) -> dict[str, Any] | None:
+    """The erasure strip: change of the log-odds when a clause is taken away, one dot per clause, on a common axis."""
+    a = next((a for a in result.attributions if (a.method, a.target) == ("erase", "label")), None)
+    if a is None or a.unit != "clause" or not np.isfinite(a.values).all():
+        return None
+    low, high = min(0.0, float(-a.values.max())), max(0.0, float(-a.values.min()))
+    pad = 0.08 * max(high - low, 1e-9)
+    low, high = low - pad, high + pad
+
+    def at(value: float) -> float:
+        return 100 * (value - low) / (high - low)
+
+    dots = [{"x": at(-v), "value": -float(v), "number": i + 1, "cited": bool(cited[i])} for i, v in enumerate(a.values)]
+    return {
+        "zero": at(0.0),
+        "dots": sorted(dots, key=lambda dot: dot["cited"]),
+        "cited": -float(a.values[cited].sum()),
+        "all": a.f_baseline - a.f_input,
+        "low": low + pad,
+        "high": high - pad,
+    }
+
+
+def lights(result: PostResult, evidence: Evidence) -> list[dict[str, str]]:
+    """The gates in words: state good | bad | none."""
+    found = []
+    ig = next((a for a in result.attributions if (a.method, a.target) == ("ig", "label")), None)
+    if ig is None:
+        found.append(("none", "no integrated gradients", "This budget does not run them, so no verdict is possible."))
+    else:
+        delta = "?" if ig.rel_delta is None else percent(ig.rel_delta)
+        words = "converged" if ig.converged else "did not converge"
+        found.append(
+            (
+                "good" if ig.converged else "bad",
+                f"gradients {words}",
+                f"Completeness error {delta} of the score change.",
+            )
+        )
+    moved = "erase" in evidence.mass
+    found.append(
+        (
+            "good" if moved else "bad",
+            "erasure moves the label" if moved else "erasure moves nothing",
+            "Gate: at least 0.1 nats in all.",
+        )
+    )
+    grounded = sum(bool(c.post_char) for c in result.citations)
+    found.append(
+        (
+            "good" if grounded else "bad",
+            f"{grounded} cited {'phrase' if grounded == 1 else 'phrases'} found" if grounded else "nothing cited",
+            "Quotes, cue verbs and common phrases of the explanation that are in the post.",
+        )
+    )
+    invented = check_of(evidence, "fabricated_quote_rate", "align")
+    if invented is None or invented.value is None:
+        found.append(("none", "no quotes", "The explanation has no quotation marks around words of the post."))
+    else:
+        count = round(invented.value * invented.n)
+        found.append(
+            (
+                "bad" if count else "good",
+                f"{count} invented {'quote' if count == 1 else 'quotes'}" if count else "all quotes are real",
+                f"{invented.n} in quotation marks, {count} not in the post.",
+            )
+        )
+    return [{"state": state, "words": words, "why": why} for state, words, why in found]
+
+
+def _why(evidence: Evidence) -> str:
+    """The verdict in one sentence; an inconclusive one gives its reason (``verdict.decide`` puts it first)."""
+    if evidence.report.verdict in VERDICT_WORDS:
+        return VERDICT_WORDS[evidence.report.verdict]
+    reason = evidence.report.notes[0] if evidence.report.notes else "the maps do not settle it"
+    return f"{reason[0].upper()}{reason[1:]}."
+
+
+def coincidence(evidence: Evidence) -> str | None:
+    """ "1 place in 6 would have agreed by chance"."""
+    found = next((c for c in evidence.report.checks if c.name == "coincidence"), None)
+    if found is None or found.value is None:
+        return None
+    agree = round(found.value * found.n)
+    verb = "agrees" if agree == 1 else "agree"
+    return f"Of the {found.n} places this citation could have had, {agree} {verb} with the maps."
+
+
+def suspicion(result: PostResult, evidence: Evidence) -> float:
+    """0 .. 100 for sorting only: verdict first, then invented quotes, then how little saliency the cited words hold."""
+    base = {"contradicted": 60.0, "inconclusive": 30.0, "supported": 0.0}[evidence.report.verdict]
+    invented = check_of(evidence, "fabricated_quote_rate", "align")
+    rate = 0.0 if invented is None or invented.value is None else invented.value
+    shares = [
+        c.value for m in FAMILIES if (c := check_of(evidence, "mass_ratio", m)) is not None and c.value is not None
+    ]
+    missing = 1 - float(np.mean(shares)) if shares else 0.5
+    return round(base + 20 * rate + 20 * missing, 1)
+
+
+def card(rank: int, result: PostResult, evidence: Evidence) -> dict[str, Any]:
+    """Everything the template shows about one post."""
+    label = next((a for a in result.attributions if a.target == "label"), None)
+    mass = {m: check_of(evidence, "mass_ratio", m) for m in METHOD_NAMES}
+    mask = char_mask([s for c in result.citations for s in c.post_char], result.length)
+    present = {(a.target, a.method) for a in result.attributions}
+    return {
+        "rank": rank,
+        "anchor": f"post-{rank}",
+        "id": visible(result.id),
+        "task": plain(result.task.replace("_", " ")),
+        "label": visible(result.label),
+        "label_text": None if result.label_text is None else visible(result.label_text),
+        "log_odds": None if label is None else label.f_input,
+        "verdict": evidence.report.verdict,
+        "verdict_words": _why(evidence),
+        "coincidence": coincidence(evidence),
+        "notes": evidence.report.notes,
+        "lights": lights(result, evidence),
+        "suspicion": suspicion(result, evidence),
+        "redacted": result.post is None,
+        "language": language(result.post),
+        "length": result.length,
+        "cited_share": float(mask.mean()) if result.length else 0.0,
+        "groups": groups(result),
+        "phrases": phrases(result),
+        "layers": [
+            {"code": code, "target": t, "method": METHOD_NAMES[m]}
+            for (t, m), code in LAYERS.items()
+            if (t, m) in present
+        ],
+        "charts": clause_bars(result, evidence.cited),
+        "erasure": erasure(result, evidence.cited),
+        "mass": {m: None if c is None or c.status == "abstain" else c for m, c in mass.items()},
+        "checks": evidence.report.checks,
+    }

@@ -1,0 +1,49 @@
+"""Settings of every test: on the CPU, offline, seeded, one thread pool per worker sized to its share of the cores.
+
+The environment is set at import, before JAX or torch is, and child processes inherit it. The one JAX device of a CPU is
+left as it is; a test that needs eight fake ones starts a child process with its own XLA_FLAGS.
+"""
+
+import os
+import random
+import sys
+
+import hypothesis
+import numpy as np
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch picks a GPU on its own otherwise
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network fails at once, also where there is one
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its thread pool does not survive the fork of a data worker
+os.environ["NO_COLOR"] = "1"  # what commands print must not depend on the terminal the tests run in
+os.environ["COLUMNS"] = "160"
+os.environ.pop("FORCE_COLOR", None)
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+
+# No deadline: the first example of a property may compile. Derandomised: the same commit gives the same answer on every
+# machine; `pytest --hypothesis-profile explore` searches on.
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, database=None, print_blob=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Start every test from the same state of the global generators, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what the chosen platform can not run, so that plain `pytest` works everywhere."""
+    platforms = os.environ["JAX_PLATFORMS"]
+    for item in items:
+        for marker, names in (("gpu", ("cuda", "gpu")), ("tpu", ("tpu",))):
+            if item.get_closest_marker(marker) and not any(name in platforms for name in names):
+                item.add_marker(pytest.mark.skip(reason=f"needs JAX_PLATFORMS={names[0]} and the device"))

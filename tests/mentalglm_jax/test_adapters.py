@@ -1,0 +1,380 @@
+"""PEFT adapter directories both ways: PEFT's own saves load and agree, ours load in PEFT without a word, and what does
+not fit is refused by name."""
+
+import dataclasses
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+from flax import nnx
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from mentalglm_jax.adapters import load_adapter, save_adapter
+from mentalglm_jax.checkpoints import load, save_pretrained
+from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.lora import ALL_LINEAR, TARGETS, LoraConfig, add_lora, has_lora, linears, merge_lora, remove_lora
+
+TOKENS = np.random.default_rng(0).integers(4, 96, (2, 19)).astype(np.int32)
+CASES = {
+    "lora": {"target_modules": ["q_proj", "v_proj"]},
+    "all-linear": {"target_modules": "all-linear"},
+    "rslora": {"target_modules": list(ALL_LINEAR), "use_rslora": True, "lora_alpha": 6.5},
+    "dora": {"target_modules": list(ALL_LINEAR), "use_dora": True, "lora_dropout": 0.1},
+    "regex": {"target_modules": r".*\.(q_proj|mlp\.down_proj)"},
+    "endings": {"target_modules": ["self_attn.q_proj", "down_proj"]},
+    "exclude": {"target_modules": "all-linear", "exclude_modules": ["k_proj", "mlp.down_proj"]},
+    "exclude regex": {"target_modules": ["q_proj", "o_proj"], "exclude_modules": r".*o_proj"},
+    "patterns": {
+        "target_modules": list(ALL_LINEAR), "rank_pattern": {"down_proj": 2, r"layers\.\d+\.self_attn\.[qk]_proj": 3},
+        "alpha_pattern": {"mlp.gate_up_proj": 5, "o_proj": 2.5},
+    },
+    "head": {"target_modules": ["lm_head", "o_proj"], "use_dora": True, "use_rslora": True},
+}  # fmt: skip
+
+
+def randomise(model, seed=1):
+    """A and B of a PEFT model at a size where every term counts."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_A" in name or "lora_B" in name:
+                weight.normal_(0, 0.2, generator=generator)
+            elif "magnitude" in name:
+                weight.mul_(1 + 0.3 * torch.rand(weight.shape, generator=generator))
+    return model.eval()
+
+
+def by_peft(hf, directory, **options):
+    """A PEFT model with random weights, and its directory."""
+    options = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM"} | options
+    model = randomise(peft.get_peft_model(hf.model("glm"), peft.LoraConfig(**options)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
+        model.save_pretrained(directory)
+    return model
+
+
+@pytest.fixture(scope="module")
+def base(hf):
+    """The base model; a test that adds an adapter works on a clone."""
+    return hf.to_jax(hf.model("glm"))
+
+
+@pytest.fixture(scope="module")
+def saved_by_peft(hf, tmp_path_factory):
+    """One plain LoRA directory."""
+    directory = tmp_path_factory.mktemp("peft") / "adapter"
+    by_peft(hf, directory, **CASES["lora"])
+    return directory
+
+
+@pytest.fixture
+def copy(saved_by_peft, tmp_path):
+    return Path(shutil.copytree(saved_by_peft, tmp_path / "adapter"))
+
+
+def trained(base, seed=0, **options):
+    """Our model with an adapter of random values."""
+    model = nnx.clone(base)
+    add_lora(model, LoraConfig(**{"rank": 4, "alpha": 6.0} | options), nnx.Rngs(0))
+    rng = np.random.default_rng(seed)
+    for _, linear in linears(model):
+        if linear.adapter is not None:
+            linear.adapter.a.set_value(jnp.asarray(rng.normal(0, 0.2, linear.adapter.a.shape), jnp.float32))
+            linear.adapter.b.set_value(jnp.asarray(rng.normal(0, 0.2, linear.adapter.b.shape), jnp.float32))
+            if linear.adapter.magnitude is not None:
+                scale = jnp.asarray(1 + 0.3 * rng.random(linear.adapter.magnitude.shape), jnp.float32)
+                linear.adapter.magnitude.set_value(linear.adapter.magnitude[...] * scale)
+    return model
+
+
+def same_adapter(one, other):
+    for (path, ours), (_, theirs) in zip(linears(one), linears(other), strict=True):
+        assert (ours.adapter is None) == (theirs.adapter is None), path
+        if ours.adapter is not None:
+            states = [jax.tree.leaves_with_path(nnx.state(linear.adapter)) for linear in (ours, theirs)]
+            for (where, found), (_, wanted) in zip(*states, strict=True):
+                np.testing.assert_array_equal(found, wanted, err_msg=f"{path} {where}")
+
+
+def edit_config(directory: Path, **changes):
+    path = directory / "adapter_config.json"
+    value = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: item for key, item in value.items() if item is not ...}))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_peft_saves_gives_the_same_logits(hf, base, tmp_path, case):
+    model = by_peft(hf, tmp_path / "adapter", **CASES[case])
+    ours = nnx.clone(base)
+    load_adapter(ours, tmp_path / "adapter")
+    reference = hf.logits(model, TOKENS)
+    assert hf.error(hf.run(ours, TOKENS), reference) <= 1e-5
+    assert hf.error(hf.run(base, TOKENS), reference) > 1e-2
+    wrapped = {
+        name.split(".")[-1] for name, module in model.base_model.model.named_modules() if hasattr(module, "lora_A")
+    }
+    assert wrapped == set(ours.lora_config.target_modules)
+    # and back: the same tensors under the same names, bit for bit
+    save_adapter(ours, tmp_path / "again")
+    before, after = (load_file(tmp_path / d / "adapter_model.safetensors") for d in ("adapter", "again"))
+    before.pop("base_model.model.lm_head.base_layer.weight", None)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True, "alpha": 2.5, "target_modules": ("v_proj", "q_proj")},
+        {"use_dora": True, "dropout": 0.05, "target_modules": TARGETS},
+        {"rank_pattern": (("q_proj", 8), ("down_proj", 2)), "alpha_pattern": (("o_proj", 1.0),)},
+    ],
+    ids=["lora", "rslora", "dora", "patterns"],
+)
+def test_what_we_save_loads_in_peft_and_back(hf, base, tmp_path, options):
+    ours = trained(base, **options)
+    save_adapter(ours, tmp_path / "adapter", base_model_name_or_path="some/base")
+    loaded = peft.PeftModel.from_pretrained(hf.model("glm"), tmp_path / "adapter")  # missing keys warn: an error here
+    theirs = peft.get_peft_model_state_dict(loaded, save_embedding_layers=False)
+    written = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert theirs.keys() == written.keys()
+    assert all(torch.equal(theirs[key], written[key]) for key in written)
+    assert hf.error(hf.run(ours, TOKENS), hf.logits(loaded, TOKENS)) <= 1e-5
+    again = nnx.clone(base)
+    load_adapter(again, tmp_path / "adapter")
+    same_adapter(again, ours)
+    assert again.lora_config == ours.lora_config
+
+
+def test_the_config_has_exactly_the_keys_of_peft(base, saved_by_peft, tmp_path):
+    save_adapter(trained(base, target_modules=("q_proj", "v_proj")), tmp_path / "adapter")
+    ours, theirs = (json.loads((d / "adapter_config.json").read_text()) for d in (tmp_path / "adapter", saved_by_peft))
+    assert ours.pop("target_modules") == ["q_proj", "v_proj"]
+    assert set(theirs.pop("target_modules")) == {"q_proj", "v_proj"}
+    assert ours == theirs
+    with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "np") as file:
+        assert file.metadata()["format"] == "pt"
+
+
+def test_the_model_card_names_the_base_and_the_limits(base, tmp_path):
+    save_adapter(trained(base), tmp_path / "adapter", base_model_name_or_path="zai-org/glm-4-9b-hf")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "base_model: zai-org/glm-4-9b-hf" in card
+    assert "not a diagnosis" in card
+    assert "crisis" in card
+
+
+def test_merged_export_equals_peft_merge(hf, base, tmp_path):
+    ours = trained(base, use_dora=True, use_rslora=True, target_modules=TARGETS)
+    save_adapter(ours, tmp_path / "adapter")
+    save_pretrained(ours, tmp_path / "merged")
+    theirs = peft.PeftModel.from_pretrained(hf.model("glm"), tmp_path / "adapter").merge_and_unload()
+    merged = load(tmp_path / "merged")
+    assert not has_lora(merged)
+    assert hf.error(hf.run(merged, TOKENS), hf.logits(theirs, TOKENS)) <= 1e-5
+    assert hf.error(hf.run(merged, TOKENS), hf.run(ours, TOKENS)) <= 1e-5
+    for (_, exported), (_, wanted) in zip(linears(merged), linears(merge_lora(ours)), strict=True):
+        np.testing.assert_array_equal(exported.kernel[...], wanted.kernel[...])
+    save_pretrained(ours, tmp_path / "base", merge=False)
+    plain = load(tmp_path / "base", adapter=tmp_path / "adapter")
+    same_adapter(plain, ours)
+
+
+def test_vllm_split_says_the_same_with_split_names(hf, base, tmp_path):
+    ours = trained(base, alpha_pattern=(("gate_up_proj", 3.0),), rank_pattern=(("gate_up_proj", 2),))
+    save_adapter(ours, tmp_path / "split", format="vllm-split")
+    config = json.loads((tmp_path / "split" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert config["rank_pattern"] == {"gate_proj": 2, "up_proj": 2}
+    assert config["alpha_pattern"] == {"gate_proj": 3, "up_proj": 3}
+    tensors = load_file(tmp_path / "split" / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.1.mlp.{}_proj.lora_{}.weight"
+    adapter = ours.layers.mlp.gate_up_proj.adapter
+    delta = 1.5 * np.asarray(adapter.a[1] @ adapter.b[1]).T
+    for half, rows in (("gate", slice(0, 48)), ("up", slice(48, 96))):
+        found = 1.5 * tensors[name.format(half, "B")] @ tensors[name.format(half, "A")]
+        np.testing.assert_allclose(found, delta[rows], rtol=1e-5, atol=1e-6)
+    assert not any("gate_up" in key for key in tensors)
+    with pytest.raises(InputError, match=r"gate_proj, up_proj not found.*format='peft'"):
+        load_adapter(nnx.clone(base), tmp_path / "split")
+    with pytest.raises(InputError, match="vLLM does not load DoRA"):
+        save_adapter(trained(base, use_dora=True), tmp_path / "dora", format="vllm-split")
+
+
+def test_adapters_may_be_stored_in_half_precision_and_with_the_adapter_name(base, copy):
+    path = copy / "adapter_model.safetensors"
+    tensors = {key.replace(".weight", ".default.weight"): value.bfloat16() for key, value in load_file(path).items()}
+    save_file(tensors, path)
+    ours = nnx.clone(base)
+    load_adapter(ours, copy)
+    found = ours.layers.self_attn.q_proj.adapter.b
+    assert found.dtype == jnp.float32
+    wanted = tensors["base_model.model.model.layers.2.self_attn.q_proj.lora_B.default.weight"].float().numpy().T
+    np.testing.assert_array_equal(found[2], wanted)
+
+
+def test_a_minimal_config_is_enough(base, copy):
+    raw = json.loads((copy / "adapter_config.json").read_text())
+    minimal = {key: raw[key] for key in ("peft_type", "r", "lora_alpha", "target_modules")}
+    (copy / "adapter_config.json").write_text(json.dumps(minimal))
+    ours = nnx.clone(base)
+    load_adapter(ours, copy)
+    assert ours.lora_config == LoraConfig(
+        rank=4, alpha=6.0, target_modules=tuple(raw["target_modules"]), rank_pattern=(), alpha_pattern=()
+    )
+
+
+def change(**changes):
+    return lambda directory: edit_config(directory, **changes)
+
+
+def rewrite(function):
+    def damage(directory: Path):
+        tensors = load_file(directory / "adapter_model.safetensors")
+        function(tensors)
+        save_file(tensors, directory / "adapter_model.safetensors")
+
+    return damage
+
+
+def without_weights(directory: Path):
+    (directory / "adapter_model.safetensors").rename(directory / "adapter_model.bin")
+
+
+KEY = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+FAULTS = {
+    "no config": (lambda d: (d / "adapter_config.json").unlink(), "adapter_config.json: missing"),
+    "config not JSON": (lambda d: (d / "adapter_config.json").write_text("r: 8"), "not readable as JSON"),
+    "not LoRA": (change(peft_type="IA3"), "peft_type is 'IA3'"),
+    "no type": (change(peft_type=...), "peft_type is None"),
+    "no rank": (change(r=...), "r missing"),
+    "no targets": (change(target_modules=None), "target_modules missing"),
+    "rank of text": (change(r="8"), "r has the wrong type, found '8'"),
+    "rank zero": (change(r=0), "rank must be at least 1"),
+    "pattern rank zero": (change(rank_pattern={"q_proj": 0}), "rank must be at least 1"),
+    "pattern of text": (change(rank_pattern={"q_proj": "x"}), "not a number"),
+    "pattern not a table": (change(alpha_pattern=[1]), "alpha_pattern has the wrong type"),
+    "bad pattern": (change(rank_pattern={"(": 2}), "not a regular expression"),
+    "bad regex": (change(target_modules="("), "not a regular expression"),
+    "targets of numbers": (change(target_modules=[1]), "must be a list of names or a regular expression"),
+    "dropout of text": (change(lora_dropout="x"), "lora_dropout has the wrong type"),
+    "dropout one": (change(lora_dropout=1.0), "dropout"),
+    "bias": (change(bias="all"), "bias='all'"),
+    "lora bias": (change(lora_bias=True), "lora_bias=True"),
+    "transposed": (change(fan_in_fan_out=True), "fan_in_fan_out=True"),
+    "some layers": (change(layers_to_transform=[0, 1]), r"layers_to_transform=\[0, 1\]"),
+    "one layer": (change(layers_to_transform=0), "layers_to_transform=0"),
+    "modules to save": (change(modules_to_save=["lm_head"]), r"modules_to_save=\['lm_head'\]"),
+    "parameters": (change(target_parameters=["x"]), "target_parameters"),
+    "trained tokens": (change(trainable_token_indices=[1]), "trainable_token_indices"),
+    "several": (change(bias="all", lora_bias=True), "bias='all', lora_bias=True"),
+    "pissa": (change(init_lora_weights="pissa_niter_4"), "pissa"),
+    "a future option": (change(use_tomorrow=True), "use_tomorrow=True"),
+    "module not there": (change(target_modules=["q_proj", "gate"]), "target_modules gate not found"),
+    "chatglm names": (change(target_modules=["query_key_value"]), "query_key_value not found.*chatglm layout"),
+    "embeddings": (change(target_modules=["q_proj", "embed_tokens"]), "adapters on embeddings are not supported"),
+    "regex for nothing": (change(target_modules="nothing"), "selects nothing"),
+    "regex for one layer": (change(target_modules=r".*layers\.1\..*q_proj"), "q_proj in 1 of 3 layers"),
+    "rank by layer": (change(rank_pattern={r"layers\.1\.self_attn\.q_proj": 2}), "different values in different"),
+    "pickle": (without_weights, r"only pickles are there .adapter_model.bin."),
+    "no weights": (lambda d: (d / "adapter_model.safetensors").unlink(), "needed, but it is missing"),
+    "missing": (rewrite(lambda t: t.pop(KEY)), f"1 tensor missing: {KEY}"),
+    "unexpected": (rewrite(lambda t: t.update(stranger=torch.ones(1))), "1 tensor unexpected: stranger"),
+    "without prefix": (
+        rewrite(lambda t: t.update({KEY.removeprefix("base_model.model."): t.pop(KEY)})), "missing: .*; 1 .* unexpected"
+    ),
+    "twice": (
+        rewrite(lambda t: t.update({KEY.replace(".weight", ".default.weight"): t[KEY].clone()})), "are the same tensor"
+    ),
+    "transposed tensor": (
+        rewrite(lambda t: t.update({KEY: t[KEY].T.contiguous()})), rf"{KEY} F32\[32, 4\] instead of \[4, 32\]"
+    ),
+    "another rank": (change(r=8), r"12 of wrong shape or dtype \(another base or rank\?\)"),
+    "integers": (rewrite(lambda t: t.update({KEY: t[KEY].to(torch.int8)})), "I8"),
+    "NaN": (rewrite(lambda t: t[KEY].view(-1)[3].fill_(float("nan"))), f"NaN or infinity in {KEY}"),
+    "truncated": (
+        lambda d: (d / "adapter_model.safetensors").write_bytes((d / "adapter_model.safetensors").read_bytes()[:-9]),
+        "not a readable safetensors file",
+    ),
+    "dora without magnitudes": (change(use_dora=True), "6 tensors missing: .*lora_magnitude_vector"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_refused_in_one_line_and_the_model_is_as_before(base, copy, fault):
+    damage, message = FAULTS[fault]
+    damage(copy)
+    model = nnx.clone(base)
+    with pytest.raises(InputError, match=message) as caught:
+        load_adapter(model, copy)
+    assert "\n" not in str(caught.value)
+    assert "adapter" in str(caught.value)
+    assert not has_lora(model)
+    assert model.lora_config is None
+
+
+def test_every_option_of_peft_is_understood_or_refused():
+    """A new PEFT version may add keys; this list says which we have looked at."""
+    from mentalglm_jax.peft_config import SWITCHED_OFF, UNDERSTOOD
+
+    assert {field.name for field in dataclasses.fields(peft.LoraConfig)} <= SWITCHED_OFF.keys() | UNDERSTOOD
+
+
+def test_another_base_is_refused(hf, base, tmp_path):
+    save_adapter(trained(base, target_modules=("lm_head",)), tmp_path / "ours")
+    other = hf.to_jax(hf.model("glm", rope_theta=5e6))
+    with pytest.raises(InputError, match=r"rope_theta 10000.0, this model has 5000000.0"):
+        load_adapter(other, tmp_path / "ours")
+    wide = hf.to_jax(hf.model("glm", hidden_size=64))
+    with pytest.raises(InputError, match=r"another base or rank"):
+        load_adapter(wide, tmp_path / "ours")
+    by_peft(hf, tmp_path / "theirs", target_modules=["lm_head"])
+    with pytest.raises(InputError, match="differs from this model's lm_head"):
+        load_adapter(hf.to_jax(hf.model("glm", seed=5)), tmp_path / "theirs")
+
+
+def test_wrong_calls_are_refused(base, saved_by_peft, tmp_path):
+    with pytest.raises(InputError, match="has no adapter"):
+        save_adapter(base, tmp_path / "x")
+    model = trained(base)
+    with pytest.raises(InputError, match="already has an adapter"):
+        load_adapter(model, saved_by_peft)
+    with pytest.raises(InputError, match=r"format 'gguf' is not one of peft, vllm-split"):
+        save_adapter(model, tmp_path / "x", format="gguf")
+    with pytest.raises(InputError, match="no such adapter directory"):
+        load_adapter(base, tmp_path / "nowhere")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"other files \(notes.txt\)"):
+        save_adapter(model, tmp_path / "full")
+    model.layers.mlp.down_proj.adapter.scale.set_value(jnp.full((3,), 9.0))
+    with pytest.raises(InputError, match=r"scale of layers.mlp.down_proj is 9.0, its LoraConfig says 1.5"):
+        save_adapter(model, tmp_path / "x")
+
+
+def test_a_diverged_adapter_is_not_written(base, tmp_path):
+    model = trained(base)
+    model.layers.mlp.down_proj.adapter.a.set_value(model.layers.mlp.down_proj.adapter.a[...].at[0, 0, 0].set(jnp.nan))
+    with pytest.raises(RunError, match=r"NaN or infinity in .*down_proj"):
+        save_adapter(model, tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_base_is_the_same_after_removing_the_adapter(base, saved_by_peft):
+    model = nnx.clone(base)
+    load_adapter(model, saved_by_peft)
+    remove_lora(model)
+    for (path, ours), (_, theirs) in zip(
+        nnx.to_flat_state(nnx.state(model)), nnx.to_flat_state(nnx.state(base)), strict=True
+    ):
+        np.testing.assert_array_equal(ours[...], theirs[...], err_msg=str(path))

@@ -1,0 +1,379 @@
+"""A run that was stopped in any way and started again is the run that was never stopped: the same losses, the same
+parameters, bit for bit, with dropout and post masking on."""
+
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mentalglm_jax.data.batches import PackedBatches
+from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.glm import Glm
+from mentalglm_jax.train import loop
+from mentalglm_jax.train.loop import Interrupted, StopSignal, TrainResult, train
+from tests.mentalglm_jax.tiny import parameters, rows, same, tiny_config, tiny_examples, tiny_model
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+EXAMPLES = [{**item, "post": (0, 3)} for item in tiny_examples(30)]
+MASKED: dict[str, Any] = {"mask_posts": 0.5}
+MODELS: list[Glm] = []  # what the calls of ``run`` trained, also those that raised
+
+
+def run(directory: Path, at: int = 0, act: Any = None, examples: Any = EXAMPLES, seed: int = 3, **changes: Any):
+    """Trains the tiny model; ``act()`` is called after step ``at``. Returns the result and the parameters."""
+    model = tiny_model(dropout=0.3)
+
+    def progress(done: int, total: int, text: str) -> None:
+        if act is not None and done == at:
+            act()
+
+    config = tiny_config(**(MASKED | changes))
+    try:
+        result = train(model, examples, config, directory, trainable="lora", seed=seed, progress=progress)
+    finally:
+        MODELS.append(model)
+    return result, parameters(model)
+
+
+def steps_saved(directory: Path) -> list[str]:
+    return sorted((path.name for path in (directory / "checkpoints").iterdir()), key=lambda name: (len(name), name))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, compile_cache):
+    """The run that nothing happened to: (result, parameters, rows of metrics.jsonl, its directory)."""
+    directory = tmp_path_factory.mktemp("whole")
+    result, values = run(directory)
+    return result, values, rows(directory), directory
+
+
+def test_a_whole_run(whole):
+    result, values, lines, directory = whole
+    assert isinstance(result, TrainResult)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert steps_saved(directory) == ["8", "12"]
+    assert (result.steps, result.loss, result.accuracy) == (12, lines[-1]["loss"], lines[-1]["accuracy"])
+    assert result.skipped_steps == 0 and result.tokens_per_second > 0 and result.lengths.examples == 30
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+    assert len({line["loss"] for line in lines}) == 12
+    before = parameters(tiny_model(dropout=0.3))
+    assert {name for name in before if (values[name] != before[name]).any()} == {
+        n for n in before if n.endswith((".a", ".b"))
+    }
+    np.testing.assert_allclose([line["learning_rate"] for line in lines[:4]], [0, 1e-2 / 3, 2e-2 / 3, 1e-2], rtol=1e-6)
+    # What a step counted is what its batch held.
+    batches = iter(PackedBatches(EXAMPLES, rows=4, sequence_length=32, targets_per_row=None, seed=3))
+    assert [line["targets"] for line in lines] == [next(batches)["target_weights"].sum() for _ in range(12)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_bit_for_bit(whole, tmp_path, number):
+    for at in (3, 6, 12):  # between two saves, again, and with the last step
+        before = signal.getsignal(number)
+        with pytest.raises(
+            Interrupted, match=rf"interrupted at step {at} of 12; saved in .*the same command continues"
+        ):
+            run(tmp_path, at, lambda: os.kill(os.getpid(), number))
+        assert signal.getsignal(number) is before
+        assert steps_saved(tmp_path)[-1] == str(at)
+        assert rows(tmp_path) == whole[2][:at]
+    result, values = run(tmp_path)
+    assert rows(tmp_path) == whole[2] and same(values, whole[1])
+    assert (result.loss, result.accuracy) == (whole[0].loss, whole[0].accuracy)
+
+
+def test_an_interrupted_model_holds_the_last_step(whole, tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert same(parameters(MODELS[-1]), whole[1])
+
+
+def test_a_second_ctrl_c_acts_at_once(whole, tmp_path):
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 6, twice)
+    assert steps_saved(tmp_path) == ["4"]
+    _, values = run(tmp_path)
+    assert rows(tmp_path) == whole[2] and same(values, whole[1])
+
+
+def test_signals_outside_the_main_thread_stay_as_they_are():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work() -> None:
+        with StopSignal() as stop:
+            seen.append((signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), stop.requested))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(*before, False)]
+
+
+def child(directory: Path, cache: dict[str, str], *arguments: object) -> subprocess.Popen:
+    """This file run as a program: ``main`` below, in a process of its own."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, **cache, "PYTHONPATH": str(root)}
+    command = [sys.executable, __file__, str(directory), *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_killed_process_goes_on_bit_for_bit(whole, compile_cache, tmp_path):
+    process = child(tmp_path, compile_cache, 7)
+    _, errors = process.communicate(timeout=250)
+    assert process.returncode == -signal.SIGKILL, errors
+    assert steps_saved(tmp_path)[0] == "4" and "12" not in steps_saved(tmp_path)
+    _, values = run(tmp_path)
+    assert rows(tmp_path) == whole[2] and same(values, whole[1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_kills_at_random_moments(whole, compile_cache, tmp_path):
+    """Saving after every step, so that many kills fall into a save."""
+    reference = tmp_path / "reference"
+    _, wanted = run(reference, save_every=1)
+    moments, kills = random.Random(0), 0
+    for _attempt in range(60):
+        process = child(tmp_path / "run", compile_cache, 0)
+        assert process.stdout is not None
+        last = moments.randrange(1, 5)
+        for seen, _ in enumerate(process.stdout, start=1):  # one line per step
+            if seen == last:
+                time.sleep(moments.uniform(0, 0.05))
+                process.kill()
+                break
+        _, errors = process.communicate(timeout=250)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, errors
+        kills += 1
+    else:
+        pytest.fail("the run never came to its end")
+    assert kills >= 3
+    model = tiny_model(dropout=0.3)
+    train(model, EXAMPLES, tiny_config(**MASKED, save_every=1), tmp_path / "run", trainable="lora", seed=3)
+    assert rows(tmp_path / "run") == rows(reference) == whole[2]
+    assert same(parameters(model), wanted) and same(wanted, whole[1])
+
+
+def test_a_finished_run_is_not_repeated(whole, tmp_path):
+    """What a pipeline does that was killed between the last step and noting it: the same result, nothing trained."""
+    result, values, lines, directory = whole
+    shutil.copytree(directory, tmp_path / "copy")
+    again, same_values = run(tmp_path / "copy", 12, lambda: pytest.fail("a step was taken"))
+    assert (again.steps, again.loss, again.accuracy) == (12, result.loss, result.accuracy)
+    assert same(same_values, values) and rows(tmp_path / "copy") == lines
+
+
+# As in test_checkpoint.py.
+damaged = pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+
+
+def truncate(directory: Path, *steps: int) -> None:
+    for step in steps:
+        for path in (directory / "checkpoints" / str(step)).rglob("*"):
+            if path.is_file() and path.parent.name == "d":
+                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@damaged
+def test_a_truncated_checkpoint_falls_back_and_the_run_still_ends_the_same(whole, tmp_path, caplog):
+    directory = tmp_path / "copy"
+    shutil.copytree(whole[3], directory)
+    truncate(directory, 12)
+    with caplog.at_level(logging.WARNING, logger="mentalglm_jax"):
+        _, values = run(directory)
+    assert "12: damaged checkpoint" in caplog.text and "going on from step 8" in caplog.text
+    assert rows(directory) == whole[2] and same(values, whole[1])
+    assert steps_saved(directory) == ["8", "12", "12.damaged"]
+    _, values = run(directory, 12, lambda: pytest.fail("the repaired checkpoint was not used"))
+    assert same(values, whole[1])
+
+
+def one_line(error: BaseException, code: int) -> str:
+    text = str(error)
+    assert "\n" not in text and len(text) < 700 and getattr(error, "exit_code", None) == code
+    return text
+
+
+@damaged
+def test_nothing_but_damaged_checkpoints_is_one_line(whole, tmp_path):
+    directory = tmp_path / "copy"
+    shutil.copytree(whole[3], directory)
+    truncate(directory, 8, 12)
+    with pytest.raises(RunError) as error:
+        run(directory)
+    assert "none of the checkpoints 8, 12 can be read" in one_line(error.value, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"learning_rate": 2e-2}, "train.learning_rate: 0.01 -> 0.02"),
+        ({"seed": 4}, "seed: 3 -> 4"),
+        ({"steps": 13}, "steps: 12 -> 13"),
+        ({"examples": EXAMPLES[1:]}, "examples.count: 30 -> 29"),
+        ({"examples": [*EXAMPLES[1:], EXAMPLES[0]]}, "examples.sha256: "),
+    ],
+)
+def test_another_recipe_is_refused(whole, changes, key):
+    with pytest.raises(InputError) as error:
+        run(whole[3], **changes)
+    assert key in one_line(error.value, 2)
+    assert rows(whole[3]) == whole[2] and steps_saved(whole[3]) == ["8", "12"]  # untouched
+
+
+@pytest.mark.parametrize(
+    ("model", "trainable", "key"),
+    [
+        ("dora", "lora", "parameters.layers.mlp.down_proj.adapter.magnitude"),
+        ("lora", "all", "trainable: 'lora' -> 'all'"),
+    ],
+)
+def test_another_adapter_is_refused(whole, model, trainable, key):
+    with pytest.raises(InputError) as error:
+        train(tiny_model(dora=model == "dora"), EXAMPLES, tiny_config(**MASKED), whole[3], trainable=trainable, seed=3)
+    assert key in str(error.value)
+
+
+def test_the_callers_identity_counts(tmp_path):
+    settings: dict[str, Any] = {"trainable": "lora", "seed": 0}
+    config = tiny_config(steps=1)
+    train(tiny_model(), EXAMPLES, config, tmp_path, identity={"base": "one"}, **settings)
+    with pytest.raises(InputError, match="base: 'one' -> 'two'"):
+        train(tiny_model(), EXAMPLES, config, tmp_path, identity={"base": "two"}, **settings)
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError) as error:
+        run(tmp_path / "file" / "run")
+    assert "cannot keep checkpoints there" in one_line(error.value, 1)
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(RunError) as error:
+        run(tmp_path / "run")
+    assert f"{tmp_path}/run: cannot write there (Is a directory)" in one_line(error.value, 1)
+
+
+def test_a_save_that_fails_stops_the_run_in_one_line(tmp_path):
+    def block() -> None:
+        shutil.rmtree(tmp_path / "checkpoints")
+        (tmp_path / "checkpoints").write_text("in the way")
+
+    with pytest.raises(RunError) as error:
+        run(tmp_path, 3, block)
+    assert "checkpoint" in one_line(error.value, 1)
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Makes the batches of the given steps useless (the iterator and the rest of the loop stay as they are)."""
+    real = loop._micro_batches
+
+    def set_steps(*steps: int, start: int = 0) -> None:
+        count = [start]
+
+        def micro_batches(*arguments: Any) -> dict[str, Any]:
+            count[0] += 1
+            batch = real(*arguments)
+            if count[0] in steps:
+                batch["target_weights"] = batch["target_weights"] * np.float32("nan")
+            return batch
+
+        monkeypatch.setattr(loop, "_micro_batches", micro_batches)
+
+    return set_steps
+
+
+def test_bad_steps_are_skipped_counted_and_remembered(tmp_path, poison):
+    poison(5, 6, 9)
+    result, values = run(tmp_path / "whole", max_bad_steps=3)
+    assert result.skipped_steps == 3 and np.isfinite(result.loss)
+    lines = rows(tmp_path / "whole")
+    assert [line["skipped_steps"] for line in lines] == [0, 0, 0, 0, 1, 2, 2, 2, 3, 3, 3, 3]
+    assert [line["step"] for line in lines if line["loss"] is None] == [5, 6, 9]
+    # The schedule waits for a skipped step: the next one has its learning rate.
+    rates = [line["learning_rate"] for line in lines]
+    assert rates[4] == rates[5] == rates[6] and rates[3] != rates[4] and rates[6] != rates[7]
+    # A resumed run still knows what it skipped, also in a row.
+    poison(5, 6, 9)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "parts", 5, lambda: os.kill(os.getpid(), signal.SIGTERM), max_bad_steps=3)
+    poison(5, 6, 9, start=5)
+    again, same_values = run(tmp_path / "parts", max_bad_steps=3)
+    assert again.skipped_steps == 3 and rows(tmp_path / "parts") == lines and same(values, same_values)
+
+
+def test_too_many_bad_steps_in_a_row_stop_the_run(tmp_path, poison):
+    poison(6, 7, 8)
+    with pytest.raises(RunError) as error:
+        run(tmp_path, max_bad_steps=3)
+    text = one_line(error.value, 1)
+    assert "3 steps in a row had no finite gradient (last: step 8, loss nan)" in text and "lower learning_rate" in text
+    assert steps_saved(tmp_path) == ["4"]
+    # Interrupted in between, the row does not start anew.
+    poison(6, 7, 8)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "parts", 7, lambda: os.kill(os.getpid(), signal.SIGTERM), max_bad_steps=3)
+    poison(8, start=7)
+    with pytest.raises(RunError, match="3 steps in a row"):
+        run(tmp_path / "parts", max_bad_steps=3)
+
+
+def test_a_run_without_any_good_step_says_so(tmp_path, poison):
+    poison(1, 2)
+    with pytest.raises(RunError, match="none of 2 steps had a finite gradient"):
+        run(tmp_path, steps=2)
+
+
+def test_epochs_are_batches_that_hold_every_example(tmp_path):
+    per_epoch = PackedBatches(EXAMPLES, rows=4, sequence_length=32, targets_per_row=None, seed=3).steps_per_epoch()
+    result, _ = run(tmp_path, steps=None, epochs=2)
+    assert result.steps == 2 * per_epoch
+    targets = sum(len(item["target_ids"]) for item in EXAMPLES)
+    assert sum(line["targets"] for line in rows(tmp_path)) == 2 * targets
+
+
+def test_logging_now_and_then(whole, tmp_path):
+    run(tmp_path, steps=7, log_every=3)
+    assert [line["step"] for line in rows(tmp_path)] == [3, 6, 7]
+
+
+def main(directory: str, kill_at: str) -> None:
+    """Trains in a process of its own, a line per step; kills itself, as by the power switch, after step ``kill_at``."""
+
+    def act() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if int(kill_at):
+        run(Path(directory), int(kill_at), act)
+        return
+    model = tiny_model(dropout=0.3)
+    config = tiny_config(**MASKED, save_every=1)
+
+    def progress(done: int, total: int, text: str) -> None:
+        sys.stdout.write(f"{done}\n")
+        sys.stdout.flush()
+
+    train(model, EXAMPLES, config, Path(directory), trainable="lora", seed=3, progress=progress)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,53 @@
+"""``metrics.jsonl`` is strict JSON and reads as one uninterrupted run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mentalglm_jax.train.metrics import MetricsLog
+
+
+def written(directory: Path) -> list[dict]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def test_rows_can_be_read_while_the_run_goes_on(tmp_path):
+    log = MetricsLog(tmp_path / "run", 0)
+    log.write(1, {"loss": 2.5, "skipped_steps": 0})
+    assert written(tmp_path / "run") == [{"step": 1, "loss": 2.5, "skipped_steps": 0}]
+    log.close()
+    assert [path for path in (tmp_path / "run" / "tensorboard").iterdir() if path.stat().st_size > 0]
+
+
+@pytest.mark.parametrize("resume", [0, 2, 9])
+def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, resume):
+    log = MetricsLog(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": float(step)})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 4, "loss": 0.')  # killed here
+    log = MetricsLog(tmp_path, resume)
+    log.write(10, {"loss": 0.5})
+    log.close()
+    assert [row["step"] for row in written(tmp_path)] == [*(step for step in (1, 2, 3) if step <= resume), 10]
+
+
+def test_nan_and_infinity_become_null(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    log.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "targets": 3.0})
+    log.close()
+    assert written(tmp_path) == [{"step": 1, "loss": None, "grad_norm": None, "targets": 3.0}]
+
+
+def test_lines_that_are_not_rows_do_not_stop_a_run(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1}\n[]\n7\n{"loss": 1}\n\nnull\n{"step": "x"}\n', encoding="utf-8"
+    )
+    MetricsLog(tmp_path, 5).close()
+    assert written(tmp_path) == [{"step": 1}]

@@ -1,0 +1,296 @@
+"""The main job on a model of a few thousand parameters: whole, interrupted at every stage, and with damaged input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from mentalglm_jax.cli import main
+from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.pipeline import export_run, run
+from mentalglm_jax.train.loop import Interrupted
+from mentalglm_jax.train.recipe import load_recipe
+
+TRAIN = {"rows": 2, "sequence_length": 256, "learning_rate": 1e-3, "save_every": 2, "log_every": 1}
+RECIPE = {
+    "data": {"source": "synthetic", "synthetic": {"n_train": 6, "n_dev": 0, "n_test": 2, "tasks": ["suicide_risk"]}},
+    "model": {"geometry": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+                           "num_attention_heads": 2, "head_dim": 16, "initializer_range": 0.1}},
+    "pretrain": {"chats": 30, "train": {"steps": 3, **TRAIN}},
+    "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
+    "stages": [
+        {"name": "english", "languages": ["en"], "train": {"steps": 4, **TRAIN}},
+        {"name": "chinese", "languages": ["zh"], "replay": 0.5, "train": {"steps": 3, **TRAIN}},
+    ],
+    "verify": False,
+    "generate": {"max_new_tokens": 8, "batch_size": 2},
+    "probe": {"posts": 0},
+}  # fmt: skip
+STAGES = ["data", "pretrain", "train english", "train chinese", "export", "generate", "evaluate", "summary"]
+
+
+class Script:
+    """A reporter that may pull the plug: in stage ``at``, at its ``after``-th progress call (0: when it starts)."""
+
+    def __init__(self, at=None, after=0):
+        self.at, self.after, self.seen = at, after, []
+
+    def stage(self, name):
+        self.seen.append(name)
+        calls = 0
+
+        def progress(done, total, text=""):
+            nonlocal calls
+            calls += 1
+            if name == self.at and calls == self.after:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        if name == self.at and self.after == 0:
+            os.kill(os.getpid(), signal.SIGINT)  # arrives while the stage starts
+        return progress
+
+    def say(self, line):
+        pass
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump({"run_dir": "unset", **RECIPE}), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(recipe_file, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    reporter = Script()
+    summary = run(load_recipe(recipe_file, [f"run_dir={directory}"]), reporter)
+    assert reporter.seen == STAGES
+    return directory, summary
+
+
+def adapter(directory):
+    return load_file(directory / "adapter" / "adapter_model.safetensors")
+
+
+def test_the_run_leaves_what_the_contract_names(whole):
+    directory, summary = whole
+    for name in ("summary.json", "adapter/adapter_config.json", "merged/config.json", "generations.jsonl",
+                 "reference_logits.npz", "stages/english/metrics.jsonl", "stages/english/tensorboard"):  # fmt: skip
+        assert (directory / name).exists(), name
+    assert set(summary) >= {"parity", "eval", "probes", "seconds"}
+    entry = summary["eval"]["suicide_risk"]
+    assert set(entry) >= {"weighted_f1", "micro_f1", "macro_f1", "n", "ci95", "floors"}
+    assert entry["n"] == 4
+    assert set(entry["floors"]) == {"majority", "tfidf_logreg"}
+    assert set(summary["seconds"]) == set(STAGES) - {"summary"}
+    rows = [json.loads(line) for line in (directory / "generations.jsonl").read_text("utf-8").splitlines()]
+    assert {"prompt_ids", "output_ids", "output_text", "parsed_label", "parsed_explanation", "parse_status"} <= set(
+        rows[0]
+    )
+
+
+def test_stages_hand_the_adapter_on(whole):
+    directory, _ = whole
+    first = load_file(directory / "stages/english/adapter/adapter_model.safetensors")
+    last = load_file(directory / "stages/chinese/adapter/adapter_model.safetensors")
+    final = adapter(directory)
+    assert all((final[name] == last[name]).all() for name in final)
+    assert any((first[name] != last[name]).any() for name in first)
+    # A stage that started from a fresh adapter instead of the one before would have B near zero again.
+    grown = np.mean([np.abs(last[n]).mean() > np.abs(first[n]).mean() for n in first if "lora_B" in n])
+    assert grown > 0.5
+
+
+@pytest.mark.parametrize(
+    ("stage", "after"),
+    [("pretrain", 2), ("train english", 3), ("generate", 1),
+     *(pytest.param(*case, marks=pytest.mark.slow) for case in
+       [("data", 0), ("train english", 1), ("train chinese", 2), ("export", 0), ("evaluate", 0), ("summary", 0)])],
+)  # fmt: skip
+def test_interrupted_anywhere_the_same_call_continues_to_the_same_result(recipe_file, whole, tmp_path, stage, after):
+    recipe = load_recipe(recipe_file, [f"run_dir={tmp_path / 'run'}"])
+    with pytest.raises((Interrupted, KeyboardInterrupt)) as stopped:
+        run(recipe, Script(stage, after))
+    assert isinstance(stopped.value, Interrupted)
+    assert "\n" not in str(stopped.value)
+    assert "continue" in str(stopped.value)
+    reporter = Script()
+    summary = run(recipe, reporter)
+    assert reporter.seen == STAGES[STAGES.index(stage) :]
+    directory, expected = whole
+    assert summary["eval"] == expected["eval"]
+    one, other = adapter(tmp_path / "run"), adapter(directory)
+    assert one.keys() == other.keys()
+    assert all((one[name] == other[name]).all() for name in one)
+    assert (tmp_path / "run/generations.jsonl").read_bytes() == (directory / "generations.jsonl").read_bytes()
+
+
+def test_a_finished_run_is_not_done_again(recipe_file, whole):
+    directory, expected = whole
+    reporter = Script()
+    assert run(load_recipe(recipe_file, [f"run_dir={directory}"]), reporter) == expected
+    assert reporter.seen == []
+
+
+def test_another_recipe_is_refused_with_the_keys_that_differ(recipe_file, whole):
+    directory, _ = whole
+    other = load_recipe(recipe_file, [f"run_dir={directory}", "lora.rank=3"])
+    with pytest.raises(InputError, match=r"lora\.rank: 2 -> 3.*--restart"):
+        run(other, Script())
+    assert adapter(directory)
+
+
+def test_a_foreign_directory_is_never_touched(recipe_file, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    recipe = load_recipe(recipe_file, [f"run_dir={tmp_path}"])
+    for restart in (False, True):
+        with pytest.raises(InputError, match="not empty and not a run directory"):
+            run(recipe, Script(), restart=restart)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_damaged_checkpoint_everywhere_gives_one_line(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file, [f"run_dir={tmp_path / 'run'}"])
+    with pytest.raises(Interrupted):
+        run(recipe, Script("pretrain", 2))
+    for file in (tmp_path / "run/pretrain/checkpoints").rglob("*"):
+        if file.is_file() and "state" in str(file.relative_to(tmp_path)):
+            file.write_bytes(b"")
+    with pytest.raises(RunError, match="checkpoints") as refused:
+        run(recipe, Script())
+    assert "\n" not in str(refused.value)
+
+
+def test_export_of_a_finished_run(whole, tmp_path):
+    directory, _ = whole
+    export_run(directory, "peft", tmp_path / "peft")
+    assert load_file(tmp_path / "peft/adapter_model.safetensors").keys() == adapter(directory).keys()
+    export_run(directory, "peft", tmp_path / "first", stage="english")
+    assert (tmp_path / "first/adapter_model.safetensors").read_bytes() != (
+        tmp_path / "peft/adapter_model.safetensors"
+    ).read_bytes()
+    with pytest.raises(InputError, match="not one of peft"):
+        export_run(directory, "onnx", tmp_path / "x")
+    with pytest.raises(InputError, match="stage 'french'"):
+        export_run(directory, "peft", tmp_path / "x", stage="french")
+    with pytest.raises(InputError, match="not a run directory"):
+        export_run(tmp_path, "peft", tmp_path / "x")
+
+
+# --- the command line: one line, the right exit code ---
+
+RECORD = {"id": "a", "task": "suicide_risk", "language": "en", "post": "I like rain.", "label": "low", "split": "train",
+          "question": "Q?", "source": "test"}  # fmt: skip
+
+
+def refused(capsys, *arguments):
+    """Exit code and the one line on stderr."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("mentalglm: ")]
+    assert captured.out == ""
+    assert len(lines) == 1, captured.err
+    assert "Traceback" not in captured.err
+    return stop.value.code, lines[0]
+
+
+def jsonl_run(recipe_file, root, tmp_path, *more):
+    data = f"data={{source: jsonl, root: {root}}}"
+    return ("run", recipe_file, "--set", data, "--set", f"run_dir={tmp_path / 'run'}", *more)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "train.jsonl"),
+        (b"\xff\xfe broken", "UTF-8"),
+        (b"", "no"),
+        (b"{not json}\n", "train.jsonl:1"),
+        (json.dumps({k: v for k, v in RECORD.items() if k != "label"}).encode(), "label"),
+        (json.dumps({**RECORD, "post": "  "}).encode(), "post"),
+        (json.dumps({**RECORD, "label": "medium"}).encode(), "medium"),
+    ],
+    ids=["missing", "encoding", "empty", "json", "no label", "empty post", "unknown label"],
+)
+def test_bad_data_files(recipe_file, tmp_path, capsys, content, says):
+    if content is not None:
+        (tmp_path / "train.jsonl").write_bytes(content)
+    code, line = refused(capsys, *jsonl_run(recipe_file, tmp_path, tmp_path))
+    assert code == 2
+    assert says in line
+
+
+def test_a_post_longer_than_the_rows_is_named(recipe_file, tmp_path, capsys):
+    row = {**RECORD, "post": "rain and wind and " * 400}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    code, line = refused(capsys, *jsonl_run(recipe_file, tmp_path, tmp_path))
+    assert code == 2
+    assert "sequence_length" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("stages.english.train.learning_rte=1", "did you mean 'learning_rate'"),
+        ("stages.french.train.steps=1", "'french'"),
+        ("lora.rank=0", "lora.rank"),
+        ("model.path=x", "path"),
+        ("lora.target_modules=[query]", "query"),
+        ("nonsense", "section.key=value"),
+    ],
+)
+def test_bad_recipes(recipe_file, tmp_path, capsys, override, says):
+    code, line = refused(capsys, "run", recipe_file, "--set", f"run_dir={tmp_path / 'run'}", "--set", override)
+    assert code == 2
+    assert says in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_usage(capsys, tmp_path):
+    assert refused(capsys, "run", tmp_path / "none.yaml") == (2, f"mentalglm: {tmp_path / 'none.yaml'}: no such recipe")
+    assert refused(capsys, "fly")[0] == 2
+    assert refused(capsys, "convert", tmp_path / "none", tmp_path / "out")[0] == 2
+    assert refused(capsys, "data", "inspect", tmp_path / "none")[0] == 2
+
+
+def test_json_is_all_that_stdout_holds(whole, recipe_file, capsys):
+    directory, expected = whole
+    with pytest.raises(SystemExit) as stop:
+        main(["run", str(recipe_file), "--set", f"run_dir={directory}", "--json"])
+    assert stop.value.code == 0
+    assert json.loads(capsys.readouterr().out) == expected
+
+
+def test_the_table_shows_every_score_and_the_safety_note(whole, recipe_file, capsys):
+    directory, expected = whole
+    with pytest.raises(SystemExit):
+        main(["run", str(recipe_file), "--set", f"run_dir={directory}"])
+    out = capsys.readouterr().out
+    assert f"{expected['eval']['suicide_risk']['weighted_f1']:.3f}" in out
+    assert "not a diagnosis" in out.replace("\n", " ")
+    assert "summary.json" in out
+
+
+def test_ctrl_c_on_the_command_line_exits_1_with_one_line(recipe_file, tmp_path):
+    """A real process and a real signal, sent as soon as the first optimiser steps are logged."""
+    command = [sys.executable, "-m", "mentalglm_jax", "run", str(recipe_file), "--set", f"run_dir={tmp_path / 'run'}",
+               "--set", "pretrain.train.steps=100000"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run/pretrain/metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        pass
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    lines = [line for line in err.splitlines() if line.startswith("mentalglm: ")]
+    assert len(lines) == 1
+    assert "continues from there" in lines[0]
+    assert out == ""

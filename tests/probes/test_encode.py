@@ -1,0 +1,242 @@
+"""Bytes, characters and segments of a generated row."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from probes.encode import TokenBytes, decode_bytes, encode, read_generations
+from probes.errors import ProbeError, ProbeInputError
+from probes.model import Example, Probe
+from tests.probes.tiny import QUESTION, make_row
+
+
+def test_bytes_of_tokens_make_the_text(tiny_probe: Probe, tokenizer, tiny_rows: list[dict[str, Any]]) -> None:
+    for row in tiny_rows:
+        example = tiny_probe.encode(row)
+        raw = b"".join(tiny_probe.token_bytes(index) for index in example.ids)
+        assert raw.decode() == example.text == tokenizer.decode(example.ids)
+        assert example.byte_spans[0][0] == 0 and example.byte_spans[-1][1] == len(raw)
+        assert [raw[a:b].decode() for a, b in itertools.pairwise(example.char_bytes)] == list(example.text)
+        assert example.text[slice(*example.post_char)] == row["post"]
+
+
+def test_segments_cover_all_tokens_and_hold_the_texts(tiny_probe: Probe, tiny_rows: list[dict[str, Any]]) -> None:
+    for row in tiny_rows:
+        example = tiny_probe.encode(row)
+        names = [segment.name for segment in example.segments]
+        assert names == ["template", "post", "template", "other", "label", "other", "explanation", "other"]
+        assert [s.tok[0] for s in example.segments[1:]] == [s.tok[1] for s in example.segments[:-1]]
+        assert example.segments[0].tok[0] == 0 and example.segments[-1].tok[1] == len(example.ids)
+        for name, text in (("label", row["label_text"]), ("explanation", row["parsed_explanation"])):
+            segment = example.segment(name)
+            assert segment is not None and example.text[slice(*segment.char)] == text
+            decoded = b"".join(tiny_probe.token_bytes(index) for index in example.ids[slice(*segment.tok)]).decode()
+            assert decoded.strip() == text
+        assert example.segments[2].tok[1] == example.prompt_len == len(row["prompt_ids"])
+
+
+def test_tokens_that_cut_a_character(tiny_probe: Probe, tiny_rows: list[dict[str, Any]]) -> None:
+    """The Chinese rows must exercise what breaks other tools: characters cut into several tokens."""
+    example = tiny_probe.encode(tiny_rows[0])
+    first, last = example.post_tok
+    starts = set(example.char_bytes)
+    cut = [index for index in range(first, last) if example.byte_spans[index][0] not in starts]
+    assert len(cut) > 20
+    emoji = example.post.index("😭")
+    tokens = example.tokens_of((example.post_char[0] + emoji, example.post_char[0] + emoji + 1))
+    assert tokens[1] - tokens[0] > 1
+    values = np.zeros(last - first)
+    values[tokens[0] - first : tokens[1] - first] = 1.5
+    chars = example.post_chars(values)
+    assert chars[emoji] == pytest.approx(1.5 * (tokens[1] - tokens[0]))
+    assert np.delete(chars, emoji).max() == 0
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), st.data())
+def test_char_values_conserve_the_sum(tiny_probe: Probe, tokenizer, post: str, data: st.DataObject) -> None:
+    example = tiny_probe.encode(make_row(tokenizer, 0, "zh", post, post[:1]))
+    first, last = example.post_tok
+    values = np.array(data.draw(st.lists(st.floats(-1e3, 1e3), min_size=last - first, max_size=last - first)))
+    chars = example.post_chars(values)
+    assert chars.shape == (len(post),)
+    assert chars.sum() == pytest.approx(values.sum(), abs=1e-9)
+    begin, stop = (example.char_bytes[at] for at in example.post_char)
+    assert all(b > begin and a < stop for a, b in example.byte_spans[first:last])
+    assert example.byte_spans[first - 1][1] <= begin and example.byte_spans[last][0] >= stop
+
+
+def test_straddling_token_stays_in_the_post(tiny_probe: Probe) -> None:
+    """`."` is one token: full stop of the post, quotation mark of the template."""
+    tokenizer = byte_tokenizer(merges=[(".", '"')])
+    example = encode(make_row(tokenizer, 0, "en", "fine.", "fine"), TokenBytes(tokenizer))
+    first, last = example.post_tok
+    assert example.byte_spans[last - 1][1] == example.char_bytes[example.post_char[1]] + 1
+    chars = example.post_chars(np.arange(1.0, last - first + 1))
+    assert chars.tolist() == [1, 2, 3, 4, 5]
+    with pytest.raises(ProbeError, match="post tokens"):
+        example.post_chars(np.ones(last - first + 1))
+
+
+def byte_tokenizer(merges: list[tuple[str, str]]) -> PreTrainedTokenizerFast:
+    vocab = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
+    core = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(vocab)}, merges=merges))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(["[gMASK]", "<sop>", "<|user|>", "<|assistant|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[gMASK]")
+
+
+@pytest.mark.parametrize(
+    ("post", "language"),
+    [("post", "en"), ("Question", "en"), ("user", "en"), ("帖子", "zh"), ("问题", "zh"), ("<|user|>", "zh")],
+)
+def test_post_that_repeats_the_template(tokenizer, tiny_probe: Probe, post: str, language: str) -> None:
+    """The template holds the words of the post elsewhere, the question too."""
+    example = tiny_probe.encode(make_row(tokenizer, 0, language, post, post))
+    before = example.text[: example.post_char[0]]
+    assert before.endswith(': "' if language == "en" else '："')
+    assert example.text[example.post_char[1] :].startswith('"')
+
+
+def test_question_before_the_post(tiny_probe: Probe, tokenizer) -> None:
+    row = make_row(tokenizer, 0, "en", "It was fine", "fine")
+    prompt = f"<|user|>\n{QUESTION['en']} It was fine<|assistant|>"
+    example = tiny_probe.encode(row | {"prompt_ids": tokenizer(prompt)["input_ids"]})
+    assert example.text[: example.post_char[1]].endswith(f"{QUESTION['en']} It was fine")
+
+
+def test_explanation_before_the_label(tiny_probe: Probe, tokenizer) -> None:
+    row = make_row(tokenizer, 0, "en", "It was fine", "It was fine")
+    text = f"\nReasoning: {row['parsed_explanation']} Answer: {row['label_text']}<|user|>"
+    example = tiny_probe.encode(row | {"output_ids": tokenizer(text)["input_ids"]})
+    names = [segment.name for segment in example.segments if segment.name in ("label", "explanation")]
+    assert names == ["explanation", "label"]
+
+
+def test_rows_without_label_or_explanation(tiny_probe: Probe, tiny_rows: list[dict[str, Any]]) -> None:
+    nothing = dict.fromkeys(("parsed_label", "label_text", "parsed_explanation", "cues", "candidates"))
+    example = tiny_probe.encode(tiny_rows[0] | nothing)
+    assert (example.label, example.label_text, example.explanation, example.cues) == ("", "", None, None)
+    assert example.segment("label") is None and example.segment("explanation") is None
+    both = tiny_probe.encode(tiny_rows[0] | {"parsed_label": ["high", "low"]})
+    assert both.label == "high,low"
+
+
+def test_output_that_ends_inside_a_character(tiny_probe: Probe, tiny_rows: list[dict[str, Any]]) -> None:
+    row = tiny_rows[0]
+    cut = next(
+        end
+        for end in range(len(row["output_ids"]), 0, -1)
+        if not _is_utf8(b"".join(tiny_probe.token_bytes(index) for index in row["output_ids"][:end]))
+    )
+    example = tiny_probe.encode(row | {"output_ids": row["output_ids"][:cut], "parsed_explanation": None})
+    assert example.text.endswith("\ufffd")
+    assert len(example.char_bytes) == len(example.text) + 1
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@given(st.lists(st.one_of(st.binary(max_size=4), st.text(max_size=3).map(lambda t: t.encode("utf-8", "ignore")))))
+def test_decode_bytes_is_replace_with_a_way_back(parts: list[bytes]) -> None:
+    data = b"".join(parts)
+    text, offsets = decode_bytes(data)
+    assert text == data.decode("utf-8", "replace")
+    assert len(offsets) == len(text) + 1 and offsets[-1] == len(data) and offsets == sorted(offsets)
+    for index, char in enumerate(text):
+        piece = data[offsets[index] : offsets[index + 1]]
+        assert piece.decode("utf-8", "replace") == char
+
+
+def test_ids_without_a_token_have_no_text(tiny_probe: Probe, tiny_rows: list[dict[str, Any]], tokenizer) -> None:
+    """GLM has embedding rows past its vocabulary; should a model ever emit one, the rest must stay in place."""
+    row = tiny_rows[1]
+    plain = tiny_probe.encode(row)
+    example = tiny_probe.encode(row | {"output_ids": [*row["output_ids"][:5], len(tokenizer), *row["output_ids"][5:]]})
+    assert example.text == plain.text
+    assert example.byte_spans[example.prompt_len + 5][0] == example.byte_spans[example.prompt_len + 5][1]
+
+
+def test_byte_fallback_tokens() -> None:
+    """Llama 2's way: a marker for the space, <0xNN> for bytes."""
+    pieces = ["<unk>", "\u2581fine", "<0xE4>", "<0xBD>", "<0xA0>"]
+    core = Tokenizer(
+        models.BPE(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], byte_fallback=True)
+    )
+    core.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    found = TokenBytes(PreTrainedTokenizerFast(tokenizer_object=core))
+    assert b"".join(found(index) for index in (1, 2, 3, 4)).decode() == " fine你"
+
+
+def test_tokenizer_that_loses_bytes_is_refused() -> None:
+    core = Tokenizer(models.WordLevel(vocab={"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    with pytest.raises(ProbeInputError, match="byte-level"):
+        TokenBytes(PreTrainedTokenizerFast(tokenizer_object=core))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"post": "never said", "cues": None}, "the post is not in the prompt"),
+        ({"post": "  "}, "the post is empty"),
+        ({"label_text": "Something else."}, "label_text is not in the decoded output_ids"),
+        ({"parsed_explanation": "Something else."}, "parsed_explanation is not in the decoded output_ids"),
+        ({"prompt_ids": []}, "'prompt_ids' is empty"),
+        ({"output_ids": [1, "2"]}, "'output_ids' must hold non-negative integers"),
+        ({"output_ids": [1, -1]}, "'output_ids' must hold non-negative integers"),
+        ({"cues": [[0, 1000]]}, r"'cues': \[0, 1000\] is not"),
+        ({"candidates": {"high": ""}}, "'candidates' must map"),
+        ({"post": None}, "'post' has type NoneType"),
+    ],
+)
+def test_bad_rows_are_named(tiny_probe: Probe, tiny_rows: list[dict[str, Any]], change: dict, message: str) -> None:
+    with pytest.raises(ProbeInputError, match=f"^row 'row-1': .*{message}"):
+        tiny_probe.encode(tiny_rows[1] | change)
+
+
+def test_read_generations(tiny_generations: Path, tiny_rows: list[dict[str, Any]]) -> None:
+    assert read_generations(tiny_generations) == json.loads(json.dumps(tiny_rows))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([b"{}"], ":1: key 'id' is missing"),
+        ([b"", b"[1]"], ":2: a JSON list"),
+        ([b"{'a': 1}"], ":1: not JSON"),
+        (['{"id": "帖"}'.encode("gb18030")], ":1: not UTF-8"),
+        ([b'{"id": 1, "post": "", "prompt_ids": [1], "output_ids": [1]}'], ":1: the post is empty"),
+        ([b'{"id": 1, "post": "a", "prompt_ids": [1], "output_ids": [1]}'] * 2, ":2: id 1 was used on line 1"),
+        ([b" "], "no rows"),
+    ],
+)
+def test_unreadable_generations_name_the_line(tmp_path: Path, lines: list[bytes], message: str) -> None:
+    path = tmp_path / "g.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(ProbeInputError, match=message) as caught:
+        read_generations(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_missing_generations_file(tmp_path: Path) -> None:
+    with pytest.raises(ProbeInputError, match=r"gone\.jsonl: cannot read"):
+        read_generations(tmp_path / "gone.jsonl")
+
+
+def test_example_of_multi_label_row(tiny_probe: Probe, tokenizer) -> None:
+    row = make_row(tokenizer, 3, "en", "We had dinner. It was fine", "fine", parsed_label=["high"])
+    example: Example = tiny_probe.encode(row)
+    assert example.label == "high" and set(example.candidates) == {"high", "low"}

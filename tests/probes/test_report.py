@@ -1,0 +1,301 @@
+"""The page as a parser sees it: one file, nothing from outside, nothing unescaped, nothing left after redaction."""
+
+import base64
+import dataclasses
+import hashlib
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from probes.align import align
+from probes.errors import ProbeInputError
+from probes.report import render, write_report
+from probes.results import PostResult, Run
+from probes.summary import summarise
+from probes.view import clause_bars, groups, levels, percent, signed, visible
+from tests.probes.worlds import attribution, clause_map, post_result
+
+VOID = {"meta", "input", "br"}
+MANIFEST = {
+    "created": "2026-01-02T03:04:05+00:00",
+    "model": "/home/xyzzy/secret/base-model + /home/xyzzy/adapter-zh",
+    "model_fp": "f" * 16,
+    "budget": "standard",
+    "redact": False,
+    "settings": {"tolerance": 0.05},
+    "versions": {"torch": "2.0"},
+    "skipped": [],
+}
+
+
+class Page(HTMLParser):
+    """Elements with attributes and text, and whether every tag was closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.stack: list[str] = []
+        self.text: list[str] = []
+        self.raw: dict[str, str] = {}
+        self.feed(html)
+        self.close()
+        assert self.stack == []
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs), f"doubled attribute on {tag}"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.stack and self.stack[-1] == tag, f"</{tag}> closes {self.stack[-3:]}"
+        self.stack.pop()
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1] in ("style", "script"):
+            self.raw[self.stack[-1]] = self.raw.get(self.stack[-1], "") + data
+        else:
+            self.text.append(data)
+
+    def all(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
+        return [a for t, a in self.elements if t == tag and all(a.get(k) == v for k, v in attributes.items())]
+
+    @property
+    def words(self) -> str:
+        return "".join(self.text)
+
+
+def page_of(*results: PostResult, **options: object) -> tuple[str, Page]:
+    run = Run(MANIFEST, summarise(results, n_boot=50, draws=99), tuple(results))
+    html = render(run, **options)
+    return html, Page(html)
+
+
+def hostile(post: str, explanation: str, **changes: object) -> PostResult:
+    units = ((0, len(post) // 2), (len(post) // 2, len(post))) if len(post) > 1 else ((0, len(post)),)
+    maps = []
+    for method in ("ig", "erase"):
+        for target in ("label", "explanation"):
+            chars = clause_map(np.array([2.0, -1.0][: len(units)]), units)
+            maps.append(attribution(method, target, chars, units if method == "erase" else None, example_id="x"))
+    base = post_result(0)
+    result = dataclasses.replace(
+        base,
+        id="x",
+        post=post,
+        explanation=explanation,
+        length=len(post),
+        explanation_length=len(explanation),
+        units=units,
+        cues=None,
+        citations=tuple(align(explanation, post)),
+        attributions=tuple(maps),
+    )
+    return dataclasses.replace(result, **changes)
+
+
+@pytest.fixture(scope="module")
+def many():
+    results = [
+        post_result(s, cite=(s % 4,), invent=s % 5 == 0, language=("zh", "en")[s % 2], label=("high", "low")[s % 2])
+        for s in range(9)
+    ]
+    return page_of(*results)
+
+
+def test_one_file_and_nothing_from_outside(many):
+    html, page = many
+    for tag, attributes in page.elements:
+        assert tag not in ("link", "img", "iframe", "object", "embed", "base", "form", "video", "audio")
+        assert "src" not in attributes and "style" not in attributes
+        assert not [name for name in attributes if name.startswith("on")]
+        assert (attributes.get("href") or "#").startswith("#")
+    assert not re.search(r"https?://|@import|url\(", html)
+    assert len(page.all("style")) == len(page.all("script")) == 1
+
+
+def test_policy_names_exactly_the_inline_code(many):
+    _, page = many
+    (meta,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    policy = dict(part.split(" ", 1) for part in meta["content"].split("; "))
+    assert policy["default-src"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    for kind in ("style", "script"):
+        digest = base64.b64encode(hashlib.sha256(page.raw[kind].encode()).digest()).decode()
+        assert policy[f"{kind}-src"] == f"'sha256-{digest}'"
+    first = [tag for tag, _ in page.elements if tag in ("meta", "style", "script")]
+    assert first.index("style") > 1  # the policy stands before what it governs
+
+
+ATTACKS = [
+    '<script>alert(1)</script>"><img src=x onerror=alert(1)>',
+    "</style></script><svg/onload=alert(1)>{{ 7 * 7 }}{% raw %}",
+    "' onmouseover='alert(1)' x='&lt;b&gt;&amp;&#x3c;",
+    "<!-- --><![CDATA[ ]]>\x00\x0b\x1b]8;;x\x07",
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_markup_everywhere_stays_text(attack):
+    post = f"我想{attack}结束这一切"
+    explanation = f"帖子说“{attack}”和“{attack[::-1]}”{attack}"
+    result = hostile(post, explanation, id=attack, label=attack, task=attack, label_text=attack)
+    result = dataclasses.replace(
+        result, attributions=tuple(dataclasses.replace(a, example_id=attack) for a in result.attributions)
+    )
+    manifest = MANIFEST | {"model": attack, "versions": {attack: attack}, "settings": {attack: attack}}
+    html = render(Run(manifest, summarise([result], n_boot=0, draws=9), (result,)))
+    page = Page(html)
+    assert len(page.all("script")) == len(page.all("style")) == 1 and not page.all("img")
+    assert all(not n.startswith("on") for _, a in page.elements for n in a)
+    assert "alert(1)" not in page.raw["script"] and "49" not in page.words.replace(attack, "")[:2000]
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", html)
+    visible_attack = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda m: f"U+{ord(m[0]):04X}", attack)
+    assert page.words.count(visible_attack) >= 3
+
+
+def test_the_post_is_all_there_in_order(many):
+    _, page = many
+    for s in range(9):
+        assert post_result(s, language=("zh", "en")[s % 2]).post in page.words
+
+
+def test_direction_marks_and_zero_width_characters_are_shown_not_obeyed():
+    post = "a\u202eb\u200bc\u2066d\ufeffe\u00adf"
+    html, page = page_of(hostile(post, "“\u202e”"))
+    for mark in ("\u202e", "\u200b", "\u2066", "\ufeff", "\u00ad"):
+        assert mark not in html
+        assert f"U+{ord(mark):04X}" in page.words
+    assert all(a.get("dir") == "auto" for a in page.all("div") if "text" in (a.get("class") or "").split())
+    assert visible("👩\u200d🔬\r\nx\rz") == [("text", "👩\u200d🔬\nx\nz")]
+    assert visible("\ud800") == [("mark", "U+D800")]
+
+
+def test_characters_drawn_as_one_are_not_parted():
+    post = "e\u0301👩\u200d🔬👍🏽🇨🇳x" * 2
+    result = hostile(post, "")
+    values = np.arange(len(post), dtype=float)
+    maps = tuple(dataclasses.replace(a, char_values=values) for a in result.attributions)
+    for group in groups(dataclasses.replace(result, attributions=maps)):
+        for run in group["runs"]:
+            first = run["pieces"][0][1][0]
+            assert first not in "\u0301\u200d🏽" and not first.startswith("🔬")
+
+
+def test_a_post_of_ten_thousand_characters():
+    rng = np.random.default_rng(0)
+    post = "".join(rng.choice(list("我很累不想说话今天天气还行abc，。"), 10_000))
+    result = hostile(post, f"“{post[200:230]}”")
+    noisy = tuple(dataclasses.replace(a, char_values=rng.normal(size=10_000)) for a in result.attributions)
+    html, page = page_of(dataclasses.replace(result, attributions=noisy))
+    assert post in page.words
+    assert len(html) < 2_500_000
+
+
+def test_redaction_leaves_no_words():
+    secret = "绝密的一句话在这里"
+    post = f"今天下雨了。{secret}！后来天晴了。"
+    result = hostile(post, f"帖子提到“{secret}”，又说“另一句编造的话”。")
+    html, page = page_of(result, redact=True)
+    pieces = {post[i : i + 3] for i in range(len(post) - 2)} | {"编造", "提到", "帖子"}
+    assert not [piece for piece in pieces if piece in html]
+    assert "Redacted" in page.words and "from 6–15" in page.words and "not in the post" in page.words
+    assert page.words.count("▮") == len(post)
+    plain, _ = page_of(result)
+    assert secret in plain
+    flagged = Run(MANIFEST | {"redact": True}, summarise([result], n_boot=0, draws=9), (result,))
+    assert secret not in render(flagged)  # a redacted run can not be unredacted by forgetting the flag
+
+
+def test_home_directories_are_not_passed_on(many):
+    html, page = many
+    assert "xyzzy" not in html and "base-model + adapter-zh" in page.words
+
+
+def test_what_the_page_says(many):
+    _, page = many
+    assert page.words.count("not a diagnosis") == 1 and "crisis" in page.words
+    cards = [a for a in page.all("article") if "post-card" in (a["class"] or "")]
+    assert len(cards) == 9
+    assert len(page.all("table", **{"class": "sortable"})) == 1
+    verdicts = [w for w in ("supported", "contradicted", "inconclusive") if w in page.words]
+    assert len(verdicts) == 3
+    assert "faithful" not in page.words.replace("Agreement is not faithfulness", "")
+    assert "expected from random citations" in page.words and "places this citation could have had" in page.words
+
+
+def test_keyboard_and_names(many):
+    _, page = many
+    cited = [a for a in page.all("span") if "cite" in (a.get("class") or "").split()]
+    assert cited and all(a.get("tabindex") == "0" for a in cited)
+    radios = page.all("input", type="radio")
+    groups_of = {a["name"] for a in radios}
+    assert all(sum(r["name"] == name and "checked" in r for r in radios) == 1 for name in groups_of)
+    assert all("aria-label" in a or a.get("aria-hidden") == "true" for a in page.all("svg"))
+    ids = [a["id"] for _, a in page.elements if a.get("id")]
+    assert len(ids) == len(set(ids))
+    targets = {(a["href"] or "")[1:] for a in page.all("a")}
+    assert targets <= set(ids)
+    assert page.all("html", lang="en") and page.all("div", lang="zh")
+
+
+def test_cited_phrases_point_at_existing_sources(many):
+    html, _ = many
+    for card in re.findall(r"<article.*?</article>", html, re.S):
+        source, answer = card.split("Model's answer")
+        asked = set(" ".join(re.findall(r'data-cites="([^"]+)"', answer)).split())
+        given = set(" ".join(re.findall(r'data-cites="([^"]+)"', source)).split())
+        assert asked == given
+
+
+def test_most_suspicious_first_and_the_cut_is_said():
+    results = [post_result(0, cite=(1,)), post_result(1, cite=(4,)), post_result(2, cite=(1,), invent=True)]
+    html, page = page_of(*results, max_cards=2)
+    order = re.findall(r'<h3 id="post-\d+-title"><bdi>(p\d)</bdi>', html)
+    assert order == ["p1", "p2"]
+    assert "The first 2 of 3 are shown in full below." in page.words
+    assert html.index(">p0<") > 0  # the table still lists it
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [],
+        [post_result(3, cite=())],
+        [dataclasses.replace(post_result(4), explanation=None, explanation_length=0, citations=())],
+        [post_result(5, methods=("erase",)), post_result(6, methods=("gradnorm",))],
+        [post_result(7, converged=False)],
+        [dataclasses.replace(post_result(8), attributions=())],
+        [hostile("a", "“a”")],
+    ],
+    ids=["none", "uncited", "unexplained", "one-method", "unconverged", "no-maps", "one-character"],
+)
+def test_odd_runs_still_make_a_page(results):
+    for redact in (False, True):
+        _, page = page_of(*results, redact=redact)
+        assert "nan" not in page.words.lower().split() and "None" not in page.words
+
+
+def test_levels_and_bars_say_what_the_numbers_say():
+    assert levels(np.array([5.0, -5, 1, 0.4, 0, -2.1])).tolist() == [5, -5, 1, 0, 0, -3]
+    assert levels(np.zeros(3)).tolist() == [0, 0, 0] and levels(np.array([np.nan])).tolist() == [0]
+    result = post_result(3, noise=0.0)
+    chart = clause_bars(result, result.evidence().cited)[1]
+    assert chart["method"] == "erase" and [row["cited"] for row in chart["rows"]] == [False, True, *[False] * 4]
+    assert chart["rows"][1]["left"]["width"] == 100.0 and chart["rows"][0]["left"]["width"] == 0.0
+    assert chart["rows"][1]["left"]["value"] == pytest.approx(4.0)
+    assert (percent(0.904), percent(0.041), percent(None), percent(0.0)) == ("90%", "4.1%", "–", "0%")
+    assert (signed(-4.23), signed(0.01), signed(2.0), signed(None)) == ("−4.2", "0.0", "+2.0", "–")
+
+
+def test_same_run_same_page(tmp_path):
+    results = tuple(post_result(s) for s in range(3))
+    run = Run(MANIFEST, summarise(results, n_boot=50, draws=99), results)
+    first = write_report(run, tmp_path / "a.html").read_bytes()
+    assert first == write_report(run, tmp_path / "b.html").read_bytes()
+    with pytest.raises(ProbeInputError, match="no manifest"):
+        write_report(tmp_path, tmp_path / "c.html")

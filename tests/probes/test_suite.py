@@ -1,0 +1,312 @@
+"""The run over a data set: what is written, what survives a kill, what redaction leaves; and once with a real model."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from probes.attribute import Settings
+from probes.errors import ProbeError, ProbeInputError
+from probes.model import Check, Example
+from probes.results import PostResult, read_manifest, read_run
+from probes.suite import BUDGETS, prepare, run_suite
+from tests.probes.worlds import attribution, clause_map, post_result
+
+WORLDS = {r.id: r for r in (post_result(s, k=5 + s % 2, cite=(s % 3,), invent=s == 2) for s in range(6))}
+NECESSITY = Check("necessity", "erase", 3.0, 0.5, 0.1, 1.0, 0.05, None, 20, "ok", ())
+FILES = {
+    "manifest.json",
+    "attributions.jsonl",
+    "checks.jsonl",
+    "checks.parquet",
+    "summary.json",
+    "report.html",
+    "cache",
+}
+
+
+def example(result: PostResult, **changes: object) -> Example:
+    fields = {
+        "id": result.id,
+        "task": result.task,
+        "post": result.post or "",
+        "ids": (1, 2),
+        "prompt_len": 1,
+        "byte_spans": ((0, 1), (1, 2)),
+        "char_bytes": (0, 1, 2),
+        "segments": (),
+        "post_char": (0, result.length),
+        "text": result.post or "",
+        "label": result.label,
+        "label_text": result.label_text or "",
+        "candidates": {},
+        "explanation": result.explanation,
+        "cues": result.cues,
+        "decoys": None,
+    }
+    return Example(**(fields | changes))
+
+
+class FakeProbe:
+    """Stands in for a model: lays out rows from ``WORLDS`` and counts what is asked of it."""
+
+    name, fingerprint, dtype, device = "fake", "f" * 16, "torch.float32", "cpu"
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.stop_at: int | None = None
+
+    def encode(self, row: dict) -> Example:
+        if row["id"] == "bad":
+            raise ProbeInputError("row 'bad': the post is not in the prompt")
+        return example(WORLDS[row["id"]], **{k: v for k, v in row.items() if k in ("label_text", "explanation")})
+
+
+@pytest.fixture
+def probe(monkeypatch):
+    fake = FakeProbe()
+
+    def attribute(probe, example, methods, targets, settings):
+        assert isinstance(settings, Settings)
+        if fake.stop_at is not None and len(fake.calls) >= fake.stop_at:
+            raise KeyboardInterrupt
+        fake.calls.append(example.id)
+        return [a for a in WORLDS[example.id].attributions if a.method in methods and a.target in targets]
+
+    def effects(probe, example, spans):
+        assert spans and all(0 <= a < b <= len(example.post) for a, b in spans)
+        return NECESSITY, dataclasses.replace(NECESSITY, name="sufficiency", value=None, status="abstain")
+
+    monkeypatch.setattr("probes.attribute.attribute", attribute)
+    monkeypatch.setattr("probes.faithfulness.cited_effects", effects)
+    return fake
+
+
+def rows(*ids: str) -> list[dict]:
+    return [{"id": i} for i in ids or WORLDS]
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def test_run_directory(probe, tmp_path):
+    seen = []
+    summary = run_suite(probe, rows(), tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert {p.name for p in tmp_path.iterdir()} == FILES
+    assert seen == [(i, 6) for i in range(7)]
+    assert json.loads((tmp_path / "summary.json").read_text("utf-8")) == summary
+    assert summary["n"] == 6 and summary["skipped"] == 0 and sum(summary["verdicts"].values()) == 6
+    maps = [json.loads(line) for line in (tmp_path / "attributions.jsonl").read_text("utf-8").splitlines()]
+    assert len(maps) == 6 * 3 * 2 and {m["schema_version"] for m in maps} == {1}
+    flat = [json.loads(line) for line in (tmp_path / "checks.jsonl").read_text("utf-8").splitlines()]
+    table = pq.read_table(tmp_path / "checks.parquet")
+    assert table.num_rows == len(flat) and table.schema.metadata[b"schema_version"] == b"1"
+    assert sorted(table.to_pylist()[0]) == sorted(flat[0])
+    assert summary["necessity"] == 3.0 and summary["necessity_null"] == 0.5 and summary["sufficiency"] is None
+    assert {row["name"] for row in flat} >= {
+        "mass_ratio",
+        "cosine",
+        "cue_auroc",
+        "coincidence",
+        "fabricated_quote_rate",
+    }
+    manifest = read_manifest(tmp_path)
+    assert (
+        manifest["status"] == "done"
+        and len(manifest["cache"]) == 6
+        and manifest["methods"] == list(BUDGETS["standard"][0])
+    )
+
+
+def test_results_come_back_equal(probe, tmp_path):
+    run_suite(probe, rows(), tmp_path)
+    run = read_run(tmp_path)
+    assert [r.id for r in run.results] == list(WORLDS)
+    for result in run.results:
+        world = WORLDS[result.id]
+        assert result.units == world.units and result.citations == world.citations
+        assert result.measured[0] == NECESSITY and result.evidence().report.verdict == world.evidence().report.verdict
+        for a, b in zip(result.attributions, world.attributions, strict=True):
+            np.testing.assert_array_equal(a.char_values, b.char_values)
+
+
+def test_killed_anywhere_the_same_call_continues(probe, tmp_path):
+    whole = tmp_path / "whole"
+    run_suite(probe, rows(), whole)
+    probe.calls.clear()
+    out = tmp_path / "cut"
+    for stop in (0, 2, 3, 5):
+        probe.stop_at = stop
+        with pytest.raises(KeyboardInterrupt):
+            run_suite(probe, rows(), out)
+        with pytest.raises(ProbeInputError, match="not finished"):
+            read_run(out)
+    probe.stop_at = None
+    run_suite(probe, rows(), out)
+    assert probe.calls == list(WORLDS)  # every post exactly once, over five calls
+    ours, theirs = tree(out), tree(whole)
+    assert ours.keys() == theirs.keys()
+    different = {name for name in ours if ours[name] != theirs[name]}
+    assert different <= {"manifest.json", "report.html"}  # they hold the time of day
+
+
+def test_killed_between_the_files_it_is_not_taken_for_finished(probe, tmp_path, monkeypatch):
+    run_suite(probe, rows("p0"), tmp_path)
+    monkeypatch.setattr("probes.suite.write_report", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(probe, rows("p0", "p1"), tmp_path)
+    with pytest.raises(ProbeInputError, match="not finished"):
+        read_run(tmp_path)
+
+
+def test_what_changes_the_numbers_is_not_read_from_the_cache(probe, tmp_path):
+    run_suite(probe, rows("p0"), tmp_path)
+    run_suite(probe, rows("p0"), tmp_path)
+    assert probe.calls == ["p0"]
+    run_suite(probe, rows("p0"), tmp_path, budget="full")
+    probe.fingerprint = "e" * 16
+    run_suite(probe, rows("p0"), tmp_path)
+    run_suite(probe, [{"id": "p0", "explanation": "没有引用"}], tmp_path)
+    assert probe.calls == ["p0"] * 4
+
+
+def test_damaged_cache_is_made_again(probe, tmp_path):
+    run_suite(probe, rows("p0", "p1"), tmp_path)
+    first, second = sorted((tmp_path / "cache").iterdir())
+    first.write_text('{"id": "p0"', "utf-8")
+    with pytest.raises(ProbeInputError, match="the same `probes run` command repairs it"):
+        read_run(tmp_path)
+    second.write_text("[]", "utf-8")
+    run_suite(probe, rows("p0", "p1"), tmp_path)
+    assert sorted(probe.calls) == ["p0", "p0", "p1", "p1"]
+    assert len(read_run(tmp_path).results) == 2
+
+
+def test_redacted_run_holds_no_text(probe, tmp_path):
+    run_suite(probe, rows(), tmp_path, redact=True)
+    everything = b"\n".join(tree(tmp_path).values()).decode("utf-8", "replace")
+    for result in WORLDS.values():
+        for a, b in result.units:
+            assert result.post is not None
+            words = result.post[a : b - 1]
+            assert words not in everything and json.dumps(words)[1:-1] not in everything
+        assert "帖子提到" not in everything and "从来没有写过" not in everything
+    run = read_run(tmp_path)
+    assert all(r.post is None and r.explanation is None and r.label_text is None for r in run.results)
+    assert all(c.text_hash == "" for r in run.results for c in r.citations)
+    whole = dataclasses.replace(WORLDS["p1"], measured=run.results[1].measured)
+    assert run.results[1].evidence().report == whole.evidence().report  # nothing the checks need is lost
+    run_suite(probe, rows(), tmp_path, redact=True)
+    assert len(probe.calls) == 6
+
+
+def test_redaction_does_not_go_over_an_unredacted_run(probe, tmp_path):
+    run_suite(probe, rows("p0"), tmp_path)
+    with pytest.raises(ProbeInputError, match="holds an unredacted run"):
+        run_suite(probe, rows("p0"), tmp_path, redact=True)
+
+
+def test_rows_without_label_are_skipped_and_counted(probe, tmp_path):
+    summary = run_suite(probe, [{"id": "p0"}, {"id": "p1", "label_text": ""}], tmp_path)
+    assert summary["n"] == 1 and summary["skipped"] == 1
+    assert read_manifest(tmp_path)["skipped"] == [{"id": "p1", "reason": "no label was parsed from the output"}]
+    with pytest.raises(ProbeInputError, match="none of the 1 rows has a label"):
+        run_suite(probe, [{"id": "p1", "label_text": ""}], tmp_path / "b")
+
+
+def test_row_without_explanation_abstains(probe, tmp_path):
+    summary = run_suite(probe, [{"id": "p0"}, {"id": "p1", "explanation": None}], tmp_path)
+    assert summary["abstained"] == 1
+    assert {a.target for a in read_run(tmp_path).results[1].attributions} == {"label"}
+
+
+def test_limit_and_bad_input(probe, tmp_path):
+    assert run_suite(probe, rows(), tmp_path / "a", limit=2)["n"] == 2
+    with pytest.raises(ProbeInputError, match="budget 'big': choose from fast, standard, full"):
+        prepare(tmp_path / "b", "big")
+    with pytest.raises(ProbeInputError, match="limit 0"):
+        prepare(tmp_path / "b", limit=0)
+    with pytest.raises(ProbeInputError, match="row 'bad'"):
+        run_suite(probe, [{"id": "p0"}, {"id": "bad"}], tmp_path / "b")
+    assert not (tmp_path / "b").exists() and probe.calls == ["p0", "p1"]  # said before any work
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(ProbeInputError, match="a file is in the way"):
+        prepare(file)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "manifest.json").write_text('{"name": "web app"}')
+    with pytest.raises(ProbeInputError, match="belongs to something else"):
+        prepare(other)
+    with pytest.raises(ProbeInputError, match="not written by `probes run`"):
+        read_run(other)
+    with pytest.raises(ProbeInputError, match="no manifest"):
+        read_run(tmp_path)
+
+
+def test_full_disk_is_one_line_and_keeps_the_old_run(probe, tmp_path, monkeypatch):
+    run_suite(probe, rows("p0"), tmp_path)
+    before = (tmp_path / "summary.json").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ProbeError, match="No space left on device"):
+        run_suite(probe, rows("p1"), tmp_path)
+    monkeypatch.undo()
+    assert (tmp_path / "summary.json").read_bytes() == before
+    assert not [p for p in tmp_path.rglob(".*") if p.is_file()]
+
+
+def test_fast_budget_screens_but_never_judges(probe, tmp_path):
+    summary = run_suite(probe, rows(), tmp_path, budget="fast")
+    assert summary["verdicts"]["inconclusive"] == 6 and summary["conclusion"] == "inconclusive"
+    assert summary["necessity"] is None  # not paid for
+    assert "ig" not in summary["mass_ratio"] and summary["completeness_delta"]["mean"] is None
+
+
+def test_lone_surrogates_survive(probe, tmp_path, monkeypatch):
+    odd = post_result(0, name="odd")
+    post = "\ud800" + (odd.post or "")[1:]
+    monkeypatch.setitem(WORLDS, "odd", dataclasses.replace(odd, post=post))
+    run_suite(probe, rows("odd"), tmp_path)
+    assert read_run(tmp_path).results[0].post == post
+    assert "U+D800" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_result_survives_json():
+    for result in (post_result(1), post_result(1).redacted(), dataclasses.replace(post_result(1), cues=None)):
+        again = PostResult.from_dict(json.loads(json.dumps(result.to_dict())))
+        assert again.to_dict() == result.to_dict() and again.evidence().report == result.evidence().report
+    zeros = attribution("ig", "label", clause_map(np.zeros(2), [(0, 2), (2, 4)]))
+    assert zeros.values.tolist() == [0, 0, 0, 0]
+
+
+def test_tiny_model_end_to_end(tiny_probe, tiny_rows, tmp_path):
+    """The real engine, both languages: every map lands on the post and every number is there."""
+    summary = run_suite(tiny_probe, tiny_rows, tmp_path, n_boot=200)
+    assert summary["n"] == len(tiny_rows) and summary["fabricated_quote_rate"] == 0.0 and summary["abstained"] == 0
+    run = read_run(tmp_path)
+    for row, result in zip(tiny_rows, run.results, strict=True):
+        assert result.post == row["post"] and result.units[-1][1] == len(row["post"])
+        cited = [row["post"][a:b] for c in result.citations for a, b in c.post_char]
+        assert cited == [row["post"][slice(*row["cues"][0])]]
+        by = {(a.method, a.target): a for a in result.attributions}
+        assert set(by) == {(m, t) for m in ("ig", "erase", "gradnorm") for t in ("label", "explanation")}
+        for a in by.values():
+            assert len(a.char_values) == len(row["post"])
+            assert a.char_values.sum() == pytest.approx(a.values.sum(), abs=1e-9)
+        assert {c.name for c in result.measured} == {"necessity", "sufficiency"}
+        ig = by["ig", "label"]
+        if ig.converged:
+            assert ig.values.sum() == pytest.approx(
+                ig.f_input - ig.f_baseline, abs=0.06 * max(2, abs(ig.f_input - ig.f_baseline))
+            )
+    before = tree(tmp_path)
+    run_suite(tiny_probe, tiny_rows, tmp_path, n_boot=200)
+    assert {n for n, data in tree(tmp_path).items() if data != before[n]} <= {"manifest.json", "report.html"}

@@ -1,0 +1,169 @@
+"""Comparing a reloaded export with the trainer's logits and generations."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from probes.errors import ProbeError, ProbeInputError
+from probes.load import load_model
+from probes.verify import read_reference, verify
+
+
+def reference_of(model_dir: Path, adapter: Path | None, prompts: list[list[int]]) -> dict[str, np.ndarray]:
+    """What a trainer with exactly this model would have written: plain passes, plain greedy loop."""
+    model, _ = load_model(model_dir, adapter, merge=False)
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    vocab = model.get_input_embeddings().num_embeddings
+    tokens = np.zeros((len(prompts), int(lengths.max()) + 2), np.int32)
+    logits = np.full((*tokens.shape, vocab), 7.0, np.float32)
+    greedy = np.full((len(prompts), 6), -1, np.int32)
+    eos = []
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+        ids = list(prompt)
+        for step in range(6):
+            with torch.no_grad():
+                found = model(input_ids=torch.tensor([ids])).logits[0].numpy()
+            if step == 0:
+                logits[row, : len(prompt)] = found
+            greedy[row, step] = int(found[-1].argmax())
+            ids.append(int(greedy[row, step]))
+            if row == 0 and step == 2:  # the third token of the first prompt ends a generation
+                eos = [ids[-1]]
+            if ids[-1] in eos:
+                break
+    return {
+        "tokens": tokens,
+        "lengths": lengths,
+        "logits": logits,
+        "prompt_ids": tokens,
+        "prompt_lengths": lengths,
+        "greedy_ids": greedy,
+        "eos_ids": np.array([*eos, 1], np.int32),
+    }
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_rows: list[dict[str, Any]]) -> list[list[int]]:
+    return [row["prompt_ids"][:length] for row, length in zip(tiny_rows, (40, 12, 25, 50), strict=True)]
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model_dir: Path, prompts: list[list[int]]) -> dict[str, np.ndarray]:
+    return reference_of(tiny_model_dir, None, prompts)
+
+
+def saved(tmp_path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    np.savez(tmp_path / "reference_logits.npz", **arrays)
+    return tmp_path / "reference_logits.npz"
+
+
+def test_same_model_agrees(tiny_model_dir: Path, reference: dict[str, np.ndarray], tmp_path: Path) -> None:
+    found = verify(tiny_model_dir, None, saved(tmp_path, reference))
+    assert found["max_abs_logit_diff"] < 1e-4
+    real = [np.abs(row[:n]).max() for row, n in zip(reference["logits"], reference["lengths"], strict=True)]
+    assert found["max_abs_logit"] == pytest.approx(max(real))  # the 7.0 behind the ends do not count
+    assert (found["greedy_identical"], found["greedy_total"]) == (4, 4)
+    assert found["missing_keys"] == found["unexpected_keys"] == []
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_adapter_agrees_and_base_does_not(
+    tiny_model_dir: Path, adapter_dir: Path, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    path = saved(tmp_path, reference_of(tiny_model_dir, adapter_dir, prompts))
+    found = verify(tiny_model_dir, adapter_dir, path)
+    assert found["max_abs_logit_diff"] < 1e-4 and found["greedy_identical"] == 4
+    base = verify(tiny_model_dir, None, path)
+    assert base["max_abs_logit_diff"] > 0.1 and base["greedy_identical"] < 4
+
+
+def test_differences_are_reported(tiny_model_dir: Path, reference: dict[str, np.ndarray], tmp_path: Path) -> None:
+    logits, greedy = reference["logits"].copy(), reference["greedy_ids"].copy()
+    logits[3, 49, 5] += 0.25  # the last real position of the longest row
+    greedy[1, 0] += 1
+    greedy[2, -1] += 1
+    found = verify(tiny_model_dir, None, saved(tmp_path, reference | {"logits": logits, "greedy_ids": greedy}))
+    assert found["max_abs_logit_diff"] == pytest.approx(0.25, abs=1e-3)
+    assert found["greedy_identical"] == 2
+
+
+def test_generation_that_does_not_stop_is_different(
+    tiny_model_dir: Path, reference: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """The first generation ends with a stop token; told of no stop token, the trainer would have gone on."""
+    ended = reference["greedy_ids"][0]
+    assert ended[2] == reference["eos_ids"][0] and ended[3] == -1
+    longer = reference["greedy_ids"].copy()
+    longer[0, 3] = 5
+    found = verify(tiny_model_dir, None, saved(tmp_path, reference | {"greedy_ids": longer}))
+    assert found["greedy_identical"] == 3
+
+
+def test_sampling_config_of_the_export_is_not_used(
+    tiny_model_dir: Path, reference: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, model)
+    config = {"do_sample": True, "temperature": 5.0, "top_p": 0.9, "max_length": 3, "eos_token_id": 3}
+    (model / "generation_config.json").write_text(json.dumps(config))
+    assert verify(model, None, saved(tmp_path, reference))["greedy_identical"] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logits": None}, "array 'logits' is missing"),
+        ({"tokens": np.zeros((4, 52), np.float32)}, r"array 'tokens' is float32\[4, 52\]"),
+        ({"lengths": np.ones(3, np.int32)}, "lengths does not fit tokens"),
+        ({"prompt_lengths": np.full(4, 99, np.int32)}, "prompt_lengths does not fit prompt_ids"),
+        ({"tokens": np.ones((4, 51), np.int32)}, r"logits \[4, 52, \d+\] do not match tokens \[4, 51\]"),
+        ({"greedy_ids": np.ones((2, 6), np.int32)}, "2 rows of greedy_ids for 4 prompts"),
+        ({"logits": np.zeros((4, 52, 9), np.float32)}, "logits over 9 tokens"),
+        ({"logits": np.full((4, 52, 377), np.nan, np.float32)}, "NaN or infinity"),
+        ({"prompt_ids": np.full((4, 52), 5000, np.int32)}, r"prompt_ids holds ids outside 0\.\.\d+"),
+    ],
+)
+def test_reference_that_does_not_fit(
+    tiny_model_dir: Path, reference: dict[str, np.ndarray], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    arrays = {name: array for name, array in (reference | change).items() if array is not None}
+    with pytest.raises(ProbeInputError, match=message):
+        verify(tiny_model_dir, None, saved(tmp_path, arrays))
+
+
+def test_unreadable_reference(tmp_path: Path) -> None:
+    path = tmp_path / "r.npz"
+    with pytest.raises(ProbeInputError, match=r"r\.npz: cannot read as npz"):
+        read_reference(path)
+    np.savez(path, tokens=np.zeros((1, 1)))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ProbeInputError, match=r"r\.npz: cannot read as npz"):
+        read_reference(path)
+    path.write_bytes(b"")
+    with pytest.raises(ProbeInputError, match=r"r\.npz: cannot read as npz"):
+        read_reference(path)
+    np.save(tmp_path / "r.npy", np.zeros(3))
+    with pytest.raises(ProbeInputError, match=r"r\.npy: cannot read as npz"):
+        read_reference(tmp_path / "r.npy")
+
+
+def test_pickle_in_the_reference_is_refused(tmp_path: Path, reference: dict[str, np.ndarray]) -> None:
+    with pytest.raises(ProbeInputError, match="cannot read as npz"):
+        read_reference(saved(tmp_path, reference | {"tokens": np.array([{"a": 1}], dtype=object)}))
+
+
+def test_model_that_gives_nan(tiny_model_dir: Path, reference: dict[str, np.ndarray], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, model)
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ProbeError, match="NaN"):
+        verify(model, None, saved(tmp_path, reference))

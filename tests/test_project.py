@@ -1,0 +1,201 @@
+"""The engineering base itself: style, types, the wheel, the pinned environment, the recipes' form."""
+
+import importlib.metadata
+import itertools
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("mentalglm_jax", "probes")
+
+
+def run(*command: str | Path) -> str:
+    """Run a command in the repository root; its output on success, a failed test with that output otherwise."""
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    return result.stdout
+
+
+# ---- style and types -------------------------------------------------------------------------------------------------
+
+
+def test_ruff_finds_nothing():
+    run(sys.executable, "-m", "ruff", "check", "--output-format", "concise", ".")
+
+
+def test_ruff_would_format_nothing():
+    run(sys.executable, "-m", "ruff", "format", "--check", ".")
+
+
+@pytest.mark.timeout(900)  # 30 seconds on two free cores
+def test_pyright_finds_nothing():
+    run(sys.executable, "-m", "pyright", "--pythonpath", sys.executable)
+
+
+def test_files_are_short_enough_to_read():
+    lengths = {p: len(p.read_text("utf-8").splitlines()) for d in PACKAGES for p in (ROOT / d).rglob("*.py")}
+    too_long = {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > 500}
+    assert not too_long, too_long
+
+
+def test_shapes_and_types_are_checked_in_tests():
+    """`--jaxtyping-packages` is in force: a call with a wrong type raises, though nothing in the code checks it."""
+    from mentalglm_jax import files
+
+    with pytest.raises(jaxtyping.TypeCheckError):
+        files.write_text(3, "text")
+
+
+# ---- the environment -------------------------------------------------------------------------------------------------
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def pins() -> dict[str, Requirement]:
+    """Pinned requirement of each distribution on this interpreter."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
+    requirements = [Requirement(line) for line in lines]
+    return {canonicalize_name(r.name): r for r in requirements if r.marker is None or r.marker.evaluate()}
+
+
+def installed_closure(requirements: list[str]) -> dict[str, str]:
+    """Name -> version of everything installed that the requirements bring with them."""
+    todo, seen, found = [Requirement(r) for r in requirements], set(), {}
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # an extra that this environment was made without
+        found[name] = distribution.version
+        for extra in {"", *requirement.extras} - {e for n, e in seen if n == name}:
+            seen.add((name, extra))
+            needed = (Requirement(r) for r in distribution.requires or ())
+            todo.extend(r for r in needed if r.marker is None or r.marker.evaluate({"extra": extra}))
+    return found
+
+
+def test_every_dependency_is_pinned_and_installed_at_its_pin():
+    groups = project()["optional-dependencies"]
+    found = installed_closure([*project()["dependencies"], *groups["probes"], *groups["dev"]])
+    assert {"jax", "flax", "numpy"} <= set(found)
+    accelerator = re.compile(r"nvidia-|jax-cuda|cuda-|triton|libtpu")  # pinned by jax and torch themselves
+    unpinned = sorted(n for n in found if n not in pins() and not accelerator.match(n))
+    assert not unpinned, f"constraints.txt lacks {unpinned}"
+    other = [f"{n} {v} ({r})" for n, v in found.items() if (r := pins().get(n)) and not r.specifier.contains(v, True)]
+    assert not other, f"installed differently from constraints.txt: {other}; remove .venv or run make again"
+
+
+def test_constraints_are_exact_and_from_no_particular_index():
+    for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines():
+        assert re.fullmatch(r"#.*|[a-z0-9._-]+==[\w.]+( ; python_version (<|>=) '3\.\d+')?", line), line
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12"])
+def test_pins_satisfy_the_declared_ranges(python):
+    environment = {"python_version": python, "python_full_version": python + ".1", "extra": ""}
+    lines = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
+    pinned = {
+        canonicalize_name(r.name): next(iter(r.specifier)).version
+        for r in map(Requirement, lines)
+        if r.marker is None or r.marker.evaluate(environment)
+    }
+    groups = project()["optional-dependencies"]
+    for text in [*project()["dependencies"], *groups["probes"], *groups["dev"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), text
+
+
+# ---- what is shipped -------------------------------------------------------------------------------------------------
+
+
+def test_wheel_holds_both_packages_with_their_data_and_nothing_else(tmp_path):
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert names == expected
+    assert wheel.stat().st_size < 2_000_000
+
+
+def test_commands_exist():
+    for script, target in project()["scripts"].items():
+        module, function = target.split(":")
+        run(sys.executable, "-c", f"import {module} as m; assert callable(m.{function}), {script!r}")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_recipe_starts_with_its_usage(path):
+    """The comment on top of a recipe holds the command that runs it."""
+    head = "".join(itertools.takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines(True)))
+    assert re.search(rf"mentalglm (run|train|plan) configs/{re.escape(path.name)}", head), head
+    assert isinstance(yaml.safe_load(path.read_text("utf-8")), dict)
+
+
+def test_pre_commit_hooks_need_no_network():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    assert {repo["repo"] for repo in config["repos"]} == {"local"}
+    assert {hook["language"] for hook in hooks} == {"system"}
+
+
+# ---- make ------------------------------------------------------------------------------------------------------------
+
+
+def make(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`make` in a directory that has only the Makefile, so that nothing can be installed by mistake."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (directory / name).write_bytes((ROOT / name).read_bytes())
+    return subprocess.run(["make", *arguments], cwd=directory, capture_output=True, text=True, check=False)
+
+
+def fake_python(directory: Path, version: str) -> Path:
+    """An executable that says it is an old Python."""
+    path = directory / "python"
+    path.write_text(f'#!/bin/sh\n[ "$1" = -V ] && echo "Python {version}" && exit 0\nexit 1\n', "utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def test_make_refuses_an_old_python_in_one_line(tmp_path):
+    result = make(tmp_path, "demo", f"PYTHON={fake_python(tmp_path, '3.9.18')}")
+    assert result.returncode != 0
+    assert "Python 3.11 or newer is needed" in result.stderr and "is Python 3.9.18" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_make_names_a_python_it_can_not_find(tmp_path):
+    result = make(tmp_path, "test", "PYTHON=no-such-python")
+    assert result.returncode != 0
+    assert "no-such-python not found" in result.stderr
+
+
+def test_make_help_lists_every_target(tmp_path):
+    result = make(tmp_path, "help")
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert {line.split()[1] for line in result.stdout.splitlines()} == set(phony.split())
+
+
+def test_ci_runs_exactly_what_a_newcomer_runs():
+    lines = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+    assert [line for line in lines if line.startswith("make ") and "--version" not in line] == ["make test"]
