@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -164,7 +165,9 @@ def make(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`make` in a directory that has only the Makefile, so that nothing can be installed by mistake."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (directory / name).write_bytes((ROOT / name).read_bytes())
-    return subprocess.run(["make", *arguments], cwd=directory, capture_output=True, text=True, check=False)
+    # Under `make test` this is a make inside a make, which would print the directories it enters.
+    outer = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(["make", *arguments], cwd=directory, env=outer, capture_output=True, text=True, check=False)
 
 
 def fake_python(directory: Path, version: str) -> Path:
