@@ -58,6 +58,9 @@ class LoraConfig:
             raise InputError("LoRA: target_modules is empty, nothing would be trained")
         if min([self.rank, *dict(self.rank_pattern).values()]) < 1 or not 0 <= self.dropout < 1:
             raise InputError(f"LoRA: rank must be at least 1 and dropout in [0, 1), got {self.rank}, {self.dropout}")
+        for name in ("rank_pattern", "alpha_pattern"):  # mappings: an order of their own says nothing
+            pairs = sorted(dict(getattr(self, name)).items(), key=lambda pair: TARGETS.index(pair[0]))
+            object.__setattr__(self, name, tuple(pairs))
 
     def rank_of(self, name: str) -> int:
         """The rank used for the module called ``name``."""

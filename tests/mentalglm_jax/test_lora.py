@@ -234,6 +234,14 @@ def test_a_wrong_configuration_is_refused(options, message):
         LoraConfig(**options)
 
 
+def test_patterns_are_mappings_and_have_no_order():
+    pairs = (("down_proj", 2), ("q_proj", 8), ("lm_head", 3))
+    configs = [LoraConfig(rank_pattern=order) for order in (pairs, pairs[::-1])]
+    assert configs[0] == configs[1]
+    assert hash(configs[0]) == hash(configs[1])
+    assert configs[0].rank_pattern == (("q_proj", 8), ("down_proj", 2), ("lm_head", 3))
+
+
 def test_adding_twice_or_to_a_tied_head_is_refused(hf):
     ours = hf.to_jax(hf.model("glm"))
     add_lora(ours, LoraConfig(rank=2), nnx.Rngs(0))
