@@ -1,10 +1,10 @@
 """What the model is asked and how it answers: label sets, questions, label sentences, parsing.
 
-The label sets follow the data the model is trained on: SOS-HL-1K (suicide risk), SocialCD-3K (twelve cognitive
-distortions, Burns), the ABCD cognitive pathway of rational emotive behaviour therapy (four parents, nineteen children),
-and the IMHI sets of MentaLLaMA, whose questions and label sentences are kept verbatim. A label sentence is the whole
-sentence that states the label; it is matched as a whole, so that "No, ..." inside an explanation or "life" inside
-"lifeless" can never decide a score.
+The label sets follow the data the model is trained on: SOS-HL-1K (suicide risk), SOS-1K (its eleven levels; 6 and above
+count as high), SocialCD-3K (twelve cognitive distortions, Burns), the ABCD cognitive pathway of rational emotive
+behaviour therapy (four parents, nineteen children), and the IMHI sets of MentaLLaMA, whose questions and label
+sentences are kept verbatim. A label sentence is the whole sentence that states the label; it is matched as a whole, so
+that "No, ..." inside an explanation or "life" inside "lifeless" can never decide a score.
 """
 
 import difflib
@@ -246,6 +246,16 @@ _TASKS = (
         {"en": "This post shows {} suicide risk.", "zh": "这个帖子体现了{}自杀风险。"},
     ),
     Task(
+        "suicide_level",
+        "single",
+        tuple(Label(str(level), str(level), str(level)) for level in range(11)),
+        {
+            "en": "Which level of suicide risk, from 0 to 10, does the post show?",
+            "zh": "这个帖子体现的自杀风险等级是多少（0到10）？",
+        },
+        {"en": "This post shows suicide risk level {}.", "zh": "这个帖子体现的自杀风险等级是{}级。"},
+    ),
+    Task(
         "cognitive_distortion",
         "multi",
         _DISTORTIONS,
@@ -260,6 +270,7 @@ _TASKS = (
         {"en": "This post shows this cognitive pathway: {}.", "zh": "这个帖子体现的认知路径有：{}。"},
     ),
     _imhi("dr", ("Does the poster suffer from depression?",), *_yes_no("depression")),
+    _imhi("clp", ("Does the poster suffer from depression?",), *_yes_no("depression")),
     _imhi("dreaddit", ("Does the poster suffer from stress?",), *_yes_no("stress")),
     _imhi("loneliness", ("Does the poster suffer from loneliness?",), *_yes_no("loneliness")),
     _imhi(

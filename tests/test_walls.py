@@ -277,8 +277,9 @@ def project() -> dict:
 
 
 def declared(package: str) -> list[str]:
-    """Requirements of an environment for `package` alone."""
-    return project()["dependencies"] if package == "mentalglm_jax" else project()["optional-dependencies"]["probes"]
+    """Requirements of an environment for `package` alone, with the extras its code knows."""
+    extras = project()["optional-dependencies"]
+    return [*project()["dependencies"], *extras["data"]] if package == "mentalglm_jax" else extras["probes"]
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)

@@ -1,14 +1,16 @@
 """One example, and the JSONL files that hold many."""
 
+import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from mentalglm_jax import tasks
-from mentalglm_jax.errors import InputError
-from mentalglm_jax.files import write_text
+from mentalglm_jax.data.tables import read_lines
+from mentalglm_jax.errors import InputError, MentalGLMError
+from mentalglm_jax.files import write_bytes, write_text
 
 Span = tuple[int, int]
 SPLITS = ("train", "dev", "test")
@@ -127,44 +129,98 @@ def _typed(name: str, value: Any) -> Any:
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Writes JSONL (UTF-8, one record per line), atomically."""
-    write_text(path, "".join(json.dumps(record.to_dict(), ensure_ascii=False) + "\n" for record in records))
+    """Writes JSONL (UTF-8, one record per line), atomically; Parquet where the name ends in ``.parquet``."""
+    if Path(path).suffix == ".parquet":
+        _write_parquet(Path(path), records)
+    else:
+        write_text(path, "".join(json.dumps(record.to_dict(), ensure_ascii=False) + "\n" for record in records))
 
 
 def read_records(path: str | Path, *, allow_extra: bool = False) -> list[Record]:
-    """Reads JSONL written by ``write_records`` or by hand; blank lines are skipped, a BOM is tolerated.
+    """Reads what ``write_records`` wrote, or JSONL written by hand; blank lines are skipped, a BOM is tolerated.
 
     Raises:
         InputError: the file is missing, not UTF-8, empty, or a line is not a record; the message names file and line.
     """
     path = Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot read ({error.strerror})") from None
     records: list[Record] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = Record.from_dict(json.loads(line), allow_extra=allow_extra)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); fix or delete the line"
-            ) from None
-        except InputError as error:
-            raise InputError(f"{path}:{number}: {error}") from None
+    for number, record in _numbered(path, allow_extra):
         if record.id in seen:
             raise InputError(
                 f"{path}:{number}: id {record.id!r} already stands in line {seen[record.id]}; ids must differ"
             )
         seen[record.id] = number
         records.append(record)
-    if not records:
-        raise InputError(f"{path}: holds no record; give at least one line")
     return records
+
+
+def iter_records(path: str | Path, *, allow_extra: bool = False) -> Iterator[Record]:
+    """``read_records`` one record at a time, in bounded memory: whether ids differ is not checked."""
+    return (record for _, record in _numbered(Path(path), allow_extra))
+
+
+def _numbered(path: Path, allow_extra: bool) -> Iterator[tuple[int, Record]]:
+    """(line of JSONL or row of Parquet, record)."""
+    number = 0
+    for number, row in _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path):
+        try:
+            record = Record.from_dict(row, allow_extra=allow_extra)
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
+        yield number, record
+    if not number:
+        raise InputError(f"{path}: holds no record; give at least one line")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in read_lines(path):
+        try:
+            yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); fix or delete the line"
+            ) from None
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; check the path")
+    datasets = load_datasets()
+    try:
+        rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        yield from enumerate(rows, start=1)
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, MentalGLMError):
+            raise
+        raise InputError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
+
+
+def _write_parquet(path: Path, records: Iterable[Record]) -> None:
+    datasets = load_datasets()
+    blank = {field.name: None for field in fields(Record)}
+    rows = datasets.Dataset.from_list([blank | record.to_dict() for record in records], features=_features(datasets))
+    buffer = io.BytesIO()
+    rows.to_parquet(buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def _features(datasets: Any) -> Any:
+    """The columns of a record file, the same whatever its records use."""
+    text, spans = datasets.Value("string"), datasets.List(datasets.List(datasets.Value("int64")))
+    kinds = {"labels": datasets.List(text), "cues": spans, "decoys": spans}
+    return datasets.Features({field.name: kinds.get(field.name, text) for field in fields(Record)})
+
+
+def load_datasets() -> Any:
+    """The ``datasets`` package, without its progress bars and log lines.
+
+    Raises: InputError if the [data] extra is not installed.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise InputError("Parquet needs the data extra: pip install 'mentalglm-jax[data]'") from None
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the user hears of a fault once, from us
+    return datasets

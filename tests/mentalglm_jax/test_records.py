@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mentalglm_jax.data.records import Record, read_records, write_records
+from mentalglm_jax.data.records import Record, iter_records, read_records, write_records
 from mentalglm_jax.errors import InputError
 
 SINGLE = {
@@ -116,3 +116,23 @@ def test_a_missing_file_is_named(tmp_path):
         read_records(tmp_path / "nowhere.jsonl")
     with pytest.raises(InputError, match="cannot read"):
         read_records(tmp_path)
+
+
+def test_parquet_holds_the_same_records(tmp_path):
+    records = [
+        Record("a", "suicide_risk", "zh", "一个帖子\n第二行", "问？", label="high", cues=((0, 2),), decoys=()),
+        Record("b", "cognitive_distortion", "zh", "又一个", "问？", labels=("labeling",), explanation="因为"),
+    ]
+    path = tmp_path / "train.parquet"
+    write_records(path, records)
+    assert read_records(path) == records == list(iter_records(path))
+    write_records(tmp_path / "train.jsonl", iter_records(path))
+    assert read_records(tmp_path / "train.jsonl") == records
+    write_records(path, [records[0], records[0]])
+    with pytest.raises(InputError, match=r"train.parquet:2: id 'a' already stands in line 1"):
+        read_records(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"train.parquet: not a Parquet file that can be read"):
+        read_records(path)
+    with pytest.raises(InputError, match=r"gone.parquet: no such file"):
+        read_records(tmp_path / "gone.parquet")

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from mentalglm_jax import tasks
+from mentalglm_jax.data import tables
+from mentalglm_jax.data.chinese import iter_c_imhi
+from mentalglm_jax.data.imhi import load_imhi_experts
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.sources import (
     IMHI_TASKS,
@@ -19,6 +24,7 @@ from mentalglm_jax.data.sources import (
     load_sos_hl_1k,
     load_upstream,
     normalize_post,
+    present,
 )
 from mentalglm_jax.errors import InputError
 
@@ -175,6 +181,123 @@ def test_upstream_is_found_in_clones_and_in_plain_folders(tmp_path):
     assert load_upstream(plain, names) == records[:6]
 
 
+@pytest.mark.parametrize(
+    ("name", "stem", "said", "question", "label"),
+    [
+        ("SAD", "This post shows the stress cause of ", "emotional turmoil. ", 0, "emotion"),
+        ("SAD", "This post shows the stress cause of ", "other causes. ", 0, "other"),
+        ("SAD", "This post shows the stress cause of ", " work. ", 0, "work"),
+        ("CAMS", "This post shows the mental disorder cause of ", "none. ", 0, "none"),
+        ("CAMS", "This post shows the mental disorder cause of ", "jobs and career. ", 0, "career"),
+        ("t-sid", "This post shows the mental disorder symptoms of ", "ptsd. ", 0, "ptsd"),
+        ("t-sid", "This post shows the mental disorder symptoms of ", " no mental disorders. ", 0, "none"),
+        ("swmh", "This post shows the mental disorder symptoms of ", "bipolar disorder. ", 0, "bipolar"),
+        ("DR", 'The answer to the question "Does the poster suffers from depression?" is ', "yes. ", 0, "yes"),
+        ("CLP", 'The answer to the question "Does the poster suffers from depression?" is ', " no. \n", 0, "no"),
+        ("dreaddit", 'The answer to the question "Does the poster suffers from stress?" is ', " no. ", 0, "no"),
+        ("loneliness", 'The answer to the question "Does the poster suffers from loneliness?" is ', "Yes. ", 0, "yes"),
+        ("Irf", 'The answer to the question: "Does the post shows risk of perceived burdensomeness?" is ',
+         " yes, the post shows risk of thwarted belongingness. \n\n", 1, "yes"),
+        ("MultiWD", 'The answer to the question "Does the physical wellness dimension exists in the post?" is ',
+         "no. ", 1, "no"),
+    ],
+)  # fmt: skip
+def test_the_completion_form_says_what_the_instruction_form_says(tmp_path, name, stem, said, question, label):
+    task = tasks.TASKS[IMHI_TASKS[name]]
+    post = 'It says "a Question: b", Post: so'
+    answer = f"{said}Reasoning: because Reasoning: twice"
+    train = {"DR": "reddit_train", "dreaddit": "dreaddit-train"}.get(name, "train")
+    header = ["", "post", "question", "response"]
+    rows = [header, ["0", f"Post: {post}", f" Question: {stem}", answer]]
+    put(tmp_path / "train_data" / "complete_data" / name / f"{train}.csv", table(rows, ","))
+    rows = [["query", "gpt-3.5-turbo"], [f"Post: {post} Question: {stem}", answer]]
+    put(tmp_path / "test_data" / "test_complete" / f"{name}.csv", table(rows, ","))
+    for record, split in zip(load_upstream(tmp_path, [task.name]), ("train", "test"), strict=True):
+        assert (record.post, record.label, record.split) == (post, label, split)
+        assert record.question == task.all_questions("en")[question]
+        assert record.explanation == "because Reasoning: twice"
+
+
+def test_of_both_forms_the_instruction_form_is_read(tmp_path):
+    put(tmp_path / "instruction_data" / "dreaddit" / "val.csv", imhi_table(imhi_row("from the instructions")))
+    stem = ' Question: The answer to the question "Does the poster suffers from stress?" is '
+    for part in ("dreaddit-train", "val"):
+        rows = [["post", "question", "response"], ["Post: from the completions", stem, "yes. Reasoning: x"]]
+        put(tmp_path / "complete_data" / "dreaddit" / f"{part}.csv", table(rows, ","))
+    read = [(record.post, record.split) for record in load_imhi(tmp_path, ["dreaddit"])]
+    assert read == [("from the completions", "train"), ("from the instructions", "dev")]
+    assert [r.split for r in load_imhi(tmp_path / "complete_data", ["dreaddit"])] == ["train", "dev"]
+
+
+def test_expert_explanations_are_read_apart(tmp_path):
+    put(tmp_path / "expert" / "dreaddit.csv", imhi_table(imhi_row("an expert's")))
+    (record,) = load_imhi_experts(tmp_path)
+    assert (record.source, record.explanation) == ("imhi_dreaddit-expert", "the bus was late")
+    with pytest.raises(InputError, match="no expert file here"):
+        load_imhi_experts(tmp_path / "gone")
+
+
+LEVELS = [["comment", "myLabel"], ["今天我把东西都交代好了", "10"], ["面条不错", "0"]]
+
+
+def test_sos_1k_reads_eleven_levels_of_one_fold(tmp_path):
+    folder = tmp_path / "FineGrained" / "ModelTrain" / "data"
+    put(folder / "train_data4.tsv", table(LEVELS, "\t"))
+    put(folder / "val_data4.tsv", table([LEVELS[0], LEVELS[2]], "\t"))
+    put(folder / "train_data5.tsv", table(LEVELS, "\t"))
+    put(folder / "test_data.tsv", b"\xef\xbb\xbf" + table([LEVELS[0], ["天气", "5"]], "\t"))
+    records = load_upstream(tmp_path, ["sos_1k"])
+    assert [(r.label, r.split) for r in records] == [("10", "train"), ("0", "train"), ("0", "dev"), ("5", "test")]
+    assert records[0].answer() == "这个帖子体现的自杀风险等级是10级。"
+    assert present(tmp_path) == ["sos_1k"]
+
+
+def test_pathways_read_parent_and_child(tmp_path):
+    labels = "触发性事件,触发性事件##社会关系,认知歪曲##罪责归己/他,认知歪曲"
+    chinese = f"我和他吵架了，都怪我\t{labels}\n\n我睡不着\t情绪反应##行为效应\n"
+    put(tmp_path / "pathways" / "train.txt", b"\xef\xbb\xbf" + chinese.encode())
+    put(tmp_path / "pathways" / "test.txt", b"We argued\tActivating_Event##Social_relation\n")
+    records = load_upstream(tmp_path, ["pathways"])
+    assert [(r.labels, r.language, r.split) for r in records] == [
+        (("A2", "B10"), "zh", "train"), (("C2",), "zh", "train"), (("A2",), "en", "test")
+    ]  # fmt: skip
+    put(tmp_path / "other" / "train.txt", b"no labels in this one")
+    assert present(tmp_path) == ["pathways"]
+    with pytest.raises(InputError, match="data set pathways not found"):
+        load_upstream(tmp_path / "other", ["pathways"])
+
+
+def alpaca(*rows):
+    keys = ("instruction", "input", "output")
+    return json.dumps([dict(zip(keys, row, strict=True)) for row in rows], ensure_ascii=False, indent=1).encode()
+
+
+def test_c_imhi_reads_what_we_write_and_what_is_known_of_the_authors_files(tmp_path):
+    question = "这个帖子体现了什么认知歪曲？"
+    ours = Record(
+        "x", "cognitive_distortion", "zh", "都怪我", question, labels=("blaming_oneself",), explanation="说“怪我”"
+    )
+    question = tasks.TASKS["cognitive_pathway"].question("zh")
+    pathway = Record("y", "cognitive_pathway", "zh", "吵架了", question, labels=("A2",))
+    rows = [(r.question, r.post, r.answer()) for r in (ours, pathway)]
+    put(tmp_path / "alpaca" / "test.json", b"\xef\xbb\xbf" + alpaca(*rows))
+    again = load_upstream(tmp_path, ["c_imhi"])
+    assert [replace(r, id="-", source="", split="train") for r in again] == [
+        replace(r, id="-") for r in (ours, pathway)
+    ]
+    assert {r.split for r in again} == {"test"} and len({r.id for r in again}) == 2
+
+    folder = tmp_path / "MentalGLM" / "Instruct data"
+    distortion = "考虑以下这个帖子：“他说“我懂了”，都怪我”，这个帖子体现了什么认知歪曲？"
+    put(folder / "Instruct_CD.json", alpaca((distortion, "", "该帖子体现了乱贴标签和应该句式。推理：他认为放大")))
+    risk = ("这个帖子的自杀风险是高还是低？", "我吃了面", "低自杀风险。因为没有高自杀风险的表现")
+    put(folder / "Instruct_suiside.json", alpaca(risk))
+    first, second = load_upstream(tmp_path / "MentalGLM", ["c_imhi"])
+    assert (first.labels, first.post) == (("should_statements", "labeling"), "他说“我懂了”，都怪我")
+    assert (first.explanation, first.split) == ("他认为放大", "train")
+    assert (second.label, second.post) == ("low", "我吃了面")
+
+
 # --- damage ---
 
 
@@ -243,6 +366,172 @@ def test_a_damaged_imhi_file_is_named_by_row_and_column(tmp_path, data, message)
     put(tmp_path / "dreaddit" / "train.csv", data)
     with pytest.raises(InputError, match=message):
         load_imhi(tmp_path, ["dreaddit"])
+
+
+STEM = ' Question: The answer to the question "Does the poster suffers from stress?" is '
+COMPLETION = [["post", "question", "response"], ["Post: x", STEM, "yes. Reasoning: y"]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([COMPLETION[0], ["x", STEM, "yes."]], ":2, column 'post': expected 'Post: ...'"),
+        ([COMPLETION[0], ["Post: x", " Question: why?", "yes."]], ":2, column 'question': the question is not one of"),
+        ([*COMPLETION, ["Post: x", STEM, "maybe. Reasoning: y"]], ":3, column 'response': unknown label"),
+        ([*COMPLETION, ["Post: x", STEM, " Reasoning: y"]], ":3, column 'response': no label"),
+        ([*COMPLETION, ["Post: x", STEM]], ":3: 2 columns, expected 3"),
+        ([["post", "response"], ["Post: x", "yes."]], ":1: column 'question' is missing"),
+        ([["post", "question", "answer"], ["Post: x", STEM, "yes."]], ":1: column 'gpt-3.5-turbo' is missing"),
+        ([["query", "gpt-3.5-turbo"], ["Post: x", "yes."]], ":2, column 'query': expected 'Post: ... Question: ...'"),
+        ([["post", "post", "question", "response"], ["a", "b", STEM, "yes."]], ":1: column 'post' stands twice"),
+    ],
+)
+def test_a_damaged_completion_file_is_named_by_row_and_column(tmp_path, rows, message):
+    put(tmp_path / "complete_data" / "dreaddit" / "train.csv", table(rows, ","))
+    with pytest.raises(InputError, match=message):
+        load_imhi(tmp_path, ["dreaddit"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (table([LEVELS[0], ["好", "11"]], "\t"), ":2, column 'myLabel': expected a level from 0 to 10, found '11'"),
+        (table([LEVELS[0], ["好", ""]], "\t"), ":2, column 'myLabel': .*found nothing"),
+        (table([*LEVELS, ["好", "1", ""]], "\t"), ":4: 3 columns, expected 2"),
+        (table([["comment", "level"], ["好", "1"]], "\t"), ":1: column 'myLabel' is missing"),
+        (table(LEVELS, "\t", "gb18030"), ":2: wrong encoding, not UTF-8"),
+        (table(LEVELS[:1], "\t"), "holds no row"),
+        (b"", "holds no row"),
+    ],
+)
+def test_a_damaged_sos_1k_file_is_named_by_row_and_column(tmp_path, data, message):
+    put(tmp_path / "test_data.tsv", data)
+    with pytest.raises(InputError, match=message):
+        load_upstream(tmp_path, ["sos_1k"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "好\t情绪反应##情感效应\n坏\t情绪反应##生活\n",
+            ":2, column 'labels': '情绪反应##生活' is no parent",
+        ),
+        (
+            "好\t情绪反应##情感效应\n坏\t情绪反应\n",
+            ":2, column 'labels': '情绪反应' stands without",
+        ),
+        ("好\t情绪反应##情感效应\n坏\t \n", ":2, column 'labels': no label"),
+        ("好\t情绪反应##情感效应\n坏\n", ":2: 1 columns, expected 2"),
+        ("好\t情绪反应##情感效应\n坏\t坏\t情绪反应##情感效应\n", ":2: 3 columns, expected 2"),
+        ("好\t情绪反应##情感效应\n\t情绪反应##情感效应\n", ":2: the post is empty"),
+    ],
+)
+def test_a_damaged_pathway_file_is_named_by_row_and_column(tmp_path, text, message):
+    put(tmp_path / "train.txt", text.encode())
+    with pytest.raises(InputError, match=message):
+        load_upstream(tmp_path, ["pathways"])
+
+
+GOOD = ("这个帖子体现了什么认知歪曲？", "都怪我", "这个帖子体现的认知歪曲有：罪责归己。")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (alpaca(GOOD)[:-2], ":6: not JSON"),
+        (alpaca(GOOD)[:-1], ":7: not JSON .*expected ',' or"),
+        (alpaca(GOOD)[:29], ":3: not JSON .*is the download complete"),
+        (alpaca(GOOD) + b"x", ":7: there is text after the JSON list"),
+        (b'{"instruction": ""}', ":1: expected a JSON list"),
+        (alpaca(GOOD, GOOD).replace(b'"output"', b'"answer"', 1), ":2: column 'output' is missing"),
+        (alpaca(GOOD).replace("都怪我".encode(), b"").replace(b'""', b"3"), ":2: column 'input' is not text"),
+        (b"[[]]", ":1: expected an object with instruction, input, output"),
+        (b"[]", "holds no row"),
+        (b"", "holds no row"),
+        (alpaca(GOOD).decode().encode("gb18030"), ":3: wrong encoding"),
+        (alpaca(GOOD, (GOOD[0], " ", GOOD[2])), ":7: the post is empty"),
+        (alpaca(("这个帖子好吗？", "都怪我", "好")), ":2, column 'instruction': expected a question about one of"),
+        (
+            alpaca((GOOD[0], "都怪我", "说不清。推理：读心术")),
+            ":2, column 'output': no label",
+        ),
+        (
+            alpaca(("自杀风险？", "都怪我", "高自杀风险，低自杀风险")),
+            ":2, column 'output': no label",
+        ),
+    ],
+)
+def test_a_damaged_c_imhi_file_is_named_by_row_and_column(tmp_path, data, message):
+    with pytest.raises(InputError, match=message):
+        list(iter_c_imhi(put(tmp_path / "Instruct_CD.json", data)))
+
+
+@pytest.mark.parametrize("chunk", [7, 64])
+def test_files_are_read_alike_whatever_the_size_of_a_chunk(tmp_path, monkeypatch, chunk):
+    """Characters, rows and JSON items that lie across the end of a chunk."""
+    posts = [f"第{number}个\n\u2028帖子" + "很长" * number for number in range(40)]
+    rows = [("high", post) for post in posts]
+    put(tmp_path / "suicide_train_BERT.tsv", sos_onehot(rows))
+    put(tmp_path / "Instruct_a.json", alpaca(*((GOOD[0], post, GOOD[2]) for post in posts)))
+    damaged = put(tmp_path / "damaged_BERT.tsv", sos_onehot(rows) + b"1\t0\t\xff\xff\n")
+    whole = load_upstream(tmp_path, ["sos_hl_1k", "c_imhi"])
+    with pytest.raises(InputError) as before:
+        load_sos_hl_1k(damaged)
+    monkeypatch.setattr(tables, "_CHUNK", chunk)
+    assert load_upstream(tmp_path, ["sos_hl_1k", "c_imhi"]) == whole
+    with pytest.raises(InputError) as after:
+        load_sos_hl_1k(damaged)
+    assert str(after.value) == str(before.value) and ":81: wrong encoding" in str(after.value)
+
+
+MILLION = """
+import itertools, json, resource, sys
+from collections import deque
+from pathlib import Path
+from mentalglm_jax.data.records import iter_records
+from mentalglm_jax.data.sources import iter_upstream
+
+root, name = Path(sys.argv[1]), sys.argv[2]
+records = iter_records(root / "records.jsonl") if name == "records" else iter_upstream(root, [name])
+next(records)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+count = 1 + sum(1 for _ in records)
+print(json.dumps({"rows": count, "more_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "name", ["sos_hl_1k", "sos_1k", "socialcd_3k", "pathways", "imhi_dreaddit", "c_imhi", "records"]
+)
+def test_a_million_rows_are_read_in_bounded_memory(tmp_path, name):
+    rows, post = 1_000_000, "这是第{}个帖子，没有什么特别的内容"
+    row = {
+        "sos_hl_1k": ("suicide_train_BERT.tsv", "", "1\t0\t" + post + "\n", "gb18030"),
+        "sos_1k": ("train_data1.tsv", "comment\tmyLabel\n", post + "\t7\n", "utf-8"),
+        "socialcd_3k": ("train_data_with_header.tsv", "\t".join([*CD_HEADER, "内容"]) + "\n",
+                        "0\t" * 11 + "1\t" + post + "\n", "utf-8"),
+        "pathways": ("train.txt", "", post + "\t情绪反应##情感效应\n", "utf-8"),
+        "imhi_dreaddit": ("instruction_data/dreaddit/train.csv", "query,gpt-3.5-turbo\n",
+                          '"' + imhi_row("post {}")[0].replace('"', '""') + '",' + imhi_row("")[1] + "\n", "utf-8"),
+        "c_imhi": ("Instruct_a.json", "[", json.dumps(dict(zip(("instruction", "input", "output"), GOOD, strict=True)),
+                   ensure_ascii=False).replace("{", "{{").replace("}", "}}") + ",\n", "utf-8"),
+        "records": ("records.jsonl", "", json.dumps(posts(1)[0].to_dict()).replace("{", "{{").replace("}", "}}")
+                    + "\n", "utf-8"),
+    }[name]  # fmt: skip
+    path = put(tmp_path / row[0], b"")
+    with path.open("w", encoding=row[3], newline="") as file:
+        file.write(row[1])
+        file.writelines(row[2].format(number) for number in range(rows - 1))
+        file.write(row[2].format(rows).rstrip("\n,") + ("]" if name == "c_imhi" else "\n"))
+    result = subprocess.run(
+        [sys.executable, "-c", MILLION, tmp_path, name], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads(result.stdout)
+    assert found["rows"] == rows and found["more_kib"] < 32 * 1024, found
 
 
 def test_a_post_in_the_label_column_is_not_printed(tmp_path):
