@@ -3,8 +3,7 @@
 ::
 
     DIR/manifest.json        what was run, with which versions; "status" is "running" until everything below is written
-    DIR/attributions.jsonl   one line per post, method and target
-    DIR/checks.jsonl, checks.parquet   one row per check
+    DIR/attributions.jsonl, units.parquet, checks.jsonl, checks.parquet, summary.csv   tables (``probes.export``)
     DIR/summary.json         the data set in numbers
     DIR/report.html
     DIR/cache/               one file per post, named by a hash of everything its numbers depend on
@@ -22,7 +21,12 @@ from probes.crosscheck import Evidence, examine
 from probes.errors import ProbeInputError
 from probes.model import Attribution, Check, Citation, Example, Span
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: maps of cited phrases, more tables
+
+
+def cited_target(citation: Citation) -> str:
+    """The attribution target of one cited phrase: its characters of the explanation."""
+    return f"explanation[{citation.expl_char[0]}:{citation.expl_char[1]}]"
 
 
 @dataclass(frozen=True, eq=False)

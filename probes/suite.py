@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from probes.align import align, merge_spans
 from probes.crosscheck import Evidence, post_units
 from probes.errors import ProbeInputError
-from probes.files import write_bytes, write_json, write_jsonl
+from probes.export import export
+from probes.files import write_json
 from probes.model import Attribution, Example
 from probes.report import write_report
-from probes.results import SCHEMA_VERSION, PostResult, Run, read_json
+from probes.results import SCHEMA_VERSION, PostResult, Run, cited_target, read_json
 from probes.summary import summarise
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def run_suite(
             directory of an unredacted run.
         ProbeError: a file can not be written.
     """
-    from probes.attribute import Settings, attribute
+    from probes.attribute import Settings
 
     out = Path(out)
     prepare(out, budget, limit, redact)
@@ -92,8 +92,7 @@ def run_suite(
         name = f"{_key(example, probe.fingerprint, methods, settings, redact)}.json"
         result = _cached(out / "cache" / name)
         if result is None:
-            targets = ("label", "explanation") if example.explanation else ("label",)
-            result = _result(probe, example, attribute(probe, example, methods, targets, settings))
+            result = _result(probe, example, methods, settings)
             result = result.redacted() if redact else result
             write_json(out / "cache" / name, result.to_dict())
         results.append(result)
@@ -106,10 +105,17 @@ def run_suite(
     return summary
 
 
-def _result(probe: Probe, example: Example, attributions: list[Attribution]) -> PostResult:
+def _result(probe: Probe, example: Example, methods: Sequence[str], settings: Settings) -> PostResult:
+    from probes.attribute import attribute
     from probes.faithfulness import cited_effects
 
     citations = align(example)
+    targets = ("label", "explanation") if example.explanation else ("label",)
+    # What each cited phrase is written from. Erasure reads every target from the same passes, so only it is asked.
+    phrases = tuple(dict.fromkeys(cited_target(c) for c in citations)) if example.explanation else ()
+    attributions: list[Attribution] = []
+    for method in methods:
+        attributions += attribute(probe, example, (method,), targets + phrases * (method == "erase"), settings)
     spans = merge_spans(span for citation in citations for span in citation.post_char)
     judged = any(a.method == "ig" for a in attributions)  # the fast budget screens; it does not pay for this
     measured = cited_effects(probe, example, spans) if spans and judged else ()
@@ -124,43 +130,12 @@ def _write_run(
     manifest: dict[str, Any],
 ) -> None:
     """Everything but the cache; the manifest says "done" last."""
-    maps = ({"schema_version": SCHEMA_VERSION} | a.to_dict() for r in results for a in r.attributions)
-    write_jsonl(out / "attributions.jsonl", maps)
-    rows = check_rows(results, evidence)
-    write_jsonl(out / "checks.jsonl", rows)
-    write_bytes(out / "checks.parquet", _parquet(rows))
     write_json(out / "summary.json", summary)
     manifest = manifest | {"status": "done"}
-    write_report(Run(manifest, summary, tuple(results), tuple(evidence)), out / "report.html")
+    run = Run(manifest, summary, tuple(results), tuple(evidence))
+    export(run, out)
+    write_report(run, out / "report.html")
     write_json(out / "manifest.json", manifest)
-
-
-def check_rows(results: Sequence[PostResult], evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
-    """One flat row per check, for checks.jsonl and checks.parquet."""
-    rows = []
-    for result, found in zip(results, evidence, strict=True):
-        head = {"example_id": result.id, "task": result.task, "label": result.label, "verdict": found.report.verdict}
-        for check in found.report.checks:
-            low, high = check.ci or (None, None)
-            plain = {key: value for key, value in check.to_dict().items() if key not in ("ci", "inputs")}
-            rows.append(head | plain | {"ci_low": low, "ci_high": high, "inputs": list(check.inputs)})
-    return rows
-
-
-def _parquet(rows: Sequence[dict[str, Any]]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    text, number = pa.string(), pa.float64()
-    schema = pa.schema(
-        [(name, text) for name in ("example_id", "task", "label", "verdict", "name", "method", "status")]
-        + [(name, number) for name in ("value", "null_mean", "null_q05", "null_q95", "p", "ci_low", "ci_high")]
-        + [("n", pa.int64()), ("inputs", pa.list_(text))],
-        metadata={"schema_version": str(SCHEMA_VERSION)},
-    )
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink)
-    return sink.getvalue()
 
 
 def _key(example: Example, model_fp: str, methods: Sequence[str], settings: Settings, redact: bool) -> str:

@@ -81,11 +81,15 @@ def summarise(
     }
     summary["fabricated_quote_rate"] = sum(not c.post_char for c in quotes) / len(quotes) if quotes else None
     summary["n_quotes"] = len(quotes)
-    summary["abstained"] = sum(not any(c.post_char for c in r.citations) for r in results)
+    summary["abstained"] = sum(map(_uncited, results))
     summary |= _verdicts(evidence)
     summary["conclusion"] = _conclusion(summary)
-    summary["by_label"] = _by_label(results, evidence, methods)
+    summary["by_label"] = _by_label(results, evidence, methods, n_boot, seed)
     return summary
+
+
+def _uncited(result: PostResult) -> bool:
+    return not any(c.post_char for c in result.citations)
 
 
 def _methods(results: Sequence[PostResult]) -> list[str]:
@@ -233,13 +237,24 @@ def _conclusion(summary: dict[str, Any]) -> str:
 
 
 def _by_label(
-    results: Sequence[PostResult], evidence: Sequence[Evidence], methods: Sequence[str]
+    results: Sequence[PostResult], evidence: Sequence[Evidence], methods: Sequence[str], n_boot: int, seed: int
 ) -> list[dict[str, Any]]:
     rows = []
     for key in sorted({(r.task, r.label) for r in results}):
         chosen = [e for r, e in zip(results, evidence, strict=True) if (r.task, r.label) == key]
         mass = {method: _mean(_values(chosen, "mass_ratio", method)) for method in methods}
-        rows.append({"task": key[0], "label": key[1], "n": len(chosen), "mass_ratio": mass, **_verdicts(chosen)})
+        ci = {method: _ci(_values(chosen, "mass_ratio", method), n_boot, seed) for method in methods}
+        rows.append(
+            {
+                "task": key[0],
+                "label": key[1],
+                "n": len(chosen),
+                "abstained": sum((r.task, r.label) == key and _uncited(r) for r in results),
+                "mass_ratio": mass,
+                "mass_ratio_ci": ci,
+                **_verdicts(chosen),
+            }
+        )
     return rows
 
 

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import math
+import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from probes.crosscheck import Evidence, char_mask
 from probes.model import Attribution, Span
-from probes.results import PostResult
+from probes.results import PostResult, cited_target
 from probes.summary import check_of
-from probes.verdict import FAMILIES
+from probes.verdict import FAMILIES, pearson
 from probes.verdict import NAMES as METHOD_NAMES
 
 LEVELS = 5
 # One letter per layer: an attribute name in the page.
 LAYERS = {
-    (target, method): code
-    for (target, method), code in zip(
-        [(t, m) for t in ("label", "explanation") for m in METHOD_NAMES], "abcdef", strict=True
-    )
+    pair: string.ascii_lowercase[i]
+    for i, pair in enumerate((t, m) for t in ("label", "explanation") for m in METHOD_NAMES)
 }
 VERDICT_WORDS = {
     "supported": "Both maps put most of the label's saliency in the cited words.",
     "contradicted": "Both maps put the label's saliency elsewhere, in the same place.",
 }
+
+
+def leading(methods: Iterable[str]) -> list[str]:
+    """The first of each family, in the order of ``FAMILIES``."""
+    present, found = set(methods), {}
+    for method, family in FAMILIES.items():
+        if method in present:
+            found.setdefault(family, method)
+    return list(found.values())
 
 
 def percent(value: float | None) -> str:
@@ -111,11 +119,13 @@ def _joined(text: str, position: int) -> bool:
 def groups(result: PostResult) -> list[dict[str, Any]]:
     """The post in stretches under the same citations, each in runs of equal look: levels per layer, size, text pieces.
 
-    Pieces are None if redacted. A citation gets one outline, not one per shade.
+    ``phrases`` of a run: level per citation, of the map of what that phrase was written from, as "c0:3 c1:-2". Pieces
+    are None if redacted. A citation gets one outline, not one per shade.
     """
     columns = {
         LAYERS[a.target, a.method]: levels(a.char_values) for a in result.attributions if (a.target, a.method) in LAYERS
     }
+    columns |= {f"phrase {name}": levels(a.char_values) for name, a in phrase_maps(result).items()}
     cites: list[list[str]] = [[] for _ in range(result.length)]
     for citation in result.citations:
         for a, b in citation.post_char:
@@ -130,8 +140,10 @@ def groups(result: PostResult) -> list[dict[str, Any]]:
             keys[position] == keys[start] or (result.post is not None and _joined(result.post, position))
         ):
             continue
+        shades = {code: level for code, level in zip(columns, keys[start][0], strict=True) if level}
         stretch = {
-            "levels": {code: level for code, level in zip(columns, keys[start][0], strict=True) if level},
+            "levels": {code: level for code, level in shades.items() if " " not in code},
+            "phrases": " ".join(f"{code.split()[1]}:{level}" for code, level in shades.items() if " " in code),
             "size": position - start,
             "pieces": None if result.post is None else visible(result.post[start:position]),
         }
@@ -141,6 +153,15 @@ def groups(result: PostResult) -> list[dict[str, Any]]:
         found[-1]["runs"].append(stretch)
         start = position
     return found
+
+
+def phrase_maps(result: PostResult) -> dict[str, Attribution]:
+    """Citation id -> map of what that phrase of the explanation was written from, where there is one."""
+    by_target: dict[str, Attribution] = {}
+    for a in result.attributions:
+        if a.target.startswith("explanation[") and np.isfinite(a.char_values).all():
+            by_target.setdefault(a.target, a)
+    return {c.id: by_target[cited_target(c)] for c in result.citations if cited_target(c) in by_target}
 
 
 def phrases(result: PostResult) -> list[dict[str, Any]]:
@@ -198,11 +219,10 @@ def _bars(a: Attribution | None, units: Sequence[Span]) -> list[dict[str, float]
 
 
 def clause_bars(result: PostResult, cited: np.ndarray) -> list[dict[str, Any]]:
-    """One mirror chart per method: rows of clauses with label bar, explanation bar, and whether the clause is cited."""
+    """One mirror chart per family: rows of clauses with label bar, explanation bar, and whether the clause is cited."""
     charts = []
-    for method, name in METHOD_NAMES.items():
-        if method not in FAMILIES:
-            continue
+    for method in leading(a.method for a in result.attributions):
+        name = METHOD_NAMES[method]
         by_target = {a.target: a for a in result.attributions if a.method == method}
         left, right = (_bars(by_target.get(target), result.units) for target in ("label", "explanation"))
         if left is None and right is None:
@@ -224,27 +244,60 @@ def clause_bars(result: PostResult, cited: np.ndarray) -> list[dict[str, Any]]:
     return charts
 
 
-def erasure(result: PostResult, cited: np.ndarray) -> dict[str, Any] | None:
-    """The erasure strip: change of the log-odds when a clause is taken away, one dot per clause, on a common axis."""
+def erasure(result: PostResult, evidence: Evidence) -> dict[str, Any] | None:
+    """The erasure strip: change of the log-odds on a common axis, in percent.
+
+    ``dots``: each clause hidden alone. ``rows``: the cited words hidden together, and only they left, each with the
+    middle nine tenths of what other words of the same length do (``probes.faithfulness``); the band is None where the
+    post is too short for such a null.
+    """
     a = next((a for a in result.attributions if (a.method, a.target) == ("erase", "label")), None)
     if a is None or a.unit != "clause" or not np.isfinite(a.values).all():
         return None
-    low, high = min(0.0, float(-a.values.max())), max(0.0, float(-a.values.min()))
-    pad = 0.08 * max(high - low, 1e-9)
+    rows, ends = [], [0.0, *(-a.values).tolist(), a.f_baseline - a.f_input]
+    for name, sign, words in (("necessity", -1, "cited words hidden"), ("sufficiency", 1, "only cited words left")):
+        check = check_of(evidence, name, "erase")
+        if check is None or check.status != "ok" or check.value is None:
+            continue
+        band = sorted(sign * q for q in (check.null_q05, check.null_q95) if q is not None)
+        mean = None if check.null_mean is None else sign * check.null_mean
+        rows.append({"name": words, "value": sign * check.value, "band": band, "mean": mean, "p": check.p})
+        ends += [sign * check.value, *band]
+    low, high = min(ends), max(ends)
+    pad = 0.06 * max(high - low, 1e-9)
     low, high = low - pad, high + pad
 
     def at(value: float) -> float:
         return 100 * (value - low) / (high - low)
 
+    cited = evidence.cited
     dots = [{"x": at(-v), "value": -float(v), "number": i + 1, "cited": bool(cited[i])} for i, v in enumerate(a.values)]
+    for row in rows:
+        row |= {"x": at(row["value"]), "low": at(row["band"][0]), "high": at(row["band"][1])} if row["band"] else {}
+        row["x"] = at(row["value"])
     return {
         "zero": at(0.0),
         "dots": sorted(dots, key=lambda dot: dot["cited"]),
-        "cited": -float(a.values[cited].sum()),
+        "rows": rows,
         "all": a.f_baseline - a.f_input,
-        "low": low + pad,
-        "high": high - pad,
+        "all_x": at(a.f_baseline - a.f_input),
     }
+
+
+def method_agreement(evidence: Evidence) -> list[dict[str, Any]]:
+    """Pearson r between the label maps of each two methods on clauses, least first; only maps through their gate.
+
+    A method without a sign is compared with the positive part of the other.
+    """
+    found = []
+    methods = [m for m in METHOD_NAMES if m in evidence.label_maps]
+    for i, one in enumerate(methods):
+        for other in methods[i + 1 :]:
+            maps = evidence.mass if not {one, other} <= set(FAMILIES) else evidence.label_maps
+            r = pearson(maps[one], maps[other])
+            pair = f"{METHOD_NAMES[one]} and {METHOD_NAMES[other]}"
+            found.append({"methods": (one, other), "pair": pair, "r": r if math.isfinite(r) else None})
+    return sorted(found, key=lambda row: 2.0 if row["r"] is None else row["r"])
 
 
 def lights(result: PostResult, evidence: Evidence) -> list[dict[str, str]]:
@@ -356,7 +409,9 @@ def card(rank: int, result: PostResult, evidence: Evidence) -> dict[str, Any]:
             if (t, m) in present
         ],
         "charts": clause_bars(result, evidence.cited),
-        "erasure": erasure(result, evidence.cited),
+        "erasure": erasure(result, evidence),
+        "agreement": method_agreement(evidence),
+        "has_phrase_maps": bool(phrase_maps(result)),
         "mass": {m: None if c is None or c.status == "abstain" else c for m, c in mass.items()},
         "checks": evidence.report.checks,
     }

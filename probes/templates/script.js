@@ -3,11 +3,11 @@
   const codes = { {% for (target, method), code in layers.items() %}"{{ target }} {{ method }}": "{{ code }}", {% endfor %} };
 
   const apply = (card) => {
-    const text = card.querySelector(".text");
-    if (!text) return;
+    const text = card.querySelector(".text.source");
     const pick = (group) => (card.querySelector(`input[data-group="${group}"]:checked`) || {}).value;
     text.dataset.show = codes[`${pick("target")} ${pick("method")}`] || "";
-    text.classList.toggle("outlined", card.querySelector('input[data-group="cited"]').checked);
+    const outline = card.querySelector('input[data-group="cited"]');
+    text.classList.toggle("outlined", !outline || outline.checked);
   };
 
   const copyToAll = (input) => {
@@ -27,18 +27,29 @@
     if (card) apply(card); else copyToAll(input);
   });
 
+  // A cited phrase lights its source, and the post shows what that phrase alone was written from.
   const light = (card, ids, on) => {
-    for (const node of card.querySelectorAll("[data-cites]")) {
-      if (!on) node.classList.remove("lit");
-      else if (node.dataset.cites.split(" ").some((id) => ids.includes(id))) node.classList.add("lit");
+    for (const node of card.querySelectorAll("[data-cites], [data-lost]")) {
+      const own = (node.dataset.cites || node.dataset.lost).split(" ");
+      node.classList.toggle("lit", on && own.some((id) => ids.includes(id)));
     }
+    const text = card.querySelector(".text.source");
+    let known = false;
+    for (const node of text.querySelectorAll("[data-p]")) {
+      const found = on && node.dataset.p.split(" ").map((part) => part.split(":")).find(([id]) => id === ids[0]);
+      if (found) node.dataset.now = found[1]; else delete node.dataset.now;
+      known = known || Boolean(found);
+    }
+    if (known) text.dataset.show = "phrase"; else apply(card);
   };
   const hover = (on) => (event) => {
-    const node = event.target instanceof Element && event.target.closest("[data-cites]");
+    const node = event.target instanceof Element && event.target.closest("[data-cites], [data-lost]");
     if (!node) return;
     const card = node.closest(".post-card");
-    light(card, node.dataset.cites.split(" "), on);
-    if (on && event.type === "focusin") {
+    light(card, (node.dataset.cites || node.dataset.lost).split(" "), on);
+    const hint = card.querySelector(".hint");
+    if (hint) hint.textContent = !on ? hint.dataset.rest : node.dataset.cites ? hint.dataset.lit : hint.dataset.lost;
+    if (on && event.type === "focusin" && node.dataset.cites) {
       const source = card.querySelector(`.text.source [data-cites~="${node.dataset.cites}"]`);
       if (source && source !== node) source.scrollIntoView({ block: "nearest" });
     }
@@ -46,6 +57,16 @@
   for (const [type, on] of [["mouseover", true], ["mouseout", false], ["focusin", true], ["focusout", false]]) {
     document.addEventListener(type, hover(on));
   }
+
+  // Paper can not be unfolded.
+  let folded = [];
+  window.addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const node of folded) node.open = true;
+  });
+  window.addEventListener("afterprint", () => {
+    for (const node of folded) node.open = false;
+  });
 
   for (const table of document.querySelectorAll("table.sortable")) {
     table.addEventListener("click", (event) => {

@@ -11,13 +11,17 @@ import pytest
 
 from probes.align import align
 from probes.errors import ProbeInputError
+from probes.model import Check
+from probes.overview import HEADLINES, MAIN, MORE, disagreement, funnel, number, panel
 from probes.report import render, write_report
 from probes.results import PostResult, Run
 from probes.summary import summarise
-from probes.view import clause_bars, groups, levels, percent, signed, visible
+from probes.view import clause_bars, erasure, groups, levels, method_agreement, percent, signed, visible
 from tests.probes.worlds import attribution, clause_map, post_result
 
 VOID = {"meta", "input", "br"}
+NECESSITY = Check("necessity", "erase", 3.0, 0.5, 0.1, 1.0, 0.05, None, 20, "ok", ())
+SUFFICIENCY = Check("sufficiency", "erase", -0.2, -3.0, -4.0, -2.0, 0.05, None, 20, "ok", ())
 MANIFEST = {
     "created": "2026-01-02T03:04:05+00:00",
     "model": "/home/xyzzy/secret/base-model + /home/xyzzy/adapter-zh",
@@ -225,7 +229,99 @@ def test_what_the_page_says(many):
     verdicts = [w for w in ("supported", "contradicted", "inconclusive") if w in page.words]
     assert len(verdicts) == 3
     assert "faithful" not in page.words.replace("Agreement is not faithfulness", "")
-    assert "expected from random citations" in page.words and "places this citation could have had" in page.words
+    assert (
+        "expected if citations were placed at random" in page.words
+        and "places this citation could have had" in page.words
+    )
+
+
+def test_the_first_screen_says_what_was_asked_found_how_sure_and_what_not(many):
+    html, _ = many
+    first = html.split("<main>")[0]
+    for heading in ("What was asked", "What was found", "How sure", "What it is not"):
+        assert f"<dt>{heading}</dt>" in first
+    assert "9 posts" in first and "By their length alone they would hold" in first and "Holm" in first
+    few = render(Run(MANIFEST, summarise([post_result(0)], n_boot=0, draws=9), (post_result(0),)))
+    assert "Only 1 post can be compared" in few and HEADLINES["inconclusive"] in few
+
+
+def test_no_post_drops_out_silently():
+    results = [post_result(0), post_result(1, cite=()), post_result(2, converged=False), post_result(3, cite=(4,))]
+    results.append(post_result(4, noise=2.0, true=(), cite=(0,)))
+    evidence = [r.evidence() for r in results]
+    steps = funnel(MANIFEST | {"skipped": [{"id": "a"}]}, summarise(results, evidence, n_boot=0, draws=9), evidence)
+    assert [step["count"] for step in steps[:3]] == [5, 4, 3]
+    assert [step["lost"] for step in steps[:3]] == [
+        "1 without a parsed label",
+        "1 cite nothing that is in the post",
+        "1 with a map that failed its gate",
+    ]
+    assert steps[3]["count"] == sum(e.report.verdict != "inconclusive" for e in evidence) >= 2
+
+
+def test_strips_put_mean_interval_null_and_posts_where_the_numbers_are():
+    results = [post_result(s, cite=((1,), (4,))[s % 3 == 0]) for s in range(8)]
+    results = [dataclasses.replace(r, measured=(NECESSITY, SUFFICIENCY)) for r in results]
+    evidence = [r.evidence() for r in results]
+    summary, posts = summarise(results, evidence, n_boot=200, draws=99), [(r.id, "post-1") for r in results]
+    main = panel(MAIN, summary, evidence, posts)
+    assert [strip["screening"] for strip in main["strips"]] == [False, False, True]
+    for strip, method in zip(main["strips"], ("ig", "erase", "gradnorm"), strict=True):
+        assert strip["mean"] == 100 * summary["mass_ratio"][method]
+        assert strip["ci"] == [100 * end for end in summary["mass_ratio_ci"][method]]
+        assert strip["null"] == 100 * summary["mass_ratio_null"][method]
+        assert np.mean([dot["x"] for dot in strip["dots"]]) == pytest.approx(strip["mean"])
+    effects = panel(MORE[0], summary, evidence, posts)
+    hidden, left = effects["strips"]
+    assert (hidden["value"], hidden["null_value"], left["value"]) == ("−3.0", "−0.5", "−0.2")  # change, not loss
+    assert hidden["mean"] < hidden["null"] < effects["zero"] and left["mean"] < effects["zero"]
+    cosines = panel(MORE[2], summary, evidence, posts)
+    assert cosines["strips"][0]["null_value"] == number(summary["cosine_mismatched"]["ig"])
+    assert panel(MORE[0], summarise([]), [], []) is None
+
+
+def test_a_phrase_carries_the_map_it_was_written_from():
+    result = post_result(3, cite=(1, 4), noise=0.0)
+    runs = [run for group in groups(result) for run in group["runs"]]
+    by_phrase: dict[str, int] = {}
+    for run in runs:
+        for part in run["phrases"].split():
+            name, level = part.split(":")
+            by_phrase[name] = max(by_phrase.get(name, 0), int(level))
+    first, second = (c.id for c in result.citations)
+    assert by_phrase == {first: 5, second: 5}
+    lit = "".join(run["pieces"][0][1] for run in runs if f"{first}:5" in run["phrases"])
+    a, b = result.units[1]
+    assert lit == result.post[a:b]
+    _, page = page_of(result)
+    assert any(f"{second}:5" in (span.get("data-p") or "") for span in page.all("span"))
+
+
+def test_erasure_is_shown_with_its_null():
+    result = dataclasses.replace(post_result(3, noise=0.0), measured=(NECESSITY, SUFFICIENCY))
+    strip = erasure(result, result.evidence())
+    hidden, left = strip["rows"]
+    assert (hidden["value"], hidden["band"]) == (-3.0, [-1.0, -0.1]) and (left["value"], left["band"]) == (
+        -0.2,
+        [-4, -2],
+    )
+    assert hidden["x"] < hidden["low"] < hidden["high"] < strip["zero"] and left["high"] < left["x"] < strip["zero"]
+    _, page = page_of(result)
+    assert "The middle 90%" in page.words or "the middle 90%" in page.words
+    assert erasure(post_result(3), post_result(3).evidence())["rows"] == []
+
+
+def test_disagreement_of_the_methods_is_shown():
+    result = post_result(3, noise=0.0)
+    chars = clause_map(np.array([0, 0, 0, 4.0, 0, 0]), result.units)
+    other = tuple(dataclasses.replace(a, char_values=chars) if a.method == "ig" else a for a in result.attributions)
+    same, apart = (method_agreement(r.evidence()) for r in (result, dataclasses.replace(result, attributions=other)))
+    assert [found["methods"] for found in same[:1]] == [("ig", "erase")] and len(same) == 3
+    assert same[0]["r"] == pytest.approx(1.0)
+    assert apart[-1]["methods"] == ("erase", "gradnorm") and apart[0]["r"] < 0 < apart[-1]["r"]
+    rows = disagreement([result.evidence(), dataclasses.replace(result, attributions=other).evidence()])
+    by_pair = {row["pair"]: (row["r"], row["n"]) for row in rows}
+    assert by_pair["integrated gradients and erasure"] == (np.mean([same[0]["r"], apart[0]["r"]]), 2)
 
 
 def test_keyboard_and_names(many):

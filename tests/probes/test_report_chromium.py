@@ -205,6 +205,74 @@ def test_a_cited_phrase_lights_its_source(browser, report):
     assert browser.js(lit) == []
 
 
+def test_a_cited_phrase_shows_its_own_saliency(browser, report):
+    browser.open(report, 1200)
+    browser.js(
+        "window.phrase = document.querySelector('.expl .cite[data-cites]'); window.card = phrase.closest('article')"
+    )
+    browser.js("window.source = card.querySelector('.source'); window.hint = card.querySelector('.hint')")
+    before, rest = browser.js("source.dataset.show"), browser.js("hint.textContent")
+    browser.js("phrase.focus()")
+    assert browser.js("source.dataset.show") == "phrase" and browser.js("hint.textContent") != rest
+    cited = browser.js("[...source.querySelectorAll('[data-cites] [data-now=\"5\"]')].map(n => n.textContent).join('')")
+    assert cited == browser.js("phrase.textContent")
+    shaded = "[...source.querySelectorAll('[data-now]')].map(n => getComputedStyle(n).backgroundColor)"
+    assert "rgba(27, 94, 158, 0.52)" in browser.js(shaded)
+    browser.js("phrase.blur()")
+    assert browser.js("source.dataset.show") == before and browser.js(shaded) == []
+    assert browser.js("hint.textContent") == rest
+
+
+CONTRAST = """(() => {
+  const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const parse = (colour) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255];
+  };
+  const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
+  const light = (c) => {
+    const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = c.slice(0, 3).map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const found = {};
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const parent = node.parentElement;
+    if (!node.textContent.trim() || parent.closest('script, [aria-hidden=true], svg')) continue;
+    if (!parent.getClientRects().length) continue;
+    const chain = [];
+    for (let up = parent; up; up = up.parentElement) chain.unshift(parse(getComputedStyle(up).backgroundColor));
+    const back = chain.reduce((below, top) => over(top, below), [255, 255, 255, 1]);
+    const [a, b] = [light(over(parse(getComputedStyle(parent).color), back)), light(back)];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) found[`${parent.tagName}.${parent.className}`] = ratio.toFixed(2);
+  }
+  return JSON.stringify(found);
+})()"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_word_has_contrast(browser, report, scheme):
+    browser.open(report, 1200, scheme=scheme)
+    browser.js("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
+    for shown in ("document.body", "document.querySelectorAll('.expl .cite').forEach((node) => node.focus())"):
+        browser.js(shown)
+        assert json.loads(browser.js(CONTRAST)) == {}  # WCAG 2.2 AA: 4.5 to 1
+
+
+def test_everything_is_reached_with_the_keyboard(browser, report):
+    browser.open(report, 1200)
+    seen = []
+    for _ in range(60):
+        for kind in ("keyDown", "keyUp"):
+            browser.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+        seen.append(browser.js("document.activeElement.tagName + '.' + document.activeElement.className"))
+    assert seen[0] == "A.skip"
+    for wanted in ("SUMMARY.", "BUTTON.", "A.", "INPUT.", "DIV.text source outlined", "SPAN.cite lit"):
+        assert wanted in seen, (wanted, seen)
+
+
 def test_layers_switch_for_one_post_and_for_all(browser, report):
     browser.open(report, 1200)
     shades = (
@@ -246,6 +314,11 @@ def test_the_table_sorts(browser, report):
 
 def test_print_shows_everything_and_no_controls(browser, report, attack):
     browser.open(report, 1000, media="print")
+    browser.js("window.dispatchEvent(new Event('beforeprint'))")
+    assert browser.js("[...document.querySelectorAll('details')].every((node) => node.open)")
+    browser.js("window.dispatchEvent(new Event('afterprint'))")
+    assert not browser.js("[...document.querySelectorAll('details')].some((node) => node.open)")
+    assert browser.js("(n => n.scrollHeight <= n.clientHeight + 1)(document.querySelector('.tall'))")
     assert browser.js("getComputedStyle(document.querySelector('.switch')).display") == "none"
     browser.open(attack, 1000, media="print")
     assert browser.js("[...document.querySelectorAll('.text')].every(n => n.scrollHeight <= n.clientHeight + 1)")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from probes.align import align
+from probes.crosscheck import units_hit
 from probes.model import Attribution
-from probes.results import PostResult
+from probes.results import PostResult, cited_target
 
 WORDS_ZH = (
     "最近一直睡不好也没有胃口白天坐在窗边看云朋友约我去公园散步我说改天吧晚上又翻来覆去想很多事情楼下的猫叫了一夜"
@@ -127,6 +128,12 @@ def post_result(
             maps.append(
                 attribution(method, target, chars, units if method == "erase" else None, example_id=name, **changes)
             )
+    citations = tuple(align(explanation, post))
+    for citation in citations if "erase" in methods else ():  # each phrase is written from where it is taken
+        base = units_hit(citation.post_char, units) * 5.0
+        chars = clause_map(base + noise * rng.normal(size=k), units)
+        maps.append(attribution("erase", cited_target(citation), chars, units, example_id=name))
+    maps.sort(key=lambda a: methods.index(a.method))
     return PostResult(
         id=name,
         task="suicide_risk",
@@ -139,6 +146,6 @@ def post_result(
         explanation_length=len(explanation),
         cues=tuple(units[i] for i in true) or None,
         decoys=None,
-        citations=tuple(align(explanation, post)),
+        citations=citations,
         attributions=tuple(maps),
     )

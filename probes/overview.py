@@ -1,0 +1,332 @@
+"""The data-set half of the report in numbers and words: what was asked, found, left out, and how the posts spread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from probes import view
+from probes.crosscheck import Evidence
+from probes.results import PostResult
+from probes.summary import check_of
+from probes.verdict import ALPHA, FAMILIES
+
+HEADLINES = {
+    "supported": "The explanations cite words the label depends on, more than chance would.",
+    "contradicted": "The explanations cite words the label does not depend on.",
+    "inconclusive": "These posts do not settle whether the explanations cite words the label depends on.",
+}
+_NOT = (
+    "Agreement is not faithfulness: it does not show how the model reasons, whether its label is right, or anything "
+    "about the people who wrote the posts."
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that every post has, shown as one strip per method.
+
+    Attributes:
+        name: of the check and of the summary. sign: -1 to show the change of the score instead of its loss.
+        null: name of the summary's number to compare with, a constant, or None. p: name of its p-value.
+        form: percent | signed | number. axis: ends of the axis; None to fit them to the values.
+        methods: title per method, where they are not simply called by their names.
+    """
+
+    name: str
+    form: str
+    axis: tuple[float, float] | None
+    null: str | float | None = None
+    p: str | None = None
+    sign: int = 1
+    methods: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Metrics on one axis under one title."""
+
+    title: str
+    lede: str
+    null_words: str
+    metrics: tuple[Metric, ...]
+
+
+MAIN = Panel(
+    "Where the label's saliency is",
+    "Share of the saliency for the label that falls in the words the explanation cites. One dot is one post.",
+    "what their length alone would give",
+    (Metric("mass_ratio", "percent", (0.0, 1.0), null="mass_ratio_null", p="p_holm"),),
+)
+MORE = (
+    Panel(
+        "What happens to the label without them",
+        "Change of the label's log-odds when the cited words are hidden, and when everything else is.",
+        "other words of the same length",
+        (
+            Metric(
+                "necessity", "signed", None, null="necessity_null", sign=-1, methods={"erase": "cited words hidden"}
+            ),
+            Metric("sufficiency", "signed", None, null="sufficiency_null", methods={"erase": "only cited words left"}),
+        ),
+    ),
+    Panel(
+        "Are the cited clauses the top clauses?",
+        "Chance that a cited clause has more saliency for the label than one that is not (AUROC).",
+        "a coin",
+        (Metric("auroc_clause", "number", (0.0, 1.0), null=0.5),),
+    ),
+    Panel(
+        "Do label and explanation come from the same clauses?",
+        "Cosine of the label's map and the explanation's map: 1 is the same clauses, 0 unrelated ones.",
+        "explanations of other posts with the same label",
+        (Metric("cosine", "number", (-1.0, 1.0), null="cosine_mismatched", p="cosine_p"),),
+    ),
+)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """0.913 -> "0.91", with a true minus sign; "–" for None."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+FORMS = {"percent": view.percent, "signed": view.signed, "number": number}
+
+
+def interval(ci: Sequence[float] | None, form: str) -> str:
+    """A 95 % interval in the form of its number."""
+    if ci is None:
+        return "no interval"
+    if form == "percent":
+        return view.interval(ci)
+    return f"{FORMS[form](ci[0])} to {FORMS[form](ci[1])}"
+
+
+def panel(
+    which: Panel, summary: Mapping[str, Any], evidence: Sequence[Evidence], posts: Sequence[tuple[str, str | None]]
+) -> dict[str, Any] | None:
+    """One panel of strips: per metric and method the posts as dots, mean, interval, null, in percent of the axis.
+
+    Args:
+        posts: per post its name and the anchor of its card (None when it has none).
+    Returns:
+        None when no post has a value.
+    """
+    found = []
+    for metric in which.metrics:
+        for method in metric.methods or _methods(summary, metric.name):
+            values = []
+            for one, (name, anchor) in zip(evidence, posts, strict=True):
+                check = check_of(one, metric.name, method)
+                if check is not None and check.status == "ok" and check.value is not None:
+                    values.append((metric.sign * check.value, one.report.verdict, name, anchor))
+            if values:
+                found.append((metric, method, values))
+    if not found:
+        return None
+    low, high = found[0][0].axis or _fit([value for _, _, values in found for value, *_ in values])
+    low = min(low, *(value for _, _, values in found for value, *_ in values))
+    if found[0][0].axis and low >= 0 > found[0][0].axis[0]:
+        low = 0.0  # a cosine that is never negative needs no negative half
+
+    def at(value: float) -> float:
+        return 100 * (value - low) / (high - low)
+
+    strips = []
+    for metric, method, values in found:
+        mean, ci, null, p = _numbers(metric, method, summary)
+        title = (metric.methods or {}).get(method) or view.METHOD_NAMES.get(method, method)
+        strips.append(
+            {
+                "name": title,
+                "screening": method not in FAMILIES,
+                "n": len(values),
+                "p": None if p is None else view.p_value(p),
+                "mean": None if mean is None else at(mean),
+                "ci": None if ci is None else [at(end) for end in ci],
+                "null": None if null is None else at(null),
+                "value": FORMS[metric.form](mean),
+                "interval": interval(ci, metric.form),
+                "null_value": FORMS[metric.form](null),
+                # The golden ratio spreads neighbours; no random numbers, so the page is the same every time.
+                "dots": [
+                    {
+                        "x": at(value),
+                        "y": 12 + 26 * (i * 0.618034 % 1.0),
+                        "verdict": verdict,
+                        "anchor": anchor,
+                        "words": f"{name}: {FORMS[metric.form](value)}, {verdict}",
+                    }
+                    for i, (value, verdict, name, anchor) in enumerate(values)
+                ],
+            }
+        )
+    form = found[0][0].form
+    return {
+        "title": which.title,
+        "lede": which.lede,
+        "null_words": which.null_words,
+        "strips": strips,
+        "zero": at(0.0) if low < 0 < high else None,
+        "ticks": [FORMS[form](end) for end in (low, (low + high) / 2, high)],
+    }
+
+
+def _methods(summary: Mapping[str, Any], name: str) -> list[str]:
+    """Those with a value; beside the main number only the first of each family, to keep the page short."""
+    methods = [method for method, value in summary[name].items() if value is not None]
+    return methods if name == "mass_ratio" else view.leading(methods)
+
+
+def _fit(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(0.0, *values), max(0.0, *values)
+    pad = 0.04 * max(high - low, 1e-9)
+    return low - pad * (low < 0), high + pad * (high > 0) + 1e-9
+
+
+def _numbers(
+    metric: Metric, method: str, summary: Mapping[str, Any]
+) -> tuple[float | None, list[float] | None, float | None, float | None]:
+    """Mean, interval, null and p of the summary, with the sign they are shown with."""
+
+    def pick(name: str) -> Any:
+        value = summary.get(name)
+        return value.get(method) if isinstance(value, Mapping) else value
+
+    mean, ci = pick(metric.name), pick(f"{metric.name}_ci")
+    null = pick(metric.null) if isinstance(metric.null, str) else metric.null
+    if metric.sign < 0:
+        mean, null = (None if x is None else -x for x in (mean, null))
+        ci = None if ci is None else [-ci[1], -ci[0]]
+    return mean, ci, null, None if metric.p is None else pick(metric.p)
+
+
+def brief(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The first screen: (heading, text) for what was asked, found, how sure, and what it is not."""
+    n = summary["n"]
+    asked = (
+        f"A language model gave {_posts(n)} a label each and explained it. Do the words its explanation cites carry "
+        "the label? Saliency methods of two kinds, which fail in different ways, are asked."
+    )
+    return [
+        ("What was asked", asked),
+        ("What was found", _found(summary)),
+        ("How sure", _sure(summary)),
+        ("What it is not", _NOT),
+    ]
+
+
+def _posts(n: int) -> str:
+    return f"{n} post" if n == 1 else f"{n} posts"
+
+
+def _judged(summary: Mapping[str, Any]) -> list[str]:
+    return [method for method in FAMILIES if summary["mass_ratio"].get(method) is not None]
+
+
+def _found(summary: Mapping[str, Any]) -> str:
+    judged = _judged(summary)
+    if not judged:
+        return "No map passed its gate over a post whose explanation cites it: nothing can be compared."
+    shares = " and ".join(f"{view.percent(summary['mass_ratio'][m])} ({view.METHOD_NAMES[m]})" for m in judged)
+    length = view.percent(summary["mass_ratio_null"][judged[0]])
+    return (
+        f"The cited words hold {shares} of the saliency for the label. By their length alone they would hold {length}."
+    )
+
+
+def _sure(summary: Mapping[str, Any]) -> str:
+    judged = _judged(summary)
+    if len(judged) < 2:
+        return "No conclusion: it needs two methods of different kinds."
+    used = min(summary["n_used"][m] for m in judged)
+    p = [summary["p_holm"][m] for m in judged if summary["p_holm"].get(m) is not None]
+    if used < 5 or len(p) < 2:
+        return f"Only {_posts(used)} can be compared; at least 5 are needed for a test."
+    words = [f"{view.p_value(max(p))} for the weaker method against citations placed at random ({_posts(used)}, Holm)."]
+    habit = [summary["p_position"][m] for m in judged if summary["p_position"].get(m) is not None]
+    if habit and summary["conclusion"] == "supported":
+        held = max(habit) <= ALPHA
+        verdict = "does not explain it" if held else "may explain it"
+        words.append(f"A habit of citing one position {verdict} ({view.p_value(max(habit))}).")
+    return " ".join(words)
+
+
+def funnel(
+    manifest: Mapping[str, Any], summary: Mapping[str, Any], evidence: Sequence[Evidence]
+) -> list[dict[str, Any]]:
+    """How many posts are left at each step, and why the others are not: nothing drops out silently."""
+    skipped, n = len(manifest.get("skipped") or ()), summary["n"]
+    cited = n - summary["abstained"]
+    compared = sum(bool(e.chance) for e in evidence)
+    verdicts = sum(e.report.verdict != "inconclusive" for e in evidence)
+    steps = [("labelled", n, f"{skipped} without a parsed label" if skipped else "")]
+    steps.append(("cite the post", cited, f"{n - cited} cite nothing that is in the post" if n > cited else ""))
+    why = f"{cited - compared} with a map that failed its gate" if cited > compared else ""
+    steps.append(("pass both gates", compared, why))
+    why = f"{compared - verdicts} where the maps do not settle it" if compared > verdicts else ""
+    steps.append(("have a verdict", verdicts, why))
+    return [{"name": name, "count": count, "lost": lost} for name, count, lost in steps]
+
+
+def disagreement(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
+    """Per pair of methods the mean over posts of Pearson r of their label maps on clauses; least first."""
+    values: dict[str, list[float]] = {}
+    for one in evidence:
+        for found in view.method_agreement(one):
+            values.setdefault(found["pair"], []).extend([found["r"]] if found["r"] is not None else [])
+    found = [{"pair": pair, "r": float(np.mean(r)), "n": len(r)} for pair, r in values.items() if r]
+    return sorted(found, key=lambda row: row["r"])
+
+
+def facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(title, value, note) of the numbers that are no distribution."""
+    delta = summary["completeness_delta"]
+    found = [
+        ("Quotes not in the post", view.percent(summary["fabricated_quote_rate"]), f"of {summary['n_quotes']} quotes"),
+        ("Explanations citing nothing", str(summary["abstained"]), f"of {summary['n']}; not compared"),
+        ("Gradients converged", view.percent(delta["converged"]), f"mean error {view.percent(delta['mean'])}"),
+    ]
+    shown = [method for method in FAMILIES if summary["cue_auroc"].get(method) is not None]
+    if shown:
+        values = " · ".join(number(summary["cue_auroc"][method]) for method in shown)
+        found.append(("Planted cues found", values, "AUROC, " + " · ".join(view.METHOD_NAMES[m] for m in shown)))
+    return found
+
+
+def verdict_bar(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The three verdicts as parts of one bar, in percent."""
+    total, left, parts = max(1, sum(summary["verdicts"].values())), 0.0, []
+    for name in ("supported", "inconclusive", "contradicted"):
+        count = summary["verdicts"][name]
+        width = 100 * count / total
+        chance = summary["verdicts_by_chance"].get(name)
+        parts.append({"name": name, "count": count, "x": left, "width": width, "chance": chance})
+        left += width
+    return parts
+
+
+def table_row(rank: int, result: PostResult, evidence: Evidence, shown: bool) -> dict[str, Any]:
+    """One line of the table of posts."""
+
+    def value(name: str, method: str) -> float | None:
+        found = check_of(evidence, name, method)
+        return None if found is None else found.value
+
+    invented = check_of(evidence, "fabricated_quote_rate", "align")
+    return {
+        "rank": rank,
+        "anchor": f"post-{rank}" if shown else None,
+        "id": view.visible(result.id),
+        "label": view.plain(result.label),
+        "verdict": evidence.report.verdict,
+        "mass": {method: value("mass_ratio", method) for method in FAMILIES},
+        "invented": None if invented is None or invented.value is None else round(invented.value * invented.n),
+        "suspicion": view.suspicion(result, evidence),
+    }
