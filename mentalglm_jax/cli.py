@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mentalglm_jax.errors import InputError, MentalGLMError
+from mentalglm_jax.data_cli import data_app
+from mentalglm_jax.errors import MentalGLMError
 
 SAFETY = (
     "This is a research instrument, not a diagnosis. If you or someone you know is in a crisis, "
@@ -27,7 +28,6 @@ SAFETY = (
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Explainable, checkable fine-tuning of GLM-4 in JAX.")  # fmt: skip
-data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
 app.add_typer(data_app, name="data")
 
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe, e.g. configs/demo.yaml")]
@@ -242,44 +242,6 @@ def export(
 
     written = export_run(run_dir, to, out or run_dir / f"export-{to}", stage=stage, push=push)
     Console().print(f"{written}: written", soft_wrap=True)
-
-
-@data_app.command("inspect")
-def data_inspect(
-    root: Annotated[Path, typer.Argument(help="Folder with upstream files, or a records .jsonl")],
-    sets: Annotated[list[str], typer.Option("--set-name", help="Data set, e.g. sos_hl_1k (repeatable)")] = [],  # noqa: B006
-    json_: AsJson = False,
-) -> None:
-    """Counts records per task, language, split and label. Prints no post."""
-    from mentalglm_jax.data.records import read_records
-    from mentalglm_jax.data.sources import SOURCES, count_records, load_upstream
-
-    records = read_records(root) if root.suffix == ".jsonl" else load_upstream(root, sets or _present(root, SOURCES))
-    counts = count_records(records)
-    if json_:
-        _print_json(counts)
-        return
-    for task, splits in counts.items():
-        for split, labels in splits.items():
-            listed = ", ".join(f"{label} {n}" for label, n in labels["labels"].items())
-            Console().print(f"{task} {split}: {labels['records']} records ({listed})", soft_wrap=True)
-
-
-def _present(root: Path, sources: Sequence[str]) -> list[str]:
-    from mentalglm_jax.data.sources import load_upstream
-
-    found = []
-    for name in sources:
-        try:
-            load_upstream(root, [name])
-        except InputError as error:
-            if "not found" not in str(error):
-                raise
-        else:
-            found.append(name)
-    if not found:
-        raise InputError(f"{root}: none of the known data sets is there ({', '.join(sources)})")
-    return found
 
 
 @app.command()

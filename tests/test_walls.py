@@ -40,7 +40,7 @@ LEVELS = [
     {"train", "generate", "reference"},
     {"evaluate", "plan"},
     {"pipeline", "doctor"},
-    {"cli", "__main__"},
+    {"cli", "data_cli", "__main__"},
 ]
 
 

@@ -8,6 +8,7 @@ files.
     C-IMHI        MentalGLM, or `mentalglm data build`   Instruct*.json, alpaca/{train,dev,test}.json
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -360,13 +361,22 @@ def _alpaca_row(path: Path, line: int, item: object) -> tuple[str, str, Row]:
 
 def _own_row(line: int, asked: str, given: str, said: str) -> tuple[str, str, Row] | None:
     """What our builder wrote: the task's question, the post alone, an answer that parses."""
+    for task, language in _askers().get(asked, ()):
+        parsed = tasks.parse(task, language, said)
+        if parsed.labels is not None:
+            return task.name, language, Row(line, given, parsed.labels, parsed.explanation, asked)
+    return None
+
+
+@functools.cache
+def _askers() -> dict[str, list[tuple[tasks.Task, str]]]:
+    """Question -> (task, language) that ask it; two IMHI sets share one."""
+    found: dict[str, list[tuple[tasks.Task, str]]] = {}
     for task in tasks.TASKS.values():
         for language in task.languages:
-            if asked in task.all_questions(language):
-                parsed = tasks.parse(task, language, said)
-                if parsed.labels is not None:
-                    return task.name, language, Row(line, given, parsed.labels, parsed.explanation, asked)
-    return None
+            for question in task.all_questions(language):
+                found.setdefault(question, []).append((task, language))
+    return found
 
 
 def _named_labels(task: str, text: str) -> tuple[str, ...]:

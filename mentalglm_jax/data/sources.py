@@ -7,11 +7,9 @@ and column, and never with the post itself. The formats stand in ``chinese.py`` 
 
 import hashlib
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from mentalglm_jax.data import chinese, imhi
 from mentalglm_jax.data.chinese import C_IMHI, PATHWAYS, SOCIALCD_3K, SOS_1K, SOS_HL_1K
@@ -114,20 +112,6 @@ def _find(root: Path, source: Source) -> Path | None:
             if (base / place).is_dir() and source.holds(base / place):
                 return base / place
     return None
-
-
-def count_records(records: Iterable[Record]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Per task and split: ``records`` and, by frequency, ``labels`` (each label of a multi-label record counts)."""
-    found: dict[str, dict[str, tuple[int, Counter[str]]]] = {}
-    for record in records:
-        splits = found.setdefault(record.task, {})
-        number, labels = splits.get(record.split, (0, Counter()))
-        labels.update(record.gold)
-        splits[record.split] = (number + 1, labels)
-    return {
-        task: {split: {"records": n, "labels": dict(labels.most_common())} for split, (n, labels) in splits.items()}
-        for task, splits in found.items()
-    }
 
 
 def normalize_post(text: str) -> str:

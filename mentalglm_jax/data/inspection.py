@@ -1,0 +1,190 @@
+"""What a data set holds, and what in it would spoil a result: duplicates, posts on both sides of a split, labels that
+contradict each other, contact details. Reports ids and numbers, never a post."""
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from mentalglm_jax.data.contacts import MENTION, find_contacts
+from mentalglm_jax.data.near import NearIndex
+from mentalglm_jax.data.records import Record
+from mentalglm_jax.data.sources import normalize_post
+
+SHOWN = 20  # ids listed per finding; the counts are complete
+HIGH_FROM = 6  # SOS-1K's levels from which SOS-HL-1K's "high" begins
+
+
+def bare_post(text: str) -> str:
+    """Letters and digits of the normalised post: what two copies share that differ in punctuation or emoji. A post
+    without any is kept as it is."""
+    text = normalize_post(text)
+    return "".join(character for character in text if character.isalnum()) or text
+
+
+class Inspection:
+    """Fed record by record (``add``), asked once (``report``). Memory grows by some hundred bytes a record, by about
+    one kilobyte with ``near``; posts are not kept.
+
+    Args:
+        near: also look for near duplicates (MinHash; the [data] extra).
+        threshold: similarity from which two posts are near.
+    """
+
+    def __init__(self, near: bool = True, threshold: float = 0.8):
+        self._near = NearIndex(threshold) if near else None
+        self._near_of = array("q")  # text number in the index -> post number
+        self._posts: dict[tuple[str, bytes], int] = {}  # (language, digest) -> post number
+        self._places: list[list[tuple[int, str]]] = []  # post number -> (group, id)
+        self._gold: dict[tuple[int, str, str], dict[tuple[str, ...], str]] = {}
+        self._groups: dict[tuple[str, str, str], int] = {}  # (task, source, split) -> group
+        self._counts: list[dict[str, Any]] = []
+        self._pairs: list[tuple[int, int, float]] = []
+        self._contacts: list[tuple[str, list[str]]] = []
+
+    def add(self, record: Record) -> None:
+        """Takes one record in."""
+        key = (record.task, record.source, record.split)
+        group = self._groups.setdefault(key, len(self._groups))
+        if group == len(self._counts):
+            self._counts.append({"records": 0, "labels": Counter(), "characters": Counter(), "words": Counter(),
+                                 "explanation": Counter(), "duplicates": 0, "contacts": Counter(), "rows": 0,
+                                 "mentions": 0, "asked": set()})  # fmt: skip
+        counts = self._counts[group]
+        counts["records"] += 1
+        counts["labels"].update(record.gold)
+        counts["characters"][len(record.post)] += 1
+        counts["words"][len(record.post.split())] += record.language == "en"
+        if record.explanation is not None:
+            counts["explanation"][len(record.explanation)] += 1
+        self._look_for_contacts(record, counts)
+        number = self._post_number(record)
+        asked = (number, record.question)
+        if asked in counts["asked"]:
+            counts["duplicates"] += 1
+        counts["asked"].add(asked)
+        self._places[number].append((group, record.id))
+        golds = self._gold.setdefault((number, record.task, record.question), {})
+        golds.setdefault(tuple(sorted(record.gold)), record.id)
+
+    def _look_for_contacts(self, record: Record, counts: dict[str, Any]) -> None:
+        kinds = sorted({kind for text in (record.post, record.explanation or "") for kind, _ in find_contacts(text)})
+        counts["contacts"].update(kinds)
+        counts["rows"] += bool(kinds)
+        counts["mentions"] += bool(MENTION.search(record.post))
+        if kinds:
+            self._contacts.append((record.id, kinds))
+
+    def _post_number(self, record: Record) -> int:
+        text = bare_post(record.post)
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        number = self._posts.setdefault((record.language, digest), len(self._posts))
+        if number == len(self._places):
+            self._places.append([])
+            if self._near is not None:
+                found = self._near.neighbours(text, record.language)
+                self._pairs += [(self._near_of[other], number, close) for other, close in found]
+                self._near_of.append(number)
+        return number
+
+    def report(self) -> dict[str, Any]:
+        """JSON-ready: ``tasks`` (per task, source and split), ``overlap``, ``crossings``, ``conflicts``, ``contacts``.
+
+        ``overlap`` are posts of one source on both sides, ``crossings`` those of two: in one's training part and the
+        other's development or test part. Each with ``exact`` (letters and digits alike) and ``near``.
+        """
+        overlap, crossings = self._sides()
+        return {
+            "tasks": self._tasks(),
+            "overlap": overlap,
+            "crossings": crossings,
+            "conflicts": self._conflicts(),
+            "contacts": {"rows": len(self._contacts), "ids": [one for one, _ in self._contacts[:SHOWN]]},
+        }
+
+    def _tasks(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for (task, source, split), group in self._groups.items():
+            counts = self._counts[group]
+            entry = {
+                "records": counts["records"],
+                "labels": dict(counts["labels"].most_common()),
+                "characters": _lengths(counts["characters"]),
+                "duplicates": counts["duplicates"],
+                "contact_rows": counts["rows"],
+                "contacts": dict(counts["contacts"].most_common()),
+                "messenger_mentions": counts["mentions"],
+            }
+            if words := +counts["words"]:
+                entry["words"] = _lengths(words)
+            if counts["explanation"]:
+                entry["explanations"] = sum(counts["explanation"].values())
+                entry["explanation_characters"] = _lengths(counts["explanation"])
+            found.setdefault(task, {}).setdefault(source or "-", {})[split] = entry
+        return found
+
+    def _sides(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        names = list(self._groups)
+        found: dict[tuple[int, int], dict[str, list[tuple[str, str]]]] = {}
+
+        def note(kind: str, left: list[tuple[int, str]], right: list[tuple[int, str]]) -> None:
+            for trained, one in left:
+                for held, other in right:
+                    if names[trained][2] == "train" and names[held][2] != "train":
+                        pairs = found.setdefault((trained, held), {"exact": [], "near": []})[kind]
+                        pairs.append((one, other))
+
+        for places in self._places:
+            if len(places) > 1:
+                note("exact", places, places)
+        for one, other, _ in self._pairs:
+            note("near", self._places[one], self._places[other])
+            note("near", self._places[other], self._places[one])
+        overlap, crossings = [], []
+        for (trained, held), kinds in sorted(found.items()):
+            entry: dict[str, Any] = {"train": list(names[trained]), "held_out": list(names[held])}
+            for kind, pairs in kinds.items():
+                if kind == "exact" or self._near is not None:
+                    # Of one post in several rows (one per question) each pair of posts counts once.
+                    entry[kind] = len({other for _, other in pairs})
+                    entry[f"{kind}_ids"] = [list(pair) for pair in pairs[:SHOWN]]
+            (overlap if names[trained][1] == names[held][1] else crossings).append(entry)
+        return overlap, crossings
+
+    def _conflicts(self) -> dict[str, Any]:
+        same = [list(golds.values())[:2] for golds in self._gold.values() if len(golds) > 1]
+        levels: dict[int, tuple[str, str]] = {}
+        risks: dict[int, tuple[str, str]] = {}
+        for (number, task, _), golds in self._gold.items():
+            gold, one = next(iter(golds.items()))
+            if task == "suicide_level":
+                levels[number] = ("high" if int(gold[0]) >= HIGH_FROM else "low", one)
+            elif task == "suicide_risk":
+                risks[number] = (gold[0], one)
+        shared = levels.keys() & risks.keys()
+        crossed = [[risks[n][1], levels[n][1]] for n in sorted(shared) if risks[n][0] != levels[n][0]]
+        return {"same_task": len(same), "same_task_ids": same[:SHOWN], "level_posts_shared_with_risk": len(shared),
+                "level_against_risk": len(crossed), "level_against_risk_ids": crossed[:SHOWN]}  # fmt: skip
+
+
+def _lengths(lengths: Counter[int]) -> dict[str, float]:
+    """Mean and quantiles of a length distribution, exact."""
+    total = sum(lengths.values())
+    found: dict[str, float] = {"mean": round(sum(n * count for n, count in lengths.items()) / total, 2)}
+    for name, share in (("median", 0.5), ("p95", 0.95), ("max", 1.0)):
+        seen = 0
+        for length in sorted(lengths):
+            seen += lengths[length]
+            if seen >= share * total:
+                found[name] = length
+                break
+    return found
+
+
+def inspect_records(records: Iterable[Record], *, near: bool = True, threshold: float = 0.8) -> dict[str, Any]:
+    """``Inspection`` of all the records; see ``Inspection.report``."""
+    inspection = Inspection(near, threshold)
+    for record in records:
+        inspection.add(record)
+    return inspection.report()
