@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 from mentalglm_jax.adapters import load_adapter
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import replace_dir, write_json
-from mentalglm_jax.glm import Glm, abstract_model
+from mentalglm_jax.glm import Glm
 from mentalglm_jax.hf_files import (
     DTYPE_NAMES,
     DTYPES,
@@ -33,7 +33,15 @@ from mentalglm_jax.hf_files import (
     some,
     write_shards,
 )
-from mentalglm_jax.lora import has_lora, merge_lora
+from mentalglm_jax.lora import has_lora, merge_lora, refuse_quantized
+from mentalglm_jax.quantize import (
+    abstract_quantized,
+    check_method,
+    encode,
+    layer_linears,
+    parts_of,
+    quantization,
+)
 from mentalglm_jax.sharding import parameter_shardings, shard_model
 from mentalglm_jax.weights import (
     Part,
@@ -66,7 +74,8 @@ def load(
         adapter: a PEFT adapter directory to put on top, see ``adapters.load_adapter``.
         dtype: what parameters are stored and computed in, "float32" or "bfloat16".
         mesh: devices to spread the parameters over, by the rules of ``sharding.py``; None is the default device.
-        quantize: reserved for quantised bases; only None is supported.
+        quantize: "int8", "int4" or "nf4" keeps the kernels of the decoder layers frozen in that form, see
+            ``quantize.py``; each is quantised as it is read. None keeps them in ``dtype``.
         rope_theta: overrides the base of the rotary frequencies that config.json states.
 
     Raises:
@@ -74,13 +83,13 @@ def load(
             option is not supported. The message names the file and the tensors.
     """
     if quantize is not None:
-        raise InputError(f"quantize={quantize!r} is not supported; only None is (weights kept in dtype)")
+        check_method(quantize)
     dtype = _model_dtype(dtype)
     checkpoint = Checkpoint(locate(path_or_hub_id))
     config = read_config(checkpoint, rope_theta)
     layout = detect_layout(checkpoint.tensors)
     tensors = check_tensors(checkpoint, config, layout)
-    model = abstract_model(config, param_dtype=dtype)
+    model = abstract_quantized(config, quantize, param_dtype=dtype)
     _fill(model, checkpoint, tensors, dtype, {} if mesh is None else parameter_shardings(model, mesh))
     if adapter is not None:
         load_adapter(model, adapter)
@@ -110,13 +119,27 @@ def _fill(
 ) -> None:
     """Gives every parameter of an abstract ``model`` its value."""
     shapes = parameter_shapes(model.config)
+    method, quantized = quantization(model), {}
+    if method is not None:
+        quantized = {path: parts_of(linear.kernel) for path, linear in layer_linears(model).items()}
     stacks: dict[str, jax.Array] = {}
     finite: dict[str, jax.Array] = {}
     for name, tensor in tensors.items():
         for part in tensor.parts:
             path, transposed, sharding = part.path, part.path.endswith(".kernel"), shardings.get(part.path)
+            pieces = quantized.get(path)
+            if pieces is not None:  # its largest array is cut like the kernel: blocks of inputs, outputs
+                sharding = _kernel_sharding(shardings.get(f"{path}.{next(iter(pieces))}"))
             value = _read_part(checkpoint, name, tensor, part, sharding)
-            if part.layer is None:
+            if pieces is not None:
+                assert method is not None
+                value, ok = _whole(value, dtype=dtype, transposed=True, sharding=None)
+                for (piece, variable), new in zip(pieces.items(), _encode(value, method=method), strict=True):
+                    place, where = f"{path}.{piece}", shardings.get(f"{path}.{piece}")
+                    if place not in stacks:
+                        stacks[place] = jnp.zeros(variable.shape, new.dtype, device=where)
+                    stacks[place], _ = _into_stack(stacks[place], new, part.layer, transposed=False, sharding=where)
+            elif part.layer is None:
                 value, ok = _whole(value, dtype=dtype, transposed=transposed, sharding=sharding)
                 parameter(model, path).set_value(value)
             else:
@@ -150,6 +173,17 @@ def _read_part(
     if part.path.endswith(".kernel"):
         axes.reverse()
     return jax.make_array_from_callback(shape, NamedSharding(sharding.mesh, PartitionSpec(*axes)), read)
+
+
+def _kernel_sharding(sharding: NamedSharding | None) -> NamedSharding | None:
+    """The sharding of a kernel ``[L, in, out]``, given that of its quantised values or of its codes by block."""
+    if sharding is None:
+        return None
+    layers, inputs, *_, outputs = sharding.spec
+    return NamedSharding(sharding.mesh, PartitionSpec(layers, inputs, outputs))
+
+
+_encode = functools.partial(jax.jit, static_argnames="method")(encode)
 
 
 @functools.partial(jax.jit, static_argnames=("transposed", "sharding"), donate_argnames="stack")
@@ -201,6 +235,7 @@ def save_pretrained(
         RunError: the disk refused; what was there is unchanged.
     """
     directory = Path(directory)
+    refuse_quantized(model, "save_pretrained")
     own = parameter(model, "embed_tokens.embedding")[...].dtype if dtype is None else _model_dtype(dtype)
     config_dict = config_for(model.config, layout, own.name)
     tensors = inventory(model.config, layout)

@@ -238,12 +238,13 @@ class Linear(nnx.Module):
     def __init__(
         self, inputs: int, outputs: int, *, bias: bool, stack: tuple[int, ...], std: float, dtype: Any, rngs: nnx.Rngs
     ):
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (*stack, inputs, outputs), dtype))
+        # A parameter, or a frozen kernel of quantize.py that does the product itself.
+        self.kernel: Any = nnx.Param(std * jax.random.normal(rngs.params(), (*stack, inputs, outputs), dtype))
         self.bias = nnx.Param(jnp.zeros((*stack, outputs), dtype)) if bias else None
         self.adapter: nnx.Module | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "... in"], key: Array | None = None) -> Float[Array, "... out"]:
-        y = matmul(x, self.kernel[...])
+        y = matmul(x, self.kernel[...]) if isinstance(self.kernel, nnx.Variable) else self.kernel(x)
         if self.adapter is not None:
             y = self.adapter(x, y, self.kernel[...], key)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)

@@ -13,6 +13,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -83,14 +84,14 @@ class Adapter(nnx.Module):
     fresh adapter changes nothing. Its float32 weights are cast to the activations' dtype for the products.
     """
 
-    def __init__(self, kernel: Array, *, rank: int, scale: float, dropout: float, dora: bool, name: str,
+    def __init__(self, kernel: Any, *, rank: int, scale: float, dropout: float, dora: bool, name: str,
                  rngs: nnx.Rngs):  # fmt: skip
         *stack, inputs, outputs = kernel.shape
         bound = 1 / math.sqrt(inputs)
         self.a = LoraParam(jax.random.uniform(rngs.params(), (*stack, inputs, rank), jnp.float32, -bound, bound))
         self.b = LoraParam(jnp.zeros((*stack, rank, outputs), jnp.float32))
         self.scale = LoraScale(jnp.full(tuple(stack), scale, jnp.float32))
-        self.magnitude = LoraParam(column_norms(kernel.astype(jnp.float32))) if dora else None
+        self.magnitude = LoraParam(_norms_of(kernel)) if dora else None
         self.dropout = dropout
         self.salt = zlib.crc32(name.encode())
 
@@ -129,6 +130,16 @@ def column_norms(kernel: Float[Array, "*stack in out"]) -> Float[Array, "*stack 
     return jnp.linalg.norm(kernel, axis=-2)
 
 
+def _norms_of(kernel: Any) -> Float[Array, "*stack out"]:
+    """``column_norms`` of a parameter or quantised kernel, layer by layer: all layers in float32 might not fit."""
+    graph, arrays = nnx.split(kernel)
+
+    def norms(arrays: Any) -> Array:
+        return column_norms(nnx.merge(graph, arrays)[...].astype(jnp.float32))
+
+    return jax.jit(norms if len(kernel.shape) == 2 else partial(jax.lax.map, norms))(arrays)
+
+
 def linears(model: Glm) -> Iterator[tuple[str, Linear]]:
     """Every ``Linear`` with its path, e.g. ``layers.self_attn.q_proj``."""
     for group in ("self_attn", "mlp"):
@@ -154,7 +165,7 @@ def add_lora(model: Glm, config: LoraConfig, rngs: nnx.Rngs) -> None:
         name = path.rpartition(".")[2]
         if name in config.target_modules:
             linear.adapter = Adapter(
-                linear.kernel[...], rank=config.rank_of(name), scale=config.scale_of(name), dropout=config.dropout,
+                linear.kernel, rank=config.rank_of(name), scale=config.scale_of(name), dropout=config.dropout,
                 dora=config.use_dora, name=path, rngs=rngs
             )  # fmt: skip
     model.lora_config = config
@@ -172,8 +183,22 @@ def remove_lora(model: Glm) -> None:
     model.lora_config = None
 
 
+def refuse_quantized(model: Glm, what: str) -> None:
+    """Raises InputError when the base is quantised: nothing can be folded into weights that are no longer there."""
+    if (method := getattr(model.layers.self_attn.q_proj.kernel, "method", None)) is not None:
+        raise InputError(
+            f"{what}: the base is quantised ({method}), its own weights are not in memory; save_adapter, then load "
+            "the base without quantize and with that adapter"
+        )
+
+
 def merge_lora(model: Glm) -> Glm:
-    """A copy of ``model`` without adapter whose kernels have it folded in; the original keeps base and adapter."""
+    """A copy of ``model`` without adapter whose kernels have it folded in; the original keeps base and adapter.
+
+    Raises:
+        InputError: the base is quantised, so there is nothing to fold into.
+    """
+    refuse_quantized(model, "merge_lora")
     merged = nnx.clone(model)  # merging a split would share the Variables, and the base would change too
     for _, linear in linears(merged):
         if isinstance(linear.adapter, Adapter):

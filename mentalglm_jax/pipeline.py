@@ -111,10 +111,10 @@ class Run:
         """The run's tokenizer."""
         return GlmTokenizer.load(self.dir / "tokenizer")
 
-    def load_base(self) -> Glm:
-        """The base model without adapter."""
+    def load_base(self, quantize: str | None = None) -> Glm:
+        """The base model without adapter, see ``ModelSection`` for when it is quantised."""
         section = self.recipe.model
-        model = load(self.base, dtype=section.dtype, rope_theta=section.rope_theta)
+        model = load(self.base, dtype=section.dtype, rope_theta=section.rope_theta, quantize=quantize)
         model.remat, model.backend = section.remat, section.attention
         return model
 
@@ -274,7 +274,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         recipe, tokenizer = job.recipe, job.tokenizer()
         where = job.dir / (directory or f"stages/{stage.name}")
         examples, too_long = _stage_examples(job, stage, tokenizer)
-        model = job.load_base()
+        model = job.load_base(recipe.model.quantize)
         if previous is None:
             add_lora(model, recipe.lora.config(), nnx.Rngs(recipe.seed))
         else:

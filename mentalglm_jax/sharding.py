@@ -53,16 +53,19 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
 
 
 def logical_axes(path: str) -> tuple[str | None, ...]:
-    """Logical axis names of the parameter at ``path`` (dotted); adapters follow the kernel they adapt.
+    """Logical axis names of the parameter at ``path`` (dotted); adapters follow the kernel they adapt, a quantised
+    kernel (its blocks of inputs, for 4 bits) the one it stands for.
 
     Raises:
         KeyError: no such parameter.
     """
     if path in PARAMETER_AXES:
         return PARAMETER_AXES[path]
-    module, _, name = path.rpartition(".adapter.")
+    module, _, name = path.rpartition(".kernel." if ".kernel." in path else ".adapter.")
     *stack, inputs, outputs = PARAMETER_AXES[f"{module}.kernel"]
     return {
+        "values": (*stack, inputs, outputs), "codes": (*stack, inputs, None, outputs),
+        "scales": (*stack, inputs, outputs), "channel_scales": (*stack, outputs),
         "a": (*stack, inputs, "rank"), "b": (*stack, "rank", outputs), "scale": tuple(stack),
         "magnitude": (*stack, outputs),
     }[name]  # fmt: skip

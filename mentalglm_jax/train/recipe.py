@@ -134,7 +134,10 @@ GEOMETRY = {*(field.name for field in dataclasses.fields(GlmConfig)), "model_typ
 
 
 class ModelSection(_Strict):
-    """The base: ``path`` (a directory or Hub id) or ``geometry`` (a small model pre-trained by ``pretrain``)."""
+    """The base: ``path`` (a directory or Hub id) or ``geometry`` (a small model pre-trained by ``pretrain``).
+
+    ``quantize`` freezes it in 8 or 4 bits while adapters are trained (QLoRA). Everything after training (exports,
+    answers, probes) uses the base as it is, for that is what the exports hold."""
 
     path: str | None = None
     geometry: dict[str, Any] | None = None
@@ -142,6 +145,7 @@ class ModelSection(_Strict):
     remat: Literal["none", "dots", "full"] = "none"
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     rope_theta: Annotated[float, Field(gt=0)] | None = None
+    quantize: Literal["int8", "int4", "nf4"] | None = None
 
     @model_validator(mode="after")
     def _one_base(self) -> "ModelSection":
