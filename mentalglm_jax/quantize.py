@@ -218,7 +218,8 @@ def quantize_model(model: Glm, method: str) -> None:
         raise InputError("quantize_model: the model has an adapter; quantise the base first, then add the adapter")
     for linear in found.values():
         kernel = linear.kernel[...]
-        linear.kernel = decoded(*_encode_stack(kernel, method), method, kernel.dtype)
+        first, second = _encode_stack(kernel, method)
+        linear.kernel = decoded(first, second, method, kernel.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="method")

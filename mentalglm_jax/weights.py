@@ -220,8 +220,8 @@ def _duplicate_head(checkpoint: Checkpoint, layout: str) -> str:
     return head
 
 
-def parameter(model: Glm, path: str) -> nnx.Param:
-    """The parameter at a dotted path, e.g. ``layers.self_attn.q_proj.kernel``."""
+def parameter(model: Glm, path: str) -> nnx.Variable:
+    """The parameter (or part of a quantised one) at a dotted path, e.g. ``layers.self_attn.q_proj.kernel``."""
     return functools.reduce(getattr, path.split("."), model)  # type: ignore[return-value]
 
 

@@ -16,6 +16,8 @@ from jax.sharding import Mesh, PartitionSpec
 from mentalglm_jax import sharding
 from mentalglm_jax.checkpoints import load, save_pretrained
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.glm import Glm, GlmConfig
+from mentalglm_jax.quantize import quantize_model
 from mentalglm_jax.sharding import batch_sharding, logical_axes, make_mesh, parameter_shardings, shard_model
 from mentalglm_jax.train.loop import Interrupted, train
 from tests.mentalglm_jax.tiny import parameters, rows, tiny_config, tiny_examples, tiny_model
@@ -24,7 +26,10 @@ STEPS = 4
 
 
 def test_every_parameter_has_its_axes():
-    for model in (tiny_model(dora=True), tiny_model(lora=False)):
+    quantized = [tiny_model(lora=False) for _ in range(2)]
+    quantize_model(quantized[0], "int8")
+    quantize_model(quantized[1], "nf4")
+    for model in (tiny_model(dora=True), tiny_model(lora=False), *quantized):
         for path, leaf in nnx.to_flat_state(nnx.state(model)):
             axes = logical_axes(".".join(map(str, path)))
             assert len(axes) == leaf[...].ndim, path
@@ -175,6 +180,24 @@ def check_loading(directory: Path, mesh: Mesh) -> None:
             assert array.sharding.is_equivalent_to(wanted[name], array.ndim), name
         np.testing.assert_array_equal(found[...], leaf[...])
     assert batch_sharding(mesh).spec == PartitionSpec(None, ("data", "fsdp"))
+    check_loading_quantized(directory.with_name("wide"), mesh)
+
+
+def check_loading_quantized(directory: Path, mesh: Mesh) -> None:
+    """Four blocks of inputs over the mesh: shards end where blocks end, the values are those of one device."""
+    shape = GlmConfig(vocab_size=32, hidden_size=256, intermediate_size=64, num_hidden_layers=1, head_dim=64,
+                      num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    save_pretrained(Glm(shape, rngs=nnx.Rngs(0)), directory)
+    loaded = load(directory, mesh=mesh, quantize="nf4", rope_theta=1e4)
+    wanted = parameter_shardings(loaded, mesh)
+    assert "fsdp" in wanted["layers.self_attn.q_proj.kernel.codes"].spec or mesh.shape["fsdp"] > 4
+    for (path, found), (_, leaf) in zip(
+        nnx.to_flat_state(nnx.state(loaded)),
+        nnx.to_flat_state(nnx.state(load(directory, quantize="nf4", rope_theta=1e4))), strict=True
+    ):  # fmt: skip
+        name = ".".join(map(str, path))
+        assert found[...].sharding.is_equivalent_to(wanted[name], found[...].ndim), name
+        np.testing.assert_array_equal(found[...], leaf[...], err_msg=name)
 
 
 if __name__ == "__main__":

@@ -478,7 +478,7 @@ def test_a_strange_config_never_crashes(copy, data, base):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantize": "nf4"}, "quantize='nf4' is not supported"),
+        ({"quantize": "int3"}, "quantize='int3' is not one of int8, int4, nf4"),
         ({"dtype": "float16"}, "overflows"),
         ({"dtype": "int8"}, "use float32 or bfloat16"),
         ({"dtype": "brain"}, "use float32 or bfloat16"),
