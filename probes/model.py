@@ -243,6 +243,11 @@ class Attribution(_Record):
     model_fp: str
     params: dict[str, Any]
 
+    def _repr_html_(self) -> str:
+        from probes.display import attribution_html
+
+        return attribution_html(self)
+
 
 @dataclass(frozen=True)
 class Check(_Record):
@@ -271,6 +276,11 @@ class Report(_Record):
     checks: tuple[Check, ...]
     verdict: str
     notes: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        from probes.display import report_html
+
+        return report_html(self)
 
 
 class Probe:

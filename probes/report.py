@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probes import overview, view
+from probes.crosscheck import Evidence
 from probes.files import write_text
-from probes.results import Run, read_run
+from probes.results import PostResult, Run, read_run
 from probes.verdict import FAMILIES
 
 if TYPE_CHECKING:
@@ -48,9 +49,7 @@ def render(run: Run, redact: bool = False, max_cards: int = MAX_CARDS) -> str:
     redact = redact or bool(run.manifest.get("redact"))
     results = [result.redacted() for result in run.results] if redact else list(run.results)
     evidence = run.evidence or tuple(result.evidence() for result in results)
-    environment = _environment()
-    style = environment.get_template("style.css").render(levels=view.LEVELS, codes=sorted(view.LAYERS.values()))
-    script = environment.get_template("script.js").render(layers=view.LAYERS)
+    environment, (style, script) = _environment(), _code()
     order = sorted(range(len(results)), key=lambda i: (-view.suspicion(results[i], evidence[i]), results[i].id))
     ranks = enumerate(order, start=1)
     rows = [overview.table_row(rank, results[i], evidence[i], rank <= max_cards) for rank, i in ranks]
@@ -79,6 +78,31 @@ def render(run: Run, redact: bool = False, max_cards: int = MAX_CARDS) -> str:
         families=[method for method in run.summary["mass_ratio"] if method in FAMILIES],
         names=view.METHOD_NAMES,
     )
+
+
+def render_post(result: PostResult, evidence: Evidence | None = None) -> str:
+    """The card of one post as a page of its own, as safe as the report."""
+    style, script = _code()
+    methods = dict.fromkeys(a.method for a in result.attributions)
+    return (
+        _environment()
+        .get_template("one.html")
+        .render(
+            csp=_policy(style, script),
+            style=style,
+            script=script,
+            card=view.card(1, result, evidence or result.evidence()),
+            families=[method for method in methods if method in FAMILIES],
+            names=view.METHOD_NAMES,
+        )
+    )
+
+
+@functools.cache
+def _code() -> tuple[str, str]:
+    """Style and script of every page."""
+    style = _environment().get_template("style.css").render(levels=view.LEVELS, codes=sorted(view.LAYERS.values()))
+    return style, _environment().get_template("script.js").render(layers=view.LAYERS)
 
 
 @functools.cache  # compiling the templates takes longer than filling them

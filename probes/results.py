@@ -126,6 +126,11 @@ class PostResult:
         read["measured"] = tuple(Check.from_dict(item) for item in read["measured"])
         return cls(**read)
 
+    def _repr_html_(self) -> str:
+        from probes.display import post_html
+
+        return post_html(self)
+
 
 def read_json(path: Path) -> Any:
     """Parsed JSON.
@@ -149,6 +154,11 @@ class Run:
     summary: dict[str, Any]
     results: tuple[PostResult, ...]
     evidence: tuple[Evidence, ...] | None = None
+
+    def _repr_html_(self) -> str:
+        from probes.display import run_html
+
+        return run_html(self)
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:

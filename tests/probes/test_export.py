@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -83,3 +84,10 @@ def test_a_run_without_posts_has_empty_tables(tmp_path):
     export(Run({}, summarise((), n_boot=0, draws=9), ()), tmp_path)
     assert pq.read_table(tmp_path / "units.parquet").num_rows == 0
     assert pq.read_table(tmp_path / "checks.parquet").num_rows == 0
+
+
+def test_the_docs_name_every_column(tables):
+    docs = (Path(__file__).parents[2] / "docs" / "report.md").read_text("utf-8")
+    for name in ("units.parquet", "checks.parquet"):
+        assert f"`{', '.join(pq.read_table(tables / name).column_names)}`" in docs
+    assert f"`{(tables / 'summary.csv').read_text('utf-8').splitlines()[0].replace(',', ', ')}`" in docs
