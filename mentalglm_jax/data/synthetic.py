@@ -52,7 +52,8 @@ class SyntheticConfig(BaseModel):
 
     ``n_clauses``: smallest and largest number of clauses in a post, cues and decoy included (a post whose cues need
     more gets more). ``fillings``: each template's slots are filled in at most so many ways in the whole corpus (None:
-    freely); with few, a small model can know the phrases by heart and learns to quote sooner. ``uncued``: share of the
+    freely); with few, a small model can know the phrases by heart and learns to quote sooner. ``templates``: only the
+    first so many cue templates of each label, or facet of one, are used (None: all). ``uncued``: share of the
     suicide-risk training posts without any cue, their label drawn by lot; without them "no high cue" is as good a sign
     of low risk as a low cue, and a model may rightly ignore the low cues.
     ``redundancy``: every cue stands twice, word for word. ``logic``: "single" (one cue decides), or
@@ -76,6 +77,7 @@ class SyntheticConfig(BaseModel):
     n_test: Annotated[int, Field(ge=0)] = 200
     n_clauses: tuple[int, int] = (4, 7)
     fillings: Annotated[int, Field(ge=1)] | None = None
+    templates: Annotated[int, Field(ge=1)] | None = None
     uncued: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     redundancy: bool = False
     logic: Literal["single", "and", "or"] = "single"
@@ -130,15 +132,19 @@ def load_phrases(language: str) -> Mapping[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def cue_templates(task: str, key: str, language: str, facet: str | None = None) -> tuple[str, ...]:
-    """Templates of the cue phrases of one label; ``facet`` "a" or "b" narrows suicide risk to one of its two facets."""
-    bank = load_phrases(language)
+def cue_templates(
+    task: str, key: str, language: str, facet: str | None = None, most: int | None = None
+) -> tuple[str, ...]:
+    """Templates of the cue phrases of one label, the first ``most`` of each of its banks; ``facet`` "a" or "b" narrows
+    suicide risk to one of its two facets."""
+    phrases = load_phrases(language)
     if task == "suicide_risk":
-        return tuple(bank[task][key][facet]) if facet else (*bank[task][key]["a"], *bank[task][key]["b"])
-    if task == "cognitive_pathway":
-        shared = [phrase for name in _BELIEFS.get(key, ()) for phrase in bank["cognitive_distortion"][name]]
-        return (*shared, *bank[task].get(key, ()))
-    return tuple(bank[task][key])
+        banks = [phrases[task][key][one] for one in (facet or "ab")]
+    elif task == "cognitive_pathway":
+        banks = [*(phrases["cognitive_distortion"][name] for name in _BELIEFS.get(key, ())), phrases[task].get(key, ())]
+    else:
+        banks = [phrases[task][key]]
+    return tuple(template for bank in banks for template in bank[:most])
 
 
 def _fill(template: str, bank: str, language: str, rng: random.Random, fillings: int | None = None) -> Phrase:
@@ -179,23 +185,21 @@ def _join(clauses: Sequence[Phrase], language: str, rng: random.Random) -> Post:
 
 
 def _cues(
-    task: str, labels: Sequence[str], facets: Sequence[str], language: str, rng: random.Random, fillings: int | None
+    config: SyntheticConfig, task: str, labels: Sequence[str], facets: Sequence[str], language: str, rng: random.Random
 ) -> list[Phrase]:
-    if facets:  # AND / OR: facet a in the form facets[0], facet b in the form facets[1]
-        pairs = [("a", facets[0]), ("b", facets[1])]
-        return [
-            _fill(rng.choice(cue_templates(task, key, language, facet)), f"cue/{key}", language, rng, fillings)
-            for facet, key in pairs
-        ]
+    # AND / OR: facet a in the form facets[0], facet b in the form facets[1]
+    pairs = [("a", facets[0]), ("b", facets[1])] if facets else [(None, key) for key in labels]
     return [
-        _fill(rng.choice(cue_templates(task, key, language)), f"cue/{key}", language, rng, fillings) for key in labels
-    ]
+        _fill(rng.choice(cue_templates(task, key, language, facet, config.templates)), f"cue/{key}", language, rng,
+              config.fillings)
+        for facet, key in pairs
+    ]  # fmt: skip
 
 
 def _draw(
     config: SyntheticConfig, task: str, labels: Sequence[str], facets: Sequence[str], language: str, rng: random.Random
 ) -> Post:
-    cues = _cues(task, labels, facets, language, rng, config.fillings) * (2 if config.redundancy else 1)
+    cues = _cues(config, task, labels, facets, language, rng) * (2 if config.redundancy else 1)
     fixed = [*cues, _decoy(config, task, labels[0] if labels else "low", language, rng)]
     count = max(rng.randint(*config.n_clauses), len(fixed) + 1)
     clauses = fixed + _distractors(count - len(fixed), language, rng, config.fillings)
@@ -385,17 +389,19 @@ def _exercise(config: SyntheticConfig, task: str, post: Post, language: str, rng
             return words[kind], words["mentions"].format(words["join"].join(names[topic]["name"] for topic in topics))
         if kind == "topic" and alone and clause.bank.startswith("topic/"):
             return words[kind].format(names[clause.bank.removeprefix("topic/")]["name"]), says(clause)
-        if kind == "similar" and alone and (others := _same_kind(clause, task, language)):
+        if kind == "similar" and alone and (others := _same_kind(config, clause, task, language)):
             other = _fill(rng.choice(others), clause.bank, language, rng, config.fillings)
             return words[kind].format(other.text), says(clause)
     return words["first"], says(post.clauses[0])
 
 
-def _same_kind(clause: Phrase, task: str, language: str) -> list[str]:
+def _same_kind(config: SyntheticConfig, clause: Phrase, task: str, language: str) -> list[str]:
     """The other templates of the bank a clause came from; decoys have nothing in common and give none."""
     bank, _, key = clause.bank.partition("/")
     if bank == "decoy":
         return []
     topics = load_phrases(language)["distractors"]
-    templates = topics[key]["phrases"] if bank == "topic" else cue_templates(task, key, language)
+    templates = (
+        topics[key]["phrases"] if bank == "topic" else cue_templates(task, key, language, None, config.templates)
+    )
     return [template for template in templates if template != clause.template]
