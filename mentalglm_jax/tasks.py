@@ -113,7 +113,7 @@ class Task:
 
     def read_sentence(self, sentence: str, language: str) -> tuple[str, ...] | None:
         """The label keys a sentence states, or None unless the whole of it (white space apart) is a sentence of the
-        table.
+        table. A label named twice is stated once: the sentence states a set.
         """
         self.question(language)
         text = _squeeze(sentence)
@@ -124,9 +124,7 @@ class Task:
             return None
         by_name = {label.name(language): label.key for label in self.labels}
         keys = [by_name.get(name) for name in text[len(head) : len(text) - len(tail)].split(_JOIN[language])]
-        if None in keys or len(set(keys)) != len(keys):
-            return None
-        return self.ordered(key for key in keys if key is not None)
+        return None if None in keys else self.ordered({key for key in keys if key is not None})
 
 
 @dataclass(frozen=True)

@@ -329,6 +329,7 @@ _READING = {
         "first": "What is the first part of the post?",
         "last": "What is the last part of the post?",
         "topics": "What does the post mention?",
+        "whole": "Write the post again.",
         "words": "Write these words again: {}.",
         "says": "The post says {}.",
         "mentions": "The post mentions {}.",
@@ -340,20 +341,22 @@ _READING = {
         "first": "帖子的第一句是什么？",
         "last": "帖子的最后一句是什么？",
         "topics": "帖子提到了什么？",
+        "whole": "把帖子再写一遍。",
         "words": "把这些词再写一遍：{}。",
         "says": "帖子里说{}。",
         "mentions": "帖子提到了{}。",
         "join": "、",
     },
 }
-_KINDS = ("topic", "topics", "similar", "similar", "first", "last", "words")
+# A whole post written again is the exercise with the most answer tokens, so the one that teaches reading soonest.
+_KINDS = (*["whole"] * 5, "topic", "topics", "similar", "similar", "first", "last", "words")
 
 
 def pretraining_chats(config: SyntheticConfig, n: int, seed: int | None = None) -> Iterator[tuple[str, str, str]]:
     """Yields ``n`` (user turn, assistant turn, language) reading exercises over posts like those of
     ``make_corpus(config)``.
 
-    They ask for a part of the post and quote it word for word, or ask what everyday topics it mentions. "Most like"
+    They ask for the post or a part of it, quoted word for word, or ask what everyday topics it mentions. "Most like"
     questions name another phrase of the same kind: they teach what means the same, as pre-training does for a real
     model. Label names occur as words to copy, drawn without looking at the post; no label sentence or label question
     does, so that which post has which label is left to fine-tuning. Deterministic in ``config`` and ``seed`` (default:
@@ -379,6 +382,8 @@ def _exercise(config: SyntheticConfig, task: str, post: Post, language: str, rng
     for kind in rng.sample(_KINDS, len(_KINDS)):
         clause = rng.choice(post.clauses)
         alone = sum(other.bank == clause.bank for other in post.clauses) == 1
+        if kind == "whole":
+            return words[kind], post.text
         if kind in ("first", "last"):
             return words[kind], says(post.clauses[0 if kind == "first" else -1])
         if kind == "words":

@@ -227,11 +227,13 @@ def test_reading_exercises_quote_the_post_and_show_no_label():
             names = re.split(", |、", assistant.removeprefix("The post mentions ").removeprefix("帖子提到了")[:-1])
             topics = load_phrases(language)["distractors"].values()
             assert set(names) <= {topic["name"] for topic in topics}
+        elif question in ("Write the post again.", "把帖子再写一遍。"):
+            assert assistant == post
         else:
             assert said
             assert all(clause in post for clause in said)
         kinds[re.sub('["“].*?["”]', "", re.split("[：:]", question)[0])] += 1
-    assert len(kinds) > 16  # six kinds and the topics, in two languages
+    assert len(kinds) > 16  # seven kinds and the topics, in two languages
 
 
 def test_fillings_bound_the_wordings_of_a_phrase():
@@ -242,6 +244,20 @@ def test_fillings_bound_the_wordings_of_a_phrase():
 
     templates = sum(len(cue_templates("suicide_risk", key, "en")) for key in ("high", "low"))
     assert len(cues(1)) <= templates < len(cues(2)) <= 2 * templates < len(cues(None))
+
+
+def test_templates_bound_the_cue_phrases_of_a_label():
+    config = SyntheticConfig(n_train=900, n_dev=0, n_test=0, languages=("en",), fillings=1, templates=2)
+    cues: dict[tuple[str, str], set[str]] = {}
+    for record in make_corpus(config):
+        if len(record.labels or (record.label,)) == 1:
+            cues.setdefault((record.task, record.label or record.labels[0]), set()).update(
+                record.post[a:b] for a, b in record.cues
+            )
+    # Suicide risk has two facets; B5 and B10 of the pathway take the phrases of two distortions, B6 adds its own.
+    double = [("suicide_risk", key) for key in ("high", "low")] + [("cognitive_pathway", f"B{n}") for n in (5, 6, 10)]
+    assert {key: len(found) for key, found in cues.items()} == {key: 4 if key in double else 2 for key in cues}
+    assert len(cues) == 2 + 12 + 19
 
 
 def test_uncued_training_posts_carry_no_cue_and_a_label_by_lot():

@@ -78,9 +78,9 @@ def test_no_two_labels_share_a_sentence(task, language):
         (
             "cognitive_distortion",
             "en",
-            "This post shows these cognitive distortions: labeling, labeling. Reasoning: x",
-            "unknown_label",
-            None,
+            "This post shows these cognitive distortions: labeling, mind reading, labeling. Reasoning: x",
+            "ok",
+            ("mind_reading", "labeling"),
         ),
         (
             "cognitive_distortion",
