@@ -35,8 +35,8 @@
     }
     const text = card.querySelector(".text.source");
     let known = false;
-    for (const node of text.querySelectorAll("[data-p]")) {
-      const found = on && node.dataset.p.split(" ").map((part) => part.split(":")).find(([id]) => id === ids[0]);
+    for (const node of text.querySelectorAll("[data-phrase]")) {
+      const found = on && node.dataset.phrase.split(" ").map((part) => part.split(":")).find(([id]) => id === ids[0]);
       if (found) node.dataset.now = found[1]; else delete node.dataset.now;
       known = known || Boolean(found);
     }

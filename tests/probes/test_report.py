@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import hashlib
 import re
+import string
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,7 +17,7 @@ from probes.overview import HEADLINES, MAIN, MORE, disagreement, funnel, number,
 from probes.report import render, write_report
 from probes.results import PostResult, Run
 from probes.summary import summarise
-from probes.view import clause_bars, erasure, groups, levels, method_agreement, percent, signed, visible
+from probes.view import LAYERS, clause_bars, erasure, groups, levels, method_agreement, percent, signed, visible
 from tests.probes.worlds import attribution, clause_map, post_result
 
 VOID = {"meta", "input", "br"}
@@ -294,7 +295,14 @@ def test_a_phrase_carries_the_map_it_was_written_from():
     a, b = result.units[1]
     assert lit == result.post[a:b]
     _, page = page_of(result)
-    assert any(f"{second}:5" in (span.get("data-p") or "") for span in page.all("span"))
+    assert any(f"{second}:5" in (span.get("data-phrase") or "") for span in page.all("span"))
+
+
+def test_layer_names_are_no_other_attribute(many):
+    html, _ = many
+    card = html.split("<article")[1]
+    used = set(re.findall(r" data-(\w+)=", card))
+    assert not {code for code in string.ascii_lowercase if code in used} - set(LAYERS.values())
 
 
 def test_erasure_is_shown_with_its_null():

@@ -1,0 +1,75 @@
+"""The notebooks: clean files that run from top to bottom on a tiny model, each with one cell to change."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.probes.planted import planted_rows
+from tests.probes.tiny import boilerplate, make_model, make_tokenizer, save_adapter
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+# Those about a model that is already there; each runs here on a random one (`train_on_tpu` is tested by its own room).
+STUDIES = ("explain_one_post", "do_explanations_match_saliency", "what_did_the_adapter_learn", "compare_two_models")
+
+
+def parameters(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_files_are_clean_and_have_one_cell_to_change(name):
+    notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
+    nbformat.validate(notebook)
+    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)
+    (cell,) = parameters(notebook)
+    assert cell.source.startswith("# Change only this cell")
+    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    assert notebook.cells[0].source.startswith("# ") and "not a diagnosis" in text
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> dict[str, Any]:
+    """A random GLM with a random adapter and six answered posts: nothing can be found in it, and nothing should be."""
+    path = tmp_path_factory.mktemp("model")
+    tokenizer = make_tokenizer([boilerplate("zh") + "".join(row["post"] for row in _rows(None))], 400)
+    make_model(tokenizer).save_pretrained(path / "base")
+    tokenizer.save_pretrained(path / "base")
+    save_adapter(path / "base", path / "adapter")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(tokenizer)]
+    (path / "generations.jsonl").write_text("".join(lines), encoding="utf-8")
+    given = {"MODEL": path / "base", "ADAPTER": path / "adapter", "GENERATIONS": path / "generations.jsonl"}
+    given = {name: str(value) for name, value in given.items()}
+    one = (given["MODEL"], given["ADAPTER"], given["GENERATIONS"])
+    return given | {"A": one, "B": (one[0], None, one[2]), "LIMIT": 2, "INDEX": 1}
+
+
+def _rows(tokenizer: Any) -> list[dict[str, Any]]:
+    """Rows of generations.jsonl; without a tokenizer only their text is of use."""
+    tokenizer = tokenizer or make_tokenizer([boilerplate("zh")], 300)
+    return planted_rows(tokenizer, 6, seed=3)
+
+
+@pytest.mark.timeout(900)  # about 10 seconds on a free core: a kernel that imports torch, and two posts
+@pytest.mark.parametrize("name", STUDIES)
+def test_runs_from_top_to_bottom(name, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # tiny matrices: threads would only wait for each other
+    notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
+    (cell,) = parameters(notebook)
+    changed = {variable: value for variable, value in model.items() if f"\n{variable} = " in cell.source}
+    assert changed
+    cell.source += "\n" + "\n".join(f"{variable} = {value!r}" for variable, value in changed.items())
+    if "\nOUT = " in cell.source:
+        cell.source += f"\nOUT = {str(tmp_path / 'out')!r}"
+    NotebookClient(
+        notebook, timeout=800, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    outputs = [output for c in notebook.cells for output in c.get("outputs", ())]
+    assert not [o for o in outputs if o.output_type == "error"]
+    kinds = {kind for o in outputs if o.output_type in ("display_data", "execute_result") for kind in o.data}
+    assert "image/png" in kinds or "text/html" in kinds
