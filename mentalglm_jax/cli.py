@@ -195,25 +195,116 @@ def generate(
 
 @app.command()
 def evaluate(
-    generations: Annotated[Path, typer.Argument(help="generations.jsonl")],
-    train_data: Annotated[Path | None, typer.Option("--train", help="Training records, for the baselines")] = None,
+    model: Annotated[str, typer.Argument(help="Model directory or Hub id, or finished answers: a run directory or a "
+                                              "generations.jsonl")],
+    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter directory")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task")] = None,
+    data: Annotated[Path | None, typer.Option(help="What a model is to answer: records (.jsonl), a labelled table "
+                                                   "(.csv, .tsv: post, label) or a folder of upstream files")] = None,
+    split: Annotated[str, typer.Option(help="Of a folder: dev (20 % of its training part) or test")] = "dev",
+    language: Annotated[str | None, typer.Option(help="Of a labelled table: en or zh")] = None,
+    train_data: Annotated[Path | None, typer.Option("--train", help="Training records (as --data), for floors")] = None,
+    against: Annotated[Path | None, typer.Option(help="Compare with these finished answers to the same posts")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for answers and report (HTML, JSON, CSV, card)")] = None,
+    encoder: Annotated[Path | None, typer.Option(help="BERT directory: adds BERTScore of the explanations")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    dtype: Annotated[str, typer.Option()] = "float32",
     json_: AsJson = False,
-) -> None:
-    """Scores generated labels and explanations, with confidence intervals and, given --train, baselines."""
-    from mentalglm_jax.data.records import read_records
-    from mentalglm_jax.evaluate import evaluate as score
-    from mentalglm_jax.evaluate import floors, format_table, read_generations
+) -> None:  # fmt: skip
+    """Scores labels and explanations, read from the text and as label log-probabilities, with confidence intervals;
+    given --train, beside baselines; given --against, compared with another run."""
+    import tempfile
 
-    rows = read_generations(generations)
-    result = score(rows)
+    from mentalglm_jax.evaluate import compare, floors, format_comparison, format_table
+    from mentalglm_jax.evaluate import evaluate as score
+    from mentalglm_jax.evaluate.answers import by_task, generated
+    from mentalglm_jax.evaluate.bertscore import Encoder, reference_bert_score
+    from mentalglm_jax.evaluate.explanations import consistency_by_task
+    from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data
+    from mentalglm_jax.evaluate.report import write_report
+
+    if finished(Path(model)):
+        if adapter is not None or data is not None:
+            raise InputError(f"{model}: holds finished answers; --adapter and --data go with a model")
+        answers = read_answers(model).of_task(task)
+    else:
+        if data is None:
+            raise InputError(f"{model}: is a model; say what it is to answer with --data PATH")
+        records = read_data(data, task, split, language)
+        with tempfile.TemporaryDirectory() as scratch:
+            answers = _answer(model, adapter, records, out or Path(scratch), max_new_tokens, batch_size, dtype)
+    result = score(answers.generations, label_scores=answers.label_scores)
     if train_data is not None:
-        baselines = floors(read_records(train_data), read_records(generations, allow_extra=True))
-        for task, entry in result.items():
-            entry["floors"] = baselines.get(task, {})
+        known = read_data(train_data, task, "train", language)
+        baselines = floors(known, answers.records())
+        judged = consistency_by_task(answers.generations, known)
+        for name, entry in result.items():
+            entry["floors"] = baselines.get(name, {})
+            if name in judged:
+                entry["explanation"]["consistency"] = judged[name]
+    if encoder is not None:
+        bert = Encoder(encoder)
+        for name, said in by_task(map(generated, answers.generations)).items():
+            result[name]["explanation"]["bert_score"] = reference_bert_score(bert, said)
+    compared = None
+    if against is not None:
+        other = read_answers(against).of_task(task)
+        compared = compare((answers.generations, answers.label_scores), (other.generations, other.label_scores))
+    if out is not None:
+        write_report(out, result, title=str(model), compared=compared, against=str(against))
     if json_:
-        _print_json(result)
+        _print_json({"tasks": result, "comparison": compared} if compared is not None else result)
         return
     Console().print(format_table(result))
+    if compared is not None:
+        Console().print(format_comparison(compared))
+    if out is not None:
+        Console().print(f"report   {out / 'evaluation.html'}", soft_wrap=True)
+    Console().print(f"\n{SAFETY}", style="dim")
+
+
+def _answer(
+    model: str,
+    adapter: Path | None,
+    records: Sequence[Any],
+    out: Path,
+    max_new_tokens: int,
+    batch_size: int,
+    dtype: str,
+) -> Any:
+    """Both readings of ``records`` by a model, with progress bars."""
+    from mentalglm_jax.checkpoints import load
+    from mentalglm_jax.evaluate.inputs import answer_records
+    from mentalglm_jax.hf_files import locate
+    from mentalglm_jax.lora import has_lora, merge_lora
+    from mentalglm_jax.tokenizer import GlmTokenizer
+
+    loaded = load(model, adapter=adapter, dtype=dtype)
+    reporter = ConsoleReporter(_stderr())
+    try:
+        return answer_records(
+            merge_lora(loaded) if has_lora(loaded) else loaded, GlmTokenizer.load(locate(model)), records, out,
+            max_new_tokens=max_new_tokens, batch_size=batch_size, progress=reporter.stage,
+        )  # fmt: skip
+    finally:
+        reporter.close()
+
+
+@app.command()
+def leaderboard(
+    runs: Annotated[list[Path], typer.Argument(help="evaluation.json files, or directories that hold one")],
+    out: Annotated[Path | None, typer.Option(help="Also write this Markdown file")] = None,
+    json_: AsJson = False,
+) -> None:
+    """One table over several evaluated runs, beside floors and, marked as such, published figures."""
+    from mentalglm_jax.evaluate.report import leaderboard_markdown, leaderboard_rows
+    from mentalglm_jax.files import write_text
+
+    rows = leaderboard_rows(runs)
+    if out is not None:
+        write_text(out, leaderboard_markdown(rows))
+    _print_json(rows) if json_ else Console().print(leaderboard_markdown(rows), soft_wrap=True, markup=False)
 
 
 @app.command()

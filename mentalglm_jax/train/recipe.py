@@ -191,11 +191,13 @@ class StageSection(_Strict):
 
 
 class GenerateSection(_Strict):
-    """Decoding of the evaluation split: greedy, at most ``limit`` records per task and language."""
+    """Answers to the evaluation split, at most ``limit`` records per task and language: greedy decoding and, unless
+    ``label_scores`` is false, the log-probability of every label."""
 
     max_new_tokens: Positive = 256
     batch_size: Positive = 64
     limit: Positive | None = None
+    label_scores: bool = True
 
 
 class ProbeSection(_Strict):

@@ -253,11 +253,16 @@ def test_explanation_checks():
     ]
     rows = [row(record(i, "suicide_risk", "high", post=post, **spans), "high", text) for i, text in enumerate(said)]
     rows.append(row(record(9, "suicide_risk", "high", post="很难过，睡不着"), "high", "提到“很难过”和「睡不着」。"))
-    assert evaluate(rows, draws=2)["suicide_risk"]["explanation"] == pytest.approx({
+    found = evaluate(rows, draws=2)["suicide_risk"]["explanation"]
+    assert found.pop("overlap") == {}
+    assert (found.pop("median_characters"), found.pop("reference_median_characters")) == (27, None)
+    assert found == pytest.approx({
         "n": 5, "rate": 5 / 6, "with_quote_rate": 4 / 5, "quotes_verbatim_rate": 6 / 7, "verbatim_rate": 3 / 4,
+        "quotes_grounded_rate": 1.0,  # "I feel so tired" is one word away
         "cue_n": 5, "cue_recall": 3 / 10, "cue_citation_accuracy": 1 / 5, "decoy_rate": 1 / 5,
     })  # fmt: skip
     plain = evaluate([row(record(0, "suicide_risk", "high"), None)], draws=2)["suicide_risk"]["explanation"]
+    assert plain.pop("overlap") == {}
     assert plain["n"] == plain["rate"] == plain["cue_n"] == 0
     assert {value for key, value in plain.items() if key not in ("n", "rate", "cue_n")} == {None}
     assert quotes("“甲，”‘乙’『丙』 \"d e.\" it's, isn't it? “”「 」") == ["甲", "乙", "丙", "d e"]

@@ -1,0 +1,163 @@
+"""From files of answers to (gold, predicted) pairs that can not lose alignment.
+
+Gold label and answer stand in one row and rows are told apart by id; an answer that could not be read, or is not there,
+is a wrong answer, never a dropped one.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mentalglm_jax import tasks
+from mentalglm_jax.data.records import Record
+from mentalglm_jax.errors import InputError
+
+# The label log-probability reading of a multi-label task takes the most probable label and all others from here on.
+THRESHOLD = 0.25
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row as far as scores need it. ``labels`` is None when the answer could not be read or is missing.
+
+    ``probabilities`` (of the task's labels, in label-table order, summing to 1) are known in the label
+    log-probability reading only.
+    """
+
+    record: Record
+    labels: tuple[str, ...] | None
+    explanation: str | None
+    status: str
+    probabilities: tuple[float, ...] | None = None
+
+
+def read_generations(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a ``generations.jsonl``; blank lines are skipped.
+
+    Raises:
+        InputError: the file is missing, not UTF-8, empty, or a line is not a row; the message names file and line.
+    """
+    return _read_rows(Path(path), "generations.jsonl", generated)
+
+
+def read_label_scores(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a ``label_scores.jsonl``. Raises: InputError as ``read_generations``."""
+    return _read_rows(Path(path), "label_scores.jsonl", scored)
+
+
+def _read_rows(path: Path, kind: str, check: Callable[[Mapping[str, Any]], Answer]) -> list[dict[str, Any]]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start}); is this a {kind}?") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror}); make it with `mentalglm generate`") from None
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise InputError(f"expected a JSON object, got {type(row).__name__}")
+            check(row)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); delete the line"
+            ) from None
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: holds no row; make it with `mentalglm generate`")
+    return rows
+
+
+def generated(row: Mapping[str, Any]) -> Answer:
+    """What a row of ``generations.jsonl`` says: the parsed text reading. Raises: InputError."""
+    record = Record.from_dict(row, allow_extra=True)
+    if "parsed_label" not in row:
+        raise InputError(
+            f"record {record.id!r}: field 'parsed_label' is missing; make the file with `mentalglm generate`"
+        )
+    label, task = row["parsed_label"], tasks.get_task(record.task)
+    if label is not None and not isinstance(label, str if task.kind == "single" else list):
+        wanted = "one label or null" if task.kind == "single" else "a list of labels or null"
+        raise InputError(f"record {record.id!r}: parsed_label {label!r} is not {wanted}")
+    try:
+        labels = None if label is None else task.ordered([label] if isinstance(label, str) else label)
+    except InputError as error:
+        raise InputError(f"record {record.id!r}: parsed_label: {error}") from None
+    return Answer(record, labels, row.get("parsed_explanation"), str(row.get("parse_status", "")))
+
+
+def scored(row: Mapping[str, Any], threshold: float = THRESHOLD) -> Answer:
+    """What a row of ``label_scores.jsonl`` says: the label log-probability reading.
+
+    ``label_logprobs`` has the log-probability of every label's sentence as the answer. Their softmax over the label set
+    gives probabilities; the most probable label is the answer, for multi-label tasks with all others of at least
+    ``threshold``.
+
+    Raises:
+        InputError: not a record, or log-probabilities that are not one finite number for each label of the task.
+    """
+    record = Record.from_dict(row, allow_extra=True)
+    task, given = tasks.get_task(record.task), row.get("label_logprobs")
+    if not isinstance(given, Mapping) or set(given) != set(task.keys):
+        raise InputError(
+            f"record {record.id!r}: label_logprobs must have one number for each of {', '.join(task.keys)}; "
+            "make the file with `mentalglm evaluate MODEL --out DIR`"
+        )
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in given.values()):
+        raise InputError(f"record {record.id!r}: label_logprobs: a value is not a finite number")
+    probabilities = softmax(np.asarray([given[key] for key in task.keys], float))
+    best = int(probabilities.argmax())
+    chosen = [key for place, key in enumerate(task.keys)
+              if place == best or (task.kind == "multi" and probabilities[place] >= threshold)]  # fmt: skip
+    return Answer(record, tuple(chosen), None, "scored", tuple(probabilities.tolist()))
+
+
+def softmax(scores: Float[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
+    """Probabilities proportional to exp(scores)."""
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()
+
+
+def by_task(answers: Iterable[Answer], records: Iterable[Record] | None = None) -> dict[str, list[Answer]]:
+    """Answers by task, one per record: ids met twice or not asked for are refused, records without row are failures.
+
+    Args:
+        answers: in any order.
+        records: what should have been answered; default: the answers' own records.
+
+    Raises:
+        InputError: an id occurs twice or is not among ``records``.
+    """
+    found: dict[str, Answer] = {}
+    for answer in answers:
+        if answer.record.id in found:
+            raise InputError(f"record {answer.record.id!r} is answered twice; ids must differ")
+        found[answer.record.id] = answer
+    if records is not None:
+        expected: dict[str, Record] = {}
+        for record in records:
+            if expected.setdefault(record.id, record) is not record:
+                raise InputError(f"record {record.id!r} is given twice; ids must differ")
+        if extra := [i for i in found if i not in expected]:
+            raise InputError(f"record {extra[0]!r} is answered but not among the records to evaluate on")
+        found = {
+            i: Answer(record, found[i].labels, found[i].explanation, found[i].status, found[i].probabilities)
+            if i in found
+            else Answer(record, None, None, "missing")
+            for i, record in expected.items()
+        }
+    groups: dict[str, list[Answer]] = {}
+    for answer in found.values():
+        groups.setdefault(answer.record.task, []).append(answer)
+    return {name: groups[name] for name in tasks.TASKS if name in groups}

@@ -1,0 +1,195 @@
+"""BERTScore with a local BERT encoder (Zhang et al. 2020, arXiv 1904.09675), computed in JAX.
+
+For a BERT directory the user has (bert-base-chinese, Chinese-MentalBERT, RoBERTa-wwm, ...): ``config.json``,
+``model.safetensors`` and ``tokenizer.json`` or ``vocab.txt``. No idf weights, no rescaling by a baseline; [CLS] and
+[SEP] match nothing.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mentalglm_jax import tasks
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.evaluate.answers import Answer
+
+_LENGTHS = (64, 128, 256, 512)
+_OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
+class Encoder:
+    """A BERT encoder, float32.
+
+    Args:
+        directory: a Hugging Face BERT directory.
+        layer: whose output is compared, counted from 1; None is the last. (bert-score's own table uses 9 of 12 for
+            English BERT and 8 for bert-base-chinese.)
+
+    Raises:
+        InputError: a file is missing or damaged, another architecture, or no such layer.
+    """
+
+    def __init__(self, directory: str | Path, layer: int | None = None):
+        directory = Path(directory)
+        try:
+            config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+            self._tensors = _read_tensors(directory / "model.safetensors")
+        except OSError as error:
+            raise InputError(f"{directory}: not a BERT directory ({error}); it needs config.json, model.safetensors "
+                             "and tokenizer.json or vocab.txt") from None  # fmt: skip
+        except ValueError as error:
+            raise InputError(f"{directory}: damaged ({error})") from None
+        if config.get("model_type") != "bert" or config.get("hidden_act", "gelu") != "gelu":
+            raise InputError(f"{directory}: model_type {config.get('model_type')!r} with hidden_act "
+                             f"{config.get('hidden_act')!r}; BERTScore here needs a BERT with gelu")  # fmt: skip
+        layers = int(config["num_hidden_layers"])
+        if layer is not None and not 1 <= layer <= layers:
+            raise InputError(f"{directory}: has layers 1 to {layers}, not {layer}")
+        self.layers, self._heads = layer or layers, int(config["num_attention_heads"])
+        self._eps = float(config.get("layer_norm_eps", 1e-12))
+        self._longest = min(int(config["max_position_embeddings"]), _LENGTHS[-1])
+        self._tokenizer = _read_tokenizer(directory, self._longest)
+        missing = [name for name in _wanted(self.layers) if name not in self._tensors]
+        if missing:
+            raise InputError(f"{directory}/model.safetensors: tensor {missing[0]!r} is missing")
+
+    def tokens(self, text: str) -> list[int]:
+        """Ids of [CLS] text [SEP], cut to the encoder's longest input."""
+        return list(self._tokenizer.encode(text).ids)
+
+    def __call__(self, ids: Sequence[int]) -> Float[np.ndarray, "T D"]:
+        """Unit vectors of the tokens between [CLS] and [SEP]."""
+        size = next(length for length in _LENGTHS if length >= min(len(ids), self._longest))
+        size = min(size, self._longest)
+        padded = np.zeros(size, np.int32)
+        padded[: len(ids)] = ids
+        used = {name: self._tensors[name] for name in _wanted(self.layers)}
+        hidden = _encode(used, padded, np.int32(len(ids)), layers=self.layers, heads=self._heads, eps=self._eps)
+        vectors = np.asarray(hidden)[1 : len(ids) - 1]
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def bert_score(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Mean precision, recall and F1 over (reference, explanation) pairs; an empty text scores 0.
+
+    Every token of the explanation is matched with the reference's most similar one (precision), and the other way
+    round (recall); similarity is the cosine.
+    """
+    rows = []
+    for reference, said in pairs:
+        left, right = (
+            encoder(encoder.tokens(text)) if text.strip() else np.zeros((0, 1)) for text in (reference, said)
+        )
+        if not len(left) or not len(right):
+            rows.append((0.0, 0.0, 0.0))
+            continue
+        similar = right @ left.T
+        precision, recall = float(similar.max(axis=1).mean()), float(similar.max(axis=0).mean())
+        rows.append((precision, recall, 2 * precision * recall / (precision + recall)))
+    means = np.mean(rows, axis=0) if rows else np.zeros(3)
+    return dict(zip(("precision", "recall", "f1"), map(float, means), strict=True))
+
+
+def reference_bert_score(encoder: Encoder, answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
+    """``bert_score`` per language over all answers whose record has a reference explanation."""
+    found = {}
+    for language in tasks.LANGUAGES:
+        pairs = [
+            (a.record.explanation, a.explanation or "") for a in answers
+            if a.record.language == language and a.record.explanation is not None
+        ]  # fmt: skip
+        if pairs:
+            found[language] = bert_score(encoder, pairs)
+    return found
+
+
+def _read_tensors(path: Path) -> dict[str, Array]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} is missing")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+    found = {}
+    for name, value in tensors.items():
+        name = re.sub(r"^bert\.", "", name)
+        for old, new in _OLD_NAMES.items():
+            name = name.replace(old, new)
+        found[name] = jnp.asarray(value, jnp.float32)
+    return found
+
+
+def _read_tokenizer(directory: Path, longest: int) -> Any:
+    from tokenizers import Tokenizer
+    from tokenizers.implementations import BertWordPieceTokenizer
+
+    fast, words = directory / "tokenizer.json", directory / "vocab.txt"
+    if fast.is_file():
+        tokenizer: Any = Tokenizer.from_file(str(fast))
+        tokenizer.no_padding()
+    elif words.is_file():
+        try:
+            options = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        except OSError:
+            options = {}
+        tokenizer = BertWordPieceTokenizer(str(words), lowercase=bool(options.get("do_lower_case", True)))
+    else:
+        raise InputError(f"{directory}: has neither tokenizer.json nor vocab.txt")
+    tokenizer.enable_truncation(longest)
+    return tokenizer
+
+
+def _wanted(layers: int) -> list[str]:
+    names = [
+        f"embeddings.{part}.weight" for part in ("word_embeddings", "position_embeddings", "token_type_embeddings")
+    ]
+    parts = ["embeddings.LayerNorm"]
+    for number in range(layers):
+        parts += [f"encoder.layer.{number}.{part}" for part in _LAYER]
+    return names + [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
+
+
+_LAYER = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+          "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm")  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("layers", "heads", "eps"))
+def _encode(
+    tensors: Mapping[str, Array], ids: Int[Array, " S"], length: Int[Array, ""], *, layers: int, heads: int, eps: float
+) -> Float[Array, "S D"]:
+    """Hidden states after ``layers`` layers; positions from ``length`` on are padding."""
+
+    def norm(x: Array, name: str) -> Array:
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + eps)
+        return x * tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
+
+    def dense(x: Array, name: str) -> Array:
+        return x @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"]
+
+    size = ids.shape[0]
+    x = tensors["embeddings.word_embeddings.weight"][ids] + tensors["embeddings.token_type_embeddings.weight"][0]
+    x = norm(x + tensors["embeddings.position_embeddings.weight"][:size], "embeddings.LayerNorm")
+    hidden = jnp.where(jnp.arange(size) < length, 0.0, -jnp.inf)
+    for number in range(layers):
+        at = f"encoder.layer.{number}"
+        q, k, v = (
+            dense(x, f"{at}.attention.self.{part}").reshape(size, heads, -1) for part in ("query", "key", "value")
+        )
+        scores = jnp.einsum("qhd,khd->hqk", q, k) / np.sqrt(q.shape[-1]) + hidden
+        mixed = jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores, axis=-1), v).reshape(size, -1)
+        x = norm(x + dense(mixed, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm")
+        wide = jax.nn.gelu(dense(x, f"{at}.intermediate.dense"), approximate=False)
+        x = norm(x + dense(wide, f"{at}.output.dense"), f"{at}.output.LayerNorm")
+    return x

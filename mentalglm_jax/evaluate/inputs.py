@@ -1,0 +1,166 @@
+"""What `mentalglm evaluate` is pointed at: finished answers, or a model and records to answer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mentalglm_jax import tasks
+from mentalglm_jax.data.records import Record, read_records
+from mentalglm_jax.data.sources import dev_split, load_upstream
+from mentalglm_jax.data.tables import read_named_rows
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
+from mentalglm_jax.evaluate.readings import score_records
+from mentalglm_jax.generate import generate_records
+from mentalglm_jax.glm import Glm
+from mentalglm_jax.tokenizer import GlmTokenizer
+
+GENERATIONS, LABEL_SCORES = "generations.jsonl", "label_scores.jsonl"
+_UPSTREAM = {"suicide_risk": "sos_hl_1k", "cognitive_distortion": "socialcd_3k"}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One system's answers in both readings; either list may be empty."""
+
+    generations: list[dict[str, Any]]
+    label_scores: list[dict[str, Any]]
+
+    def of_task(self, task: str | None) -> "Answers":
+        """Only the rows of ``task`` (None is all). Raises: InputError if there are none."""
+        if task is None:
+            return self
+        tasks.get_task(task)
+        parts = (self.generations, self.label_scores)
+        kept = Answers(*([row for row in rows if row["task"] == task] for rows in parts))
+        if not kept.generations and not kept.label_scores:
+            raise InputError(f"no answer to task {task!r}; there are: {', '.join(self.tasks())}")
+        return kept
+
+    def records(self) -> list[Record]:
+        """The records answered in either reading, each once."""
+        rows = {row["id"]: row for row in (*self.generations, *self.label_scores)}
+        return [Record.from_dict(row, allow_extra=True) for row in rows.values()]
+
+    def tasks(self) -> list[str]:
+        """Names of the tasks that are answered."""
+        return list(dict.fromkeys(row["task"] for row in (*self.generations, *self.label_scores)))
+
+
+def finished(path: Path) -> bool:
+    """Whether ``path`` is answers (a ``.jsonl`` file or a directory with one), not a model."""
+    return path.suffix == ".jsonl" or any((path / name).is_file() for name in (GENERATIONS, LABEL_SCORES))
+
+
+def read_answers(path: str | Path) -> Answers:
+    """The answers in a run directory, in a directory written by `mentalglm evaluate --out`, or in one file; beside a
+    ``generations.jsonl``, a ``label_scores.jsonl`` is read too.
+
+    Raises:
+        InputError: nothing of the kind is there, or a file is damaged.
+    """
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        if path.name == LABEL_SCORES:
+            return Answers([], read_label_scores(path))
+        beside = path.with_name(LABEL_SCORES)
+        return Answers(read_generations(path), read_label_scores(beside) if beside.is_file() else [])
+    if not finished(path):
+        raise InputError(f"{path}: neither a .jsonl file nor a directory with {GENERATIONS} or {LABEL_SCORES}")
+    texts, values = path / GENERATIONS, path / LABEL_SCORES
+    return Answers(read_generations(texts) if texts.is_file() else [],
+                   read_label_scores(values) if values.is_file() else [])  # fmt: skip
+
+
+def answer_records(
+    model: Glm, tokenizer: GlmTokenizer, records: Sequence[Record], out: Path, *, max_new_tokens: int = 256,
+    batch_size: int = 32, progress: Callable[[str], Callable[..., None]] | None = None,
+) -> Answers:  # fmt: skip
+    """Both readings of ``records`` by ``model``, also written to ``out``; an interrupted call goes on where it stopped.
+
+    Args:
+        progress: starts a stage and returns its ``progress(done, total)``.
+
+    Raises:
+        InputError, RunError: as ``generate_records`` and ``score_records``.
+    """
+    stage = progress if progress is not None else lambda name: None
+    rows = generate_records(model, tokenizer, records, out_path=out / GENERATIONS, max_new_tokens=max_new_tokens,
+                            batch_size=batch_size, progress=stage("generate"))  # fmt: skip
+    values = score_records(model, tokenizer, records, out_path=out / LABEL_SCORES, batch_size=batch_size,
+                           progress=stage("label log-probabilities"))  # fmt: skip
+    return Answers(rows, values)
+
+
+def read_data(path: Path, task: str | None, split: str = "dev", language: str | None = None) -> list[Record]:
+    """Records to evaluate on.
+
+    Args:
+        path: records (``.jsonl``); a labelled table (``.csv`` or ``.tsv``, columns ``post`` and ``label``); or a folder
+            with upstream files, whose ``split`` is used.
+        task: only its records; a table and a folder need it.
+        split: "dev" (20 % of the published training part, by hash of the post) or "test" of a folder.
+        language: of a table: "en" or "zh".
+
+    Raises:
+        InputError: the file is damaged, or holds nothing for ``task``.
+    """
+    if task is not None:
+        tasks.get_task(task)
+    if path.suffix in (".csv", ".tsv"):
+        if task is None or language is None:
+            raise InputError(f"{path}: a labelled table needs --task and --language (en or zh)")
+        return read_labelled(path, task, language)
+    if path.is_dir():
+        if task is None:
+            raise InputError(f"{path}: a folder of upstream files needs --task")
+        records = dev_split(load_upstream(path, [_UPSTREAM.get(task, task)]))
+        found = [record for record in records if record.task == task and record.split == split]
+        if not found:
+            raise InputError(f"{path}: no record of task {task!r} in split {split!r}")
+        return found
+    records = read_records(path, allow_extra=True)
+    found = [record for record in records if task in (None, record.task)]
+    if not found:
+        known = ", ".join(sorted({record.task for record in records}))
+        raise InputError(f"{path}: no record of task {task!r}; there are: {known}")
+    return found
+
+
+def read_labelled(path: Path, task: str, language: str) -> list[Record]:
+    """Records from a table of somebody else's posts, for a task the model was trained on elsewhere (zero-shot).
+
+    The table is UTF-8 with a header, separated by commas (``.csv``) or tabs (``.tsv``), with columns ``post`` and
+    ``label``. A label is a key ("high", "mental_filter") or its name in ``language`` ("高", "心理过滤"); several
+    labels are separated by ``;``.
+
+    Raises:
+        InputError: naming file, line and column of what is wrong.
+    """
+    chosen = tasks.get_task(task)
+    question = chosen.question(language)
+    names = {label.name(language): label.key for label in chosen.labels} | {key: key for key in chosen.keys}
+    records = []
+    for line, row in read_named_rows(path, ("post", "label"), "\t" if path.suffix == ".tsv" else ","):
+        if not row["post"].strip():
+            raise InputError(f"{path}:{line}, column 'post': is empty; fill it in or delete the row")
+        given = [part.strip() for part in row["label"].replace("；", ";").split(";")]
+        if unknown := [part for part in given if part not in names]:
+            shown = repr(unknown[0]) if len(unknown[0]) <= 24 else f"text of {len(unknown[0])} characters"
+            raise InputError(f"{path}:{line}, column 'label': {shown} is no label of {task}; "
+                             f"known: {', '.join(names)}")  # fmt: skip
+        try:
+            keys = chosen.ordered(names[part] for part in given)
+        except InputError as error:
+            raise InputError(f"{path}:{line}, column 'label': {error}") from None
+        records.append(
+            Record(
+                id=f"{path.stem}-{line:05d}", task=task, language=language, post=row["post"].strip(), question=question,
+                label=keys[0] if chosen.kind == "single" else None, labels=None if chosen.kind == "single" else keys,
+                source=path.stem, split="test",
+            )
+        )  # fmt: skip
+    if not records:
+        raise InputError(f"{path}: holds no row; give at least one")
+    return records

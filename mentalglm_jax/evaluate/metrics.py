@@ -1,0 +1,111 @@
+"""Scores of predicted label sets, per task, as one number, per class and per level."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from mentalglm_jax import tasks
+
+METRICS = ("weighted_f1", "micro_f1", "macro_f1")
+
+
+def indicator(task: tasks.Task, labels: Sequence[Sequence[str] | None]) -> Bool[np.ndarray, "N C"]:
+    """Row i is True for the labels of answer i; all False for None."""
+    return np.asarray([[key in (row or ()) for key in task.keys] for row in labels], bool).reshape(-1, len(task.keys))
+
+
+def positive_class(task: tasks.Task) -> str | None:
+    """The class whose F1 the field reports: "high" for suicide risk, "yes" for yes/no questions."""
+    return {"suicide_risk": "high"}.get(task.name, "yes" if task.keys == ("yes", "no") else None)
+
+
+def task_scores(task: tasks.Task, gold: Bool[np.ndarray, "N C"], predicted: Bool[np.ndarray, "N C"]) -> dict[str, Any]:
+    """n and the scores of ``evaluate`` that are one number for all classes; the same for a model and for a baseline."""
+    hits = gold & predicted
+    scores: dict[str, Any] = {"n": len(gold)}
+    scores |= {k: float(v) for k, v in averages(task.kind, hits.sum(0), predicted.sum(0), gold.sum(0)).items()}
+    exact = float((gold == predicted).all(axis=1).mean())
+    if task.kind == "single":
+        scores["accuracy"] = exact
+    else:
+        scores["exact_match"] = exact
+        scores["samples_f1"] = float(f1(hits.sum(1), predicted.sum(1), gold.sum(1)).mean())
+    positive = positive_class(task)
+    if positive is not None:
+        of_class = task.keys.index(positive)
+        scores["positive_class"] = positive
+        scores["positive_f1"] = float(f1(hits.sum(0), predicted.sum(0), gold.sum(0))[of_class])
+    if any(label.parent for label in task.labels):
+        scores["levels"] = levels(task, gold, predicted)
+    return scores
+
+
+def f1(hits: Any, predicted: Any, gold: Any) -> Float[np.ndarray, "..."]:
+    """2 hits / (predicted + gold), 0 where both are 0."""
+    both = np.asarray(predicted + gold, float)
+    return np.divide(2.0 * hits, both, out=np.zeros_like(both), where=both > 0)
+
+
+def averages(kind: str, hits: Any, predicted: Any, gold: Any) -> dict[str, Any]:
+    """The averages over classes of counts ``[..., C]``."""
+    of_class, supported, total = f1(hits, predicted, gold), gold > 0, gold.sum(-1)
+    # A single-label row predicts exactly one class; the unread answers' class is not among the C.
+    answered = total if kind == "single" else predicted.sum(-1)
+    return {
+        "weighted_f1": (of_class * gold).sum(-1) / total,
+        "micro_f1": f1(hits.sum(-1), answered, total),
+        "macro_f1": (of_class * supported).sum(-1) / supported.sum(-1),
+    }
+
+
+def per_class(
+    task: tasks.Task, gold: Bool[np.ndarray, "N C"], predicted: Bool[np.ndarray, "N C"]
+) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1, support (gold) and predicted count of every class."""
+    counts = zip(task.keys, (gold & predicted).sum(0), predicted.sum(0), gold.sum(0), strict=True)
+    return {
+        key: {
+            "precision": float(hits / said) if said else 0.0,
+            "recall": float(hits / true) if true else 0.0,
+            "f1": float(f1(hits, said, true)),
+            "support": int(true),
+            "predicted": int(said),
+        }
+        for key, hits, said, true in counts
+    }
+
+
+def levels(task: tasks.Task, gold: np.ndarray, predicted: np.ndarray) -> dict[str, dict[str, float]]:
+    """Micro scores over parents, children and both pooled; a parent is there when one of its children is."""
+    parents = sorted({label.parent or "" for label in task.labels})
+    belongs = np.asarray([[label.parent == parent for parent in parents] for label in task.labels])
+    child = (gold, predicted)
+    parent = tuple((x[:, :, None] & belongs).any(axis=1) for x in child)
+    pooled = tuple(np.concatenate(pair, axis=1) for pair in zip(parent, child, strict=True))
+    levels = {}
+    for name, (true, said) in (("parent", parent), ("child", child), ("pooled", pooled)):
+        hits = float((true & said).sum())
+        levels[name] = {
+            "precision": hits / said.sum() if said.any() else 0.0,
+            "recall": hits / true.sum(),
+            "f1": float(f1(hits, said.sum(), true.sum())),
+        }
+    return {name: {key: float(value) for key, value in scores.items()} for name, scores in levels.items()}
+
+
+def confusion(
+    task: tasks.Task, gold: Bool[np.ndarray, "N C"], predicted: Bool[np.ndarray, "N C"]
+) -> dict[str, dict[str, int]]:
+    """Gold class to predicted class to number of rows.
+
+    Single-label tasks have one more column, "unread". For multi-label tasks a cell counts the rows that have the gold
+    label and were given the predicted one, and "unread" those that were given none: rows do not add up to the support.
+    """
+    counts = gold.T.astype(int) @ predicted.astype(int)
+    unread = gold[~predicted.any(axis=1)].sum(axis=0)
+    return {
+        key: {other: int(n) for other, n in zip(task.keys, row, strict=True)} | {"unread": int(none)}
+        for key, row, none in zip(task.keys, counts, unread, strict=True)
+    }

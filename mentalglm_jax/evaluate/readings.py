@@ -1,0 +1,112 @@
+"""The second reading of a model: how probable it finds each label sentence, and whether those probabilities can be
+believed."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mentalglm_jax import tasks
+from mentalglm_jax.data.records import Record
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.evaluate.answers import Answer
+from mentalglm_jax.evaluate.metrics import indicator, positive_class
+from mentalglm_jax.files import write_text
+from mentalglm_jax.generate import label_ids, score_labels
+from mentalglm_jax.glm import Glm
+from mentalglm_jax.tokenizer import GlmTokenizer
+
+BINS = 10
+
+
+def score_records(
+    model: Glm,
+    tokenizer: GlmTokenizer,
+    records: Sequence[Record],
+    *,
+    out_path: str | Path | None = None,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of ``label_scores.jsonl``: each record with ``label_logprobs``, label key to the log-probability of the
+    sentence that states this label alone (natural logarithm, summed over its tokens), in the order of ``records``.
+
+    Args:
+        out_path: also written there.
+        progress: called with the numbers of records done and in all.
+
+    Raises:
+        InputError: two records with one id, or a prompt beyond the model's context.
+        RunError: ``out_path`` cannot be written.
+    """
+    if len({record.id for record in records}) != len(records):
+        ids = [record.id for record in records]
+        raise InputError(f"record {next(i for i in ids if ids.count(i) > 1)!r} is given twice; ids must differ")
+    groups: dict[tuple[str, str], list[int]] = {}
+    for number, record in enumerate(records):
+        groups.setdefault((record.task, record.language), []).append(number)
+    rows: dict[int, dict[str, Any]] = {}
+    for (task, language), numbers in groups.items():
+        candidates = label_ids(tokenizer, task, language)
+        prompts = [tokenizer.prompt_ids(records[number].prompt) for number in numbers]
+        scores = score_labels(model, prompts, list(candidates.values()), batch_size=batch_size)
+        for number, values in zip(numbers, scores, strict=True):
+            logprobs = {key: float(value) for key, value in zip(candidates, values, strict=True)}
+            rows[number] = records[number].to_dict() | {"label_logprobs": logprobs}
+        if progress is not None:
+            progress(len(rows), len(records))
+    ordered = [rows[number] for number in range(len(records))]
+    if out_path is not None:
+        write_text(out_path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered))
+    return ordered
+
+
+def calibration(task: tasks.Task, answers: Sequence[Answer]) -> dict[str, Any]:
+    """Whether label probabilities can be believed, and how well they rank.
+
+    Single-label tasks: an answer's confidence is the probability of its label, and it is right or wrong. Multi-label
+    tasks: every (post, label) pair counts; its confidence is the label's probability and it is right when the label is
+    there. Answers without probabilities (missing rows) are left to the scores, which count them as wrong.
+
+    Returns:
+        n (answers); ece: expected calibration error over 10 bins of equal width (Guo et al. 2017, arXiv 1706.04599);
+        brier: mean squared error of the probabilities, summed over the classes of a single-label task;
+        reliability: for each bin that is not empty its low, high, n, confidence and accuracy;
+        auroc: of the positive class where the task has one, else the mean over classes that are both present and
+        absent; auroc_by_class (None where a class is always or never there).
+    """
+    known = [a for a in answers if a.probabilities is not None]
+    if not known:
+        return {"n": 0, "ece": None, "brier": None, "reliability": [], "auroc": None, "auroc_by_class": {}}
+    p = np.asarray([a.probabilities for a in known], float)
+    gold = indicator(task, [a.record.gold for a in known])
+    if task.kind == "single":
+        chosen = np.arange(len(p)), p.argmax(axis=1)
+        confidence, right = p[chosen], gold[chosen]
+        brier = float(((p - gold) ** 2).sum(axis=1).mean())
+    else:
+        confidence, right = p.ravel(), gold.ravel()
+        brier = float(((confidence - right) ** 2).mean())
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins = []
+    for number in np.unique(place):
+        inside = place == number
+        bins.append({
+            "low": float(number / BINS), "high": float((number + 1) / BINS), "n": int(inside.sum()),
+            "confidence": float(confidence[inside].mean()), "accuracy": float(right[inside].mean()),
+        })  # fmt: skip
+    ece = sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(confidence)
+    areas = {key: _auroc(gold[:, column], p[:, column]) for column, key in enumerate(task.keys)}
+    positive = positive_class(task)
+    present = [area for area in areas.values() if area is not None]
+    auroc = areas[positive] if positive is not None else (float(np.mean(present)) if present else None)
+    return {"n": len(known), "ece": float(ece), "brier": brier, "reliability": bins, "auroc": auroc,
+            "auroc_by_class": areas}  # fmt: skip
+
+
+def _auroc(present: np.ndarray, score: np.ndarray) -> float | None:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(present, score)) if 0 < present.sum() < len(present) else None

@@ -1,0 +1,261 @@
+"""What a run leaves behind: one HTML page, JSON, CSV and a model card; a leaderboard over several runs.
+
+The page works from disk without a network. Everything is escaped by Jinja2, the style is named by hash in a
+Content-Security-Policy that allows nothing else, and no post or explanation is in it.
+"""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mentalglm_jax import tasks
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.evaluate.metrics import METRICS
+from mentalglm_jax.files import write_json, write_text
+
+SAFETY = (
+    "A research instrument, not a diagnosis: it must not decide about a person. Whoever is in a crisis needs a person: "
+    "a doctor, a crisis line, someone they trust."
+)
+_CSV_COLUMNS = ("task", "reading", "language", "class", "metric", "value", "n")
+
+
+def published() -> dict[str, list[dict[str, Any]]]:
+    """Task to figures that others published: system, metric, value, seen (primary, secondary, derived), source."""
+    return yaml.safe_load((files("mentalglm_jax.evaluate") / "published.yaml").read_text(encoding="utf-8"))
+
+
+def write_report(
+    directory: str | Path,
+    result: Mapping[str, Mapping[str, Any]],
+    *,
+    title: str,
+    compared: Mapping[str, Any] | None = None,
+    against: str = "",
+) -> None:
+    """Writes ``evaluation.json``, ``.csv``, ``.html``, ``model_card.md`` and, with a comparison, ``comparison.json``.
+
+    Args:
+        directory: made when missing.
+        result: what ``evaluate`` returned, with or without floors.
+        title: what was evaluated.
+        compared: what ``compare`` returned.
+        against: the other run's name.
+
+    Raises:
+        RunError: the file system refused.
+    """
+    directory = Path(directory)
+    write_json(directory / "evaluation.json", result)
+    write_text(directory / "evaluation.csv", csv_text(result))
+    write_text(directory / "evaluation.html", render(result, title=title, compared=compared, against=against))
+    write_text(directory / "model_card.md", model_card(result, title=title))
+    if compared is not None:
+        write_json(directory / "comparison.json", compared)
+
+
+def render(
+    result: Mapping[str, Mapping[str, Any]], *, title: str, compared: Mapping[str, Any] | None = None, against: str = ""
+) -> str:
+    """The page as a string (``write_report``)."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("mentalglm_jax.evaluate"), autoescape=True, undefined=StrictUndefined
+    )
+    style = environment.get_template("style.css").render()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    figures = published()
+    return environment.get_template("evaluation.html").render(
+        csp=f"default-src 'none'; style-src 'sha256-{digest}'",
+        style=Markup(style),  # our own file
+        title=title,
+        made=_today(),
+        safety=SAFETY,
+        tasks=result,
+        kinds={name: tasks.get_task(name).kind for name in result},
+        bars=[bar for name, entry in result.items() for bar in _bars(name, entry)],
+        published={name: figures.get(name, []) for name in result},
+        compared=compared,
+        against=against,
+    )
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def _bars(name: str, entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    floors = [{"name": floor, "value": scores["weighted_f1"]} for floor, scores in entry["floors"].items()]
+    for reading, scores in readings(entry):
+        low, high = scores["ci95"]
+        yield {"name": f"{name}, {reading}", "value": scores["weighted_f1"], "low": low, "high": high, "floors": floors}
+
+
+def readings(entry: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """("text", scores) and ("label", scores) of one task, those that are there."""
+    if entry["n"]:
+        yield "text", entry
+    if entry["label_reading"]:
+        yield "label", entry["label_reading"]
+
+
+def csv_text(result: Mapping[str, Mapping[str, Any]]) -> str:
+    """Every number in long form: task, reading ("text", "label" or a floor's name), language, class, metric, value, n.
+    Empty language and class mean all."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for task, entry in result.items():
+        for reading, scores in readings(entry):
+            for row in _long(scores):
+                writer.writerow((task, reading, *row, scores["n"]))
+            for name, value in scores.get("calibration", {}).items():
+                if name in ("ece", "brier", "auroc") and value is not None:
+                    writer.writerow((task, reading, "", "", name, value, scores["n"]))
+        for name, value in _numbers(entry.get("explanation", {})):
+            writer.writerow((task, "text", "", "", f"explanation.{name}", value, entry["n"]))
+        for floor, scores in entry["floors"].items():
+            for name, value in _numbers({k: v for k, v in scores.items() if k != "n"}):
+                writer.writerow((task, floor, "", "", name, value, scores["n"]))
+    return out.getvalue()
+
+
+def _long(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, str, float]]:
+    """(language, class, metric, value)"""
+    skipped = {"n", "ci95", "per_class", "confusion", "by_language", "explanation", "floors", "label_reading",
+               "calibration", "parse_status"}  # fmt: skip
+    for name, value in _numbers({k: v for k, v in scores.items() if k not in skipped}):
+        yield "", "", name, value
+    for language, part in scores["by_language"].items():
+        for name, value in _numbers(part):
+            yield language, "", name, value
+    for key, part in scores["per_class"].items():
+        for name, value in _numbers(part):
+            yield "", key, name, value
+
+
+def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Dotted name and value of every number below ``tree``; intervals become ``.low`` and ``.high``."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and len(value) == 2:
+            yield from ((f"{prefix}{name}.low", value[0]), (f"{prefix}{name}.high", value[1]))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", value
+
+
+def model_card(result: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
+    """Text for a Hub model card (the part under the YAML head): measured numbers, floors, limits and safety."""
+    rows = []
+    for task, entry in result.items():
+        for reading, scores in readings(entry):
+            low, high = scores["ci95"]
+            floors = ", ".join(f"{name} {floor['weighted_f1']:.3f}" for name, floor in entry["floors"].items())
+            rows.append(f"| {task} | {reading} | {scores['n']} | {scores['weighted_f1']:.3f} ({low:.3f}–{high:.3f}) | "
+                        f"{scores['micro_f1']:.3f} | {scores['macro_f1']:.3f} | "
+                        f"{scores['parse_failure_rate']:.1%} | {floors or '–'} |")  # fmt: skip
+    return "\n".join([
+        f"# {_plain(title)}",
+        "",
+        f"> {SAFETY}",
+        "",
+        "## Results",
+        "",
+        f"Measured with `mentalglm evaluate` on {_today()}. `text`: label read from the generated answer, what can not "
+        "be read is wrong; `label`: the label sentence the model finds most probable. Weighted F1 with its 95 % "
+        "bootstrap interval over posts.",
+        "",
+        "| task | reading | n | weighted F1 (95 % CI) | micro F1 | macro F1 | unread | floors (weighted F1) |",
+        "|---|---|--:|--:|--:|--:|--:|---|",
+        *rows,
+        "",
+        "## Use",
+        "",
+        "For research on explainable analysis of posts about mental health. Not for diagnosis, triage, moderation or "
+        "any decision about a person. Labels come from annotators who read single posts; explanations are generated "
+        "text and can be fluent and wrong: check them (`probes run`).",
+        "",
+    ])  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    """One line without Markdown or HTML of its own."""
+    return "".join(c for c in " ".join(text.split()) if c not in "<>`*_[]#|\\")
+
+
+def leaderboard_rows(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """One row per task, reading and run, best weighted F1 first, then the task's floors and published figures.
+
+    Args:
+        paths: ``evaluation.json`` files, or directories that hold one.
+
+    Returns:
+        Rows with task, system, kind ("run", "floor", "published"), reading, n, weighted_f1, ci95, micro_f1, macro_f1
+        (published rows have metric, value and source instead).
+
+    Raises:
+        InputError: a file is missing or not an evaluation.
+    """
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    floors: dict[str, list[dict[str, Any]]] = {}
+    for path in map(Path, paths):
+        file = path if path.suffix == ".json" else path / "evaluation.json"
+        system = (path.parent if path.suffix == ".json" else path).name
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+            for task, entry in result.items():
+                tasks.get_task(task)
+                for reading, scores in readings(entry):
+                    by_task.setdefault(task, []).append(_row(task, system, "run", reading, scores))
+                for name, scores in entry["floors"].items():
+                    row = _row(task, name, "floor", "", scores)
+                    if row not in floors.setdefault(task, []):
+                        floors[task].append(row)
+        except OSError as error:
+            raise InputError(
+                f"{file}: cannot read ({error.strerror}); make it with `mentalglm evaluate --out DIR`"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{file}: not an evaluation; make it with `mentalglm evaluate --out DIR`") from None
+    figures, rows = published(), []
+    for task in (name for name in tasks.TASKS if name in by_task):
+        rows += sorted(by_task[task], key=lambda row: -row["weighted_f1"])
+        rows += floors.get(task, [])
+        rows += [{"task": task, "kind": "published"} | figure for figure in figures.get(task, [])]
+    return rows
+
+
+def _row(task: str, system: str, kind: str, reading: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = {name: scores[name] for name in ("n", *METRICS, "ci95")}
+    return {"task": task, "system": system, "kind": kind, "reading": reading, **numbers}
+
+
+def leaderboard_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """``leaderboard_rows`` as a Markdown table; published figures stand in italics and are not comparable."""
+    lines = [
+        "| task | system | reading | n | weighted F1 (95 % CI) | micro F1 | macro F1 |",
+        "|---|---|---|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        if row["kind"] == "published":
+            figure = f"*{row['metric']} {row['value'] / 100:.3f}*"
+            cells = [f"*published: {row['system']}*", f"*{row['source']}*", "", figure, "", ""]
+        else:
+            name = row["system"] if row["kind"] == "run" else f"floor: {row['system']}"
+            score = f"{row['weighted_f1']:.3f} ({row['ci95'][0]:.3f}–{row['ci95'][1]:.3f})"
+            averages = (f"{row[metric]:.3f}" for metric in METRICS[1:])
+            cells = [_plain(name), row["reading"], str(row["n"]), score, *averages]
+        lines.append(f"| {row['task']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

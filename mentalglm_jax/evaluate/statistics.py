@@ -1,0 +1,100 @@
+"""Uncertainty of scores: bootstrap over posts, paired comparison of two systems, correction for several tests."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from mentalglm_jax.evaluate.metrics import METRICS, averages
+
+DRAWS = 1000
+
+
+def _post_sums(
+    posts: Sequence[str], gold: Bool[np.ndarray, "N C"], *predictions: Bool[np.ndarray, "N C"]
+) -> list[Float[np.ndarray, "P 3 C"]]:
+    """Per system: hits, predicted and gold counts of every class, summed over the rows of each distinct post."""
+    _, post_of = np.unique(np.asarray(posts, dtype=object), return_inverse=True)
+    found = []
+    for predicted in predictions:
+        sums = np.zeros((int(post_of.max()) + 1, 3, gold.shape[1]))
+        np.add.at(sums, post_of, np.stack([gold & predicted, predicted, gold], axis=1))
+        found.append(sums)
+    return found
+
+
+def _times(size: int, draws: int, seed: int) -> Iterator[Float[np.ndarray, "D P"]]:
+    """How often each of ``size`` posts is drawn, in parts that bound memory."""
+    rng = np.random.default_rng(seed)
+    step = max(1, 4_000_000 // size)
+    for start in range(0, draws, step):
+        yield rng.multinomial(size, np.full(size, 1 / size), size=min(step, draws - start)).astype(float)
+
+
+def _drawn(kind: str, times: Float[np.ndarray, "D P"], sums: Float[np.ndarray, "P 3 C"]) -> dict[str, Any]:
+    hits, said, true = np.moveaxis(np.tensordot(times, sums, axes=1), 1, 0)
+    return averages(kind, hits, said, true)
+
+
+def bootstrap(
+    kind: str, posts: Sequence[str], gold: Bool[np.ndarray, "N C"], predicted: Bool[np.ndarray, "N C"],
+    draws: int = DRAWS, seed: int = 0,
+) -> dict[str, list[float]]:  # fmt: skip
+    """95 % percentile intervals (Efron 1979) of ``METRICS``, all rows of one post being drawn together."""
+    (sums,) = _post_sums(posts, gold, predicted)
+    parts = [_drawn(kind, times, sums) for times in _times(len(sums), draws, seed)]
+    values = {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
+    return {name: np.percentile(value, [2.5, 97.5]).tolist() for name, value in values.items()}
+
+
+def paired_bootstrap(
+    kind: str, posts: Sequence[str], gold: Bool[np.ndarray, "N C"], first: Bool[np.ndarray, "N C"],
+    second: Bool[np.ndarray, "N C"], draws: int = DRAWS, seed: int = 0,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """``first`` minus ``second`` on the same resampled posts.
+
+    Returns:
+        Metric to ``difference`` (on the posts themselves), ``ci95`` (percentiles of the resampled differences) and
+        ``p``: twice the share of draws on the other side of 0 (draws of exactly 0 count as such), the sample itself
+        counted as one draw so that p is never 0 (Davison & Hinkley 1997, section 4.2.5), at most 1.
+    """
+    sums = _post_sums(posts, gold, first, second)
+    once = np.ones((1, len(sums[0])))
+    observed = [_drawn(kind, once, part) for part in sums]
+    parts = [[_drawn(kind, times, part) for part in sums] for times in _times(len(sums[0]), draws, seed)]
+    result = {}
+    for name in METRICS:
+        drawn = np.concatenate([a[name] - b[name] for a, b in parts])
+        beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+        result[name] = {
+            "difference": float(observed[0][name][0] - observed[1][name][0]),
+            "ci95": np.percentile(drawn, [2.5, 97.5]).tolist(),
+            "p": min(1.0, 2 * (1 + beyond) / (draws + 1)),
+        }
+    return result
+
+
+def mcnemar(first_right: Bool[np.ndarray, " N"], second_right: Bool[np.ndarray, " N"]) -> dict[str, Any]:
+    """McNemar's test, exact: of the rows only one system has right, is each side equally likely (McNemar 1947)?
+
+    Rows count as independent; where a task asks several questions about a post, trust ``paired_bootstrap`` more.
+
+    Returns:
+        ``only_first``, ``only_second`` (rows) and the two-sided binomial ``p``.
+    """
+    from scipy.stats import binomtest
+
+    only_first, only_second = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
+    total = only_first + only_second
+    p = float(binomtest(only_first, total, 0.5).pvalue) if total else 1.0
+    return {"only_first": only_first, "only_second": only_second, "p": p}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for testing all of them at once (Holm 1979), in the order given."""
+    order, adjusted, largest = np.argsort(p_values, kind="stable"), [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = float(largest)
+    return adjusted

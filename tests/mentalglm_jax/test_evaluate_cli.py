@@ -1,0 +1,166 @@
+"""`mentalglm evaluate`: from a model directory, from finished answers, from anybody's labelled table."""
+
+import json
+
+import jax
+import pytest
+from flax import nnx
+
+from mentalglm_jax import tasks
+from mentalglm_jax.adapters import save_adapter
+from mentalglm_jax.checkpoints import save_pretrained
+from mentalglm_jax.cli import main
+from mentalglm_jax.data.records import Record, write_records
+from mentalglm_jax.evaluate.inputs import read_answers, read_data
+from mentalglm_jax.glm import Glm, GlmConfig
+from mentalglm_jax.lora import LoraConfig, LoraParam, add_lora
+from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer
+
+QUESTION = tasks.TASKS["suicide_risk"].question("zh")
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    posts = ["睡不着。", "下雨了。", "很累。", "喝了汤。"]
+    found = [
+        Record(f"r{i}", "suicide_risk", "zh", post, QUESTION, "high" if i % 2 else "low")
+        for i, post in enumerate(posts)
+    ]
+    sad = tasks.TASKS["imhi_sad"].question("en")
+    return [*found, Record("s0", "imhi_sad", "en", "My boss shouted.", sad, "work", explanation="Work is named.")]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    """A one-layer model with an adapter that changes its answers."""
+    directory, tokenizer = tmp_path_factory.mktemp("model"), GlmTokenizer.load(BUILTIN)
+    config = GlmConfig(vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                       head_dim=8, num_attention_heads=2, num_key_value_heads=2, initializer_range=0.4)  # fmt: skip
+    model = Glm(config, rngs=nnx.Rngs(0))
+    save_pretrained(model, directory / "base", tokenizer=tokenizer)
+    add_lora(model, LoraConfig(rank=2, alpha=4.0), nnx.Rngs(1))
+    state = nnx.state(model, LoraParam)
+    nnx.update(model, jax.tree.map(lambda x: x + 0.3, state))
+    save_adapter(model, directory / "adapter", base_model_name_or_path=str(directory / "base"))
+    return directory
+
+
+def run(*arguments) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    return int(stop.value.code or 0)
+
+
+def printed(capfd, *arguments):
+    assert run(*arguments, "--json") == 0
+    return json.loads(capfd.readouterr().out)
+
+
+def test_from_model_to_report_and_back(tmp_path, capfd, records, model_dir):
+    data, out = tmp_path / "posts.jsonl", tmp_path / "out"
+    write_records(data, records)
+    command = ("evaluate", model_dir / "base", "--data", data, "--max-new-tokens", 4, "--batch-size", 4)
+    plain = printed(capfd, *command, "--task", "suicide_risk", "--out", out / "plain")
+    assert list(plain) == ["suicide_risk"]
+    assert (plain["suicide_risk"]["n"], plain["suicide_risk"]["label_reading"]["n"]) == (4, 4)
+    assert json.loads((out / "plain" / "evaluation.json").read_text(encoding="utf-8")) == plain
+    assert printed(capfd, "evaluate", out / "plain") == plain  # the written answers say the same
+
+    adapted = printed(capfd, *command, "--adapter", model_dir / "adapter", "--out", out / "adapted", "--train", data)
+    assert list(adapted) == ["suicide_risk", "imhi_sad"]
+    assert set(adapted["imhi_sad"]["floors"]) == {"majority", "tfidf_logreg"}
+    both = [read_answers(out / name).label_scores[0]["label_logprobs"]["high"] for name in ("plain", "adapted")]
+    assert abs(both[0] - both[1]) > 0.01  # the adapter was used
+
+    found = printed(capfd, "evaluate", out / "adapted", "--task", "suicide_risk", "--against", out / "plain")
+    assert set(found) == {"tasks", "comparison"}
+    assert set(found["comparison"]["suicide_risk"]) == {"text", "label"}
+    assert found["comparison"]["suicide_risk"]["label"]["n"] == 4
+
+    board = printed(capfd, "leaderboard", out / "plain", out / "adapted", "--out", tmp_path / "board.md")
+    assert {row["system"] for row in board if row["kind"] == "run"} == {"plain", "adapted"}
+    assert (tmp_path / "board.md").read_text(encoding="utf-8").startswith("| task |")
+    assert run("evaluate", out / "adapted", "--against", out / "adapted", "--out", out / "again") == 0
+    shown = capfd.readouterr().out
+    assert "Evaluation" in shown and "First minus second" in shown and "not a diagnosis" in shown
+
+
+def test_generations_alone_are_enough(tmp_path, capfd, records):
+    rows = [r.to_dict() | {"parsed_label": r.label, "parsed_explanation": None} for r in records]
+    path = tmp_path / "generations.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = printed(capfd, "evaluate", path)
+    assert [entry["weighted_f1"] for entry in found.values()] == [1.0, 1.0]
+    assert all(entry["label_reading"] is None for entry in found.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("{model}",), "say what it is to answer with --data"),
+        (("{answers}", "--data", "{data}"), "holds finished answers"),
+        (("{answers}", "--task", "imhi_dr"), "no answer to task 'imhi_dr'; there are: suicide_risk"),
+        (("{answers}", "--task", "suicide"), "unknown task 'suicide'"),
+        (("{model}", "--data", "{data}", "--task", "imhi_dr"), "no record of task 'imhi_dr'; there are: imhi_sad"),
+        (("{model}", "--data", "{folder}"), "a folder of upstream files needs --task"),
+        (("{answers}", "--against", "{folder}"), "neither a .jsonl file nor a directory with"),
+    ],
+)
+def test_bad_usage_is_one_line(tmp_path, capfd, records, model_dir, arguments, message):
+    places = {"model": model_dir / "base", "answers": tmp_path / "generations.jsonl", "data": tmp_path / "posts.jsonl",
+              "folder": tmp_path / "folder"}  # fmt: skip
+    places["folder"].mkdir()
+    write_records(places["data"], records)
+    places["answers"].write_text(json.dumps(records[0].to_dict() | {"parsed_label": None}) + "\n", encoding="utf-8")
+    assert run("evaluate", *(a.format(**places) for a in arguments), "--json") == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert len(said.err.strip().splitlines()) == 1
+
+
+# --- labelled tables ---
+
+
+def test_anybodys_table(tmp_path):
+    path = tmp_path / "clinic.csv"
+    path.write_text('﻿note,label,post\na,高,"睡不着，\n很累"\nb,low,下雨了\n', encoding="utf-8")
+    found = read_data(path, "suicide_risk", language="zh")
+    assert [(r.label, r.post, r.question, r.split) for r in found] == [
+        ("high", "睡不着，\n很累", QUESTION, "test"), ("low", "下雨了", QUESTION, "test")
+    ]  # fmt: skip
+    path = tmp_path / "clinic.tsv"
+    path.write_text("post\tlabel\n很累\t乱贴标签; 心理过滤\n难过\tmagnification\n", encoding="utf-8")
+    found = read_data(path, "cognitive_distortion", language="zh")
+    assert [r.labels for r in found] == [("mental_filter", "labeling"), ("magnification",)]
+    assert len({r.id for r in found}) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("post,label\n很累,中\n", r"clinic.csv:2, column 'label': '中' is no label of suicide_risk; known: 高, 低"),
+        ("post,label\n ,高\n", r"clinic.csv:2, column 'post': is empty"),
+        ("post,label\n很累,高;低\n", r"clinic.csv:2, column 'label': .*takes one label"),
+        ("text,label\n很累,高\n", r"clinic.csv:1: column 'post' is missing"),
+        ("post,label\n", "clinic.csv: holds no row"),
+        ("post,label\n很累,高,x\n", "clinic.csv:2: 3 columns, expected 2"),
+    ],
+)
+def test_damaged_tables_are_named(tmp_path, text, message):
+    path = tmp_path / "clinic.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(Exception, match=message):
+        read_data(path, "suicide_risk", language="zh")
+
+
+def test_upstream_folders_are_split_by_post(tmp_path):
+    folder = tmp_path / "sos_hl_1k"
+    folder.mkdir()
+    lines = "".join(f"{i}\t{i % 2}\t帖子 {i}\n" for i in range(60))
+    (folder / "suicide_train_LLM.csv").write_text("id\tlabel\tcomment\n" + lines, encoding="utf-8")
+    found = read_data(tmp_path, "suicide_risk")
+    assert 3 < len(found) < 30
+    assert {r.split for r in found} == {"dev"}
+    with pytest.raises(Exception, match="no record of task 'suicide_risk' in split 'test'"):
+        read_data(tmp_path, "suicide_risk", split="test")

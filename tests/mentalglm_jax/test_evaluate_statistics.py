@@ -1,0 +1,102 @@
+"""Paired tests against their definitions; the comparison of two runs never mixes up rows."""
+
+import random
+
+import numpy as np
+import pytest
+
+from mentalglm_jax import tasks
+from mentalglm_jax.data.records import Record
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.evaluate import compare, evaluate
+from mentalglm_jax.evaluate.metrics import METRICS
+from mentalglm_jax.evaluate.statistics import holm, mcnemar, paired_bootstrap
+
+
+def rows(gold: list[str], said: list[str | None], post=lambda i: f"post {i}") -> list[dict]:
+    question = tasks.TASKS["suicide_risk"].question("en")
+    records = [Record(f"r{i}", "suicide_risk", "en", post(i), question, label=g) for i, g in enumerate(gold)]
+    return [r.to_dict() | {"parsed_label": s, "parse_status": "ok"} for r, s in zip(records, said, strict=True)]
+
+
+def drawn(seed: int, count: int, right: float, gold=None) -> tuple[list[str], list[str]]:
+    rng = random.Random(seed)
+    gold = gold or [rng.choice(["high", "low"]) for _ in range(count)]
+    other = {"high": "low", "low": "high"}
+    return gold, [g if rng.random() < right else other[g] for g in gold]
+
+
+def test_mcnemar_is_the_exact_binomial():
+    first = np.array([True] * 8 + [False] * 1 + [True] * 5 + [False] * 3)
+    second = np.array([False] * 8 + [True] * 1 + [True] * 5 + [False] * 3)
+    found = mcnemar(first, second)
+    assert (found["only_first"], found["only_second"]) == (8, 1)
+    assert found["p"] == pytest.approx(2 * (1 + 9) / 2**9)  # two-sided: at most 1 of 9 fair coins
+    assert mcnemar(first, first) == {"only_first": 0, "only_second": 0, "p": 1.0}
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_paired_differences_come_from_the_same_posts():
+    gold, a = drawn(0, 60, 0.9)
+    _, b = drawn(1, 60, 0.6, gold)
+    posts = [f"p{i % 20}" for i in range(60)]
+    keys = tasks.TASKS["suicide_risk"].keys
+    g, x, y = (np.array([[label == key for key in keys] for label in labels]) for labels in (gold, a, b))
+    found = paired_bootstrap("single", posts, g, x, y, draws=50, seed=3)
+    _, post_of = np.unique(posts, return_inverse=True)
+    times = np.random.default_rng(3).multinomial(20, [1 / 20] * 20, size=50)
+    differences = []
+    for counts in times:
+        sample = np.repeat(np.arange(60), counts[post_of])
+        differences.append((g & x)[sample].any(1).mean() - (g & y)[sample].any(1).mean())
+    micro = found["micro_f1"]
+    assert micro["ci95"] == pytest.approx(np.percentile(differences, [2.5, 97.5]).tolist())
+    assert micro["difference"] == pytest.approx((g & x).any(1).mean() - (g & y).any(1).mean())
+    below = min(sum(d <= 0 for d in differences), sum(d >= 0 for d in differences))
+    assert micro["p"] == pytest.approx(min(1, 2 * (1 + below) / 51))
+
+
+def test_comparison_is_antisymmetric_and_finds_a_real_difference():
+    gold, good = drawn(2, 200, 0.9)
+    _, bad = drawn(3, 200, 0.6, gold)
+    one, two = (rows(gold, good), []), (random.Random(0).sample(rows(gold, bad), 200), [])
+    there, back = compare(one, two, draws=200)["suicide_risk"], compare(two, one, draws=200)["suicide_risk"]
+    assert set(there) == {"text"}
+    there, back = there["text"], back["text"]
+    assert there["mcnemar"]["only_first"] == back["mcnemar"]["only_second"] > 40
+    assert there["mcnemar"]["p_holm"] == there["mcnemar"]["p"] < 1e-6
+    scores = [evaluate(part[0], draws=2)["suicide_risk"] for part in (one, two)]
+    for name in METRICS:
+        assert there["metrics"][name]["difference"] == pytest.approx(-back["metrics"][name]["difference"])
+        assert there["metrics"][name]["difference"] == pytest.approx(scores[0][name] - scores[1][name])
+        assert there["metrics"][name]["p"] == pytest.approx(2 / 201)
+        assert there["metrics"][name]["ci95"][0] > 0.1
+    same = compare(one, one, draws=50)["suicide_risk"]["text"]
+    assert same["mcnemar"]["p"] == same["metrics"]["weighted_f1"]["p"] == 1.0
+
+
+def test_unread_answers_count_in_comparisons():
+    gold = ["high", "low"] * 10
+    found = compare((rows(gold, gold), []), (rows(gold, [None, *gold[1:]]), []), draws=20)["suicide_risk"]["text"]
+    assert found["mcnemar"]["only_first"] == 1
+    assert found["metrics"]["micro_f1"]["difference"] == pytest.approx(1 / 20)
+
+
+def test_only_the_same_records_are_compared():
+    gold = ["high", "low", "high", "low"]
+    whole = (rows(gold, gold), [])
+    for other, message in (
+        ((rows(gold, gold)[:3], []), r"'r3' \(1 in all\) has no row in the second run"),
+        ((rows(["low", *gold[1:]], gold), []), "'r0': post or gold label differ"),
+        ((rows(gold, gold, post=lambda i: f"other {i}"), []), "'r0': post or gold label differ"),
+        (([], []), "share no task"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compare(whole, other)
+    with pytest.raises(InputError, match="no row in the first run"):
+        compare((rows(gold, gold)[:3], []), whole)
