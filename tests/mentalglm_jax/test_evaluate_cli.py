@@ -35,7 +35,8 @@ def model_dir(tmp_path_factory):
     """A one-layer model with an adapter that changes its answers."""
     directory, tokenizer = tmp_path_factory.mktemp("model"), GlmTokenizer.load(BUILTIN)
     config = GlmConfig(vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                       head_dim=8, num_attention_heads=2, num_key_value_heads=2, initializer_range=0.4)  # fmt: skip
+                       head_dim=8, num_attention_heads=2, num_key_value_heads=2, initializer_range=0.4,
+                       max_position_embeddings=2048)  # fmt: skip
     model = Glm(config, rngs=nnx.Rngs(0))
     save_pretrained(model, directory / "base", tokenizer=tokenizer)
     add_lora(model, LoraConfig(rank=2, alpha=4.0), nnx.Rngs(1))
