@@ -216,13 +216,11 @@ def evaluate(
     given --train, beside baselines; given --against, compared with another run."""
     import tempfile
 
-    from mentalglm_jax.evaluate import compare, floors, format_comparison, format_table
-    from mentalglm_jax.evaluate import evaluate as score
-    from mentalglm_jax.evaluate.answers import by_task, generated
-    from mentalglm_jax.evaluate.bertscore import Encoder, reference_bert_score
-    from mentalglm_jax.evaluate.explanations import consistency_by_task
+    from mentalglm_jax.errors import InputError
+    from mentalglm_jax.evaluate.assess import assess
     from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data
     from mentalglm_jax.evaluate.report import write_report
+    from mentalglm_jax.evaluate.tables import format_comparison, format_table
 
     if finished(Path(model)):
         if adapter is not None or data is not None:
@@ -234,23 +232,12 @@ def evaluate(
         records = read_data(data, task, split, language)
         with tempfile.TemporaryDirectory() as scratch:
             answers = _answer(model, adapter, records, out or Path(scratch), max_new_tokens, batch_size, dtype)
-    result = score(answers.generations, label_scores=answers.label_scores)
-    if train_data is not None:
-        known = read_data(train_data, task, "train", language)
-        baselines = floors(known, answers.records())
-        judged = consistency_by_task(answers.generations, known)
-        for name, entry in result.items():
-            entry["floors"] = baselines.get(name, {})
-            if name in judged:
-                entry["explanation"]["consistency"] = judged[name]
-    if encoder is not None:
-        bert = Encoder(encoder)
-        for name, said in by_task(map(generated, answers.generations)).items():
-            result[name]["explanation"]["bert_score"] = reference_bert_score(bert, said)
-    compared = None
-    if against is not None:
-        other = read_answers(against).of_task(task)
-        compared = compare((answers.generations, answers.label_scores), (other.generations, other.label_scores))
+    result, compared = assess(
+        answers,
+        train=[] if train_data is None else read_data(train_data, task, "train", language),
+        against=None if against is None else read_answers(against).of_task(task),
+        encoder=encoder,
+    )
     if out is not None:
         write_report(out, result, title=str(model), compared=compared, against=str(against))
     if json_:

@@ -26,8 +26,9 @@ from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.sources import dev_split, load_upstream
 from mentalglm_jax.data.synthetic import make_corpus, pretraining_chats
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.evaluate import evaluate, floors, score_records
-from mentalglm_jax.evaluate.explanations import consistency_by_task
+from mentalglm_jax.evaluate.assess import assess
+from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
+from mentalglm_jax.evaluate.readings import score_records
 from mentalglm_jax.evaluate.report import write_report
 from mentalglm_jax.files import replace_dir, write_bytes, write_json
 from mentalglm_jax.generate import generate_ids, generate_records
@@ -403,17 +404,14 @@ def _probed(job: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
-    rows, train = _read_jsonl(job.dir / "generations.jsonl"), job.records("train")
-    values = []
-    if job.recipe.generate.label_scores:
-        values = score_records(merge_lora(_final(job)), job.tokenizer(), _eval_records(job), progress=progress,
-                               out_path=job.dir / "label_scores.jsonl",
-                               batch_size=job.recipe.generate.batch_size)  # fmt: skip
-    result = evaluate(rows, label_scores=values)
-    baselines, judged = floors(train, _eval_records(job)), consistency_by_task(rows, train)
-    for task, entry in result.items():
-        entry["floors"] = baselines.get(task, {})
-        entry["explanation"]["consistency"] = judged.get(task)
+    section, values = job.recipe.generate, []
+    if section.label_scores:
+        values = score_records(
+            merge_lora(_final(job)), job.tokenizer(), _eval_records(job), out_path=job.dir / LABEL_SCORES,
+            batch_size=section.batch_size, progress=progress,
+        )  # fmt: skip
+    answers = Answers(_read_jsonl(job.dir / "generations.jsonl"), values)
+    result, _ = assess(answers, train=job.records("train"))
     write_report(job.dir, result, title=job.dir.name)
     return {}
 

@@ -2,14 +2,14 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.evaluate.answers import Answer, by_task, generated
+from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.baselines import tfidf_logreg
 from mentalglm_jax.evaluate.metrics import indicator
 
@@ -174,13 +174,6 @@ def reference_overlap(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
         if pairs:
             found[language] = {"n": len(pairs), **overlap(pairs, language)}
     return found
-
-
-def consistency_by_task(rows: Sequence[Mapping[str, Any]], train: Sequence[Record]) -> dict[str, Any]:
-    """``consistency`` for every task of the rows of a ``generations.jsonl`` for which there is something to say."""
-    groups = by_task(generated(row) for row in rows)
-    found = {name: consistency(answers, train) for name, answers in groups.items()}
-    return {name: scores for name, scores in found.items() if scores is not None}
 
 
 def consistency(answers: Sequence[Answer], train: Sequence[Record]) -> dict[str, float | int] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm_jax import tasks
+from mentalglm_jax.data.chinese import PATHWAYS, SOCIALCD_3K, SOS_HL_1K
 from mentalglm_jax.data.records import Record, read_records
 from mentalglm_jax.data.sources import dev_split, load_upstream
 from mentalglm_jax.data.tables import read_named_rows
@@ -17,7 +18,7 @@ from mentalglm_jax.glm import Glm
 from mentalglm_jax.tokenizer import GlmTokenizer
 
 GENERATIONS, LABEL_SCORES = "generations.jsonl", "label_scores.jsonl"
-_UPSTREAM = {"suicide_risk": "sos_hl_1k", "cognitive_distortion": "socialcd_3k"}
+_UPSTREAM = {"suicide_risk": SOS_HL_1K, "cognitive_distortion": SOCIALCD_3K, "cognitive_pathway": PATHWAYS}
 
 
 @dataclass(frozen=True)

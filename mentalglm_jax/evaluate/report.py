@@ -68,7 +68,6 @@ def render(
 ) -> str:
     """The page as a string (``write_report``)."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("mentalglm_jax.evaluate"), autoescape=True, undefined=StrictUndefined
@@ -78,7 +77,7 @@ def render(
     figures = published()
     return environment.get_template("evaluation.html").render(
         csp=f"default-src 'none'; style-src 'sha256-{digest}'",
-        style=Markup(style),  # our own file
+        style=style,
         title=title,
         made=_today(),
         safety=SAFETY,

@@ -8,7 +8,7 @@ from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.evaluate import consistency, evaluate, overlap
 from mentalglm_jax.evaluate.answers import generated
-from mentalglm_jax.evaluate.explanations import GROUNDED, chinese_words, consistency_by_task, grounding
+from mentalglm_jax.evaluate.explanations import GROUNDED, chinese_words, grounding
 
 
 def row(number: int, gold: str, said: str | None, explanation: str | None, reference=None, language="zh") -> dict:
@@ -91,5 +91,4 @@ def test_consistency_tells_fitting_explanations_from_swapped_ones():
     assert consistency(swapped, train) == {"n": 20, "agreement": 0.0}
     assert consistency(wrong, train) == {"n": 20, "agreement": 1.0}
     assert consistency(fitting, []) is None
-    unread = [row(i, g, None, text(g)) for i, g in enumerate(gold)]
-    assert consistency_by_task(unread, train) == {}
+    assert consistency([generated(row(i, g, None, text(g))) for i, g in enumerate(gold)], train) is None

@@ -1,0 +1,46 @@
+"""Everything there is to say about one system's answers: scores, floors, explanations, and another system beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mentalglm_jax.data.records import Record
+from mentalglm_jax.evaluate.answers import by_task, generated
+from mentalglm_jax.evaluate.baselines import floors
+from mentalglm_jax.evaluate.bertscore import Encoder, reference_bert_score
+from mentalglm_jax.evaluate.explanations import consistency
+from mentalglm_jax.evaluate.inputs import Answers
+from mentalglm_jax.evaluate.scores import compare, evaluate
+
+
+def assess(
+    answers: Answers, *, train: Sequence[Record] = (), against: Answers | None = None, encoder: Path | None = None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """Scores of ``answers``, and their comparison with ``against`` (None without it).
+
+    Args:
+        train: training records: adds ``floors``, and to ``explanation`` its ``consistency``.
+        against: another system's answers to the same records.
+        encoder: a BERT directory: adds ``bert_score`` to ``explanation``.
+
+    Returns:
+        ``evaluate``'s result with these additions, and ``compare``'s.
+
+    Raises:
+        InputError: as ``evaluate``, ``floors``, ``compare`` and ``Encoder``.
+    """
+    result = evaluate(answers.generations, label_scores=answers.label_scores)
+    texts = by_task(map(generated, answers.generations))
+    if train:
+        baselines = floors(train, answers.records())
+        for task, entry in result.items():
+            entry["floors"] = baselines[task]
+        for task, said in texts.items():
+            result[task]["explanation"]["consistency"] = consistency(said, train)
+    if encoder is not None:
+        bert = Encoder(encoder)
+        for task, said in texts.items():
+            result[task]["explanation"]["bert_score"] = reference_bert_score(bert, said)
+    if against is None:
+        return result, None
+    return result, compare((answers.generations, answers.label_scores), (against.generations, against.label_scores))
