@@ -255,9 +255,15 @@ def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         examples = encode_posts((record.post for record in job.records("train")), tokenizer, length)
     result = train(model, examples, recipe.pretrain.train, job.dir / "pretrain", trainable="all", seed=recipe.seed,
                    identity={"geometry": recipe.model.geometry}, progress=progress)  # fmt: skip
-    save_pretrained(model, job.dir / "base", tokenizer=tokenizer)
     count = parameter_count(model)
-    return {"parameters": count, **_said(result, f"{count / 1e6:.2f} M parameters")}
+    said = {"parameters": count, **_said(result, f"{count / 1e6:.2f} M parameters")}
+    for stage in recipe.pretrain.then:
+        examples, too_long = _stage_examples(job, stage, tokenizer)
+        result = train(model, examples, stage.train, job.dir / "pretrain" / stage.name, trainable="all",
+                       seed=recipe.seed, identity={"stage": stage.name}, progress=progress)  # fmt: skip
+        said["say"] += [*_said(result, f"then {stage.name}")["say"], *_left_out(stage, too_long)]
+    save_pretrained(model, job.dir / "base", tokenizer=tokenizer)
+    return said
 
 
 def _said(result: TrainResult, first: str) -> dict[str, Any]:
@@ -287,14 +293,17 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
                        progress=progress)  # fmt: skip
         save_adapter(model, where / "adapter", base_model_name_or_path=str(job.base))
         said = _said(result, f"LoRA rank {recipe.lora.rank}")
-        if too_long:
-            said["say"].append(
-                f"{len(too_long)} examples are longer than sequence_length = {stage.train.sequence_length} tokens and "
-                f"were left out whole (first: {too_long[0]})"
-            )
+        said["say"] += _left_out(stage, too_long)
         return {**said, "left_out": len(too_long)}
 
     return train_stage
+
+
+def _left_out(stage: StageSection, too_long: Sequence[str]) -> list[str]:
+    if not too_long:
+        return []
+    return [f"{len(too_long)} examples are longer than sequence_length = {stage.train.sequence_length} tokens and were "
+            f"left out whole (first: {too_long[0]})"]  # fmt: skip
 
 
 def _stage_examples(job: Run, stage: StageSection, tokenizer: GlmTokenizer) -> tuple[list[Example], list[str]]:

@@ -165,13 +165,6 @@ class TokenizerSection(_Strict):
     vocab_size: Positive | None = None
 
 
-class PretrainSection(_Strict):
-    """Training a small base from scratch: on ``chats`` reading exercises (synthetic) or on the training posts."""
-
-    chats: Positive = 20000
-    train: TrainConfig
-
-
 class StageSection(_Strict):
     """One LoRA stage: the records of ``languages`` and ``tasks`` (None is all), plus ``replay`` of the stages before it
     as a fraction of their records. ``variant: unfaithful`` trains on explanations that cite the decoy."""
@@ -188,6 +181,16 @@ class StageSection(_Strict):
         for task in self.tasks or ():
             _check_task(task)
         return self
+
+
+class PretrainSection(_Strict):
+    """Training a small base from scratch: on ``chats`` reading exercises (synthetic) or on the training posts, and
+    ``then`` on records with their answers, one stage after the other, all parameters trained. (An adapter learns little
+    on a base of a million parameters that never saw the task: docs/results.md.)"""
+
+    chats: Positive = 20000
+    train: TrainConfig
+    then: tuple[StageSection, ...] = ()
 
 
 class GenerateSection(_Strict):

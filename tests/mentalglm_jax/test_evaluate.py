@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_su
 
 from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
+from mentalglm_jax.data.sources import load_upstream
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate import evaluate, floors, format_table, quotes, read_generations
 
@@ -174,6 +175,39 @@ def test_every_label_spelling_survives_the_way_to_the_score(task):
         assert entry["n"] == len(tasks.TASKS[task].keys)
         assert all(entry[name] == 1 for name in AVERAGES)
         assert entry["ci95"] == [1, 1]
+
+
+def test_no_gold_is_lost_to_a_second_spelling(tmp_path):
+    """Counts of upstream's SAD and CAMS test files: the golds its scorer can not map (142 "emotion turmoil" and "other
+    stress causes", 107 "no causes") stay in, and an answer in its scorer's spelling is wrong, not absent."""
+    for name, lost, count in (
+        ("sad", {"emotion": "emotional turmoil", "other": None}, 684),
+        ("cams", {"none": None}, 625),
+    ):
+        task, unmapped = tasks.TASKS[f"imhi_{name}"], {"sad": 142, "cams": 107}[name]
+        mapped = [key for key in task.keys if key not in lost]
+        golds = [list(lost)[i % len(lost)] if i < unmapped else mapped[i % len(mapped)] for i in range(count)]
+        lines = [f'"Consider this post: ""post {i}"" Question: {task.question("en")}","{task.sentence([gold], "en")} '
+                 f'Reasoning: because {i}."' for i, gold in enumerate(golds)]  # fmt: skip
+        folder = tmp_path / "instruction_data" / {"sad": "SAD", "cams": "CAMS"}[name]
+        folder.mkdir(parents=True)
+        (folder / "train.csv").write_text("query,gpt-3.5-turbo\n" + "\n".join(lines) + "\n", encoding="utf-8")
+        records = load_upstream(tmp_path, [task.name])
+        assert [r.label for r in records] == golds
+        rows = []
+        for item in records:
+            text = item.answer()
+            if item.label == "emotion":
+                text = text.replace("emotion turmoil", "emotional turmoil")
+            parsed = tasks.parse(task, "en", text)
+            rows.append(row(item, parsed.labels and parsed.labels[0], parsed.explanation))
+        entry = evaluate(rows, records, draws=2)[task.name]
+        wrong = golds.count("emotion")
+        assert (entry["n"], sum(c["support"] for c in entry["per_class"].values())) == (count, count)
+        assert entry["accuracy"] == pytest.approx(1 - wrong / count)
+        assert sum(entry["per_class"][key]["support"] for key in lost) == unmapped
+        if wrong:
+            assert entry["confusion"]["emotion"] == dict.fromkeys(task.keys, 0) | {"unread": wrong}
 
 
 def test_published_floors():

@@ -22,7 +22,8 @@ RECIPE = {
     "data": {"source": "synthetic", "synthetic": {"n_train": 6, "n_dev": 0, "n_test": 2, "tasks": ["suicide_risk"]}},
     "model": {"geometry": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
                            "num_attention_heads": 2, "head_dim": 16, "initializer_range": 0.1}},
-    "pretrain": {"chats": 30, "train": {"steps": 3, **TRAIN}},
+    "pretrain": {"chats": 30, "train": {"steps": 3, **TRAIN},
+                 "then": [{"name": "answers", "languages": ["zh"], "train": {"steps": 2, **TRAIN}}]},
     "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
     "stages": [
         {"name": "english", "languages": ["en"], "train": {"steps": 4, **TRAIN}},
@@ -82,13 +83,16 @@ def adapter(directory):
 def test_the_run_leaves_what_the_contract_names(whole):
     directory, summary = whole
     for name in ("summary.json", "adapter/adapter_config.json", "merged/config.json", "generations.jsonl",
-                 "reference_logits.npz", "stages/english/metrics.jsonl", "stages/english/tensorboard"):  # fmt: skip
+                 "reference_logits.npz", "stages/english/metrics.jsonl", "stages/english/tensorboard",
+                 "pretrain/answers/metrics.jsonl", "label_scores.jsonl", "evaluation.html", "evaluation.csv",
+                 "model_card.md"):  # fmt: skip
         assert (directory / name).exists(), name
     assert set(summary) >= {"parity", "eval", "probes", "seconds"}
     entry = summary["eval"]["suicide_risk"]
     assert set(entry) >= {"weighted_f1", "micro_f1", "macro_f1", "n", "ci95", "floors"}
     assert entry["n"] == 4
     assert set(entry["floors"]) == {"majority", "tfidf_logreg"}
+    assert entry["label_reading"]["n"] == 4
     assert set(summary["seconds"]) == set(STAGES) - {"summary"}
     rows = [json.loads(line) for line in (directory / "generations.jsonl").read_text("utf-8").splitlines()]
     assert {"prompt_ids", "output_ids", "output_text", "parsed_label", "parsed_explanation", "parse_status"} <= set(
