@@ -300,10 +300,8 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
 
 
 def _left_out(stage: StageSection, too_long: Sequence[str]) -> list[str]:
-    if not too_long:
-        return []
     return [f"{len(too_long)} examples are longer than sequence_length = {stage.train.sequence_length} tokens and were "
-            f"left out whole (first: {too_long[0]})"]  # fmt: skip
+            f"left out whole (first: {first})" for first in too_long[:1]]  # fmt: skip
 
 
 def _stage_examples(job: Run, stage: StageSection, tokenizer: GlmTokenizer) -> tuple[list[Example], list[str]]:
@@ -413,12 +411,10 @@ def _probed(job: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
-    section, values = job.recipe.generate, []
+    section, values, where = job.recipe.generate, [], job.dir / LABEL_SCORES
     if section.label_scores:
-        values = score_records(
-            merge_lora(_final(job)), job.tokenizer(), _eval_records(job), out_path=job.dir / LABEL_SCORES,
-            batch_size=section.batch_size, progress=progress,
-        )  # fmt: skip
+        values = score_records(merge_lora(_final(job)), job.tokenizer(), _eval_records(job), out_path=where,
+                               batch_size=section.batch_size, progress=progress)  # fmt: skip
     answers = Answers(_read_jsonl(job.dir / "generations.jsonl"), values)
     result, _ = assess(answers, train=job.records("train"))
     write_report(job.dir, result, title=job.dir.name)

@@ -131,8 +131,7 @@ def _read_tensors(path: Path) -> dict[str, Array]:
 
 
 def _read_tokenizer(directory: Path, longest: int) -> Any:
-    from tokenizers import Tokenizer
-    from tokenizers.implementations import BertWordPieceTokenizer
+    from tokenizers import BertWordPieceTokenizer, Tokenizer
 
     fast, words = directory / "tokenizer.json", directory / "vocab.txt"
     if fast.is_file():

@@ -66,8 +66,8 @@ def evaluate(
         entry: dict[str, Any] = {"n": 0}
         if name in by_text:
             entry = _scores(tasks.get_task(name), by_text[name], draws, seed)
-            entry["explanation"] = explanation_scores(by_text[name])
-            entry["explanation"]["overlap"] = reference_overlap(by_text[name])
+            overlap = reference_overlap(by_text[name])
+            entry["explanation"] = {**explanation_scores(by_text[name]), "overlap": overlap}
         entry["floors"] = {}
         entry["label_reading"] = None
         if name in by_value:

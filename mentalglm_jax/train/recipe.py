@@ -185,8 +185,8 @@ class StageSection(_Strict):
 
 class PretrainSection(_Strict):
     """Training a small base from scratch: on ``chats`` reading exercises (synthetic) or on the training posts, and
-    ``then`` on records with their answers, one stage after the other, all parameters trained. (An adapter learns little
-    on a base of a million parameters that never saw the task: docs/results.md.)"""
+    ``then`` on records with their answers, one stage after the other, all parameters trained (why: docs/results.md).
+    """
 
     chats: Positive = 20000
     train: TrainConfig
