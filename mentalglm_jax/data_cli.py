@@ -2,17 +2,20 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mentalglm_jax.errors import InputError
 
+review_app = typer.Typer(no_args_is_help=True, help="People rate a sample of explanations.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data, build explanations, have people check them.")
+data_app.add_typer(review_app, name="review")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
 
@@ -96,6 +99,116 @@ def inspection_lines(report: dict[str, Any]) -> Iterator[Table | str]:
     yield f"rows with contact details: {report['contacts']['rows']}"
     if "scrubbed" in report:
         yield f"{report['scrubbed']}: written, contact details replaced"
+
+
+@data_app.command("build")
+def data_build(
+    recipe: Annotated[Path, typer.Argument(help="Build recipe, e.g. configs/c-imhi.yaml")],
+    set_: Annotated[list[str], typer.Option("--set", help="Override a value: --set a.b=c (repeatable)")] = [],  # noqa: B006
+    json_: AsJson = False,
+) -> None:
+    """Has a teacher explain labelled posts, checks every explanation, writes a data set. Continues where it stopped."""
+    from mentalglm_jax.data.build import build, load_build_recipe
+
+    loaded = load_build_recipe(recipe, set_)
+    teacher = local_teacher(loaded.teacher, loaded.cache) if loaded.teacher.local else None
+    console = Console(stderr=True)
+    with Progress(TextColumn("explain"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
+                  TextColumn("{task.fields[text]}"), console=console, transient=True) as bar:  # fmt: skip
+        task = bar.add_task("explain", total=None, text="")
+        manifest = build(
+            loaded, lambda done, total, text="": bar.update(task, completed=done, total=total, text=text), teacher
+        )
+    if json_:
+        _print_json(manifest)
+        return
+    table = Table(show_edge=False, header_style="bold")
+    table.add_column("check")
+    table.add_column("passed", justify="right")
+    for name, entry in manifest["checks"].items():
+        table.add_row(name, f"{entry['passed']}/{entry['n']} ({entry['rate']:.1%})")
+    Console().print(table)
+    counts, stats = manifest["records"], manifest["teacher"]
+    Console().print(f"{counts['accepted']} of {counts['asked']} explanations kept; teacher: "
+                    f"{', '.join(f'{what} {count}' for what, count in sorted(stats.items()))}\n"
+                    f"{loaded.out}: written", soft_wrap=True, highlight=False)  # fmt: skip
+
+
+@review_app.command("export")
+def review_export(
+    source: Annotated[Path, typer.Argument(help="Output of `data build`, or records with explanations")],
+    out: Annotated[Path, typer.Option(help="Folder for review.html, review.csv and sample.jsonl")],
+    count: Annotated[int, typer.Option("--n", min=1, help="Explanations to rate")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the sample")] = 0,
+    language: Annotated[str, typer.Option(help="Of the form: zh | en")] = "zh",
+    json_: AsJson = False,
+) -> None:
+    """Writes a stratified sample as one offline form (and CSV) on four scales. Copies the posts into it."""
+    from mentalglm_jax.data.records import read_records
+    from mentalglm_jax.data.review import export_review
+
+    files = sorted((source / "records").glob("*.jsonl")) if source.is_dir() else [source]
+    if not files:
+        raise InputError(f"{source}: no records/*.jsonl here; give the folder that `mentalglm data build` wrote")
+    records = [record for file in files for record in read_records(file, allow_extra=True)]
+    made = export_review(records, out, count=count, seed=seed, language=language)
+    if json_:
+        _print_json(made | {"out": str(out)})
+    else:
+        Console().print(f"{out / 'review.html'}: {made['items']} explanations, form {made['form']}", soft_wrap=True)
+
+
+@review_app.command("import")
+def review_import(
+    folder: Annotated[Path, typer.Argument(help="Folder that `review export` wrote")],
+    ratings: Annotated[list[Path], typer.Argument(help="Files the form downloaded, one per rater (.json, .csv)")],
+    accept_at: Annotated[float, typer.Option(min=0, max=3, help="Mean rating from which a record is accepted")] = 2.0,
+    json_: AsJson = False,
+) -> None:
+    """Merges several raters: agreement, disagreements, accepted records. Prints no post."""
+    from mentalglm_jax.data.review import import_review
+
+    result = import_review(folder, ratings, accept_at=accept_at)
+    if json_:
+        _print_json(result)
+        return
+    table = Table(show_edge=False, header_style="bold")
+    for name in ("scale", "mean", "Fleiss κ", "Krippendorff α", "rated by all"):
+        table.add_column(name)
+    for scale, entry in result["agreement"].items():
+        values = (entry["mean"], entry["fleiss_kappa"], entry["krippendorff_alpha"])
+        table.add_row(scale, *("–" if v is None else f"{v:.3f}" for v in values), str(entry["items_rated_by_all"]))
+    Console().print(table)
+    for one in result["disagreements"]:
+        Console().print(f"{one['id']}: apart on {', '.join(one['scales'])}", highlight=False, soft_wrap=True)
+    counts = f"{result['accepted']} of {result['rated']} rated records accepted"
+    Console().print(f"{counts} ({len(result['raters'])} raters)", highlight=False)
+
+
+def local_teacher(config: Any, cache: Path) -> Any:
+    """A ``LocalTeacher`` around a model that this package loads."""
+    from mentalglm_jax.checkpoints import load
+    from mentalglm_jax.data.teacher import AnswerCache, LocalTeacher
+    from mentalglm_jax.generate import answer_text, generate_ids, model_fingerprint
+    from mentalglm_jax.hf_files import locate
+    from mentalglm_jax.lora import has_lora, merge_lora
+    from mentalglm_jax.tokenizer import GlmTokenizer
+
+    model = load(config.model, adapter=config.adapter)
+    model = merge_lora(model) if has_lora(model) else model
+    tokenizer = GlmTokenizer.load(locate(config.model))
+
+    def complete(messages: Sequence[dict[str, str]], seed: int) -> tuple[str, str, int, int]:
+        turns = [token for one in messages for token in tokenizer.turn_ids(one["role"], one["content"])]
+        prompt = [*tokenizer.prefix_ids, *turns, tokenizer.assistant_id]
+        (ids,) = generate_ids(
+            model, [prompt], max_new_tokens=config.max_tokens, eos_ids=tokenizer.eos_ids,
+            temperature=config.temperature, seed=seed, batch_size=1, vocab_limit=tokenizer.vocab_size,
+        )  # fmt: skip
+        ended = bool(ids) and ids[-1] in tokenizer.eos_ids
+        return answer_text(tokenizer, ids), "stop" if ended else "length", len(prompt), len(ids)
+
+    return LocalTeacher(config, AnswerCache(cache), model_fingerprint(model), complete)
 
 
 def _print_json(value: Any) -> None:

@@ -1,12 +1,11 @@
 """What `data inspect` finds, each finding planted; contact details; near duplicates."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 
+from mentalglm_jax.cli import main
 from mentalglm_jax.data.contacts import find_contacts, scrub, scrub_record
 from mentalglm_jax.data.inspection import bare_post, inspect_records
 from mentalglm_jax.data.near import NearIndex, near_duplicates
@@ -123,21 +122,22 @@ def test_bare_post():
     assert bare_post(" Ａ, b！1 ") == "ab1" and bare_post("。。。") == "。。。"
 
 
-def test_the_command_prints_counts_and_writes_scrubbed_records(tmp_path):
+def test_the_command_prints_counts_and_writes_scrubbed_records(tmp_path, capsys):
     write_records(tmp_path / "all.jsonl", planted())
-    command = [sys.executable, "-m", "mentalglm_jax", "data", "inspect", tmp_path / "all.jsonl"]
 
     def call(*more):
-        return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+        with pytest.raises(SystemExit) as stop:
+            main(["data", "inspect", str(tmp_path / "all.jsonl"), *map(str, more)])
+        return stop.value.code, *capsys.readouterr()
 
-    result = call("--json", "--scrub", tmp_path / "clean")
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout)
+    code, out, _ = call("--json", "--scrub", tmp_path / "clean")
+    assert code == 0
+    report = json.loads(out)
     assert report["tasks"]["suicide_risk"]["sos_hl_1k"]["train"]["records"] == 6
     assert "打[phone]" in [r.post for r in read_records(tmp_path / "clean" / "train.jsonl")]
     assert {path.name for path in (tmp_path / "clean").iterdir()} == {"train.jsonl", "dev.jsonl", "test.jsonl"}
-    result = call()
-    assert "rows with contact details: 1" in result.stdout and "risk level against high/low: 1 of 1" in result.stdout
-    assert not any(one.post in result.stdout for one in planted())
-    result = call("--set-name", "imhi")
-    assert result.returncode == 2 and result.stderr.startswith("mentalglm: --set-name")
+    code, out, _ = call()
+    assert "rows with contact details: 1" in out and "risk level against high/low: 1 of 1" in out
+    assert code == 0 and not any(one.post in out for one in planted())
+    code, _, err = call("--set-name", "imhi")
+    assert code == 2 and err.startswith("mentalglm: --set-name")

@@ -1,0 +1,111 @@
+"use strict";
+// Everything from the data goes in as text, never as markup. State: { rater, at, ratings: { id: { scale: 0..3, comment } } }.
+const data = JSON.parse(document.getElementById("data").textContent);
+const key = "mentalglm-review-" + data.form;
+const $ = id => document.getElementById(id);
+const fieldsets = [...document.querySelectorAll("fieldset[data-scale]")];
+let state = { rater: "", at: 0, ratings: {} };
+let scale = 0;
+
+try {
+  const kept = JSON.parse(localStorage.getItem(key));
+  if (kept && typeof kept.ratings === "object") state = kept;
+} catch { /* nothing kept, or storage is off */ }
+if (!(state.at >= 0 && state.at < data.items.length)) state.at = 0;
+
+function save() {
+  try {
+    localStorage.setItem(key, JSON.stringify(state));
+    $("saved").textContent = data.words.saved;
+  } catch {
+    $("saved").textContent = data.words.unsaved;
+  }
+}
+const rating = () => (state.ratings[data.items[state.at].id] ??= {});
+const complete = item => data.scales.every(name => Number.isInteger((state.ratings[item.id] || {})[name]));
+
+function mark() {
+  const given = rating();
+  fieldsets.forEach((set, index) => {
+    set.classList.toggle("current", index === scale);
+    set.classList.toggle("done", Number.isInteger(given[set.dataset.scale]));
+    for (const input of set.querySelectorAll("input")) input.checked = String(given[set.dataset.scale]) === input.value;
+  });
+  const done = data.items.filter(complete).length;
+  $("progress").textContent = done + " / " + data.items.length;
+}
+function show(at) {
+  state.at = Math.max(0, Math.min(data.items.length - 1, at));
+  const item = data.items[state.at];
+  $("where").textContent = (state.at + 1) + " / " + data.items.length + " · " + item.task;
+  for (const name of ["post", "question", "label", "explanation"]) $(name).textContent = item[name];
+  const first = data.scales.findIndex(name => !Number.isInteger(rating()[name]));
+  scale = first < 0 ? 0 : first;
+  $("comment").value = rating().comment || "";
+  mark();
+}
+function rate(value) {
+  rating()[data.scales[scale]] = value;
+  if (scale < data.scales.length - 1) scale += 1;
+  save();
+  mark();
+}
+function go(step) { show(state.at + step); save(); $("where").focus({ preventScroll: true }); window.scrollTo(0, 0); }
+function unrated() {
+  for (let step = 1; step <= data.items.length; step += 1) {
+    const at = (state.at + step) % data.items.length;
+    if (!complete(data.items[at])) { show(at); save(); return; }
+  }
+}
+function download(name, type, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+function named(ending) {
+  const who = state.rater.trim();
+  if (!who) { $("rater").focus(); $("saved").textContent = data.words.name_first; return null; }
+  return "ratings-" + data.form + "-" + who.replace(/[^\p{L}\p{N}_-]+/gu, "_") + ending;
+}
+function asJson() {
+  const ratings = Object.fromEntries(data.items.filter(item => Object.keys(state.ratings[item.id] || {}).length)
+    .map(item => [item.id, state.ratings[item.id]]));
+  return JSON.stringify({ form: data.form, rater: state.rater.trim(), ratings }, null, 1);
+}
+function asCsv() {
+  // A cell that a spreadsheet would take for a formula is made text.
+  const cell = value => '"' + String(value ?? "").replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""') + '"';
+  const rows = data.items.filter(item => state.ratings[item.id]).map(item => {
+    const given = state.ratings[item.id];
+    return [data.form, state.rater.trim(), item.id, ...data.scales.map(name => given[name]), given.comment];
+  });
+  return "\ufeff" + [["form", "rater", "id", ...data.scales, "comment"], ...rows].map(row => row.map(cell).join(",")).join("\r\n") + "\r\n";
+}
+
+$("rater").value = state.rater;
+$("rater").addEventListener("input", event => { state.rater = event.target.value; save(); });
+$("comment").addEventListener("input", event => { rating().comment = event.target.value; save(); });
+$("previous").addEventListener("click", () => go(-1));
+$("next").addEventListener("click", () => go(1));
+$("unrated").addEventListener("click", unrated);
+$("json").addEventListener("click", () => { const name = named(".json"); if (name) download(name, "application/json", asJson()); });
+$("csv").addEventListener("click", () => { const name = named(".csv"); if (name) download(name, "text/csv", asCsv()); });
+fieldsets.forEach((set, index) => set.addEventListener("change", event => { scale = index; rate(Number(event.target.value)); }));
+document.addEventListener("keydown", event => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const typing = event.target.tagName === "TEXTAREA" || event.target.id === "rater";
+  if (event.key === "Escape" && typing) { event.target.blur(); return; }
+  if (typing) return;
+  const act = {
+    ArrowLeft: () => go(-1), ArrowRight: () => go(1), Enter: () => go(1), u: unrated,
+    ArrowUp: () => { scale = Math.max(0, scale - 1); mark(); },
+    ArrowDown: () => { scale = Math.min(data.scales.length - 1, scale + 1); mark(); },
+    c: () => $("comment").focus(), Backspace: () => { delete rating()[data.scales[scale]]; save(); mark(); },
+  }[event.key] || (/^[0-3]$/.test(event.key) ? () => rate(Number(event.key)) : null);
+  if (!act || (event.key === "Enter" && event.target.tagName === "BUTTON")) return;
+  event.preventDefault();
+  act();
+});
+show(state.at);

@@ -1,0 +1,341 @@
+"""C-IMHI rebuilt: labelled posts and experts' examples in, explained records out, every step checked and repeatable.
+
+The method is that of IMHI (Yang et al. 2024), which C-IMHI follows: a teacher model sees criteria, two random expert
+examples per class and the gold label, and writes the explanation; automatic checks refuse what does not hold
+(``checks.py``); people rate a sample (``review.py``). Same recipe, data and cache give the same files, byte for byte.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mentalglm_jax.data import checks
+from mentalglm_jax.data.checks import CHECKS, CORPUS_CHECKS, ROW_CHECKS, Candidate, Limits
+from mentalglm_jax.data.contacts import scrub_record
+from mentalglm_jax.data.datasheet import datasheet
+from mentalglm_jax.data.imhi import load_imhi_experts
+from mentalglm_jax.data.prompts import Prompts, load_prompts, pick_examples
+from mentalglm_jax.data.records import SPLITS, Record, iter_records, read_records, write_records
+from mentalglm_jax.data.sources import dev_split, load_upstream, present
+from mentalglm_jax.data.teacher import AnswerCache, OpenAITeacher, Teacher, TeacherConfig
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.files import replace_dir, write_json, write_text
+
+Progress = Callable[..., None]
+MANIFEST = "manifest.json"
+_NEVER_REQUIRED = ("label_recoverable",)  # of a weak classifier; reported, and required only where the recipe says so
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class BuildData(_Strict):
+    """Labelled posts: ``sets`` below ``root`` (upstream files), or ``root`` itself a record file. ``dev_fraction`` of
+    the training part becomes the development part; ``limit`` keeps at most that many records per task and split."""
+
+    root: Path
+    sets: tuple[str, ...] = ()
+    dev_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    splits: tuple[Literal["train", "dev", "test"], ...] = ("train", "dev")
+    limit: Annotated[int, Field(ge=1)] | None = None
+    scrub: bool = True
+
+
+class BuildLimits(_Strict):
+    """Bounds of the checks; ``require`` names those an explanation must pass to be kept."""
+
+    zh_characters: tuple[int, int] = Limits.zh_characters
+    en_words: tuple[int, int] = Limits.en_words
+    near_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    require: tuple[str, ...] = tuple(name for name in CHECKS if name not in _NEVER_REQUIRED)
+
+
+class BuildRecipe(_Strict):
+    """``experts``: a record file with explanations, or a folder of IMHI's expert files. ``prompts``: an own wording.
+    ``attempts``: how often the teacher is asked, with other seeds, until its answer passes the row checks."""
+
+    out: Path
+    cache: Path
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: BuildData
+    experts: Path
+    examples_per_class: Annotated[int, Field(ge=1)] = 2
+    prompts: Path | None = None
+    attempts: Annotated[int, Field(ge=1)] = 2
+    teacher: TeacherConfig
+    checks: BuildLimits = BuildLimits()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One candidate with the checks it failed."""
+
+    candidate: Candidate
+    failed: tuple[str, ...]
+    attempts: int
+
+
+def load_build_recipe(path: str | Path, overrides: Sequence[str] = ()) -> BuildRecipe:
+    """Reads a recipe; ``overrides`` are ``a.b=value``. Raises: InputError naming the file and the key."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: a recipe is a mapping of sections, this file is {type(raw).__name__}")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        *parents, last = key.split(".")
+        node = raw
+        for parent in parents:
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+        if not equals or not last or not isinstance(node, dict):
+            raise InputError(f"--set {override}: write it as section.key=value")
+        node[last] = yaml.safe_load(text)
+    try:
+        recipe = BuildRecipe.model_validate(raw)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InputError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    if unknown := [name for name in recipe.checks.require if name not in CHECKS]:
+        raise InputError(f"{path}: checks.require: unknown check {unknown[0]!r}; known: {', '.join(CHECKS)}")
+    if recipe.cache.resolve().is_relative_to(recipe.out.resolve()):
+        raise InputError(f"{path}: cache lies inside out, which every build replaces; put it elsewhere")
+    return recipe
+
+
+def build(recipe: BuildRecipe, progress: Progress, teacher: Teacher | None = None) -> dict[str, Any]:
+    """Asks the teacher, checks, writes ``recipe.out``; returns its manifest.
+
+    Args:
+        progress: called with (done, total, text).
+        teacher: instead of the endpoint the recipe names (a local model).
+
+    Raises:
+        InputError: recipe, data, experts or prompts are wrong, or ``out`` holds something else.
+        RunError: the teacher failed or the budget is spent; answers so far are in the cache, the same call goes on.
+    """
+    if recipe.out.exists() and any(recipe.out.iterdir()) and not (recipe.out / MANIFEST).is_file():
+        raise InputError(f"{recipe.out}: not empty and not written by this command; choose another out")
+    records = _gold_records(recipe)
+    experts = load_experts(recipe.experts)
+    prompts = {language: load_prompts(language, recipe.prompts) for language in sorted({r.language for r in records})}
+    _check_experts(recipe, records, experts)
+    asked = asyncio.run(_ask_all(recipe, records, experts, prompts, progress, teacher))
+    outcomes, corpus = _corpus_checked(recipe, asked.outcomes)
+    inputs = {"posts": len(records), "posts_sha256": _digest(records),
+              "experts": len(experts), "experts_sha256": _digest(experts)}  # fmt: skip
+    return _write(recipe, outcomes, corpus, prompts, inputs) | {"teacher": asked.stats}
+
+
+def _digest(records: Sequence[Record]) -> str:
+    lines = (json.dumps(record.to_dict(), ensure_ascii=False, sort_keys=True) + "\n" for record in records)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def load_experts(path: Path) -> list[Record]:
+    """Records with explanations by experts. Raises: InputError if the file or folder holds none."""
+    experts = load_imhi_experts(path) if path.is_dir() else read_records(path)
+    if bare := [record.id for record in experts if not record.explanation]:
+        raise InputError(f"{path}: {len(bare)} expert examples have no explanation, the first is {bare[0]!r}")
+    return experts
+
+
+def _gold_records(recipe: BuildRecipe) -> list[Record]:
+    section = recipe.data
+    if section.root.suffix in (".jsonl", ".parquet"):
+        records = list(iter_records(section.root))
+    else:
+        records = dev_split(load_upstream(section.root, section.sets or present(section.root)), section.dev_fraction)
+    kept, seen = [], Counter()
+    for record in records:
+        part = (record.task, record.split)
+        if record.split in section.splits and (section.limit is None or seen[part] < section.limit):
+            seen[part] += 1
+            kept.append(scrub_record(record) if section.scrub else record)
+    if not kept:
+        raise InputError(f"{section.root}: no record of the splits {', '.join(section.splits)}")
+    if repeated := [one for one, count in Counter(record.id for record in kept).items() if count > 1]:
+        raise InputError(f"{section.root}: id {repeated[0]!r} stands there twice; ids must differ")
+    return kept
+
+
+def _check_experts(recipe: BuildRecipe, records: Sequence[Record], experts: Sequence[Record]) -> None:
+    have = {(record.task, record.language) for record in experts}
+    for task, language in sorted({(record.task, record.language) for record in records} - have):
+        raise InputError(f"{recipe.experts}: no expert example for task {task} in {language!r}; add some")
+
+
+# --- asking ---
+
+
+@dataclass
+class _Asked:
+    outcomes: list[Outcome]
+    stats: Mapping[str, int]
+
+
+async def _ask_all(
+    recipe: BuildRecipe, records: Sequence[Record], experts: Sequence[Record], prompts: Mapping[str, Prompts],
+    progress: Progress, teacher: Teacher | None
+) -> _Asked:  # fmt: skip
+    limits = Limits(recipe.checks.zh_characters, recipe.checks.en_words)
+    outcomes: list[Outcome | None] = [None] * len(records)
+    waiting = iter(range(len(records)))
+    done = 0
+    async with contextlib.AsyncExitStack() as stack:
+        if teacher is None:
+            teacher = await stack.enter_async_context(OpenAITeacher(recipe.teacher, AnswerCache(recipe.cache)))
+
+        async def work() -> None:
+            nonlocal done
+            for number in waiting:
+                outcomes[number] = await _explain(recipe, records[number], experts, prompts, limits, teacher)
+                done += 1
+                progress(
+                    done, len(records), f"{teacher.stats['asked']} asked, {teacher.stats['cached']} from the cache"
+                )
+
+        workers = min(len(records), 1 if recipe.teacher.local else recipe.teacher.concurrency)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(workers):
+                    group.create_task(work())
+        except BaseExceptionGroup as failures:
+            first: BaseException = failures
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            raise first from None
+    return _Asked([outcome for outcome in outcomes if outcome is not None], dict(teacher.stats))
+
+
+async def _explain(
+    recipe: BuildRecipe, record: Record, experts: Sequence[Record], prompts: Mapping[str, Prompts], limits: Limits,
+    teacher: Teacher
+) -> Outcome:  # fmt: skip
+    """The first answer that passes the required row checks, else the one that fails the fewest."""
+    best: Outcome | None = None
+    for attempt in range(recipe.attempts):
+        seed = recipe.seed + attempt
+        examples = pick_examples(record, experts, recipe.examples_per_class, seed)
+        answer = await teacher.ask(prompts[record.language].messages(record, examples), seed)
+        candidate = Candidate(record, answer.text.strip(), answer.finish)
+        failed = tuple(name for name, check in ROW_CHECKS.items() if not check(candidate, limits))
+        outcome = Outcome(candidate, failed, attempt + 1)
+        if best is None or len(failed) < len(best.failed):
+            best = outcome
+        if not set(failed) & set(recipe.checks.require):
+            break
+    assert best is not None
+    return replace(best, attempts=outcome.attempts)
+
+
+def _corpus_checked(
+    recipe: BuildRecipe, outcomes: Sequence[Outcome]
+) -> tuple[list[Outcome], dict[str, dict[str, float | int | None]]]:
+    """Adds the corpus checks to those answers that have an explanation; also the consistency figures per task."""
+    failed = [list(outcome.failed) for outcome in outcomes]
+    explained = [n for n, outcome in enumerate(outcomes) if outcome.candidate.explanation]
+    unique = checks.not_near_duplicate([outcomes[n].candidate for n in explained], recipe.checks.near_threshold)
+    for number, passed in zip(explained, unique, strict=True):
+        if not passed:
+            failed[number].append("not_near_duplicate")
+    figures: dict[str, dict[str, float | int | None]] = {}
+    parts: dict[tuple[str, str], list[int]] = {}
+    for number in explained:
+        record = outcomes[number].candidate.record
+        parts.setdefault((record.task, record.language), []).append(number)
+    for (task, language), numbers in sorted(parts.items()):
+        found = checks.consistency([outcomes[n].candidate for n in numbers], recipe.seed)
+        figures[f"{task} ({language})"] = {"n": found.n, "weighted_f1": found.f1,
+                                           "weighted_f1_label_names_removed": found.f1_masked}  # fmt: skip
+        for number, agrees in zip(numbers, found.agrees, strict=True):
+            if agrees is False:
+                failed[number].append("label_recoverable")
+    for number in set(range(len(outcomes))) - set(explained):
+        failed[number] += CORPUS_CHECKS  # nothing to look at
+    return [replace(o, failed=tuple(f)) for o, f in zip(outcomes, failed, strict=True)], figures
+
+
+# --- writing ---
+
+
+def _write(
+    recipe: BuildRecipe, outcomes: Sequence[Outcome], consistency: Mapping[str, Any], prompts: Mapping[str, Prompts],
+    inputs: Mapping[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    required = set(recipe.checks.require)
+    accepted = [explained(o.candidate) for o in outcomes if not required & set(o.failed) and o.candidate.explanation]
+    rejected = [o for o in outcomes if required & set(o.failed) or not o.candidate.explanation]
+    with replace_dir(recipe.out) as folder:
+        for split in SPLITS:
+            if rows := [record for record in accepted if record.split == split]:
+                write_records(folder / "data" / f"{split}.parquet", rows)
+                write_records(folder / "records" / f"{split}.jsonl", rows)
+                write_json(folder / "alpaca" / f"{split}.json", [alpaca_row(record) for record in rows])
+        lines = [json.dumps({"id": o.candidate.record.id, "failed": o.failed, "answer": o.candidate.text},
+                            ensure_ascii=False) for o in rejected]  # fmt: skip
+        write_text(folder / "rejected.jsonl", "".join(f"{line}\n" for line in lines))
+        manifest = {
+            "recipe": recipe.model_dump(  # no path of the machine it ran on
+                mode="json", exclude={"out": True, "cache": True, "experts": True, "prompts": True, "data": {"root"}}
+            ),
+            "inputs": inputs,
+            "prompts": {p.language: {"version": p.version, "sha256": p.sha256} for p in prompts.values()},
+            "records": {"asked": len(outcomes), "accepted": len(accepted), "rejected": len(rejected)},
+            "counts": _counts(accepted),
+            "checks": check_rates(outcomes),
+            "consistency": consistency,
+            "attempts": dict(sorted(Counter(str(o.attempts) for o in outcomes).items())),
+            "files": {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+                      for path in sorted(folder.rglob("*")) if path.is_file()},
+        }  # fmt: skip
+        write_text(folder / "README.md", datasheet(manifest))
+        write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def explained(candidate: Candidate) -> Record:
+    """The candidate's record with its explanation."""
+    return replace(candidate.record, explanation=candidate.explanation)
+
+
+def alpaca_row(record: Record) -> dict[str, str]:
+    """C-IMHI's form; the post stands alone in ``input``."""
+    return {"instruction": record.question, "input": record.post, "output": record.answer()}
+
+
+def check_rates(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
+    """Per check: how many answers pass, of how many, the rate, and the rate per task."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in CHECKS:
+        by_task: dict[str, list[bool]] = {}
+        for outcome in outcomes:
+            by_task.setdefault(outcome.candidate.record.task, []).append(name not in outcome.failed)
+        passed, total = sum(map(sum, by_task.values())), len(outcomes)
+        rates = {task: round(sum(values) / len(values), 4) for task, values in sorted(by_task.items())}
+        found[name] = {"passed": passed, "n": total, "rate": round(passed / total, 4), "by_task": rates}
+    return found
+
+
+def _counts(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        entry = found.setdefault(record.task, {}).setdefault(record.split, {"records": 0, "labels": Counter()})
+        entry["records"] += 1
+        entry["labels"].update(record.gold)
+    return {task: {split: {"records": e["records"], "labels": dict(e["labels"].most_common())}
+                   for split, e in splits.items()} for task, splits in found.items()}  # fmt: skip

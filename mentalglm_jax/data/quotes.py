@@ -1,0 +1,71 @@
+"""Quotes in an explanation, and whether the post really says them.
+
+Fuzzy: both sides are reduced to letters and digits (NFKC, case folded), then aligned locally (Smith and Waterman 1981:
+match 2, mismatch -1, gap -1). The score is divided by that of a perfect match; 0.7 admits a dropped or added word and
+keeps out what only shares its topic.
+"""
+
+import re
+import unicodedata
+from collections.abc import Collection
+
+import numpy as np
+
+ACCEPT = 0.7
+_EXACT_BELOW = 4  # characters: so short a quote is too easily near something
+_QUOTES = re.compile(r"“([^“”]+)”|「([^「」]+)」|『([^『』]+)』|‘([^‘’]+)’|\"([^\"]+)\"|(?<!\w)'([^']+)'(?!\w)")
+_GAP = re.compile(r"…+|\.{3,}|。{3,}")
+
+
+def find_quotes(text: str) -> list[str]:
+    """What stands in quotation marks, in order, white space at the ends dropped; apostrophes are not marks."""
+    found = (next(group for group in match.groups() if group is not None) for match in _QUOTES.finditer(text))
+    return [quote.strip() for quote in found if quote.strip()]
+
+
+def without_quotes(text: str) -> str:
+    """The explainer's own words."""
+    return _QUOTES.sub("", text)
+
+
+def reduce(text: str) -> str:
+    """Letters and digits, NFKC, case folded: what is compared."""
+    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if unicodedata.category(c)[0] not in "PZC")
+
+
+def similarity(quote: str, post: str) -> float:
+    """How well the post says the quote: 1 for word for word, 0 for nothing in common. An ellipsis in the quote leaves
+    something out; the worst of its parts counts."""
+    text = reduce(post)
+    parts = [reduced for part in _GAP.split(quote) if (reduced := reduce(part))]
+    return min((_similarity(part, text) for part in parts), default=0.0)
+
+
+def _similarity(part: str, text: str) -> float:
+    if part in text:
+        return 1.0
+    if len(part) < _EXACT_BELOW or not text:
+        return 0.0
+    post = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    steps = np.arange(1, len(post) + 1)
+    row, best = np.zeros(len(post) + 1, np.int64), 0
+    for character in part:
+        step = np.where(post == ord(character), 2, -1)
+        fresh = np.maximum(np.maximum(row[:-1] + step, row[1:] - 1), 0)
+        # A gap on the post's side costs one a character: the best start to the left, minus the way from it.
+        fresh = np.maximum(np.maximum.accumulate(fresh + steps) - steps, 0)
+        row[1:] = fresh
+        best = max(best, int(fresh.max()))
+    return best / (2 * len(part))
+
+
+def quotes_of_post(explanation: str, own_words: Collection[str] = ()) -> list[str]:
+    """The quotes that claim to be the post's; ``own_words`` (label names) may stand in quotation marks too."""
+    known = {reduce(word) for word in own_words}
+    return [quote for quote in find_quotes(explanation) if reduce(quote) not in known]
+
+
+def quotes_occur(explanation: str, post: str, own_words: Collection[str] = ()) -> bool:
+    """Whether there is a quote, and every quote stands in the post."""
+    quotes = quotes_of_post(explanation, own_words)
+    return bool(quotes) and all(similarity(quote, post) >= ACCEPT for quote in quotes)

@@ -1,0 +1,279 @@
+"""People check the explanations: a sample as one offline form, the raters' files merged, their agreement.
+
+Four scales, 0 to 3, as in IMHI's human evaluation: consistency, reliability, professionality, overall. Agreement by
+Fleiss' kappa (``statsmodels``) and Krippendorff's ordinal alpha (``krippendorff``); the [data] extra.
+"""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mentalglm_jax import tasks
+from mentalglm_jax.data.records import Record, read_records, write_records
+from mentalglm_jax.data.tables import find_encoding, read_named_rows
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.files import write_json, write_text
+
+SCALES = ("consistency", "reliability", "professionality", "overall")
+POINTS = (0, 1, 2, 3)
+FAR_APART = 2  # points between two raters from which an item is listed as a disagreement
+
+
+# --- export ---
+
+
+def stratified_sample(records: Sequence[Record], count: int, seed: int) -> list[Record]:
+    """At most ``count`` records that have an explanation, as evenly as possible over task and first label, in random
+    order. A rare class is taken whole before a common one is taken again."""
+    draw = random.Random(seed)
+    strata: dict[tuple[str, str], list[Record]] = {}
+    for record in sorted(records, key=lambda one: one.id):
+        if record.explanation:
+            strata.setdefault((record.task, record.gold[0]), []).append(record)
+    for rows in strata.values():
+        draw.shuffle(rows)
+    chosen: list[Record] = []
+    while len(chosen) < count and any(strata.values()):
+        for key in sorted(strata):
+            if strata[key] and len(chosen) < count:
+                chosen.append(strata[key].pop())
+    draw.shuffle(chosen)
+    return chosen
+
+
+def export_review(records: Sequence[Record], folder: str | Path, *, count: int = 200, seed: int = 0,
+                  language: str = "zh") -> dict[str, Any]:  # fmt: skip
+    """Writes ``review.html`` (the form), ``review.csv`` (the same for a spreadsheet) and ``sample.jsonl`` (what was
+    sampled; ``import`` needs it) into ``folder``.
+
+    Args:
+        language: of the form's own words, "en" or "zh".
+
+    Returns: ``form`` (its id) and ``items``.
+
+    Raises: InputError if no record has an explanation, or the [data] extra is missing.
+    """
+    folder = Path(folder)
+    sample = stratified_sample(records, count, seed)
+    if not sample:
+        raise InputError("review export: no record has an explanation; give the output of `mentalglm data build`")
+    form = form_id(sample)
+    write_records(folder / "sample.jsonl", sample)
+    write_text(folder / "review.html", render_form(sample, language))
+    write_text(folder / "review.csv", _sheet(sample, form))
+    return {"form": form, "items": len(sample)}
+
+
+def form_id(sample: Iterable[Record]) -> str:
+    """A short hash of what is rated: ratings of another sample are recognised by it."""
+    lines = (json.dumps(record.to_dict(), ensure_ascii=False, sort_keys=True) for record in sample)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def render_form(sample: Sequence[Record], language: str) -> str:
+    """The form as one HTML page: no network, style and script named by hash in its Content-Security-Policy, every word
+    of the data put in as text."""
+    try:
+        import jinja2
+    except ImportError:
+        raise InputError("the review form needs the data extra: pip install 'mentalglm-jax[data]'") from None
+    assets = resources.files("mentalglm_jax") / "assets" / "review"
+    read = {name: (assets / name).read_text(encoding="utf-8") for name in ("form.html", "style.css", "script.js")}
+    known = yaml.safe_load((assets / "words.yaml").read_text(encoding="utf-8"))
+    if language not in known:
+        raise InputError(f"review form: no language {language!r}; available: {', '.join(known)}")
+    words = known[language]
+    items = [{"id": r.id, "task": r.task, "post": r.post, "question": r.question, "explanation": r.explanation,
+              "label": tasks.get_task(r.task).sentence(r.gold, r.language)} for r in sample]  # fmt: skip
+    said = {name: words[name] for name in ("saved", "unsaved", "name_first")}
+    data = json.dumps({"form": form_id(sample), "scales": SCALES, "items": items, "words": said}, ensure_ascii=False)
+    for character in "<>&\u2028\u2029":  # neither a tag nor a line end of JavaScript can come out of the data
+        data = data.replace(character, f"\\u{ord(character):04x}")
+    policy = (
+        f"default-src 'none'; style-src '{_hash(read['style.css'])}'; script-src '{_hash(read['script.js'])}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(read["form.html"]).render(
+        language=language, csp=policy, style=read["style.css"], script=read["script.js"], data=data, words=words,
+        scales=[{"key": key, **words["scales"][key]} for key in SCALES],
+    )  # fmt: skip
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _sheet(sample: Sequence[Record], form: str) -> str:
+    """CSV with a byte-order mark (spreadsheets take it as UTF-8); a cell that looks like a formula is made text."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(["form", "rater", "id", *SCALES, "comment", "task", "post", "label", "explanation"])
+    for record in sample:
+        label = tasks.get_task(record.task).sentence(record.gold, record.language)
+        texts = [record.task, record.post, label, record.explanation or ""]
+        cells = ["'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text for text in texts]
+        writer.writerow([form, "", record.id, *[""] * (len(SCALES) + 1), *cells])
+    return "\ufeff" + buffer.getvalue()
+
+
+# --- import ---
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """One rater's file: item id -> scale -> points (a scale may be left out), and comments."""
+
+    rater: str
+    scores: dict[str, dict[str, int]]
+    comments: dict[str, str]
+
+
+def read_ratings(path: str | Path, form: str, ids: Iterable[str]) -> Ratings:
+    """A file the form downloaded (JSON or CSV), or ``review.csv`` filled in.
+
+    Raises: InputError naming file, row and column: another form, an unknown item, a score outside 0 to 3, no rater.
+    """
+    path = Path(path)
+    rows = _csv_ratings(path) if path.suffix.lower() == ".csv" else _json_ratings(path)
+    known = set(ids)
+    scores: dict[str, dict[str, int]] = {}
+    comments: dict[str, str] = {}
+    raters: set[str] = set()
+    for where, of_form, rater, item, values, comment in rows:
+        if of_form != form:
+            raise InputError(f"{path}{where}: is of form {of_form!r}, the sample is {form!r}; import its own sample")
+        if item not in known:
+            raise InputError(f"{path}{where}: item {item!r} is not in the sample")
+        if item in scores:
+            raise InputError(f"{path}{where}: item {item!r} stands there twice")
+        given = {}
+        for scale, value in values.items():
+            if value is None or value == "":
+                continue
+            if str(value) not in ("0", "1", "2", "3"):
+                raise InputError(f"{path}{where}, {scale!r}: expected 0, 1, 2 or 3, found {str(value)[:12]!r}")
+            given[scale] = int(value)
+        if given:
+            scores[item] = given
+            raters.add(rater.strip())
+        if comment.strip():
+            comments[item] = comment.strip()
+    if not scores:
+        raise InputError(f"{path}: holds no rating")
+    if len(raters) != 1 or not next(iter(raters)):
+        raise InputError(f"{path}: expected the name of one rater, found {', '.join(sorted(raters)) or 'none'}")
+    return Ratings(raters.pop(), scores, comments)
+
+
+_Rated = tuple[str, str, str, str, dict[str, Any], str]
+
+
+def _json_ratings(path: Path) -> Iterable[_Rated]:
+    encoding = find_encoding(path, ("utf-8-sig",))
+    try:
+        raw = json.loads(path.read_text(encoding=encoding))
+        form, rater, ratings = str(raw["form"]), str(raw["rater"]), dict(raw["ratings"])
+        for item, given in ratings.items():
+            values = {scale: given.get(scale) for scale in SCALES}
+            yield f", item {item!r}", form, rater, item, values, str(given.get("comment") or "")
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}); download it again") from None
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise InputError(f"{path}: not a file of this form; it needs form, rater and ratings") from None
+
+
+def _csv_ratings(path: Path) -> Iterable[_Rated]:
+    for line, row in read_named_rows(path, ("form", "rater", "id", *SCALES, "comment"), ","):
+        values = {scale: row[scale].strip() for scale in SCALES}
+        yield f":{line}", row["form"], row["rater"], row["id"], values, row["comment"]
+
+
+def agreement(ratings: Sequence[Ratings], ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Per scale: mean, ``fleiss_kappa`` (over items that every rater rated), Krippendorff's ordinal ``alpha`` (all
+    items), and the numbers they rest on. None where it is undefined: one rater, or only one value given.
+
+    Raises: InputError if the [data] extra is missing.
+    """
+    try:
+        import krippendorff
+        from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa
+    except ImportError:
+        raise InputError("agreement needs the data extra: pip install 'mentalglm-jax[data]'") from None
+    found = {}
+    for scale in SCALES:
+        table = np.array([[one.scores.get(item, {}).get(scale, np.nan) for item in ids] for one in ratings], float)
+        given = table[~np.isnan(table)]
+        varied = len(np.unique(given)) > 1
+        paired = table[:, (~np.isnan(table)).sum(0) > 1]
+        full = table[:, ~np.isnan(table).any(0)]
+        kappa = alpha = None
+        if len(ratings) > 1 and full.size and len(np.unique(full)) > 1:
+            counts, _ = aggregate_raters(full.T.astype(int), n_cat=len(POINTS))
+            kappa = float(fleiss_kappa(counts))
+        if varied and paired.size and len(np.unique(paired[~np.isnan(paired)])) > 1:
+            alpha = float(krippendorff.alpha(reliability_data=table, level_of_measurement="ordinal"))
+        found[scale] = {"mean": float(given.mean()) if given.size else None, "ratings": int(given.size),
+                        "fleiss_kappa": kappa, "items_rated_by_all": int(full.shape[1]),
+                        "krippendorff_alpha": alpha, "items_rated_twice": int(paired.shape[1])}  # fmt: skip
+    return found
+
+
+def import_review(folder: str | Path, files: Sequence[str | Path], *, accept_at: float = 2.0) -> dict[str, Any]:
+    """Merges the raters' files with the sample in ``folder``; writes ``reviewed.jsonl`` (each record with its mean
+    ratings and whether it is accepted), ``accepted.jsonl`` (records alone) and ``agreement.json`` there.
+
+    Args:
+        accept_at: a record is accepted if the mean over raters reaches this on every scale.
+
+    Returns: ``raters``, ``items``, ``rated``, ``accepted``, ``agreement``, ``disagreements`` (items on which two raters
+    are two or more points apart, with everybody's scores).
+
+    Raises: InputError naming the file that is wrong, or a rater who comes twice.
+    """
+    folder = Path(folder)
+    sample = read_records(folder / "sample.jsonl")
+    ids = [record.id for record in sample]
+    form = form_id(sample)
+    ratings: list[Ratings] = []
+    for file in files:
+        one = read_ratings(file, form, ids)
+        if one.rater in [other.rater for other in ratings]:
+            raise InputError(f"{file}: rater {one.rater!r} was already read from another file; give each file once")
+        ratings.append(one)
+    if not ratings:
+        raise InputError("review import: give at least one file of ratings")
+    rows, accepted, apart = [], [], []
+    for record in sample:
+        given = {one.rater: one.scores[record.id] for one in ratings if record.id in one.scores}
+        by_scale = {scale: [scores[scale] for scores in given.values() if scale in scores] for scale in SCALES}
+        means = {scale: sum(values) / len(values) if values else None for scale, values in by_scale.items()}
+        complete = all(value is not None for value in means.values())
+        good = all(value is not None and value >= accept_at for value in means.values()) if complete else None
+        comments = {one.rater: one.comments[record.id] for one in ratings if record.id in one.comments}
+        rows.append(record.to_dict() | {"ratings": means, "raters": len(given), "accepted": good, "comments": comments})
+        if good:
+            accepted.append(record)
+        far = [s for s, values in by_scale.items() if values and max(values) - min(values) >= FAR_APART]
+        if far:
+            apart.append({"id": record.id, "scales": far, "scores": given})
+    result = {
+        "form": form, "raters": [one.rater for one in ratings], "items": len(sample),
+        "rated": sum(row["raters"] > 0 for row in rows), "accepted": len(accepted), "accept_at": accept_at,
+        "agreement": agreement(ratings, ids), "disagreements": apart,
+    }  # fmt: skip
+    write_text(folder / "reviewed.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_records(folder / "accepted.jsonl", accepted)
+    write_json(folder / "agreement.json", result)
+    return result

@@ -1,0 +1,131 @@
+"""A real HTTP server that speaks the chat completions protocol, and a proxy that spoils what passes through it."""
+
+import contextlib
+import http.client
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+_ASKED = re.compile(r"帖子：“(.*)”\n问题：.*\n标签句：(.*)", re.DOTALL)
+
+
+def oracle(messages: list[dict[str, str]]) -> str:
+    """A perfect explainer: the label it was given, and a quote of the post."""
+    post, label = _ASKED.search(messages[-1]["content"]).groups()
+    reason = f"这段话直接体现了发帖人当时的处境和想法，{post[-6:]}也符合相应的判断标准。"
+    return f"{label} 推理：帖子里写道“{post[:12]}”，{reason}"
+
+
+@dataclass
+class Endpoint:
+    """What the server saw; ``url`` is the base URL of the protocol."""
+
+    url: str
+    requests: list[dict[str, Any]] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def _serving(answer: Callable[[BaseHTTPRequestHandler, bytes], None]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                answer(self, body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def reply(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    handler.send_response(status)
+    for name, value in {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        **(headers or {}),
+    }.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+@contextlib.contextmanager
+def endpoint(say: Callable[[list[dict[str, str]]], str] = oracle) -> Iterator[Endpoint]:
+    seen = Endpoint("")
+
+    def answer(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        asked = json.loads(body)
+        seen.requests.append(asked | {"path": handler.path, "authorization": handler.headers["authorization"]})
+        text = say(asked["messages"])
+        tokens = {"prompt_tokens": sum(len(m["content"]) for m in asked["messages"]), "completion_tokens": len(text)}
+        message = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        found = {"id": "1", "object": "chat.completion", "created": 1, "model": asked["model"], "choices": [message],
+                 "usage": tokens | {"total_tokens": sum(tokens.values())}}  # fmt: skip
+        reply(handler, 200, json.dumps(found).encode())
+
+    with _serving(answer) as url:
+        seen.url = url
+        yield seen
+
+
+@contextlib.contextmanager
+def spoiling(upstream: str, faults: list[str]) -> Iterator[str]:
+    """Each request meets the next of ``faults``; when they are used up, all pass. Yields the proxy's base URL."""
+    waiting, lock = list(faults), threading.Lock()
+    host = upstream.removeprefix("http://").removesuffix("/v1")
+
+    def answer(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        with lock:
+            fault = waiting.pop(0) if waiting else ""
+        if fault.isdigit():
+            code = "insufficient_quota" if fault == "402" else "busy"
+            failed = json.dumps({"error": {"message": "no", "code": code}}).encode()
+            return reply(handler, 429 if fault == "402" else int(fault), failed, {"retry-after": "0"})
+        if fault == "timeout":
+            time.sleep(1.0)
+        connection = http.client.HTTPConnection(host, timeout=30)
+        connection.request("POST", handler.path, body, {"content-type": "application/json"})
+        found = connection.getresponse().read()
+        connection.close()
+        if fault == "truncated":
+            found = found[: len(found) // 2]
+        elif fault == "cut":  # the connection ends before what was promised has come
+            handler.send_response(200)
+            handler.send_header("content-length", str(len(found)))
+            handler.end_headers()
+            handler.wfile.write(found[:20])
+            handler.close_connection = True
+            return None
+        elif fault in ("empty", "english"):
+            changed = json.loads(found)
+            text = changed["choices"][0]["message"]["content"]
+            other = (
+                ""
+                if fault == "empty"
+                else text.split("推理：")[0] + "推理：The writer says that things were handed over."
+            )
+            changed["choices"][0]["message"]["content"] = other
+            found = json.dumps(changed).encode()
+        elif fault == "no choices":
+            found = b'{"id": "1", "choices": []}'
+        return reply(handler, 200, found)
+
+    with _serving(answer) as url:
+        yield url

@@ -1,0 +1,358 @@
+"""`data build` against a real server and a proxy that spoils its answers: retries, cache, budget, checks, files."""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mentalglm_jax import tasks
+from mentalglm_jax.cli import main
+from mentalglm_jax.data import build as room
+from mentalglm_jax.data.build import BuildRecipe, build, load_build_recipe
+from mentalglm_jax.data.prompts import load_prompts, pick_examples
+from mentalglm_jax.data.records import Record, read_records, write_records
+from mentalglm_jax.data.sources import load_upstream
+from mentalglm_jax.data.teacher import AnswerCache, LocalTeacher, OpenAITeacher, TeacherConfig
+from mentalglm_jax.errors import InputError, RunError
+from tests.mentalglm_jax.endpoint import endpoint, oracle, spoiling
+
+WORDS = (
+    "今天下班很晚地铁上人很多我一直在想明天的会议觉得自己什么都做不好可是同事说已经很不错了夜里醒来好几次窗外下着雨"
+    "猫睡在脚边早上煮了面条味道还行收到一封信没有打开楼下的树开花了孩子们在笑我坐了很久才回去把东西整理好写完了日记"
+)
+
+
+def post(number):
+    return "".join(WORDS[(number * 7 + step * (number + 3)) % len(WORDS)] for step in range(40))
+
+
+def records(count=12, offset=0, **more):
+    risk, distortion = tasks.TASKS["suicide_risk"], tasks.TASKS["cognitive_distortion"]
+    found = []
+    for n in range(offset, offset + count):
+        split = "dev" if n % 6 == 5 else "train"
+        if n % 2:
+            labels = ("labeling", "mind_reading") if n % 4 == 1 else ("labeling",)
+            found.append(Record(f"r{n}", distortion.name, "zh", post(n), distortion.question("zh"), labels=labels,
+                                split=split, source="made", **more))  # fmt: skip
+        else:
+            found.append(Record(f"r{n}", risk.name, "zh", post(n), risk.question("zh"), split=split, source="made",
+                                label="high" if n % 4 else "low", **more))  # fmt: skip
+    return found
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A function that gives the recipe for an endpoint, over files in ``tmp_path``."""
+    write_records(tmp_path / "posts.jsonl", records())
+    write_records(tmp_path / "experts.jsonl", records(16, 100, explanation="专家写道“可以”。"))
+
+    def recipe(url, **more):
+        teacher = {"model": "oracle", "base_url": url, "backoff": 0.0, "timeout": 20.0, "concurrency": 3}
+        return BuildRecipe.model_validate({
+            "out": tmp_path / "out", "cache": tmp_path / "cache", "data": {"root": tmp_path / "posts.jsonl"},
+            "experts": tmp_path / "experts.jsonl", "teacher": teacher | more.pop("teacher", {}), **more,
+        })  # fmt: skip
+
+    return recipe
+
+
+def quiet(*_):
+    pass
+
+
+def hashes(folder):
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(folder.rglob("*")) if p.is_file()}  # fmt: skip
+
+
+def test_build_writes_a_data_set_and_a_second_time_costs_nothing_and_changes_nothing(made, tmp_path):
+    with endpoint() as server:
+        recipe = made(server.url)
+        manifest = build(recipe, quiet)
+        assert len(server.requests) == 12 and manifest["teacher"] == {"asked": 12}
+        first = hashes(recipe.out)
+        again = build(recipe, quiet)
+        assert len(server.requests) == 12 and again["teacher"] == {"cached": 12}
+        assert hashes(recipe.out) == first
+        sent = server.requests[0]
+    assert sent["path"] == "/v1/chat/completions" and sent["model"] == "oracle" and sent["temperature"] == 0.7
+    assert manifest["records"] == {"asked": 12, "accepted": 12, "rejected": 0}
+    assert {name: entry["rate"] for name, entry in manifest["checks"].items()} == dict.fromkeys(room.CHECKS, 1.0)
+    by_hand = hashes(recipe.out)
+    assert manifest["files"] == {n: h for n, h in by_hand.items() if n not in ("README.md", "manifest.json")}
+    assert str(tmp_path) not in (recipe.out / "manifest.json").read_text() + (recipe.out / "README.md").read_text()
+
+    got = read_records(recipe.out / "records" / "train.jsonl")
+    assert got == read_records(recipe.out / "data" / "train.parquet") and len(got) == 10
+    one = next(r for r in got if r.id == "r1")
+    assert one.post == post(1) and one.labels == ("labeling", "mind_reading") and f"“{post(1)[:12]}”" in one.explanation
+    rows = json.loads((recipe.out / "alpaca" / "dev.json").read_text())
+    assert {frozenset(row) for row in rows} == {frozenset(("instruction", "input", "output"))}
+    read_back = load_upstream(recipe.out, ["c_imhi"])
+    said = [sorted((r.post, sorted(r.gold), r.explanation) for r in rows) for rows in (read_back, got)]
+    assert [one for one in said[0] if one in said[1]] == said[1] and len(said[0]) == 12
+    readme = (recipe.out / "README.md").read_text()
+    header = yaml.safe_load(readme.split("---")[1])
+    assert [entry["split"] for entry in header["configs"][0]["data_files"]] == ["validation", "train"]
+    for words in ("12 of 12 explanations", "| quotes_the_post | 12 | 12 | 100.0% | yes |", "prompts: zh version 1",
+                  "not a diagnosis", manifest["files"]["data/train.parquet"]):  # fmt: skip
+        assert words in readme
+
+
+def test_datasets_opens_the_directory(made):
+    import datasets
+
+    with endpoint() as server:
+        recipe = made(server.url)
+        build(recipe, quiet)
+    loaded = datasets.load_dataset(str(recipe.out), cache_dir=str(recipe.out.parent / "hf"))
+    assert {split: len(rows) for split, rows in loaded.items()} == {"train": 10, "validation": 2}
+    assert loaded["train"][0]["post"] == post(0)
+
+
+FAULTS = ["429", "500", "503", "truncated", "cut", "empty", "no choices", "timeout"]
+
+
+def test_a_spoiled_answer_is_asked_for_again(made):
+    with endpoint() as server, spoiling(server.url, FAULTS) as url:
+        recipe = made(url, teacher={"timeout": 0.5})
+        manifest = build(recipe, quiet)
+    assert manifest["records"]["accepted"] == 12
+    stats = Counter(manifest["teacher"])
+    assert (stats["asked"], stats["rate limit"], stats["server error"]) == (12, 1, 2)
+    assert (stats["malformed answer"], stats["no connection"], stats["timeout"]) == (3, 1, 1)
+
+
+def test_the_wrong_language_is_caught_and_asked_for_once_more(made):
+    with endpoint() as server, spoiling(server.url, ["english"]) as url:
+        manifest = build(made(url, teacher={"concurrency": 1}), quiet)
+        assert [asked["seed"] for asked in server.requests] == [0, 1, *[0] * 11]
+    assert manifest["records"]["accepted"] == 12 and manifest["attempts"] == {"1": 11, "2": 1}
+    with endpoint() as server, spoiling(server.url, ["english"] * 12) as url:
+        manifest = build(made(url, attempts=1, seed=5), quiet)
+    assert manifest["records"]["accepted"] == 0 and manifest["checks"]["right_language"]["passed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("faults", "retries", "message"),
+    [
+        (["500"] * 99, 2, r"gave no answer in 3 tries, last: server error \(500\); what was answered is kept"),
+        (["401"], 2, r"refused the request \(401\); check model, key and base_url"),
+        (["402"], 2, "no quota left"),
+    ],
+)
+def test_a_teacher_that_fails_ends_the_build_in_one_line(made, faults, retries, message):
+    with endpoint() as server, spoiling(server.url, faults) as url:
+        recipe = made(url, teacher={"retries": retries, "concurrency": 1})
+        with pytest.raises(RunError, match=message):
+            build(recipe, quiet)
+    assert not recipe.out.exists()
+
+
+def test_a_build_that_stopped_never_pays_twice(made):
+    with endpoint() as server:
+        with spoiling(server.url, [""] * 5 + ["401"]) as url:
+            recipe = made(url, teacher={"concurrency": 1})
+            with pytest.raises(RunError, match="401"):
+                build(recipe, quiet)
+            assert len(server.requests) == 5
+            manifest = build(recipe, quiet)
+        assert len(server.requests) == 12 and manifest["teacher"] == {"asked": 7, "cached": 5}
+        bodies = [json.dumps(asked["messages"]) for asked in server.requests]
+        assert len(set(bodies)) == 12
+
+
+def test_a_budget_is_never_passed_and_counts_what_is_cached(made):
+    with endpoint() as server:
+        cache = made(server.url).cache
+        build(made(server.url), quiet)
+        used = sum(AnswerCache(cache).tokens())
+        recipe = made(server.url, seed=9, teacher={"max_total_tokens": used * 3 // 2})
+        with pytest.raises(RunError, match=r"the budget is spent: .* raise teacher\.max_total_tokens"):
+            build(recipe, quiet)
+        assert used < sum(AnswerCache(cache).tokens()) <= used * 3 // 2
+        seen = len(server.requests)
+        with pytest.raises(RunError, match="the budget is spent"):
+            build(recipe, quiet)
+        assert len(server.requests) == seen
+        with pytest.raises(RunError, match=r"the budget is spent: \d+ tokens \(\d+\.\d\d\) used"):
+            build(made(server.url, seed=9, teacher={"max_spend": 0.01, "input_price": 5.0}), quiet)
+
+
+def test_as_many_requests_at_once_as_allowed(made):
+    running, most = [], []
+
+    def slow(messages):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.1)
+        running.pop()
+        return oracle(messages)
+
+    with endpoint(slow) as server:
+        build(made(server.url, teacher={"concurrency": 4}), quiet)
+    assert max(most) == 4
+
+
+def test_what_is_refused_is_listed_with_its_reasons(made):
+    def careless(messages):
+        text = oracle(messages)
+        return text.replace(post(0)[:12], "编造出来的另外一句话") if post(0)[:12] in text else text
+
+    with endpoint(careless) as server:
+        recipe = made(server.url)
+        manifest = build(recipe, quiet)
+    (row,) = [json.loads(line) for line in (recipe.out / "rejected.jsonl").read_text().splitlines()]
+    assert row["id"] == "r0" and row["failed"] == ["quotes_the_post"]
+    assert manifest["checks"]["quotes_the_post"] == {
+        "passed": 11, "n": 12, "rate": 0.9167, "by_task": {"cognitive_distortion": 1.0, "suicide_risk": 0.8333}
+    }  # fmt: skip
+    assert "r0" not in {r.id for r in read_records(recipe.out / "records" / "train.jsonl")}
+
+
+def test_contact_details_never_reach_the_teacher(made, tmp_path):
+    rows = records(12)
+    write_records(
+        tmp_path / "posts.jsonl", [Record.from_dict(r.to_dict() | {"post": r.post + "打13812345678"}) for r in rows]
+    )
+    with endpoint() as server:
+        build(made(server.url), quiet)
+    assert "13812345678" not in json.dumps(server.requests) and "[phone]" in json.dumps(server.requests)
+
+
+# --- prompts ---
+
+
+def test_the_prompt_shows_criteria_two_examples_per_class_and_the_gold_label():
+    prompts = load_prompts("zh")
+    experts = [*records(16, 100, explanation="专家写道“可以”。"), *records(2, 0, explanation="“自己的”")]
+    one = records(1)[0]
+    examples = pick_examples(one, experts, 2, seed=0)
+    assert Counter(example.label for example in examples) == {"high": 2, "low": 2}
+    assert one.post not in [example.post for example in examples]
+    assert [e.id for e in pick_examples(one, experts[::-1], 2, seed=0)] == [e.id for e in examples]
+    assert [e.id for e in pick_examples(one, experts, 2, seed=1)] != [e.id for e in examples]
+    chat = prompts.messages(one, examples)
+    assert [m["role"] for m in chat] == ["system", *["user", "assistant"] * 4, "user"]
+    assert "- 高：" in chat[0]["content"] and "“”引用" in chat[0]["content"]
+    assert one.post in chat[-1]["content"] and chat[-1]["content"].endswith("这个帖子体现了低自杀风险。")
+    assert chat[2]["content"] == examples[0].answer()
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_every_task_has_a_wording_and_every_criterion_a_label(language):
+    prompts = load_prompts(language)
+    for task in tasks.TASKS.values():
+        if language in task.languages:
+            labels = task.keys[:1]
+            values = {"label": labels[0]} if task.kind == "single" else {"labels": labels}
+            chat = prompts.messages(Record("x", task.name, language, "p {x}", task.question(language), **values), [])
+            assert "p {x}" in chat[1]["content"] and task.sentence(labels, language) in chat[1]["content"]
+    for name in ("suicide_risk", "suicide_level", "cognitive_distortion", "cognitive_pathway"):
+        assert set(prompts.tasks[name].criteria) == set(tasks.TASKS[name].keys)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": None}, r"own.yaml: version: Input should be a valid integer"),
+        ({"sytem": "x"}, r"own.yaml: sytem: Extra inputs"),
+        ({"request": "{pots}"}, r"own.yaml: a wording holds an unknown place \{'pots'\}"),
+        ({"language": "en"}, "own.yaml: is written for language 'en'"),
+        ({"tasks": {"suicide_risk": {"role": "r", "criteria": {"hihg": "x"}}}}, "criteria: unknown label 'hihg'"),
+        ({"tasks": {"suicide": {"role": "r"}}}, "unknown task 'suicide'"),
+    ],
+)
+def test_a_damaged_wording_is_named(tmp_path, change, message):
+    shipped = Path(room.__file__).parents[1] / "assets" / "prompts" / "zh.yaml"
+    wording = yaml.safe_load(shipped.read_text(encoding="utf-8")) | change
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(wording, allow_unicode=True), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        load_prompts("zh", tmp_path / "own.yaml")
+
+
+# --- recipe, local model, command ---
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["teacher.modle=x"], "teacher.modle: Extra inputs"),
+        (
+            ["checks.require=[states_gold_label, nice]"],
+            "checks.require: unknown check 'nice'; known: ",
+        ),
+        (["cache=runs/c-imhi/cache"], "cache lies inside out"),
+        (["seed"], "--set seed: write it as section.key=value"),
+        (["seed.a=1"], "--set seed.a=1: write it as"),
+    ],
+)
+def test_a_wrong_recipe_is_named(sets, message):
+    with pytest.raises(InputError, match=message):
+        load_build_recipe(Path(__file__).parents[2] / "configs" / "c-imhi.yaml", sets)
+
+
+def test_what_is_not_ours_is_not_replaced_and_what_is_missing_is_named(made, tmp_path, monkeypatch):
+    recipe = made("http://127.0.0.1:9/v1")
+    recipe.out.mkdir()
+    (recipe.out / "thesis.txt").write_text("x")
+    with pytest.raises(InputError, match="not empty and not written by this command"):
+        build(recipe, quiet)
+    (recipe.out / "thesis.txt").unlink()
+    write_records(tmp_path / "experts.jsonl", records(1, 100, explanation="“x”"))
+    with pytest.raises(InputError, match="no expert example for task cognitive_distortion in 'zh'"):
+        build(recipe, quiet)
+    write_records(tmp_path / "experts.jsonl", records(2, 100))
+    with pytest.raises(InputError, match="2 expert examples have no explanation"):
+        build(recipe, quiet)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(InputError, match="set OPENAI_API_KEY, or give"):
+        OpenAITeacher(TeacherConfig(model="x"), AnswerCache(tmp_path))
+
+
+def test_a_damaged_answer_in_the_cache_is_asked_for_again(made):
+    with endpoint() as server:
+        recipe = made(server.url)
+        build(recipe, quiet)
+        broken = sorted(recipe.cache.rglob("*.json"))[0]
+        broken.write_text('{"asked": {}, "answ')
+        assert build(recipe, quiet)["teacher"] == {"asked": 1, "cached": 11}
+
+
+def test_a_local_model_teaches_behind_the_same_cache(made):
+    calls = []
+
+    def complete(messages, seed):
+        calls.append(seed)
+        return oracle(list(messages)), "stop", 10, 20
+
+    recipe = made(None, teacher={"local": True})
+    for expected in ({"asked": 12}, {"cached": 12}):
+        teacher = LocalTeacher(recipe.teacher, AnswerCache(recipe.cache), "weights", complete)
+        assert build(recipe, quiet, teacher)["teacher"] == expected
+    assert calls == [0] * 12
+    assert asyncio.run(teacher.ask([{"role": "user", "content": "帖子：“a”\n问题：b\n标签句：c"}], 0)).finish == "stop"
+
+
+def test_the_command_builds_and_prints_no_post(made, tmp_path, capfd):
+    def call(*more):
+        with pytest.raises(SystemExit) as stop:
+            main(["data", "build", str(tmp_path / "recipe.yaml"), *more])
+        return stop.value.code, *capfd.readouterr()
+
+    with endpoint() as server:
+        recipe = made(server.url).model_dump(mode="json")
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
+        code, out, _ = call("--json")
+        assert code == 0 and json.loads(out)["records"]["accepted"] == 12
+        code, out, err = call()
+        assert code == 0 and "12 of 12 explanations kept; teacher: cached 12" in out
+        assert not any(post(n)[:8] in out + err for n in range(12))
+        code, out, err = call("--set", "teacher.x=1")
+        assert code == 2 and err.count("\n") == 1 and "teacher.x: Extra inputs" in err
