@@ -103,7 +103,7 @@ def inspection_lines(report: dict[str, Any]) -> Iterator[Table | str]:
 
 @data_app.command("build")
 def data_build(
-    recipe: Annotated[Path, typer.Argument(help="Build recipe, e.g. configs/c-imhi.yaml")],
+    recipe: Annotated[Path, typer.Argument(help="Build recipe, e.g. configs/build/c-imhi.yaml")],
     set_: Annotated[list[str], typer.Option("--set", help="Override a value: --set a.b=c (repeatable)")] = [],  # noqa: B006
     json_: AsJson = False,
 ) -> None:

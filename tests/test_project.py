@@ -147,7 +147,7 @@ def test_commands_exist():
 def test_recipe_starts_with_its_usage(path):
     """The comment on top of a recipe holds the command that runs it."""
     head = "".join(itertools.takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines(True)))
-    assert re.search(rf"mentalglm (run|train|plan|data build) configs/{re.escape(path.name)}", head), head
+    assert re.search(rf"mentalglm (run|train|plan) configs/{re.escape(path.name)}", head), head
     assert isinstance(yaml.safe_load(path.read_text("utf-8")), dict)
 
 

@@ -295,7 +295,7 @@ def test_a_damaged_wording_is_named(tmp_path, change, message):
 )
 def test_a_wrong_recipe_is_named(sets, message):
     with pytest.raises(InputError, match=message):
-        load_build_recipe(Path(__file__).parents[2] / "configs" / "c-imhi.yaml", sets)
+        load_build_recipe(Path(__file__).parents[2] / "configs" / "build" / "c-imhi.yaml", sets)
 
 
 def test_what_is_not_ours_is_not_replaced_and_what_is_missing_is_named(made, tmp_path, monkeypatch):
