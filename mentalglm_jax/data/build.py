@@ -227,20 +227,20 @@ async def _explain(
     teacher: Teacher
 ) -> Outcome:  # fmt: skip
     """The first answer that passes the required row checks, else the one that fails the fewest."""
-    best: Outcome | None = None
+    best, tries = None, 0
     for attempt in range(recipe.attempts):
         seed = recipe.seed + attempt
         examples = pick_examples(record, experts, recipe.examples_per_class, seed)
         answer = await teacher.ask(prompts[record.language].messages(record, examples), seed)
         candidate = Candidate(record, answer.text.strip(), answer.finish)
         failed = tuple(name for name, check in ROW_CHECKS.items() if not check(candidate, limits))
-        outcome = Outcome(candidate, failed, attempt + 1)
+        outcome, tries = Outcome(candidate, failed, attempt + 1), attempt + 1
         if best is None or len(failed) < len(best.failed):
             best = outcome
         if not set(failed) & set(recipe.checks.require):
             break
     assert best is not None
-    return replace(best, attempts=outcome.attempts)
+    return replace(best, attempts=tries)
 
 
 def _corpus_checked(
