@@ -3,103 +3,116 @@
 Captum's LLM wrappers are not used: with transformers >= 5.3 their default path returns wrong numbers without an error
 (``probes selftest`` shows it on the installed versions), and they can neither batch nor report a completeness delta.
 
-* ``ig``: integrated gradients (Sundararajan et al. 2017) over the embeddings of the post's tokens.
-* ``erase``: leave-one-clause-out (``FeatureAblation`` over a 0/1 mask of clauses).
+* ``ig``, ``ig_zero``, ``ig_filler``: integrated gradients (Sundararajan et al. 2017) over the embeddings of the post's
+  tokens, from the pad token, from zero, or from clauses of other posts.
+* ``gradshap``: gradient SHAP (Lundberg & Lee 2017) over the same three kinds of start.
+* ``erase``, ``erase_neutral``, ``erase_resample``, ``shap``, ``kernelshap``: ``probes.perturb``.
 * ``gradnorm``: L2 norm of the gradient per post token. A screening method: it has no sign and no completeness.
+* ``gxi``: gradient times input. A baseline that is known to point at the wrong words (docs/validation.md); it is never
+  evidence.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from captum.attr import FeatureAblation, IntegratedGradients, Saliency
+from captum.attr import GradientShap, InputXGradient, IntegratedGradients, Saliency
 
+from probes.align import align, merge_spans
 from probes.clauses import clause_tokens, clauses
 from probes.errors import ProbeInputError
-from probes.model import Attribution, Example, Probe, Span
+from probes.model import Attribution, Example, Probe
+from probes.perturb import perturb, seeded
+from probes.record import METHODS, NEED_FILLERS, SMALLEST_CHANGE, Settings, record
 from probes.score import Forward
 
-__all__ = ["METHODS", "Settings", "attribute", "clause_tokens", "clauses"]
+__all__ = ["DEFAULT_METHODS", "METHODS", "Settings", "attribute", "clause_tokens", "clauses"]
 
-METHODS = ("ig", "erase", "gradnorm")
-# A change of the score below this many nats counts as none when an error is put in relation to it.
-SMALLEST_CHANGE = 0.1
+DEFAULT_METHODS = ("ig", "erase", "gradnorm")
 # Gauss-Legendre nodes per stretch of the path, and the stretches one starts with: 16 steps. Many short stretches beat
 # few long ones: with RMSNorm and a pad embedding of zero, all the change is in the first percent of the path.
 _NODES, _STRETCHES = 4, 4
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What an attribution depends on besides model, row and target.
-
-    Attributes:
-        baseline: IG path start: "pad" (embedding of the pad token at every post position) or "zero".
-        tolerance: IG stops refining when the summed completeness errors are below this share of the score change.
-        max_steps: most gradient evaluations per IG.
-        eraser: "attention" or "neutral" (``Forward.kept``).
-        units: "clause", or "token" for one erasure per token (slower, finer).
-        max_units: most clauses.
-        seed: recorded; none of the methods draws random numbers.
-    """
-
-    baseline: str = "pad"
-    tolerance: float = 0.05
-    max_steps: int = 256
-    eraser: str = "attention"
-    units: str = "clause"
-    max_units: int = 30
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, known in (("baseline", ("pad", "zero")), ("units", ("clause", "token"))):
-            if getattr(self, name) not in known:
-                raise ProbeInputError(f"{name} {getattr(self, name)!r}: not one of {', '.join(known)}")
-        if not 0 < self.tolerance < 1 or self.max_steps < _NODES * _STRETCHES or self.max_units < 1:
-            raise ProbeInputError(
-                f"settings: tolerance must be in (0, 1), max_steps at least {_NODES * _STRETCHES}, max_units at least 1"
-            )
+_SHAP_ROWS = 8  # samples of gradient SHAP per batch: fixed, so that what Captum draws does not depend on the memory
 
 
 def attribute(
     probe: Probe,
     example: Example,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = DEFAULT_METHODS,
     targets: Sequence[str] = ("label", "explanation"),
     settings: Settings | None = None,
+    fillers: Sequence[str] = (),
 ) -> list[Attribution]:
     """Saliency maps of one row.
 
     Args:
-        methods: out of ig, erase, gradnorm.
-        targets: out of label, explanation, ``explanation[a:b]`` (``Scorer.forward``).
+        methods: names of ``METHODS``.
+        targets: out of label, explanation, ``explanation[a:b]`` (``Scorer.forward``), and "citations": each place of
+            the explanation that cites the post, as one ``explanation[a:b]``.
+        fillers: clauses of other posts, needed by ``ig_filler``, ``gradshap`` and ``erase_resample``.
     Returns:
         one per method and target, methods outermost; the same numbers, up to rounding, whatever else is asked for.
     Raises:
-        ProbeInputError: unknown method, target or setting, or the row lacks the target.
+        ProbeInputError: unknown method, target or setting, no fillers for a method that needs them, or the row lacks
+            the target.
     """
     settings = settings or Settings()
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise ProbeInputError(f"method {unknown[0]!r}: not one of {', '.join(METHODS)}")
+    starved = [method for method in methods if method in NEED_FILLERS and not fillers]
+    if starved:
+        raise ProbeInputError(f"method {starved[0]!r} needs fillers: clauses of other posts")
+    targets = expand_targets(example, targets)
     results: list[Attribution] = []
-    alone = {target: probe.scorer.forward(example, (target,)) for target in targets}
-    for method in methods:
-        if method == "erase":
-            results += _erase(probe, probe.scorer.forward(example, targets), settings)
+    if not targets:
+        return results
+    alone: dict[str, Forward] = {}
+    for name in methods:
+        kind, changes = METHODS[name]
+        chosen = dataclasses.replace(settings, **changes)
+        if kind in ("erase", "shap", "kernelshap"):
+            results += perturb(probe.scorer.forward(example, targets), kind, name, chosen, tuple(fillers))
             continue
-        run = _integrated_gradients if method == "ig" else _gradient_norm
-        results += [run(probe, alone[target], settings) for target in targets]
+        for target in targets:
+            if target not in alone:
+                alone[target] = probe.scorer.forward(example, (target,))
+            if kind == "ig":
+                results.append(_integrated_gradients(probe, alone[target], name, chosen, fillers))
+            elif kind == "gradshap":
+                results.append(_gradient_shap(probe, alone[target], name, chosen, fillers))
+            else:
+                results.append(_one_gradient(probe, alone[target], name, chosen))
     return results
 
 
-def _integrated_gradients(probe: Probe, forward: Forward, settings: Settings) -> Attribution:
+def expand_targets(example: Example, targets: Sequence[str]) -> tuple[str, ...]:
+    """``targets`` with "citations" replaced by the cited segments of the explanation, each target once."""
+    found: list[str] = []
+    for target in targets:
+        if target != "citations":
+            found.append(target)
+            continue
+        spans = merge_spans(c.expl_char for c in align(example) if c.post_char)
+        found += [f"explanation[{a}:{b}]" for a, b in spans]
+    return tuple(dict.fromkeys(found))
+
+
+def _start(forward: Forward, settings: Settings, fillers: Sequence[str]) -> torch.Tensor:
+    """Post embeddings ``[n, D]`` where the path of integrated gradients begins."""
+    if settings.baseline == "filler":
+        return forward.filler(fillers, 1, settings.seed)[0]
+    return forward.neutral if settings.baseline == "pad" else torch.zeros_like(forward.post)
+
+
+def _integrated_gradients(
+    probe: Probe, forward: Forward, name: str, settings: Settings, fillers: Sequence[str]
+) -> Attribution:
     """Captum's ``IntegratedGradients`` over stretches of the path, the stretches with the largest error cut in half.
 
     The path is straight, so attributions of consecutive stretches add up to the attribution of the whole, and each
@@ -109,7 +122,7 @@ def _integrated_gradients(probe: Probe, forward: Forward, settings: Settings) ->
     began, rows_before = time.perf_counter(), forward.rows_run
     ig = IntegratedGradients(lambda post: forward(post)[:, 0])
     end = forward.post
-    start = forward.neutral if settings.baseline == "pad" else torch.zeros_like(end)
+    start = _start(forward, settings, fillers)
     scores: dict[float, float] = {}
     steps = 0
 
@@ -163,10 +176,10 @@ def _integrated_gradients(probe: Probe, forward: Forward, settings: Settings) ->
     values = np.sum([done[stretch] for stretch in sorted(done)], axis=0)
     change = scores[1.0] - scores[0.0]
     delta = float(values.sum()) - change
-    return _record(
+    return record(
         probe,
         forward.example,
-        ("ig", forward.targets[0], settings),
+        (name, forward.targets[0], settings),
         char_values=forward.example.post_chars(values),
         baseline=settings.baseline,
         f=(scores[1.0], scores[0.0]),
@@ -197,19 +210,22 @@ def _worst(errors: dict[tuple[float, float], float], allowed: float) -> list[tup
     return ranked
 
 
-def _gradient_norm(probe: Probe, forward: Forward, settings: Settings) -> Attribution:
+def _one_gradient(probe: Probe, forward: Forward, name: str, settings: Settings) -> Attribution:
+    """``gradnorm`` and ``gxi``, from one gradient at the post as it is."""
     began, rows_before = time.perf_counter(), forward.rows_run
     with torch.no_grad():
         f_input, f_baseline = forward(torch.stack([forward.post, forward.neutral]))[:, 0].double().tolist()
-    gradient = Saliency(lambda post: forward(post)[:, 0]).attribute(
-        forward.post[None].clone().requires_grad_(), abs=False
-    )
-    values = gradient[0].detach().double().norm(dim=-1).cpu().numpy()
-    return _record(
+    post = forward.post[None].clone().requires_grad_()
+    if name == "gxi":
+        values = InputXGradient(lambda post: forward(post)[:, 0]).attribute(post)[0].detach().double().sum(-1)
+    else:
+        gradient = Saliency(lambda post: forward(post)[:, 0]).attribute(post, abs=False)
+        values = gradient[0].detach().double().norm(dim=-1)
+    return record(
         probe,
         forward.example,
-        ("gradnorm", forward.targets[0], settings),
-        char_values=forward.example.post_chars(values),
+        (name, forward.targets[0], settings),
+        char_values=forward.example.post_chars(values.cpu().numpy()),
         baseline="pad",
         f=(f_input, f_baseline),
         counts=(forward.rows_run - rows_before, 1),
@@ -218,94 +234,34 @@ def _gradient_norm(probe: Probe, forward: Forward, settings: Settings) -> Attrib
     )
 
 
-def _erase(probe: Probe, forward: Forward, settings: Settings) -> list[Attribution]:
-    """One pass per erased clause gives the effect on every target: the scores are kept and read again per target."""
-    example = forward.example
-    if settings.units == "clause":
-        spans, unit = clause_tokens(example, settings.max_units)
-    else:
-        spans, unit = [], np.arange(len(forward.post))
-    owner = torch.as_tensor(unit)
-    count = int(unit.max()) + 1
-    table: dict[bytes, torch.Tensor] = {}
-
-    def scores(mask: torch.Tensor) -> torch.Tensor:
-        """float ``[B, units]`` of 0 (erased) and 1 -> ``[B, targets]``."""
-        kept = mask.detach().bool().cpu()
-        keys = [row.numpy().tobytes() for row in kept]
-        new = [index for index, key in enumerate(keys) if key not in table]
-        if new:
-            found = forward.kept(kept[new][:, owner], settings.eraser).double().cpu()
-            table.update(zip((keys[index] for index in new), found, strict=True))
-        return torch.stack([table[key] for key in keys])
-
-    results = []
-    for column, target in enumerate(forward.targets):
-        began = time.perf_counter()
-        ablation = FeatureAblation(lambda mask, column=column: scores(mask)[:, column])
-        ones = torch.ones(1, count, dtype=torch.float64)
-        batch = max(1, min(count, 256))
-        values = ablation.attribute(ones, baselines=0, perturbations_per_eval=batch)[0].double().numpy()
-        f_input, f_baseline = scores(torch.stack([ones[0], torch.zeros(count, dtype=torch.float64)]))[
-            :, column
-        ].tolist()
-        if spans:
-            char_values = np.concatenate([np.full(b - a, v / (b - a)) for (a, b), v in zip(spans, values, strict=True)])
-        else:
-            char_values = example.post_chars(values)
-        results.append(
-            _record(
-                probe,
-                example,
-                ("erase", target, settings),
-                char_values=char_values,
-                units=(values, tuple(spans)) if spans else None,
-                baseline=settings.eraser,
-                f=(f_input, f_baseline),
-                counts=(len(table), 0),
-                began=began,
-                params={"units": settings.units, "label_retokenised": forward.label_retokenised},
-            )
-        )
-    return results
-
-
-def _record(
-    probe: Probe,
-    example: Example,
-    what: tuple[str, str, Settings],
-    *,
-    char_values: np.ndarray,
-    baseline: str,
-    f: tuple[float, float],
-    counts: tuple[int, int],
-    began: float,
-    params: dict[str, Any],
-    units: tuple[np.ndarray, tuple[Span, ...]] | None = None,
-    delta: float | None = None,
-    converged: bool | None = None,
+def _gradient_shap(
+    probe: Probe, forward: Forward, name: str, settings: Settings, fillers: Sequence[str]
 ) -> Attribution:
-    method, target, settings = what
-    values, spans = units or (char_values, tuple((i, i + 1) for i in range(len(char_values))))
-    return Attribution(
-        example_id=example.id,
-        method=method,
-        target=target,
-        unit="char" if units is None else "clause",
-        values=np.asarray(values, dtype=np.float64),
-        unit_spans=spans,
-        char_values=char_values,
-        baseline=baseline,
-        f_input=f[0],
-        f_baseline=f[1],
-        delta=delta,
-        rel_delta=None if delta is None else abs(delta) / max(abs(f[0] - f[1]), SMALLEST_CHANGE),
-        converged=converged,
-        n_fwd=counts[0],
-        n_bwd=counts[1],
-        seconds=time.perf_counter() - began,
-        dtype=str(probe.dtype).removeprefix("torch."),
-        seed=settings.seed,
-        model_fp=probe.fingerprint,
-        params=params,
+    """Captum's ``GradientShap`` with pad, zero and filler starts; the error of completeness is that of sampling."""
+    began, rows_before = time.perf_counter(), forward.rows_run
+    starts = [forward.neutral[None], torch.zeros_like(forward.post)[None]]
+    starts = torch.cat([*starts, forward.filler(fillers, settings.draws, settings.seed)])
+    shap = GradientShap(lambda post: forward(post)[:, 0])
+    total, samples = torch.zeros(len(forward.post), dtype=torch.float64), 0
+    with seeded(settings.seed):
+        while samples < settings.shap_samples:
+            rows = min(_SHAP_ROWS, settings.shap_samples - samples)
+            found = shap.attribute(forward.post[None], starts, n_samples=rows, stdevs=0.0)
+            total += rows * found[0].detach().double().sum(-1).cpu()
+            samples += rows
+    with torch.no_grad():
+        scores = forward(torch.cat([forward.post[None], starts]))[:, 0].double().cpu()
+    values = (total / samples).numpy()
+    f_input, f_baseline = float(scores[0]), float(scores[1:].mean())
+    return record(
+        probe,
+        forward.example,
+        (name, forward.targets[0], settings),
+        char_values=forward.example.post_chars(values),
+        baseline="pad, zero, filler",
+        f=(f_input, f_baseline),
+        delta=float(values.sum()) - (f_input - f_baseline),
+        counts=(forward.rows_run - rows_before, samples),
+        began=began,
+        params={"samples": samples, "label_retokenised": forward.label_retokenised},
     )

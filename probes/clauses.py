@@ -1,11 +1,19 @@
-"""The units of erasure: clauses of a post, found without knowing its language, and the tokens each one holds."""
+"""The units of erasure: clauses, words, characters or tokens of a post, and the tokens each one holds."""
 
+import importlib
+import importlib.util
+import itertools
 import re
 import unicodedata
 
 import numpy as np
 
+from probes.errors import ProbeInputError
 from probes.model import Example, Span
+
+UNITS = ("clause", "word", "char", "token")
+# A post of fewer clauses can settle nothing (a citation of one would agree by chance in one place of three): cut finer.
+MIN_UNITS = 4
 
 _EMOJI = "\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\ufe0f\u200d\U000e0020-\U000e007f"
 _WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
@@ -73,16 +81,81 @@ def _cut(post: str, span: Span, max_width: int) -> list[Span]:
     return list(zip([a, *ends], [*ends, b], strict=True))
 
 
-def clause_tokens(example: Example, max_units: int = 30) -> tuple[list[Span], np.ndarray]:
-    """Clauses and the post tokens erased with each.
+def pieces(post: str, max_units: int = 30) -> list[Span]:
+    """What a post is erased by: its clauses, or, where there are fewer than ``MIN_UNITS``, its words.
 
-    A token belongs to the clause that holds most of its meaning-bearing bytes (letters, digits, symbols; the later one
-    if equal): byte-level BPE often glues a comma to the word after it. Clauses left without a token join the next.
+    A post without punctuation is one clause, however long, and then nothing could be told apart in it.
 
     Returns:
-        spans covering the post, and int ``[post tokens]``: the clause of each.
+        spans that cover the post without gap or overlap.
     """
-    spans = clauses(example.post, max_units)
+    few = len(clauses(post, max_width=len(post) * 2 + 1)) < MIN_UNITS
+    return words(post, max_units) if few and sum(map(_says, post)) >= 2 * MIN_UNITS else clauses(post, max_units)
+
+
+def words(post: str, max_units: int | None = None) -> list[Span]:
+    """Cuts a post into words: at white space, and CJK runs with jieba where it is installed, else every 2 characters.
+
+    Returns:
+        spans that cover the post (white space and punctuation go with the word before); the shortest neighbours are
+        joined until ``max_units`` are left.
+    """
+    cuts = {0, len(post)} | {match.end() for match in re.finditer(r"\s+", post)}
+    for match in re.finditer(rf"[{_WIDE}]+", post):
+        cuts |= {match.start(), match.end()}
+        run, at = match.group(), match.start()
+        for size in _cjk_words(run):
+            at += size
+            cuts.add(at)
+    ends = sorted(cuts)
+    spans = _join_empty(post, [(a, b) for a, b in itertools.pairwise(ends)])
+    while max_units is not None and len(spans) > max_units:
+        at = min(range(len(spans) - 1), key=lambda i: spans[i + 1][1] - spans[i][0])
+        spans[at : at + 2] = [(spans[at][0], spans[at + 1][1])]
+    return spans
+
+
+def _cjk_words(run: str) -> list[int]:
+    """Lengths of the words of a run without spaces."""
+    if importlib.util.find_spec("jieba") is not None:
+        return [len(word) for word in importlib.import_module("jieba").cut(run)]
+    return [len(run[at : at + 2]) for at in range(0, len(run), 2)]
+
+
+def clause_tokens(example: Example, max_units: int = 30) -> tuple[list[Span], np.ndarray]:
+    """Clauses (``pieces``) and the post tokens erased with each: ``unit_tokens`` of "clause"."""
+    return _owned(example, pieces(example.post, max_units))
+
+
+def unit_tokens(example: Example, kind: str, max_units: int = 30) -> tuple[list[Span], np.ndarray]:
+    """The units of a post and the post tokens erased with each.
+
+    Args:
+        kind: clause | word | char | token. A character is as many tokens as its bytes are cut into; where one token
+            holds several characters, they are one unit. ``max_units`` bounds clauses only.
+    Returns:
+        character spans covering the post (none for "char" and "token", whose units need not be spans), and
+        int ``[post tokens]``: the unit of each.
+    Raises:
+        ProbeInputError: unknown kind.
+    """
+    if kind == "clause":
+        return clause_tokens(example, max_units)
+    if kind == "word":
+        return _owned(example, words(example.post))
+    first, last = example.post_tok
+    if kind == "token":
+        return [], np.arange(last - first)
+    if kind != "char":
+        raise ProbeInputError(f"units {kind!r}: not one of {', '.join(UNITS)}")
+    starts = set(example.char_bytes)
+    opens = [example.byte_spans[first + i][0] in starts for i in range(last - first)]
+    return [], np.cumsum([i > 0 and opens[i] for i in range(last - first)])
+
+
+def _owned(example: Example, spans: list[Span]) -> tuple[list[Span], np.ndarray]:
+    """Each token to the span that holds most of its meaning-bearing bytes (letters, digits, symbols; the later one if
+    equal): byte-level BPE often glues a comma to the word after it. Spans left without a token join the next."""
     owner = np.repeat(np.arange(len(spans)), [b - a for a, b in spans])
     weight = np.array([1e-3 + _says(char) for char in example.post])
     first, last = example.post_tok

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from probes import stats
+from probes.agreement import f1_at_k, iou_f1, kendall_w, mean_pairwise, pearson, rotated, spearman, top_overlap
 from probes.align import coverage, fabricated_quotes, merge_spans
 from probes.errors import ProbeInputError
 from probes.model import Attribution, Check, Citation, Example, Report, Span
@@ -43,6 +44,7 @@ class Evidence:
         label_maps, explanation_maps: method -> float64 [k], signed, maps that pass their gate only.
         lengths: float64 [k] characters. cited: bool [k].
         chance: verdict -> share of the places the citation could have had that would have got it.
+        user: author of the post, if known.
     """
 
     report: Report
@@ -54,6 +56,7 @@ class Evidence:
     lengths: np.ndarray
     cited: np.ndarray
     chance: dict[str, float]
+    user: str | None = None
 
 
 def char_mask(spans: Sequence[Span], length: int) -> np.ndarray:
@@ -84,9 +87,9 @@ def post_units(attributions: Sequence[Attribution], post: str) -> tuple[Span, ..
     for a in attributions:
         if a.unit == "clause":
             return tuple(a.unit_spans)
-    from probes.clauses import clauses
+    from probes.clauses import pieces
 
-    return tuple(clauses(post))
+    return tuple(pieces(post))
 
 
 def examine(
@@ -101,6 +104,8 @@ def examine(
     cues: Sequence[Span] | None = None,
     decoys: Sequence[Span] | None = None,
     measured: Sequence[Check] = (),
+    rationales: Sequence[Span] | None = None,
+    user: str | None = None,
     null: str = "circular",
     n_boot: int = 2000,
     seed: int = 0,
@@ -112,7 +117,9 @@ def examine(
         citations: from ``align``.
         length: characters of the post. units: its clauses, character spans that cover it.
         explanation_length: characters of the explanation. cues, decoys: known spans in the post, if any.
-        measured: checks already made that needed the model (``probes.faithfulness``); they are reported as they are.
+        measured: checks already made that needed the model; they are reported as they are, and a map for which one of
+            them has status "failed_gate" may not speak.
+        rationales: spans of the post that people marked, for plausibility.
         null: for maps on characters "circular" (all shifts; exact) or "placement" (``n_boot`` random placements of
             spans of the same lengths); maps on clauses are always rotated.
 
@@ -128,9 +135,13 @@ def examine(
     spans = merge_spans(span for c in grounded for span in c.post_char)
     mask, cited = char_mask(spans, length), units_hit(spans, units)
     lengths = np.array([b - a for a, b in units], dtype=np.float64)
+    shut = {c.method: c.name for c in reversed(measured) if c.status == "failed_gate"}
     maps = {
         a.method: LabelMap(
-            a, unit_sums(np.maximum(a.char_values, 0.0), units), unit_sums(a.char_values, units), gate(a)
+            a,
+            unit_sums(np.maximum(a.char_values, 0.0), units),
+            unit_sums(a.char_values, units),
+            gate(a) or (f"failed the gate {shut[a.method].replace('_', ' ')}" if a.method in shut else None),
         )
         for a in attributions
         if a.target == "label"
@@ -145,13 +156,18 @@ def examine(
         else:
             draws, expected = _mass_null(m, mask, cited, lengths, null, n_boot, seed)
             checks.append(_check("mass_ratio", method, draws, passed, ids, expected))
-            if m.attribution.unit == "char":
+            if m.attribution.unit != "clause":
                 checks.append(
                     _check(
                         "auroc_char", method, stats.shift_null(m.attribution.char_values, mask, "auroc"), passed, ids
                     )
                 )
-            checks.append(_check("auroc_clause", method, stats.shift_null(m.net, cited, "auroc"), passed, ids))
+            checks += _ranking("", m, cited, units, passed, ids)
+        if rationales:
+            marked = units_hit(rationales, units)
+            share = stats.rotations(m.mass, lengths, marked) + float(lengths[marked].sum() / lengths.sum())
+            checks.append(_check("plausibility_mass", method, share, passed))
+            checks += _ranking("plausibility_", m, marked, units, passed)
         if method in explained:
             checks += _consistency(m, explained[method], units)
         for name, known in (("cue_auroc", cues), ("decoy_auroc", decoys)):
@@ -161,6 +177,12 @@ def examine(
     if len(speaking) > 1:
         pair = "~".join(m.method for m in speaking[:2])
         checks.append(_check("agreement", pair, stats.circular_cosine(speaking[0].mass, speaking[1].mass), "ok"))
+        nets, everyone = [m.net for m in speaking], "+".join(m.method for m in speaking)
+        for name, value in (
+            ("explainers_pearson", mean_pairwise(pearson, nets)),
+            ("explainers_w", kendall_w(nets)),
+        ):
+            checks.append(_value(name, everyone, value, len(nets), ()))
     verdict, chance, notes = decide(maps, lengths, cited, mask)
     if chance:
         both, places = "+".join(m.method for m in speaking), len(stats.arrangements(cited))
@@ -170,6 +192,9 @@ def examine(
     checks.append(_value("fabricated_quote_rate", "align", fabricated / quotes if quotes else math.nan, quotes, quoted))
     checks.append(_value("coverage", "align", coverage(citations, explanation_length), explanation_length, ids))
     checks += measured
+    if rationales:
+        plain = f1_at_k(units_hit(rationales, units).astype(float), cited) if cited.any() else math.nan
+        checks.append(_value("plausibility_citations", "align", plain, len(units), ids))
     if fabricated:
         notes.append(f"{fabricated} of {quotes} quotes are not in the post")
     open_maps = {method: m for method, m in maps.items() if not m.blocked}
@@ -183,6 +208,7 @@ def examine(
         lengths=lengths,
         cited=cited,
         chance=chance,
+        user=user,
     )
 
 
@@ -198,9 +224,11 @@ def cross_check(
 
     Returns:
         checks, each with its null: ``mass_ratio`` (headline: share of the positive label saliency in the cited words,
-        by chance their share of the length), ``auroc_char``, ``auroc_clause``, ``cosine`` and ``pearson`` (label map
-        against explanation map on clauses), ``cue_auroc`` / ``decoy_auroc`` where known, ``agreement`` of the two
-        maps, ``coincidence``, ``fabricated_quote_rate``, ``coverage``; the verdict; notes in words.
+        by chance their share of the length), ``auroc_char``, ``auroc_clause``, ``ap_clause``, ``f1_clause``,
+        ``iou_f1``; ``cosine``, ``pearson``, ``top_overlap`` and ``spearman`` (label map against explanation map on
+        clauses); ``plausibility_*`` (against what people marked) and ``cue_auroc`` / ``decoy_auroc`` where known;
+        ``agreement`` of the first two maps, ``explainers_pearson`` and ``explainers_w`` (Kendall) of all that may
+        speak; ``coincidence``, ``fabricated_quote_rate``, ``coverage``; the verdict; notes in words.
     """
     return examine(
         attributions,
@@ -212,6 +240,7 @@ def cross_check(
         explanation_length=len(example.explanation or ""),
         cues=example.cues,
         decoys=example.decoys,
+        rationales=example.rationales,
         null=null,
         n_boot=n_boot,
         seed=seed,
@@ -257,8 +286,25 @@ def _mass_null(
     return stats.shift_null(m.attribution.char_values, mask), float(mask.mean())
 
 
+def _ranking(
+    prefix: str, m: LabelMap, marked: np.ndarray, units: Sequence[Span], status: str, ids: tuple[str, ...] = ()
+) -> list[Check]:
+    """AUROC, average precision, F1 of the top-k and IOU-F1 of its runs, each against all rotations over the clauses."""
+
+    def overlap(net: np.ndarray, cited: np.ndarray) -> float:
+        return iou_f1(net, cited, units)
+
+    nulls = {
+        "auroc_clause": stats.shift_null(m.net, marked, "auroc"),
+        "ap_clause": rotated(stats.average_precision, m.net, marked),
+        "f1_clause": rotated(f1_at_k, m.net, marked),
+        "iou_f1": rotated(overlap, m.net, marked),
+    }
+    return [_check(prefix + name, m.method, null, status, ids) for name, null in nulls.items()]
+
+
 def _consistency(m: LabelMap, explained: Attribution, units: Sequence[Span]) -> list[Check]:
-    """Cosine and Pearson r of label map and explanation map on clauses, against all rotations of one over the other."""
+    """Label map against explanation map on clauses, by four measures, against all rotations of one over the other."""
     if len(units) < 3:
         return []
     status = "failed_gate" if m.blocked or gate(explained) else "ok"
@@ -266,4 +312,6 @@ def _consistency(m: LabelMap, explained: Attribution, units: Sequence[Span]) -> 
     return [
         _check("cosine", m.method, stats.circular_cosine(m.net, other), status),
         _check("pearson", m.method, stats.circular_cosine(m.net - m.net.mean(), other - other.mean()), status),
+        _check("top_overlap", m.method, rotated(top_overlap, m.net, other), status),
+        _check("spearman", m.method, rotated(spearman, m.net, other), status),
     ]

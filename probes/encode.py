@@ -27,6 +27,8 @@ _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "candidates": dict,
     "cues": list,
     "decoys": list,
+    "rationales": list,
+    "user": (str, int),
 }
 
 
@@ -87,7 +89,7 @@ def _row_problem(row: dict[str, Any]) -> str | None:
             return f"key {key!r} must hold non-negative integers only"
     if not row["post"].strip():
         return "the post is empty"
-    for key in ("cues", "decoys"):
+    for key in ("cues", "decoys", "rationales"):
         for span in row.get(key) or ():
             if not (isinstance(span, list) and len(span) == 2 and 0 <= span[0] < span[1] <= len(row["post"])):
                 return f"key {key!r}: {span} is not a [start, end) inside the post of {len(row['post'])} characters"
@@ -215,6 +217,8 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
         explanation=explanation,
         cues=_spans(row.get("cues")),
         decoys=_spans(row.get("decoys")),
+        rationales=_spans(row.get("rationales")),
+        user=None if row.get("user") is None else str(row["user"]),
     )
 
 

@@ -64,4 +64,5 @@ def _check(name: str, value: float | None, null: np.ndarray) -> Check:
         return Check(name, "erase", None, None, None, None, None, None, 0, "abstain", ())
     low, high = (float(number) for number in np.quantile(null, [0.05, 0.95]))
     p = (1 + int((null >= value).sum())) / (1 + len(null))
-    return Check(name, "erase", float(value), float(null.mean()), low, high, p, None, len(null), "ok", ())
+    draws = tuple(null.tolist())
+    return Check(name, "erase", float(value), float(null.mean()), low, high, p, None, len(null), "ok", (), draws)

@@ -105,6 +105,8 @@ class Example(_Record):
         candidates: label key -> label sentence: what the label is contrasted with.
         explanation: the parsed explanation, or None.
         cues, decoys: known spans in the post (character offsets in ``post``), or None if the row has none.
+        rationales: spans of the post that people marked as the reason, or None.
+        user: author of the post, if known: posts of one author are not independent.
     """
 
     _nested: ClassVar[dict[str, type[_Record]]] = {"segments": Segment}
@@ -125,6 +127,8 @@ class Example(_Record):
     explanation: str | None
     cues: tuple[Span, ...] | None
     decoys: tuple[Span, ...] | None
+    rationales: tuple[Span, ...] | None = None
+    user: str | None = None
 
     def segment(self, name: str) -> Segment | None:
         """The first segment of that name, or None."""
@@ -208,9 +212,9 @@ class Attribution(_Record):
     """One saliency map over one post.
 
     Attributes:
-        method: ig | erase | gradnorm.
+        method: a name of ``probes.record.METHODS`` (ig, erase, shap ...).
         target: label | explanation | ``explanation[a:b]`` (characters of the explanation). Scores are in nats.
-        unit: char | clause: what ``values`` and ``unit_spans`` (characters of the post) count.
+        unit: char | word | clause: what ``values`` and ``unit_spans`` (characters of the post) count.
         char_values: float64 ``[len(post)]``; sums to ``values.sum()``.
         f_input, f_baseline: the target score of the row as it is, and with the whole post replaced by the baseline.
         delta: sum of values minus ``f_input - f_baseline``, for the methods that promise it is 0 (ig), else None.
@@ -251,7 +255,10 @@ class Attribution(_Record):
 
 @dataclass(frozen=True)
 class Check(_Record):
-    """One cross-check of one post or of a data set. ``status``: ok | abstain | failed_gate."""
+    """One cross-check of one post or of a data set. ``status``: ok | abstain | failed_gate.
+
+    ``draws``: values under the null, kept where the data-set test needs them (checks that ran the model).
+    """
 
     name: str
     method: str
@@ -264,6 +271,7 @@ class Check(_Record):
     n: int
     status: str
     inputs: tuple[str, ...]
+    draws: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -393,8 +401,11 @@ class Probe:
         example: Example,
         methods: Sequence[str] = ("ig", "erase", "gradnorm"),
         targets: Sequence[str] = ("label", "explanation"),
+        units: str = "clause",
+        fillers: Sequence[str] = (),
     ) -> list[Attribution]:
         """Saliency maps, one per method and target, with default settings (``probes.attribute.attribute``)."""
         from probes.attribute import attribute
+        from probes.record import Settings
 
-        return attribute(self, example, methods, targets)
+        return attribute(self, example, methods, targets, Settings(units=units), fillers)

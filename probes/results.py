@@ -33,7 +33,8 @@ def cited_target(citation: Citation) -> str:
 class PostResult:
     """One post, its citations and its maps. Character offsets throughout; ``units`` are the clauses of the post.
 
-    ``measured`` are checks that needed the model (necessity and sufficiency of the cited words).
+    ``measured`` are checks that needed the model (necessity and sufficiency of the cited words ...); ``rationales`` are
+    spans that people marked, ``user`` is the author.
 
     ``post``, ``explanation`` and ``label_text`` are None in a redacted result; lengths and offsets stay.
     """
@@ -52,6 +53,8 @@ class PostResult:
     citations: tuple[Citation, ...]
     attributions: tuple[Attribution, ...]
     measured: tuple[Check, ...] = ()
+    rationales: tuple[Span, ...] | None = None
+    user: str | None = None
 
     @classmethod
     def of(
@@ -77,12 +80,14 @@ class PostResult:
             citations=tuple(citations),
             attributions=tuple(attributions),
             measured=tuple(measured),
+            rationales=example.rationales,
+            user=example.user,
         )
 
     def redacted(self) -> PostResult:
-        """A copy with offsets and scores only: no text, and no hash a guessed quote could be compared with."""
+        """A copy with offsets and scores only: no text, no hash a guessed quote could be compared with, no author."""
         citations = tuple(replace(citation, text_hash="") for citation in self.citations)
-        return replace(self, post=None, explanation=None, label_text=None, citations=citations)
+        return replace(self, post=None, explanation=None, label_text=None, citations=citations, user=None)
 
     def evidence(self, null: str = "circular", n_boot: int = 2000, seed: int = 0) -> Evidence:
         """Runs all checks (``crosscheck.examine``)."""
@@ -97,6 +102,8 @@ class PostResult:
             cues=self.cues,
             decoys=self.decoys,
             measured=self.measured,
+            rationales=self.rationales,
+            user=self.user,
             null=null,
             n_boot=n_boot,
             seed=seed,
@@ -119,7 +126,7 @@ class PostResult:
             KeyError, TypeError, ProbeInputError: written by another version, or damaged.
         """
         read: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__}
-        for name in ("units", "cues", "decoys"):
+        for name in ("units", "cues", "decoys", "rationales"):
             read[name] = None if read[name] is None else tuple((a, b) for a, b in read[name])
         read["citations"] = tuple(Citation.from_dict(item) for item in read["citations"])
         read["attributions"] = tuple(Attribution.from_dict(item) for item in read["attributions"])

@@ -8,6 +8,7 @@ honour the mask is noticed there and scored without packing ever after.
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,20 +24,21 @@ if TYPE_CHECKING:
 # Tokens of one batch. On a CPU larger batches leave the cache and get slower; on a GPU 8192 tokens of a 9B model with a
 # 150k vocabulary stay under 5 GB of saved activations and logits per 1000 tokens.
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 8192}
-ERASERS = ("attention", "neutral")
+ERASERS = ("attention", "neutral", "resample")
 
 
 class Forward:
     """Scores of one example's targets as a function of its (perturbed) post. Made by ``Scorer.forward``.
 
     Attributes:
+        scorer: the engine it runs on.
         targets: names, the columns of every result.
         tokens: length of one packed row.
         rows_run: sequences evaluated so far.
     """
 
     def __init__(self, scorer: Scorer, example: Example, targets: Sequence[str], packed: bool) -> None:
-        self._scorer = scorer
+        self.scorer = scorer
         self.example = example
         self.targets = tuple(targets)
         self.rows_run = 0
@@ -54,7 +56,7 @@ class Forward:
 
     def _lay_out(self, packed: bool) -> tuple[list[Plan], list[tuple[str, list[int]]]]:
         """Plans, and for each target how its score comes from the concatenated groups."""
-        example, device = self.example, self._scorer.probe.device
+        example, device = self.example, self.scorer.probe.device
         spans: list[Span] = []
         branches: list[tuple[int, Sequence[int]]] = []
         columns: list[tuple[str, list[int]]] = []
@@ -64,7 +66,7 @@ class Forward:
             columns.append((target, [len(spans)]))
             spans.append(target_tokens(example, target))
         if "label" in self.targets:
-            start, label, others, self.label_retokenised = self._scorer.label_ids(example)
+            start, label, others, self.label_retokenised = self.scorer.label_ids(example)
             branches = [(start, ids) for ids in (label, *others)]
             columns.append(("label", list(range(len(spans), len(spans) + len(branches)))))
         columns.sort(key=lambda column: self.targets.index(column[0]))
@@ -87,21 +89,49 @@ class Forward:
         """
         return self._run(post, None)
 
-    def kept(self, keep: torch.Tensor, eraser: str = "attention") -> torch.Tensor:
+    def filler(self, texts: Sequence[str], draws: int, seed: int = 0) -> torch.Tensor:
+        """Embeddings of what may stand in a post of this length instead: clauses of other posts, cut to its tokens.
+
+        Args:
+            texts: clauses to draw from, in one fixed order; each draw is another random sequence of them.
+        Returns:
+            float32 ``[draws, n, D]``.
+        Raises:
+            ProbeInputError: no text, or texts without a single token.
+        """
+        encode, rng, size = self.scorer.probe.token_bytes.encode, random.Random(seed), len(self.post)
+        tokens = [ids for ids in (encode(text) for text in texts) if ids]
+        if not tokens:
+            raise ProbeInputError(
+                f"{self.example.id}: resampling needs fillers: clauses of other posts to put in place of the erased"
+            )
+        rows = []
+        for _ in range(draws):
+            row: list[int] = []
+            while len(row) < size:
+                row += rng.choice(tokens)
+            rows.append(row[:size])
+        with torch.no_grad():
+            return self.scorer.probe.model.get_input_embeddings()(torch.tensor(rows, device=self.post.device)).float()
+
+    def kept(self, keep: torch.Tensor, eraser: str = "attention", filler: torch.Tensor | None = None) -> torch.Tensor:
         """Scores with some post tokens erased, in chunks under the token budget.
 
         Args:
             keep: bool ``[B, n]``.
-            eraser: "attention" (no position may attend to an erased token; positions stay) or "neutral" (the token
-                becomes the pad token).
+            eraser: "attention" (no position may attend to an erased token; positions stay), "neutral" (the token
+                becomes the pad token) or "resample" (it becomes a token of ``filler``; the mean over its rows).
+            filler: float32 ``[draws, n, D]`` (``filler``), for "resample" only.
         Returns:
             float32 ``[B, targets]`` in nats, no gradient.
         Raises:
-            ProbeInputError: unknown eraser; or attention erasure of the prompt's last token, which cannot be hidden
-                from its own prediction.
+            ProbeInputError: unknown eraser, no filler to resample from; or attention erasure of the prompt's last
+                token, which cannot be hidden from its own prediction.
         """
         if eraser not in ERASERS:
             raise ProbeInputError(f"eraser {eraser!r}: not one of {', '.join(ERASERS)}")
+        if (eraser == "resample") != (filler is not None):
+            raise ProbeInputError(f"eraser {eraser!r}: filler rows are for resampling, and resampling needs them")
         keep = keep.to(self.post.device)
         last = self.example.post_tok[1]
         if eraser == "attention" and last >= self.example.prompt_len and not bool(keep[:, -1].all()):
@@ -114,9 +144,12 @@ class Forward:
             with torch.no_grad():
                 if eraser == "attention":
                     return self._run(self.post[None], rows)
-                return self._run(torch.where(rows[..., None], self.post, self.neutral), None)
+                if filler is None:
+                    return self._run(torch.where(rows[..., None], self.post, self.neutral), None)
+                draws = [self._run(torch.where(rows[..., None], self.post, drawn), None) for drawn in filler]
+                return torch.stack(draws).mean(0)
 
-        return self._scorer.chunked(part, keep, self.tokens)
+        return self.scorer.chunked(part, keep, self.tokens)
 
     def _run(self, post: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
         scores = self.groups(post, keep)
@@ -137,7 +170,7 @@ class Forward:
         Returns:
             float32 ``[B, groups]`` in nats.
         """
-        probe = self._scorer.probe
+        probe = self.scorer.probe
         batch = len(post) if keep is None else len(keep)
         self.rows_run += batch
         groups = []
@@ -145,7 +178,7 @@ class Forward:
             parts = (before, post.to(probe.dtype), after)
             embeds = torch.cat([part.expand(batch, -1, -1) for part in parts], 1)
             mask = attention_mask(plan, keep, self.example.post_tok, probe.dtype)
-            logits = self._scorer.logits(embeds, plan.positions, mask, plan.rows)
+            logits = self.scorer.logits(embeds, plan.positions, mask, plan.rows)
             found = token_logprobs(logits, plan.pick, plan.token)
             groups.append(found.new_zeros(batch, plan.groups).index_add(1, plan.group, found))
         return torch.cat(groups, 1)
@@ -255,11 +288,14 @@ class Scorer:
         whole = example.byte_spans[end - 1][1] == example.char_bytes[segment.char[1]]
         return (start, generated, others, False) if whole else (start, label, others, label != generated)
 
-    def logprobs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
+    def logprobs(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], hidden: Sequence[Sequence[Span]] | None = None
+    ) -> torch.Tensor:
         """Sum of log p of ``sequence[start:]`` given what precedes, for ragged sequences, right-padded and masked.
 
         Args:
             sequences: token ids; starts: first scored token of each, at least 1.
+            hidden: for each sequence token ranges that no position may attend to; positions stay.
         Returns:
             float32 ``[len(sequences)]`` in nats, no gradient; independent of what shares the batch.
         """
@@ -277,16 +313,17 @@ class Scorer:
             for row, i in enumerate(chosen):
                 ids[row, : len(sequences[i])] = torch.tensor(sequences[i], device=device)
                 mask[row, : len(sequences[i])] = 1
+                for a, b in hidden[i] if hidden is not None else ():
+                    mask[row, a:b] = 0
             first = min(starts[i] for i in chosen) - 1
             rows = torch.arange(first, size - 1, device=device)
             with torch.no_grad():
                 embeds = self.probe.model.get_input_embeddings()(ids)
                 logits = self.logits(embeds, torch.arange(size, device=device), mask, rows)
                 picked = logits.gather(2, ids[:, first + 1 :, None])[..., 0].float() - log_norm(logits)
-            scored = mask[:, first + 1 :].bool()
-            scored &= torch.tensor(
-                [[first + 1 + t >= starts[i] for t in range(size - 1 - first)] for i in chosen], device=device
-            )
+            at = torch.arange(first + 1, size, device=device)
+            ends = torch.tensor([[starts[i], len(sequences[i])] for i in chosen], device=device)
+            scored = (at >= ends[:, :1]) & (at < ends[:, 1:])
             return torch.where(scored, picked, 0.0).sum(1)
 
         longest = max((len(sequence) for sequence in sequences), default=1)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -70,7 +71,7 @@ def density_ratio(share: float, length_share: float) -> float:
     return share * (1 - length_share) / outside if outside > _TIE else math.inf
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def ranks(values: np.ndarray) -> np.ndarray:
     """Average ranks from 1."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
@@ -87,7 +88,7 @@ def auroc(values: np.ndarray, positives: np.ndarray) -> float:
     n_neg = len(values) - n_pos
     if not n_pos or not n_neg or not np.isfinite(values).all():
         return math.nan
-    return float((_ranks(values)[positives].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+    return float((ranks(values)[positives].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
 
 
 def average_precision(values: np.ndarray, positives: np.ndarray) -> float:
@@ -101,7 +102,8 @@ def average_precision(values: np.ndarray, positives: np.ndarray) -> float:
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
-def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and ends of the runs of True."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(np.int8)))
     return edges[::2], edges[1::2]
 
@@ -112,7 +114,7 @@ def shifted_sums(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     prefix = np.concatenate(([0.0], np.cumsum(np.tile(values, 2))))
     total, back = np.zeros(n), n - np.arange(n)
     back[0] = 0
-    for a, b in zip(*_runs(mask), strict=True):
+    for a, b in zip(*runs(mask), strict=True):
         total += prefix[back + b] - prefix[back + a]
     return total
 
@@ -132,7 +134,7 @@ def shift_null(values: np.ndarray, mask: np.ndarray, statistic: str = "mass") ->
         return shifted_sums(positive, mask) / total if total > 0 else np.full(n, math.nan)
     if not 0 < n_pos < n:
         return np.full(n, math.nan)
-    return (shifted_sums(_ranks(values), mask) - n_pos * (n_pos + 1) / 2) / (n_pos * (n - n_pos))
+    return (shifted_sums(ranks(values), mask) - n_pos * (n_pos + 1) / 2) / (n_pos * (n - n_pos))
 
 
 def placement_null(values: np.ndarray, mask: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
@@ -144,7 +146,7 @@ def placement_null(values: np.ndarray, mask: np.ndarray, draws: int, seed: int =
     rng = np.random.default_rng(seed)
     positive = np.maximum(values, 0.0)
     prefix = np.concatenate(([0.0], np.cumsum(positive)))
-    starts, ends = _runs(mask)
+    starts, ends = runs(mask)
     lengths, out = ends - starts, np.empty(draws + 1)
     out[0] = positive[mask].sum()
     free = len(values) - int(lengths.sum())
@@ -185,7 +187,7 @@ def arrangements(cited: np.ndarray, most: int = 5000, seed: int = 0) -> np.ndarr
     Returns:
         bool [P, k], distinct when enumerated; the citation itself is one of them.
     """
-    starts, ends = _runs(cited)
+    starts, ends = runs(cited)
     lengths = (ends - starts).tolist()
     free, m = len(cited) - sum(lengths), len(lengths)
     orders = sorted(set(itertools.permutations(lengths))) if m <= 6 else []
@@ -244,20 +246,32 @@ class MeanTest:
     n: int
 
 
-def mean_test(nulls: Sequence[np.ndarray], draws: int = 9999, seed: int = 0) -> MeanTest | None:
+def mean_test(
+    nulls: Sequence[np.ndarray], draws: int = 9999, seed: int = 0, clusters: Sequence[object] | None = None
+) -> MeanTest | None:
     """Is the mean over posts of ``null[0]`` larger than when every post is shifted at random and independently?
 
     Posts with a NaN are left out; None when none is left. ``p = (1 + #(draw >= value)) / (1 + draws)``
-    (Phipson & Smyth 2010). Posts by the same author are not independent: give one null per author then (their mean).
+    (Phipson & Smyth 2010). Posts of one cluster (author) are not independent: they share one random quantile, each
+    taking its null's value at that quantile. No dependence within an author makes a mean vary more than that.
     """
-    kept = [null for null in nulls if len(null) and np.isfinite(null).all()]
+    chosen = [i for i, null in enumerate(nulls) if len(null) and np.isfinite(null).all()]
+    kept = [nulls[i] for i in chosen]
     if not kept:
         return None
     rng = np.random.default_rng(seed)
     value = float(np.mean([null[0] for null in kept]))
     total = np.zeros(draws)
-    for null in kept:
-        total += null[rng.integers(len(null), size=draws)]
+    shared: dict[str, np.ndarray] = {}
+    many = Counter(str(clusters[i]) for i in chosen) if clusters is not None else Counter()
+    for i, null in zip(chosen, kept, strict=True):
+        author = None if clusters is None else str(clusters[i])
+        if author is None or many[author] == 1:
+            total += null[rng.integers(len(null), size=draws)]
+            continue
+        if author not in shared:
+            shared[author] = rng.random(draws)
+        total += np.sort(null)[(shared[author] * len(null)).astype(int)]
     means = total / len(kept)
     low, high = np.quantile(means, [0.05, 0.95])
     reached = int(np.sum(means >= value - _TIE * max(1.0, abs(value))))

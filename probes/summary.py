@@ -1,8 +1,9 @@
 """A data set of posts in numbers: does this model cite what it uses more than chance would?
 
-One test per method, not one per post. ``excess`` is the share of positive label saliency in the cited clauses minus
-their share of the length; its null is every citation rotated over the clauses of its post, independently
-(``stats.mean_test``). Beside it stand a BCa interval over posts, Holm over methods, and two sterner nulls:
+One test per hypothesis and method, not one per post; ``tests`` lists them all, Holm-adjusted over the whole list.
+``excess`` is the share of positive label saliency in the cited clauses minus their share of the length; its null is
+every citation rotated over the clauses of its post, independently (``stats.mean_test``). Beside it stand a BCa interval
+over posts and two sterner nulls:
 
 * ``p_position``: the citation of another post (of the same label, where there is one), put at the same relative
   position. It keeps where in a post this model likes to cite and to look; what is left is not a habit of position.
@@ -11,8 +12,9 @@ their share of the length; its null is every citation rotated over the clauses o
 * ``verdicts_by_chance``: how many verdicts of each kind citations placed at random would have had.
 
 ``conclusion`` needs both families: ``supported`` when p (Holm) <= 0.05 and the interval of the excess is above 0 in
-both, ``contradicted`` when the interval is below 0 in both (the cited words carry less than their length), else
-``inconclusive``. Posts are taken as independent; posts by one author are not, and then p and intervals are too small.
+every method of both, ``contradicted`` when it is below 0 in all (the cited words carry less than their length), else
+``inconclusive``. Posts by one author (``user``) are not independent: intervals resample authors, tests draw one
+quantile per author. Where authors are not known, posts are taken as independent, and p and intervals may be too small.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from probes import stats
+from probes.agreement import CONSISTENCY
 from probes.crosscheck import Evidence
 from probes.model import Check
 from probes.results import PostResult
@@ -32,6 +35,39 @@ from probes.verdict import ALPHA, FAMILIES
 
 VERDICTS = ("supported", "contradicted", "inconclusive")
 _MIN_POSTS = 5
+# Checks of one post that ran the model (``probes.faithfulness``, ``probes.gates``, ``probes.behaviour``).
+MEASURED = (
+    "necessity",
+    "sufficiency",
+    "weight_of_evidence",
+    "mediation_share",
+    "counterfactual_tvd",
+    "faithfulness_corr",
+    "infidelity",
+    "comprehensiveness",
+    "aopc_sufficiency",
+    "soft_comprehensiveness",
+    "soft_sufficiency",
+    "max_sensitivity",
+)
+_HYPOTHESES = {
+    "necessity": "the label needs the cited words",
+    "sufficiency": "the cited words suffice for the label",
+    "weight_of_evidence": "the explanation speaks for its label",
+}
+# Further agreement checks, summarised where they were made.
+_MORE = (
+    "ap_clause",
+    "f1_clause",
+    "iou_f1",
+    "top_overlap",
+    "spearman",
+    "plausibility_mass",
+    "plausibility_auroc_clause",
+    "plausibility_ap_clause",
+    "plausibility_f1_clause",
+    "plausibility_iou_f1",
+)
 _MISMATCHES = 40  # other posts each post is compared with
 
 
@@ -57,22 +93,29 @@ def summarise(
         if a.method == "ig" and a.target == "label" and a.rel_delta is not None
     ]
     quotes = [c for r in results for c in r.citations if c.kind == "quote"]
-    summary: dict[str, Any] = {"n": len(results)}
-    for name in ("cue_auroc", "decoy_auroc"):
-        values = {method: _values(evidence, name, method) for method in methods}
-        summary[name] = {method: _mean(found) for method, found in values.items()}
-        summary[f"{name}_ci"] = {method: _ci(found, n_boot, seed) for method, found in values.items()}
+    summary: dict[str, Any] = {"n": len(results), "n_users": len({e.user for e in evidence} - {None}) or None}
+    summary |= _tables(evidence, ("cue_auroc", "decoy_auroc"), methods, n_boot, seed)
     summary |= _mass(evidence, methods, n_boot, draws, seed)
-    for name in ("auroc_clause", "cosine", "pearson"):
-        values = {method: _values(evidence, name, method) for method in methods}
-        summary[name] = {method: _mean(found) for method, found in values.items()}
-        summary[f"{name}_ci"] = {method: _ci(found, n_boot, seed) for method, found in values.items()}
-    summary |= _mismatched_explanations(evidence, methods, draws, seed)
+    summary |= _tables(evidence, ("auroc_clause", "cosine", "pearson"), methods, n_boot, seed)
+    more = [name for name in _MORE if any(check_of(e, name, m) is not None for e in evidence for m in methods)]
+    summary |= _tables(evidence, more, methods, n_boot, seed)
+    summary["consistency"] = _mismatched_explanations(evidence, methods, draws, seed)
+    for key, stat in (("cosine_mismatched", "mismatched"), ("cosine_p", "p")):
+        summary[key] = {m: found["cosine"][stat] for m, found in summary["consistency"].items()}
+    summary["measured"] = _measured(evidence, n_boot, draws, seed)
     for name in ("necessity", "sufficiency"):
-        found = [c for e in evidence if (c := check_of(e, name, "erase")) is not None and c.status == "ok"]
-        summary[name] = _mean([c.value for c in found if c.value is not None])
-        summary[f"{name}_ci"] = _ci([c.value for c in found if c.value is not None], n_boot, seed)
-        summary[f"{name}_null"] = _mean([c.null_mean for c in found if c.null_mean is not None])
+        found = summary["measured"].get(name, {}).get("erase", {})
+        for suffix, key in (("", "value"), ("_ci", "ci"), ("_null", "null_mean")):
+            summary[name + suffix] = found.get(key)
+    summary["tests"] = _tests(summary, methods)
+    summary["p_holm"] = {
+        t["method"]: t["p_holm"] for t in summary["tests"] if t["hypothesis"] == "citations hold the label's saliency"
+    }
+    disagreement = [e for e in evidence for c in e.report.checks if c.name == "explainers_pearson"]
+    summary["explainers"] = {
+        name: _mean([c.value for e in evidence for c in e.report.checks if c.name == key and c.value is not None])
+        for name, key in (("pearson", "explainers_pearson"), ("kendall_w", "explainers_w"))
+    } | {"n": len(disagreement)}
     deltas = [a.rel_delta for a in ig if a.rel_delta is not None]
     summary["completeness_delta"] = {
         "mean": _mean(deltas),
@@ -103,16 +146,27 @@ def check_of(evidence: Evidence, name: str, method: str) -> Check | None:
 
 
 def _values(evidence: Sequence[Evidence], name: str, method: str) -> list[float]:
-    checks = (check_of(e, name, method) for e in evidence)
-    return [c.value for c in checks if c is not None and c.status == "ok" and c.value is not None]
+    return [value for value, _ in _authored(evidence, name, method)]
+
+
+def _authored(evidence: Sequence[Evidence], name: str, method: str) -> list[tuple[float, str]]:
+    """(value, author) of a check wherever it is ok; a post without a known author is its own."""
+    found = ((check_of(e, name, method), who) for e, who in zip(evidence, _authors(evidence), strict=True))
+    return [(c.value, who) for c, who in found if c is not None and c.status == "ok" and c.value is not None]
+
+
+def _authors(evidence: Sequence[Evidence]) -> list[str]:
+    return [f"post {i}" if e.user is None else f"user {e.user}" for i, e in enumerate(evidence)]
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def _ci(values: Sequence[float], n_boot: int, seed: int) -> list[float] | None:
-    found = stats.bootstrap_ci(values, n_boot=n_boot, seed=seed)
+def _ci(values: Sequence[tuple[float, str]], n_boot: int, seed: int) -> list[float] | None:
+    """BCa interval of the mean over authors."""
+    data, authors = [value for value, _ in values], [who for _, who in values]
+    found = stats.bootstrap_ci(data, n_boot=n_boot, seed=seed, clusters=authors)
     return None if found is None else list(found)
 
 
@@ -132,24 +186,77 @@ def _mass(evidence: Sequence[Evidence], methods: Sequence[str], n_boot: int, dra
         )
     }
     for method in methods:
-        values = _values(evidence, "mass_ratio", method)
+        values = _authored(evidence, "mass_ratio", method)
         checks = [c for e in evidence if (c := check_of(e, "mass_ratio", method)) is not None and c.status == "ok"]
         speaking = [e for e in evidence if method in e.excess and np.isfinite(e.excess[method]).all()]
-        excess = [float(e.excess[method][0]) for e in speaking]
-        test = stats.mean_test([e.excess[method] for e in speaking], draws, seed)
-        habit = stats.mean_test(_mismatched_citations(speaking, method, seed), draws, seed)
-        out["mass_ratio"][method] = _mean(values)
+        authors = _authors(speaking)
+        excess = [(float(e.excess[method][0]), who) for e, who in zip(speaking, authors, strict=True)]
+        test = stats.mean_test([e.excess[method] for e in speaking], draws, seed, authors)
+        habit = stats.mean_test(_mismatched_citations(speaking, method, seed), draws, seed, authors)
+        out["mass_ratio"][method] = _mean([value for value, _ in values])
         out["mass_ratio_ci"][method] = _ci(values, n_boot, seed)
         out["mass_ratio_null"][method] = _mean([c.null_mean for c in checks if c.null_mean is not None])
-        out["excess"][method] = _mean(excess)
+        out["excess"][method] = _mean([value for value, _ in excess])
         out["excess_ci"][method] = _ci(excess, n_boot, seed)
         out["p"][method] = None if test is None else test.p
         out["p_position"][method] = None if habit is None or len(speaking) < _MIN_POSTS else habit.p
         out["n_used"][method] = len(speaking)
-    judged = [method for method in methods if method in FAMILIES]
-    adjusted = stats.holm([math.nan if out["p"][m] is None else out["p"][m] for m in judged])
-    holm = {m: None if math.isnan(p) else p for m, p in zip(judged, adjusted, strict=True)}
-    return out | {"p_holm": holm}
+    return out
+
+
+def _tables(
+    evidence: Sequence[Evidence], names: Sequence[str], methods: Sequence[str], n_boot: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """``name`` and ``name_ci`` per method."""
+    out: dict[str, dict[str, Any]] = {}
+    for name in names:
+        values = {method: _authored(evidence, name, method) for method in methods}
+        out[name] = {method: _mean([value for value, _ in found]) for method, found in values.items()}
+        out[f"{name}_ci"] = {method: _ci(found, n_boot, seed) for method, found in values.items()}
+    return out
+
+
+def _measured(evidence: Sequence[Evidence], n_boot: int, draws: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Checks that ran the model, by name and method: mean, interval, null, one p-value where they kept their draws."""
+    keys = {(c.name, c.method) for e in evidence for c in e.report.checks if c.name in MEASURED}
+    out: dict[str, dict[str, Any]] = {}
+    for name, method in sorted(keys, key=lambda key: (MEASURED.index(key[0]), key[1])):
+        values = _authored(evidence, name, method)
+        found = [(check_of(e, name, method), who) for e, who in zip(evidence, _authors(evidence), strict=True)]
+        ok = [(c, who) for c, who in found if c is not None and c.status == "ok" and c.value is not None and c.draws]
+        nulls = [np.array([c.value, *c.draws]) for c, _ in ok]
+        test = stats.mean_test(nulls, draws, seed, [who for _, who in ok]) if len(ok) >= _MIN_POSTS else None
+        out.setdefault(name, {})[method] = {
+            "value": _mean([value for value, _ in values]),
+            "ci": _ci(values, n_boot, seed),
+            "null_mean": _mean([float(np.mean(c.draws)) for c, _ in ok]),
+            "p": None if test is None else test.p,
+            "n": len(values),
+            "failed": sum(c is not None and c.status == "failed_gate" for c, _ in found),
+        }
+    return out
+
+
+def _tests(summary: dict[str, Any], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Every hypothesis with its one p-value, and Holm over all of them."""
+    rows: list[dict[str, Any]] = []
+
+    def add(hypothesis: str, check: str, method: str, p: float | None, value: float | None, n: int) -> None:
+        rows.append({"hypothesis": hypothesis, "check": check, "method": method, "value": value, "n": n, "p": p})
+
+    for m in methods:
+        if m in FAMILIES:
+            add("citations hold the label's saliency", "excess", m, summary["p"][m], summary["excess"][m],
+                summary["n_used"][m])  # fmt: skip
+    for m, found in summary["consistency"].items():
+        if m in FAMILIES:
+            one = found["cosine"]
+            add("label and explanation use the same words", "cosine", m, one["p"], one["value"], one["n"])
+    for name, hypothesis in _HYPOTHESES.items():
+        for m, found in summary["measured"].get(name, {}).items():
+            add(hypothesis, name, m, found["p"], found["value"], found["n"])
+    adjusted = stats.holm([math.nan if row["p"] is None else row["p"] for row in rows])
+    return [row | {"p_holm": None if math.isnan(p) else p} for row, p in zip(rows, adjusted, strict=True)]
 
 
 def _partners(
@@ -188,29 +295,41 @@ def _mismatched_citations(evidence: Sequence[Evidence], method: str, seed: int) 
 
 def _mismatched_explanations(
     evidence: Sequence[Evidence], methods: Sequence[str], draws: int, seed: int
-) -> dict[str, dict[str, float | None]]:
-    """Label map against explanation maps of other posts, transferred: mean cosine, and the p-value of the own ones."""
-    out: dict[str, dict[str, float | None]] = {"cosine_mismatched": {}, "cosine_p": {}}
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Label map against own explanation map, and against those of other posts, transferred: method -> statistic.
+
+    Each statistic has its mean over posts, the mean over mismatched explanations, one p-value and the posts used.
+    """
+    out: dict[str, dict[str, dict[str, Any]]] = {}
     for method in methods:
 
         def usable(e: Evidence, method: str = method) -> bool:
             return method in e.label_maps and method in e.explanation_maps and len(e.lengths) >= 3
 
         speaking = [e for e in evidence if usable(e)]
-        nulls = []
-        for one, others in zip(speaking, _partners(speaking, seed), strict=True):
-            own = _cosine(one.label_maps[method], one.explanation_maps[method])
-            moved = [transfer(o.explanation_maps[method], len(one.lengths)) for o in others]
-            nulls.append(np.array([own, *(_cosine(one.label_maps[method], other) for other in moved)]))
-        test = stats.mean_test(nulls, draws, seed) if len(nulls) >= _MIN_POSTS else None
-        out["cosine_mismatched"][method] = None if test is None else test.null_mean
-        out["cosine_p"][method] = None if test is None else test.p
+        partners = _partners(speaking, seed)
+        out[method] = {}
+        for name, statistic in CONSISTENCY.items():
+            nulls = []
+            for one, others in zip(speaking, partners, strict=True):
+                own = statistic(one.label_maps[method], one.explanation_maps[method])
+                moved = [transfer(o.explanation_maps[method], len(one.lengths)) for o in others]
+                nulls.append(np.array([own, *(statistic(one.label_maps[method], other) for other in moved)]))
+            test = None
+            if len(nulls) >= _MIN_POSTS:
+                test = stats.mean_test([_settled(null) for null in nulls], draws, seed, _authors(speaking))
+            out[method][name] = {
+                "value": None if test is None else test.value,
+                "mismatched": None if test is None else test.null_mean,
+                "p": None if test is None else test.p,
+                "n": 0 if test is None else test.n,
+            }
     return out
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norm if norm else math.nan
+def _settled(null: np.ndarray) -> np.ndarray:
+    """Without the mismatches for which the statistic is not defined; the own value stays first, defined or not."""
+    return np.concatenate([null[:1], null[1:][np.isfinite(null[1:])]])
 
 
 def _verdicts(evidence: Sequence[Evidence]) -> dict[str, Any]:
@@ -224,16 +343,16 @@ def _verdicts(evidence: Sequence[Evidence]) -> dict[str, Any]:
 
 
 def _conclusion(summary: dict[str, Any]) -> str:
-    families: dict[str, set[str]] = {"supported": set(), "contradicted": set()}
+    said: dict[str, list[str]] = {}
     for method, family in FAMILIES.items():
         ci, p = summary["excess_ci"].get(method), summary["p_holm"].get(method)
         if ci is None or p is None or summary["n_used"][method] < _MIN_POSTS:
             continue
-        if ci[0] > 0 and p <= ALPHA:
-            families["supported"].add(family)
-        if ci[1] < 0:
-            families["contradicted"].add(family)
-    return next((name for name, found in families.items() if len(found) >= 2), "inconclusive")
+        said.setdefault(family, []).append(
+            "supported" if ci[0] > 0 and p <= ALPHA else "contradicted" if ci[1] < 0 else "inconclusive"
+        )
+    words = {word for found in said.values() for word in found}
+    return words.pop() if len(said) >= 2 and len(words) == 1 else "inconclusive"
 
 
 def _by_label(

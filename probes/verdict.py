@@ -18,17 +18,42 @@ earned (``probes.summary``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from probes import stats
+from probes.agreement import pearson
 from probes.model import Attribution, Check
+from probes.record import METHODS
 
-# Only these can enter a verdict, and only two of different families together.
-FAMILIES = {"ig": "gradient", "erase": "erasure"}
-NAMES = {"ig": "integrated gradients", "erase": "erasure", "gradnorm": "gradient norm"}
+# Only these can enter a verdict, and only two of different families together. Each has passed the planted pairs
+# (``probes validate``); gradient norm and gradient times input have not and never can.
+FAMILIES = {
+    "ig": "gradient",
+    "erase": "erasure",
+    "ig_filler": "gradient",
+    "ig_zero": "gradient",
+    "gradshap": "gradient",
+    "erase_resample": "erasure",
+    "erase_neutral": "erasure",
+    "shap": "erasure",
+    "kernelshap": "erasure",
+}
+NAMES = {
+    "ig": "integrated gradients",
+    "erase": "erasure",
+    "gradnorm": "gradient norm",
+    "ig_filler": "integrated gradients from fillers",
+    "ig_zero": "integrated gradients from zero",
+    "gradshap": "gradient SHAP",
+    "erase_resample": "erasure by resampling",
+    "erase_neutral": "erasure by pad token",
+    "shap": "Shapley values",
+    "kernelshap": "kernel SHAP",
+    "gxi": "gradient times input",
+}
 MIN_SHARE = 0.5
 MIN_DENSITY = 2.0
 MAX_COINCIDENCE = 0.25
@@ -56,29 +81,53 @@ class LabelMap:
         return self.attribution.method
 
 
+@dataclass(frozen=True, eq=False)
+class Voice:
+    """What one family says: the mean of its maps that may speak, each scaled to sum to 1 in absolute value.
+
+    One voice per family, so that three kinds of erasure do not outvote one kind of gradient.
+    """
+
+    family: str
+    members: tuple[LabelMap, ...]
+    mass: np.ndarray
+    net: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return " and ".join(NAMES[m.method] for m in self.members)
+
+
+def voices(maps: Iterable[LabelMap]) -> list[Voice]:
+    """One voice per family with a map that may speak, in the order of ``FAMILIES``."""
+    found = []
+    maps = [m for m in maps if m.method in FAMILIES and not m.blocked]
+    for family in dict.fromkeys(FAMILIES.values()):
+        members = tuple(m for m in maps if FAMILIES[m.method] == family)
+        if members:
+            scale = [max(float(np.abs(m.net).sum()), 1e-300) for m in members]
+            mass = np.mean([m.mass / size for m, size in zip(members, scale, strict=True)], axis=0)
+            net = np.mean([m.net / size for m, size in zip(members, scale, strict=True)], axis=0)
+            found.append(Voice(family, members, mass, net))
+    return found
+
+
 def gate(attribution: Attribution) -> str | None:
     """Why a map may not speak, or None when it may."""
     if not np.isfinite(attribution.values).all():
         return "not finite"
-    if attribution.method == "ig" and attribution.converged is not True:
+    if attribution.converged is not True and METHODS.get(attribution.method, ("", {}))[0] == "ig":
         return "the completeness error did not converge"
     if np.abs(attribution.values).sum() < MIN_EFFECT and attribution.method in FAMILIES:
         return f"the post moves the score by less than {MIN_EFFECT} nats"
     return None
 
 
-def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson r; NaN for fewer than 3 values or a constant."""
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return math.nan
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def words(maps: Sequence[LabelMap], lengths: np.ndarray, cited: np.ndarray) -> list[str]:
+def words(maps: Sequence[Voice], lengths: np.ndarray, cited: np.ndarray) -> list[str]:
     """The verdict before the coincidence clause, for each of several citations.
 
     Args:
-        maps: the maps that may speak. lengths: float64 [k]. cited: bool [P, k].
+        maps: what each family says. lengths: float64 [k]. cited: bool [P, k].
     """
     if any(m.mass.sum() <= 0 for m in maps):
         return ["inconclusive"] * len(cited)
@@ -106,8 +155,8 @@ def decide(
         may speak or nothing is cited); notes in words, the first of which says why when the verdict is inconclusive.
     """
     notes = [f"{NAMES[name]}: {m.blocked}" for name, m in maps.items() if name in FAMILIES and m.blocked]
-    speaking = [m for name, m in maps.items() if name in FAMILIES and not m.blocked]
-    if len({FAMILIES[m.method] for m in speaking}) < 2:
+    speaking = voices(maps.values())
+    if len(speaking) < 2:
         return "inconclusive", {}, [*notes, "a verdict needs two methods of different families that pass their gates"]
     if not cited.any():
         return "inconclusive", {}, [*notes, "the explanation cites nothing that is in the post"]
@@ -120,21 +169,22 @@ def decide(
         verdict = "inconclusive"
         agree = elsewhere.count("supported")
         notes.append(f"{agree} of {len(elsewhere)} places this citation could have had would have agreed as well")
-    for m in speaking:
+    for voice in speaking:
         # A clause may be cited for one of its words while the label uses another: the finer map has to agree as well.
-        if verdict == "supported" and m.attribution.unit == "char":
-            share = stats.mass_share(m.attribution.char_values, mask)
+        fine = [m.attribution.char_values for m in voice.members if m.attribution.unit == "char"]
+        if verdict == "supported" and fine:
+            share = float(np.mean([stats.mass_share(values, mask) for values in fine]))
             if not stats.density_ratio(share, float(mask.mean())) >= MIN_DENSITY:
                 verdict = "inconclusive"
-                notes.append(f"{NAMES[m.method]}: the saliency is in the cited clause but not in the cited words")
+                notes.append(f"{voice.name}: the saliency is in the cited clause but not in the cited words")
     if verdict == "inconclusive" and not notes:
         notes.append(_spread(speaking, cited))
     return verdict, chance, notes
 
 
-def _spread(maps: Sequence[LabelMap], cited: np.ndarray) -> str:
+def _spread(maps: Sequence[Voice], cited: np.ndarray) -> str:
     """Why two maps that may speak settle nothing: how much of each is in the cited clauses."""
-    shares = (f"{m.mass[cited].sum() / m.mass.sum():.0%} ({NAMES[m.method]})" for m in maps if m.mass.sum() > 0)
+    shares = (f"{m.mass[cited].sum() / m.mass.sum():.0%} ({m.name})" for m in maps if m.mass.sum() > 0)
     found = " and ".join(shares)
     return f"of the label's saliency {found} is in the cited clauses" if found else "nothing speaks for the label"
 
