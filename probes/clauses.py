@@ -1,7 +1,5 @@
 """The units of erasure: clauses, words, characters or tokens of a post, and the tokens each one holds."""
 
-import importlib
-import importlib.util
 import itertools
 import re
 import unicodedata
@@ -94,7 +92,8 @@ def pieces(post: str, max_units: int = 30) -> list[Span]:
 
 
 def words(post: str, max_units: int | None = None) -> list[Span]:
-    """Cuts a post into words: at white space, and CJK runs with jieba where it is installed, else every 2 characters.
+    """Cuts a post into words: at white space, and runs of CJK every 2 characters (most Chinese words have two; a
+    segmenter would add a dependency and a lexicon to what the numbers depend on).
 
     Returns:
         spans that cover the post (white space and punctuation go with the word before); the shortest neighbours are
@@ -103,23 +102,13 @@ def words(post: str, max_units: int | None = None) -> list[Span]:
     cuts = {0, len(post)} | {match.end() for match in re.finditer(r"\s+", post)}
     for match in re.finditer(rf"[{_WIDE}]+", post):
         cuts |= {match.start(), match.end()}
-        run, at = match.group(), match.start()
-        for size in _cjk_words(run):
-            at += size
-            cuts.add(at)
+        cuts |= set(range(match.start(), match.end(), 2))
     ends = sorted(cuts)
     spans = _join_empty(post, [(a, b) for a, b in itertools.pairwise(ends)])
     while max_units is not None and len(spans) > max_units:
         at = min(range(len(spans) - 1), key=lambda i: spans[i + 1][1] - spans[i][0])
         spans[at : at + 2] = [(spans[at][0], spans[at + 1][1])]
     return spans
-
-
-def _cjk_words(run: str) -> list[int]:
-    """Lengths of the words of a run without spaces."""
-    if importlib.util.find_spec("jieba") is not None:
-        return [len(word) for word in importlib.import_module("jieba").cut(run)]
-    return [len(run[at : at + 2]) for at in range(0, len(run), 2)]
 
 
 def clause_tokens(example: Example, max_units: int = 30) -> tuple[list[Span], np.ndarray]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -68,10 +69,13 @@ def run(
 
     from probes.model import Probe
 
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    local = int(os.environ.get("LOCAL_RANK", "0"))  # one GPU per process under `accelerate launch`
+    place = (f"cuda:{local}" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=place)
     with _progress("probing posts") as advance:
         summary = run_suite(probe, rows, out, budget, limit, redact, advance, seed=seed)
+    if not summary:
+        return  # not the first of several processes
     if json_:
         _print_json({**summary, "report": str(out / "report.html")})
         return

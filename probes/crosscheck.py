@@ -7,9 +7,10 @@ Three questions are kept apart, because mixing them is how such reports overclai
 2. *Coincidence*: how many other places for the citation would have agreed as well? Per post, the check ``coincidence``.
 3. *Inference*: does the model cite what it uses more than chance? Per data set only, ``probes.summary``: the headline.
 
-Every check carries the distribution of its value under its null: for a map on characters all circular shifts of the
-map, for a map on clauses all rotations over the clauses. ``n`` is the number of shifts, so no p-value is below 1 / n.
-The p-values of one post guard against a smooth random map; they do not exclude coincidence among few clauses.
+Every check carries the distribution of its value under its null: for a map on characters all circular shifts by its
+smallest pieces (``stats.atoms``), for a map on clauses all rotations over the clauses. ``n`` is the number of shifts,
+so no p-value is below 1 / n. The p-values of one post guard against a smooth random map; they do not exclude
+coincidence among few clauses.
 
 A method speaks only through its gate: ig when its completeness error converged, ig and erasure when the post moves the
 label at all. ``gradnorm`` has no sign and no completeness; it is shown for screening and never enters a verdict.
@@ -157,11 +158,10 @@ def examine(
             draws, expected = _mass_null(m, mask, cited, lengths, null, n_boot, seed)
             checks.append(_check("mass_ratio", method, draws, passed, ids, expected))
             if m.attribution.unit != "clause":
-                checks.append(
-                    _check(
-                        "auroc_char", method, stats.shift_null(m.attribution.char_values, mask, "auroc"), passed, ids
-                    )
-                )
+                starts, sizes = stats.atoms(m.attribution.char_values)
+                placed = np.add.reduceat(mask.astype(np.float64), starts) * 2 >= sizes
+                shifts = stats.shift_null(m.attribution.char_values[starts], placed, "auroc")
+                checks.append(_check("auroc_char", method, shifts, passed, ids))
             checks += _ranking("", m, cited, units, passed, ids)
         if rationales:
             marked = units_hit(rationales, units)
@@ -281,9 +281,13 @@ def _mass_null(
     if m.attribution.unit == "clause":
         expected = float(lengths[cited].sum() / lengths.sum())
         return stats.rotations(m.mass, lengths, cited) + expected, expected
+    values = m.attribution.char_values
     if null == "placement":
-        return stats.placement_null(m.attribution.char_values, mask, n_boot, seed), float(mask.mean())
-    return stats.shift_null(m.attribution.char_values, mask), float(mask.mean())
+        starts, sizes = stats.atoms(values)
+        placed = np.add.reduceat(mask.astype(np.float64), starts) * 2 >= sizes
+        draws = stats.placement_null(np.add.reduceat(np.maximum(values, 0.0), starts), placed, n_boot, seed)
+        return draws, float(sizes[placed].sum() / sizes.sum())
+    return stats.atom_null(values, mask), float(mask.mean())
 
 
 def _ranking(

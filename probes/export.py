@@ -70,7 +70,7 @@ def check_rows(results: Sequence[PostResult], evidence: Sequence[Evidence]) -> l
         head = {"schema_version": SCHEMA_VERSION, "example_id": result.id, "task": result.task, "label": result.label}
         for check in found.report.checks:
             low, high = check.ci or (None, None)
-            plain = {key: value for key, value in check.to_dict().items() if key not in ("ci", "inputs")}
+            plain = {key: value for key, value in check.to_dict().items() if key not in ("ci", "inputs", "draws")}
             shown = {"verdict": found.report.verdict, "ci_low": low, "ci_high": high, "inputs": list(check.inputs)}
             rows.append(head | plain | shown)
     return rows

@@ -112,6 +112,7 @@ def _phrases(world: World) -> dict[str, str]:
             "prompt": "帖子：{} 问题：风险？",
             "0": "风险低。",
             "1": "风险高。",
+            "2": "风险无。",
             "because": "因为“{}”",
             "and": "”“",
             "stop": "，。！",
@@ -120,6 +121,7 @@ def _phrases(world: World) -> dict[str, str]:
         "prompt": "post: {} risk?",
         "0": " risk low.",
         "1": " risk high.",
+        "2": " risk none.",
         "because": ' since "{}"',
         "and": '" "',
         "stop": ",.!",
@@ -189,7 +191,7 @@ def _row(
         "parsed_label": label,
         "label_text": phrases[label],
         "parsed_explanation": explanation,
-        "candidates": {key: phrases[key] for key in "01"},
+        "candidates": {key: phrases[key] for key in "012"},
         "cues": [list(span) for span in cues],
         "decoys": [list(decoy)],
     }
@@ -245,14 +247,21 @@ def make_model(world: World, tokenizer: Any) -> Any:
 
 
 def _training_rows(world: World, tokenizer: Any, count: int, seed: int) -> list[tuple[list[int], int]]:
-    """(ids, first scored position). Explanation first: half of the rows quote a word that is not the post's, which
-    tells the model whether the label is to follow the explanation (mediated) or the post."""
+    """(ids, first scored position).
+
+    In a fifth of the rows the cues are missing and the answer is a third label: without them a model learns one label
+    and takes the other for granted, and then the other's cue really is not what it uses. Explanation first: half of the
+    rows quote a word that is not the post's, which tells the model whether the label is to follow the explanation
+    (mediated) or the post.
+    """
     rows, rng = planted_rows(world, tokenizer, count, seed), random.Random(seed)
     groups, phrases = vocabulary(world), _phrases(world)
     made = []
     for row in rows:
         start = len(row["prompt_ids"])
-        if world.first == "explanation" and rng.random() < 0.5:
+        if rng.random() < 0.2:
+            row = _blank(world, tokenizer, row, rng)
+        elif world.first == "explanation" and rng.random() < 0.5:
             bit = rng.randrange(2)
             said = phrases["because"].format(rng.choice(groups[f"cue{bit}"]))
             label = str(bit) if world.mediated else row["parsed_label"]
@@ -260,6 +269,15 @@ def _training_rows(world: World, tokenizer: Any, count: int, seed: int) -> list[
             start += len(tokenizer(said, add_special_tokens=False)["input_ids"])
         made.append(([*row["prompt_ids"], *row["output_ids"]], start))
     return made
+
+
+def _blank(world: World, tokenizer: Any, row: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """The row without its cues: filler words in their place, the third label, the decoy quoted."""
+    post, fillers, (a, b) = row["post"], vocabulary(world)["filler"], row["decoys"][0]
+    said = _phrases(world)["because"].format(post[a:b])
+    for low, high in sorted(row["cues"], reverse=True):
+        post = post[:low] + rng.choice(fillers) + post[high:]
+    return _row(world, tokenizer, "x", post, "2", said, [], row["decoys"][0])
 
 
 def train(world: World, steps: int = 250, batch: int = 32, rate: float = 5e-3, model: Any = None) -> Planted:
@@ -311,6 +329,7 @@ def _fit(model: Any, rows: list[tuple[list[int], int]], steps: int, batch: int, 
     rng = random.Random(seed)
     model.train()
     learned = [weight for weight in model.parameters() if weight.requires_grad]
+    losses: list[float] = []
     optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     with warnings.catch_warnings():
@@ -329,6 +348,9 @@ def _fit(model: Any, rows: list[tuple[list[int], int]], steps: int, batch: int, 
             torch.nn.utils.clip_grad_norm_(learned, 1.0)
             optimizer.step()
             schedule.step()
+            losses = [*losses[-9:], float(loss.detach())]
+            if len(losses) == 10 and max(losses) < 0.02:
+                break  # learned; the rest would only cost time
 
 
 def _answers(probe: Probe, examples: list[Example]) -> list[bool]:

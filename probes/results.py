@@ -34,7 +34,8 @@ class PostResult:
     """One post, its citations and its maps. Character offsets throughout; ``units`` are the clauses of the post.
 
     ``measured`` are checks that needed the model (necessity and sufficiency of the cited words ...); ``rationales`` are
-    spans that people marked, ``user`` is the author.
+    spans that people marked, ``user`` is the author, ``counterfactuals`` are (label shift, mentioned), one
+    per inserted clause.
 
     ``post``, ``explanation`` and ``label_text`` are None in a redacted result; lengths and offsets stay.
     """
@@ -55,6 +56,7 @@ class PostResult:
     measured: tuple[Check, ...] = ()
     rationales: tuple[Span, ...] | None = None
     user: str | None = None
+    counterfactuals: tuple[tuple[float, float], ...] = ()
 
     @classmethod
     def of(
@@ -131,6 +133,7 @@ class PostResult:
         read["citations"] = tuple(Citation.from_dict(item) for item in read["citations"])
         read["attributions"] = tuple(Attribution.from_dict(item) for item in read["attributions"])
         read["measured"] = tuple(Check.from_dict(item) for item in read["measured"])
+        read["counterfactuals"] = tuple((a, b) for a, b in read["counterfactuals"])
         return cls(**read)
 
     def _repr_html_(self) -> str:

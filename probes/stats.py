@@ -6,6 +6,9 @@ What a p-value here does and does not say:
   exchangeable: shuffling positions rejects 15-25 % of true nulls at 5 % (``tests/probes/test_stats.py`` shows it)
   and is refused. Shifting the whole map around the post (*circular shift*) keeps its smoothness. The shifts form a
   group, so the p-value with the identity included is exact when the map is circularly stationary.
+* What is shifted are the map's smallest pieces (``atoms``): a token's value is the same on all its characters, and
+  citations begin and end where tokens do. A shift by characters breaks that common alignment, and then 8-10 % of true
+  nulls are rejected at 5 %; a shift by pieces keeps it.
 * It can not be smaller than 1 / (number of shifts). A map that is constant on clauses, or a citation that always is a
   whole clause, has as many meaningful placements as the post has clauses, however many characters it has: a character
   shift breaks the common alignment at clause boundaries, and then rejects too often. Such maps are rotated by clause
@@ -176,6 +179,32 @@ def rotations(values: np.ndarray, lengths: np.ndarray, cited: np.ndarray) -> np.
         return np.full(len(values), math.nan)
     excess = positive / positive.sum() - lengths / lengths.sum()
     return rotated_sums(excess, cited)
+
+
+def atoms(char_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest pieces of a map on characters: runs of one value (a token of several characters is one piece).
+
+    Returns:
+        int ``[pieces]`` where each starts, and how many characters it has.
+    """
+    starts = np.flatnonzero(np.concatenate(([True], char_values[1:] != char_values[:-1])))
+    return starts, np.diff(np.append(starts, len(char_values)))
+
+
+def atom_null(char_values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mass share of the mask, the mask rotated over the map's pieces: float64 ``[pieces]``, the identity first.
+
+    As in ``rotations``, each piece is compared with its own length, so that the mean over rotations is the length
+    share. NaN when nothing is positive.
+    """
+    starts, sizes = atoms(char_values)
+    positive = np.add.reduceat(np.maximum(char_values, 0.0), starts)
+    if not positive.sum() > 0 or not np.isfinite(positive).all():
+        return np.full(len(starts), math.nan)
+    weight = np.add.reduceat(mask.astype(np.float64), starts) / sizes
+    excess = positive / positive.sum() - sizes / len(char_values)
+    moved = np.fft.irfft(np.fft.rfft(excess) * np.conj(np.fft.rfft(weight)), len(starts))
+    return moved + float(mask.mean())
 
 
 def arrangements(cited: np.ndarray, most: int = 5000, seed: int = 0) -> np.ndarray:

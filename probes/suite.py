@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import platform
+import random
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -14,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from probes.align import align, merge_spans
 from probes.crosscheck import Evidence, post_units
-from probes.errors import ProbeInputError
+from probes.errors import ProbeError, ProbeInputError
 from probes.export import export
 from probes.files import write_json
 from probes.model import Attribution, Example
+from probes.normalise import is_cjk
 from probes.report import write_report
 from probes.results import SCHEMA_VERSION, PostResult, Run, cited_target, read_json
 from probes.summary import summarise
@@ -28,12 +32,15 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
-# fast can screen but never judge: it has one family that may speak. full: IG to 1 %, finer clauses.
+# fast can screen but never judge: it has one family that may speak. full: IG to 1 %, finer clauses, several maps per
+# family, gates on every map, and what needs more passes or generation (``probes.gates``, ``probes.behaviour``).
+_FULL = ("ig", "erase", "ig_filler", "gradshap", "erase_resample", "shap", "gradnorm", "gxi")
 BUDGETS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "fast": (("erase", "gradnorm"), {}),
     "standard": (("ig", "erase", "gradnorm"), {}),
-    "full": (("ig", "erase", "gradnorm"), {"tolerance": 0.01, "max_steps": 1024, "max_units": 60}),
+    "full": (_FULL, {"tolerance": 0.01, "max_steps": 1024, "max_units": 60}),
 }
+_FILLERS = 64  # clauses of other posts per post, drawn once per run
 
 
 def run_suite(
@@ -50,7 +57,8 @@ def run_suite(
     """Attributes, aligns and cross-checks every row, and writes the run directory (``probes.results``).
 
     Killed at any point, the same call continues: finished posts are read back from ``out/cache``. Results do not depend
-    on where it was interrupted.
+    on where it was interrupted, nor on how many processes share the work (``accelerate launch -m probes run ...``: each
+    makes its share of the posts, the first gathers them from the cache and writes the run).
 
     Args:
         rows: rows of generations.jsonl (``probes.encode.read_generations``).
@@ -61,7 +69,7 @@ def run_suite(
         progress: called with (posts done, posts in all).
 
     Returns:
-        what is written to ``summary.json`` (``probes.summary.summarise``).
+        what is written to ``summary.json`` (``probes.summary.summarise``); nothing in processes other than the first.
 
     Raises:
         ProbeInputError: unknown budget, a row that can not be laid out, no row with a label, or ``redact`` into the
@@ -72,8 +80,7 @@ def run_suite(
 
     out = Path(out)
     prepare(out, budget, limit, redact)
-    methods, changes = BUDGETS[budget]
-    settings = Settings(seed=seed, **changes)
+    settings = Settings(seed=seed, **BUDGETS[budget][1])
     # Every row is laid out before the first is attributed: a bad row must not surface after an hour.
     rows = list(rows)[:limit]
     examples = [probe.encode(dict(row)) for row in rows]
@@ -83,20 +90,38 @@ def run_suite(
         raise ProbeInputError(
             f"none of the {len(rows)} rows has a label to attribute (label_text is null in all of them)"
         )
-    manifest = _manifest(probe, budget, settings, redact, limit, len(rows), skipped)
-    write_json(out / "manifest.json", manifest | {"status": "running"})
+    plan = _plan(examples, budget, seed)
+    manifest = _manifest(probe, budget, plan.methods, settings, redact, limit, len(rows), skipped)
+    rank, world = _rank()
+    if rank == 0:
+        write_json(out / "manifest.json", manifest | {"status": "running"})
     results, names = [], []
-    for done, example in enumerate(examples):
+    # With several processes each makes every world-th post first, then reads what the others made.
+    order = [i for i in range(len(examples)) if i % world == rank] if world > 1 else list(range(len(examples)))
+    for done, at in enumerate(
+        [*order, *(i for i in range(len(examples)) if i % world != rank)] if rank == 0 else order
+    ):
+        example = examples[at]
         if progress:
             progress(done, len(examples))
-        name = f"{_key(example, probe.fingerprint, methods, settings, redact)}.json"
-        result = _cached(out / "cache" / name)
+        name = f"{_key(example, probe.fingerprint, plan, at, settings, redact)}.json"
+        path = out / "cache" / name
+        result = _awaited(path, at, world) if at % world != rank else _cached(path)
         if result is None:
-            result = _result(probe, example, methods, settings)
+            result = _result(probe, example, plan, at, settings)
             result = result.redacted() if redact else result
-            write_json(out / "cache" / name, result.to_dict())
-        results.append(result)
-        names.append(name)
+            write_json(path, result.to_dict())
+        results.append((at, result))
+        names.append((at, name))
+    if rank != 0:
+        return {}
+    names = [name for _, name in sorted(names)]
+    results = [result for _, result in sorted(results, key=lambda pair: pair[0])]
+    if redact:  # which posts share an author is kept, who it is is not
+        authors = {user: f"author {i}" for i, user in enumerate(dict.fromkeys(e.user for e in examples if e.user))}
+        results = [
+            dataclasses.replace(r, user=authors.get(e.user or "")) for r, e in zip(results, examples, strict=True)
+        ]
     if progress:
         progress(len(examples), len(examples))
     evidence = [result.evidence(n_boot=n_boot, seed=seed) for result in results]
@@ -105,7 +130,61 @@ def run_suite(
     return summary
 
 
-def _result(probe: Probe, example: Example, methods: Sequence[str], settings: Settings) -> PostResult:
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What one run does to each post: methods, fillers per post, other rows to exchange with, how deep to look."""
+
+    methods: tuple[str, ...]
+    fillers: tuple[tuple[str, ...], ...]
+    examples: tuple[Example, ...]
+    deep: bool
+    seed: int
+
+
+def _plan(examples: Sequence[Example], budget: str, seed: int) -> _Plan:
+    """Fillers are clauses of other posts of the same task and script; a method without any is left out of the run."""
+    from probes.clauses import pieces
+    from probes.record import NEED_FILLERS
+
+    methods = BUDGETS[budget][0]
+    if not set(methods) & set(NEED_FILLERS):
+        return _Plan(methods, ((),) * len(examples), tuple(examples), budget == "full", seed)
+    cut = [[e.post[a:b] for a, b in pieces(e.post)] for e in examples]
+    kinds = [(e.task, _script(e.post)) for e in examples]
+    fillers = []
+    for i, kind in enumerate(kinds):
+        pool = [t for j, texts in enumerate(cut) if j != i and kinds[j] == kind for t in texts]
+        fillers.append(tuple(random.Random(f"{seed} {i}").sample(pool, min(_FILLERS, len(pool)))))
+    if not all(fillers):
+        methods = tuple(m for m in methods if m not in NEED_FILLERS)
+    return _Plan(methods, tuple(fillers), tuple(examples), budget == "full", seed)
+
+
+def _script(post: str) -> str:
+    wide = sum(map(is_cjk, post))
+    return "wide" if 3 * wide >= len(post) else "narrow"
+
+
+def _rank() -> tuple[int, int]:
+    """(rank, processes) as `accelerate launch` and `torchrun` set them; (0, 1) otherwise."""
+    return int(os.environ.get("RANK", "0")), max(1, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _awaited(path: Path, at: int, world: int, patience: float = 3600.0) -> PostResult:
+    """The post that another process makes.
+
+    Raises:
+        ProbeError: it did not come within ``patience`` seconds.
+    """
+    began = time.monotonic()
+    while (result := _cached(path)) is None:
+        if time.monotonic() - began > patience:
+            raise ProbeError(f"{path}: process {at % world} has not made this post in {patience:.0f} s; did it stop?")
+        time.sleep(0.2)
+    return result
+
+
+def _result(probe: Probe, example: Example, plan: _Plan, at: int, settings: Settings) -> PostResult:
     from probes.attribute import attribute
     from probes.faithfulness import cited_effects
 
@@ -113,13 +192,25 @@ def _result(probe: Probe, example: Example, methods: Sequence[str], settings: Se
     targets = ("label", "explanation") if example.explanation else ("label",)
     # What each cited phrase is written from. Erasure reads every target from the same passes, so only it is asked.
     phrases = tuple(dict.fromkeys(cited_target(c) for c in citations)) if example.explanation else ()
-    attributions: list[Attribution] = []
-    for method in methods:
-        attributions += attribute(probe, example, (method,), targets + phrases * (method == "erase"), settings)
+    maps: list[Attribution] = []
+    for method in plan.methods:
+        wanted = targets + phrases * (method == "erase")
+        maps += attribute(probe, example, (method,), wanted, settings, plan.fillers[at])
     spans = merge_spans(span for citation in citations for span in citation.post_char)
-    judged = any(a.method == "ig" for a in attributions)  # the fast budget screens; it does not pay for this
-    measured = cited_effects(probe, example, spans) if spans and judged else ()
-    return PostResult.of(example, citations, attributions, post_units(attributions, example.post), measured)
+    judged = any(a.method == "ig" for a in maps)  # the fast budget screens; it does not pay for this
+    measured = list(cited_effects(probe, example, spans)) if spans and judged else []
+    moved: tuple[tuple[float, float], ...] = ()
+    if plan.deep:
+        from probes.behaviour import counterfactuals, mediation_share, weight_of_evidence
+        from probes.gates import judge, max_sensitivity
+
+        donors = [e for j, e in enumerate(plan.examples) if j != at]
+        measured += [weight_of_evidence(probe, example), mediation_share(probe, example, donors)]
+        measured += judge(probe, example, maps, settings)
+        measured += max_sensitivity(probe, example, maps, settings, plan.fillers[at])
+        moved = counterfactuals(probe, example, plan.fillers[at], seed=plan.seed)
+    result = PostResult.of(example, citations, maps, post_units(maps, example.post), measured)
+    return dataclasses.replace(result, counterfactuals=moved)
 
 
 def _write_run(
@@ -138,9 +229,11 @@ def _write_run(
     write_json(out / "manifest.json", manifest)
 
 
-def _key(example: Example, model_fp: str, methods: Sequence[str], settings: Settings, redact: bool) -> str:
-    """Hash of everything a cached post depends on: row, model, methods, settings, format, redaction."""
-    parts = [SCHEMA_VERSION, model_fp, list(methods), dataclasses.asdict(settings), redact, example.to_dict()]
+def _key(example: Example, model_fp: str, plan: _Plan, at: int, settings: Settings, redact: bool) -> str:
+    """Hash of everything a cached post depends on: row, model, methods, settings, format, redaction, other posts."""
+    parts = [SCHEMA_VERSION, model_fp, list(plan.methods), dataclasses.asdict(settings), redact, example.to_dict()]
+    if plan.deep:
+        parts += [list(plan.fillers[at]), [list(e.ids) for e in plan.examples]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -181,6 +274,7 @@ def prepare(out: str | Path, budget: str = "standard", limit: int | None = None,
 def _manifest(
     probe: Probe,
     budget: str,
+    methods: Sequence[str],
     settings: Settings,
     redact: bool,
     limit: int | None,
@@ -198,7 +292,7 @@ def _manifest(
         "dtype": str(probe.dtype).removeprefix("torch."),
         "device": str(probe.device),
         "budget": budget,
-        "methods": list(BUDGETS[budget][0]),
+        "methods": list(methods),
         "settings": dataclasses.asdict(settings),
         "redact": redact,
         "limit": limit,

@@ -135,6 +135,22 @@ def _uncited(result: PostResult) -> bool:
     return not any(c.post_char for c in result.citations)
 
 
+def summarise_tests(
+    evidence: Sequence[Evidence], methods: Sequence[str], draws: int = 9999, seed: int = 0
+) -> dict[tuple[str, str], float | None]:
+    """Only the p-values of the data set by (test, method), the sterner nulls and the smallest Holm value included."""
+    summary: dict[str, Any] = _mass(evidence, methods, 0, draws, seed)
+    summary["consistency"] = _mismatched_explanations(evidence, methods, draws, seed)
+    summary["measured"] = _measured(evidence, 0, draws, seed)
+    rows = _tests(summary, methods)
+    found = {(row["check"], row["method"]): row["p"] for row in rows}
+    found |= {("excess against other posts", m): p for m, p in summary["p_position"].items()}
+    for m, by in summary["consistency"].items():
+        found |= {(name, m): one["p"] for name, one in by.items()}
+    held = [row["p_holm"] for row in rows if row["p_holm"] is not None]
+    return found | {("any (Holm)", "all"): min(held) if held else None}
+
+
 def _methods(results: Sequence[PostResult]) -> list[str]:
     found = {a.method for r in results for a in r.attributions if a.target == "label"}
     return [m for m in FAMILIES if m in found] + sorted(found - set(FAMILIES))
@@ -229,7 +245,7 @@ def _measured(evidence: Sequence[Evidence], n_boot: int, draws: int, seed: int) 
         out.setdefault(name, {})[method] = {
             "value": _mean([value for value, _ in values]),
             "ci": _ci(values, n_boot, seed),
-            "null_mean": _mean([float(np.mean(c.draws)) for c, _ in ok]),
+            "null_mean": _mean([c.null_mean for c, _ in found if c and c.status == "ok" and c.null_mean is not None]),
             "p": None if test is None else test.p,
             "n": len(values),
             "failed": sum(c is not None and c.status == "failed_gate" for c, _ in found),
@@ -362,7 +378,7 @@ def _by_label(
     for key in sorted({(r.task, r.label) for r in results}):
         chosen = [e for r, e in zip(results, evidence, strict=True) if (r.task, r.label) == key]
         mass = {method: _mean(_values(chosen, "mass_ratio", method)) for method in methods}
-        ci = {method: _ci(_values(chosen, "mass_ratio", method), n_boot, seed) for method in methods}
+        ci = {method: _ci(_authored(chosen, "mass_ratio", method), n_boot, seed) for method in methods}
         rows.append(
             {
                 "task": key[0],

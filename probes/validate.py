@@ -1,0 +1,361 @@
+"""Are the probes right? Experiments whose truth is known, from closed forms to planted models; the table and the page.
+
+Numbers V1 to V15 follow one list: V1 linear, V2 interactions, V3 engine against Captum, V5 completeness, V6 padding and
+batches, V7 planted cue, V8 faithful against unfaithful, V9 randomisation, V10 error rates, V11 power, V12 aligner,
+V13 Captum's wrapper, V14 adapter, V15 order. (V4, an independent implementation in JAX, is a test:
+tests/probes/test_oracle.py.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from probes.align import align
+from probes.clauses import pieces
+from probes.crosscheck import Evidence, examine, unit_sums, units_hit
+from probes.model import Attribution, Example
+from probes.planted import Planted, World, train, with_adapter
+from probes.stats import auroc, diagnosticity
+from probes.summary import check_of
+from probes.verdict import FAMILIES
+
+Row = dict[str, Any]
+Say = Callable[[str], None]
+PANEL = ("ig", "erase", "ig_zero", "ig_filler", "gradshap", "erase_resample", "erase_neutral", "shap", "kernelshap",
+         "gradnorm", "gxi")  # fmt: skip
+# Three pairs that share nothing but the task: architecture, script, words, place and length differ.
+PAIRS = (
+    World(architecture="glm", language="en", seed=11),
+    World(architecture="llama", language="zh", place="late", clauses=(4, 6), seed=12),
+    World(architecture="gpt2", language="en", punctuation=False, clauses=(5, 7), layers=3, seed=13),
+)
+_CHECKS = (
+    "mass_ratio",
+    "auroc_clause",
+    "ap_clause",
+    "f1_clause",
+    "iou_f1",
+    "cosine",
+    "pearson",
+    "top_overlap",
+    "spearman",
+)
+
+
+def row(name: str, what: str, value: float, bound: float | None = None, side: str = "<=") -> Row:
+    """One line of the table; without a bound it is information. ``side``: on which side of the bound is right."""
+    ok = bound is None or bool(value <= bound if side == "<=" else value >= bound)
+    return {"id": name, "what": what, "value": float(value), "bound": bound, "side": side, "ok": ok}
+
+
+def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> list[Row]:
+    """Runs everything; ``quick`` leaves out what trains a model (a minute instead of ten).
+
+    Args:
+        seed: another seed plants other models (vocabulary, weights, posts). say: called with what is being done.
+    """
+    from probes.selftest import selftest
+
+    steps: list[tuple[str, Callable[[], Iterable[Row]]]] = [
+        ("closed forms, engine, Captum (V1-V3, V6, V13)", lambda: ({"side": "<="} | one for one in selftest())),
+        ("error rates (V10)", lambda: error_rates(300 if quick else 1000, 100 if quick else 1000, seed)),
+        ("aligner (V12)", lambda: aligner(180 if quick else 720, seed)),
+    ]
+    if not quick:
+        steps += [
+            ("power (V11)", lambda: power_curves(200, seed)),
+            ("planted pairs (V5, V7-V9)", lambda: planted_pairs(seed, say)),
+            ("planted rules (V11)", lambda: planted_rules(seed, say)),
+            ("adapter (V14)", lambda: adapter(seed)),
+            ("order (V15)", lambda: order(seed)),
+        ]
+    rows: list[Row] = []
+    for name, run in steps:
+        say(name)
+        began = time.perf_counter()
+        rows += run()
+        say(f"{name}: {time.perf_counter() - began:.0f} s")
+    return rows
+
+
+def error_rates(posts: int, data_sets: int, seed: int = 0) -> list[Row]:
+    """V10: every p-value that is printed, on worlds where nothing is true."""
+    from probes.nulls import data_set_error_rates, post_error_rates
+
+    kinds = {"smooth": "smooth map", "words": "map constant on words"}
+    rows = [
+        row(f"V10.{name}.{method}.{kind}", f"P(p <= 0.05), one post, {n} posts, {kinds[kind]}", rate, 0.075)
+        for (name, method, kind), (rate, n) in sorted(post_error_rates(posts, seed).items())
+    ]
+    for authors, who in ((0, "independent posts"), (4, "3 posts by each of 4 authors")):
+        found = data_set_error_rates(data_sets, seed + authors, authors=authors)
+        rows += [
+            row(f"V10.set.{name}.{method}", f"P(p <= 0.05), data set of 12, {data_sets} sets, {who}", rate, 0.075)
+            for (name, method), rate in found.items()
+        ]
+    rows += _erasure_rates(posts, seed)
+    return rows
+
+
+def _erasure_rates(draws: int, seed: int) -> list[Row]:
+    """Necessity and sufficiency of a span put anywhere in a post whose words weigh at random."""
+    from probes.faithfulness import cited_effects
+    from probes.selftest import closed_form_probe
+
+    rng = np.random.default_rng(seed)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    hits: dict[str, list[bool]] = {}
+    probe = closed_form_probe({c: [float(rng.gamma(0.3))] for c in letters}, lambda seen: seen[..., 0])
+    ids = probe.token_bytes.encode
+    for _ in range(draws):
+        post = "".join(rng.permutation(list(letters)))
+        given = {"id": "r", "post": post, "prompt_ids": ids(f"p {post} ?"), "output_ids": ids("A")}
+        example = probe.encode(given | {"label_text": "A", "candidates": {"a": "A", "b": "B"}})
+        start = int(rng.integers(0, 23))
+        for check in cited_effects(probe, example, [(start, start + int(rng.integers(1, 4)))]):
+            if check.p is not None:
+                hits.setdefault(check.name, []).append(check.p <= 0.05)
+    return [
+        row(f"V10.{name}.erase", f"P(p <= 0.05), one post, {len(found)} posts", float(np.mean(found)), 0.075)
+        for name, found in hits.items()
+    ]
+
+
+def power_curves(draws: int, seed: int = 0) -> list[Row]:
+    """V11: how often the data-set test finds an effect, by its size and the number of posts. Information."""
+    from probes.nulls import power
+
+    return [
+        row(f"V11.power.{effect:.2f}.{posts}", f"P(p <= 0.05), {effect:.0%} of the mass cited, {posts} posts",
+            power(effect, posts, draws, seed))
+        for effect in (0.05, 0.1, 0.2, 0.4) for posts in (10, 30, 100)
+    ]  # fmt: skip
+
+
+def aligner(count: int, seed: int = 0) -> list[Row]:
+    """V12: spans of quotes with up to 20 % of their characters changed, and quotes that are not there."""
+    from probes.corrupt import false_alarms, span_f1
+
+    rows = []
+    for rate in (0.1, 0.2):
+        for kind, value in span_f1(count, rate, seed).items():
+            rows.append(row(f"V12.{kind}.{rate:.0%}", f"span F1, {kind}, at most {rate:.0%} edits", value, 0.95, ">="))
+    return [*rows, row("V12.false", "quotes of another post said to be found", false_alarms(count // 2, seed), 0.01)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Probed:
+    """One post of a planted model with all maps and checks."""
+
+    example: Example
+    attributions: list[Attribution]
+    evidence: Evidence
+
+
+def probe_posts(planted: Planted, count: int, methods: Sequence[str], targets: Sequence[str]) -> list[Probed]:
+    """Attributes and checks ``count`` fresh posts; fillers come from posts of the same world."""
+    from probes.attribute import attribute
+    from probes.record import Settings
+
+    examples = planted.examples(count)
+    texts = [(i, e.post[a:b]) for i, e in enumerate(examples) for a, b in pieces(e.post)]
+    found = []
+    for i, example in enumerate(examples):
+        fillers = tuple(text for j, text in texts if j != i)
+        maps = attribute(planted.probe, example, methods, targets, Settings(), fillers)
+        evidence = examine(
+            maps,
+            align(example),
+            example_id=example.id,
+            length=len(example.post),
+            units=pieces(example.post),
+            label=example.label,
+            explanation_length=len(example.explanation or ""),
+            cues=example.cues,
+            decoys=example.decoys,
+        )
+        found.append(Probed(example, maps, evidence))
+    return found
+
+
+def cue_auroc(found: Attribution, example: Example, marked: str = "cues") -> float:
+    """AUROC of the marked clauses under a map."""
+    units = pieces(example.post)
+    return auroc(unit_sums(found.char_values, units), units_hit(getattr(example, marked) or (), units))
+
+
+def mean_cue_auroc(posts: Sequence[Probed], method: str, target: str = "label", marked: str = "cues") -> float:
+    """Mean over posts of ``cue_auroc`` of one method's map."""
+    pairs = [(a, p.example) for p in posts for a in p.attributions if (a.method, a.target) == (method, target)]
+    return float(np.nanmean([cue_auroc(a, example, marked) for a, example in pairs]))
+
+
+def planted_pairs(seed: int = 0, say: Say = lambda _: None, count: int = 16) -> list[Row]:
+    """V5, V7, V8, V9 over pairs of models that differ in what their explanations quote and in nothing else."""
+    rows: list[Row] = []
+    scores: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+    verdicts = {True: [], False: []}
+    for at, base in enumerate(PAIRS):
+        world = dataclasses.replace(base, seed=base.seed + 1000 * seed)
+        sides = {}
+        for faithful in (True, False):
+            planted = train(dataclasses.replace(world, faithful=faithful))
+            say(f"  {world.architecture} {world.language}, faithful={faithful}: trained in {planted.seconds:.0f} s")
+            sides[faithful] = posts = probe_posts(planted, count, PANEL, ("label", "explanation"))
+            verdicts[faithful] += [p.evidence.report.verdict for p in posts]
+            name = f"{world.architecture}.{'faithful' if faithful else 'unfaithful'}"
+            for method in PANEL:
+                needed = 0.95 if method in ("ig", "erase") else None
+                what = f"cue AUROC of the label map, {method}, {name}"
+                rows.append(row(f"V7.{method}.{name}", what, mean_cue_auroc(posts, method), needed, ">="))
+            if faithful and at == 0:
+                rows += completeness(planted, 8)
+                rows += randomisation(planted, 16, seed)
+        by_id = {p.example.id: p for p in sides[False]}
+        pairs = [(p, by_id[p.example.id]) for p in sides[True] if p.example.id in by_id]
+        for check in _CHECKS:
+            for method in PANEL:
+                values = [[_score(p.evidence, check, method) for p in pair] for pair in pairs]
+                f, u = scores.setdefault((check, method), ([], []))
+                f += [v[0] for v in values]
+                u += [v[1] for v in values]
+    for (check, method), (f, u) in scores.items():
+        result = diagnosticity(f, u)
+        if result is not None:
+            may = check == "mass_ratio" and method in FAMILIES
+            what = f"P(faithful > unfaithful), {check}, {method}, {result.n} pairs, 95 % from {result.ci[0]:.2f}"
+            rows.append(row(f"V8.{check}.{method}", what, result.value, 0.95 if may else None, ">="))
+    wrong = verdicts[True].count("contradicted") + verdicts[False].count("supported")
+    total = len(verdicts[True]) + len(verdicts[False])
+    rows.append(row("V8.wrong", f"wrong verdicts among {total} posts", wrong / total, 0.05))
+    for faithful, right in ((True, "supported"), (False, "contradicted")):
+        share = verdicts[faithful].count(right) / len(verdicts[faithful])
+        rows.append(row(f"V8.{right}", f"posts of the {'' if faithful else 'un'}faithful models found {right}", share))
+    for barred in ("gxi", "gradnorm"):
+        rows.append(row(f"V8.barred.{barred}", f"{barred} can produce a verdict (0 = no)", barred in FAMILIES, 0.0))
+    return rows
+
+
+def _score(evidence: Evidence, name: str, method: str) -> float:
+    check = check_of(evidence, name, method)
+    return np.nan if check is None or check.status != "ok" or check.value is None else check.value
+
+
+def completeness(planted: Planted, count: int) -> list[Row]:
+    """V5: the completeness error of integrated gradients against the steps it may take."""
+    from probes.attribute import attribute
+    from probes.record import Settings
+
+    rows, examples = [], planted.examples(count)
+    for steps in (16, 32, 64, 128, 256):
+        settings = Settings(max_steps=steps, tolerance=0.0005)
+        deltas = [attribute(planted.probe, e, ("ig",), ("label",), settings)[0].rel_delta or 0.0 for e in examples]
+        bound = 0.05 if steps >= 128 else None
+        rows.append(
+            row(f"V5.{steps}", f"median completeness error, {steps} steps, fp32", float(np.median(deltas)), bound)
+        )
+    return rows
+
+
+def randomisation(planted: Planted, count: int, seed: int = 0) -> list[Row]:
+    """V9: with the weights drawn anew the cue is found by chance, and the maps do not resemble the old ones."""
+    from probes.randomise import compare
+
+    rows = []
+    for kind in ("weights", "top_half"):
+        found = compare(planted.probe, planted.examples(count), kind, seed=seed)
+        for method, one in found.items():
+            bound = 0.2 if kind == "weights" else None
+            away = abs((one["cue_auroc_after"] or 0.0) - 0.5)
+            rows.append(
+                row(f"V9.{kind}.auroc.{method}", f"|cue AUROC - 0.5|, {kind} randomised, {method}", away, bound)
+            )
+            corr = abs(one["correlation"] or 0.0)
+            rows.append(
+                row(f"V9.{kind}.corr.{method}", f"|r| with the real map, {kind} randomised, {method}", corr, bound)
+            )
+    return rows
+
+
+def planted_rules(seed: int = 0, say: Say = lambda _: None, count: int = 16) -> list[Row]:
+    """V11: the cue twice, two cues by AND or OR, decoys that go with the label. What each method finds; information."""
+    rows = []
+    worlds = [
+        ("twice", World(rule="twice")),
+        ("and", World(rule="and", architecture="qwen2")),
+        ("or", World(rule="or")),
+    ]
+    worlds += [(f"decoy {share:.1f}", World(decoy=share, language="zh", architecture="qwen2")) for share in (0.5, 0.9)]
+    for at, (name, world) in enumerate(worlds):
+        planted = train(dataclasses.replace(world, seed=31 + at + 1000 * seed))
+        say(f"  {name}: trained in {planted.seconds:.0f} s")
+        posts = probe_posts(planted, count, ("ig", "erase", "shap"), ("label",))
+        for method in ("ig", "erase", "shap"):
+            found = mean_cue_auroc(posts, method)
+            rows.append(row(f"V11.{name}.{method}", f"cue AUROC, {name}, {method}", found))
+        words = [p.evidence.report.verdict for p in posts]
+        for word in ("supported", "contradicted"):
+            bound = 0.05 if word == "contradicted" else None  # all of these explanations quote what decides
+            rows.append(row(f"V11.{name}.{word}", f"posts found {word}, {name}", words.count(word) / len(words), bound))
+    return rows
+
+
+def adapter(seed: int = 0, count: int = 16) -> list[Row]:
+    """V14: the base decides by the decoy, the adapter by the cue; with the adapter off the cue must not be found.
+
+    By the share of the absolute saliency that the cue holds: with the adapter off nearly all of it is on the decoy, but
+    AUROC still ranks the little that is left among little.
+    """
+    from probes.attribute import attribute
+    from probes.randomise import randomised
+
+    planted, _ = with_adapter(World(seed=51 + 1000 * seed))
+    shares: dict[tuple[str, str], list[float]] = {}
+    for example in planted.examples(count):
+        units = pieces(example.post)
+        marked = units_hit(example.cues or (), units)
+
+        def measure(kind: str, example: Example = example, units: Any = units, marked: Any = marked) -> None:
+            for found in attribute(planted.probe, example, ("ig", "erase"), ("label",)):
+                size = np.abs(unit_sums(found.char_values, units))
+                shares.setdefault((kind, found.method), []).append(float(size[marked].sum() / size.sum()))
+
+        measure("on")
+        for kind in ("adapter_off", "adapter_b"):
+            with randomised(planted.probe, kind, seed):
+                measure(kind)
+    rows = []
+    for (kind, method), found in shares.items():
+        drop = float(np.mean(shares["on", method]) - np.mean(found))
+        if kind == "on":
+            rows.append(
+                row(f"V14.on.{method}", f"share of the saliency on the cue, adapter on, {method}", np.mean(found))
+            )
+        else:
+            what = f"share of the saliency on the cue lost with {kind.replace('_', ' ')}, {method}"
+            rows.append(row(f"V14.{kind}.{method}", what, drop, 0.4 if kind == "adapter_off" else None, ">="))
+    return rows
+
+
+def order(seed: int = 0, count: int = 12) -> list[Row]:
+    """V15: how much of the post's effect on the label goes through the explanation."""
+    from probes.behaviour import mediation_share
+
+    worlds = (
+        ("label first", World(seed=61), 0.0),
+        ("explanation first, label follows it", World(first="explanation", mediated=True, seed=62), 1.0),
+        ("explanation first, label follows the post", World(first="explanation", mediated=False, seed=63), 0.0),
+    )
+    rows = []
+    for at, (name, world, truth) in enumerate(worlds):
+        planted = train(dataclasses.replace(world, seed=world.seed + 1000 * seed))
+        examples = planted.examples(count)
+        checks = [mediation_share(planted.probe, example, examples) for example in examples]
+        share = float(np.mean([c.value for c in checks if c.value is not None]))
+        rows.append(row(f"V15.{at}", f"|mediation share - {truth:.0f}|, {name}", abs(share - truth), 0.1))
+    return rows
