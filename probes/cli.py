@@ -155,9 +155,24 @@ def selftest(json_: AsJson = False) -> None:
 
 
 @app.command()
-def validate(json_: AsJson = False) -> None:
-    """The validation table: what `selftest` measures here. Planted models and error rates are checked by the tests."""
-    _run_selftest("Validation: the part that needs no trained model (planted models: see tests/probes)", json_)
+def validate(
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out what trains models: a minute, not ten")] = False,
+    seed: Annotated[int, typer.Option(help="Another seed plants other models and posts")] = 0,
+    docs: Annotated[Path | None, typer.Option(help="Write the table as a Markdown page, too")] = None,
+    json_: AsJson = False,
+) -> None:
+    """Experiments whose truth is known: planted models, error rates, power, aligner; exit code 1 if one fails."""
+    _silence_loaders()
+    from probes.validate import page
+    from probes.validate import validate as measure
+
+    console = Console(stderr=True)
+    rows = measure(quick, seed, lambda line: console.print(line, highlight=False))
+    if docs is not None:
+        from probes.files import write_text
+
+        write_text(docs, page(rows, quick, seed))
+    _print_rows("Validation", rows, json_)
 
 
 def _run_selftest(title: str, json_: bool) -> None:
@@ -168,16 +183,20 @@ def _run_selftest(title: str, json_: bool) -> None:
         advance(0, 1)
         rows = measure()
         advance(1, 1)
+    _print_rows(title, rows, json_)
+
+
+def _print_rows(title: str, rows: Sequence[dict[str, Any]], json_: bool) -> None:
     failed = [row["id"] for row in rows if not row["ok"]]
     if json_:
-        _print_json({"ok": not failed, "rows": rows})
+        _print_json({"ok": not failed, "rows": list(rows)})
     else:
         table = Table(title=title, title_justify="left", show_edge=False)
         for name, side in (("id", "left"), ("what", "left"), ("value", "right"), ("bound", "right"), ("", "left")):
             table.add_column(name, justify=side)  # type: ignore[arg-type]
         for row in rows:
-            bound = "information" if row["bound"] is None else f"{row['bound']:.0e}"
-            table.add_row(row["id"], row["what"], f"{row['value']:.1e}", bound, "ok" if row["ok"] else "FAILED")
+            bound = "information" if row["bound"] is None else f"{row.get('side', '<=')} {row['bound']:.2g}"
+            table.add_row(row["id"], row["what"], f"{row['value']:.3g}", bound, "ok" if row["ok"] else "FAILED")
         Console().print(table)
     if failed:
         raise ProbeError(f"{len(failed)} of {len(rows)} checks failed ({', '.join(failed)}): do not read verdicts here")

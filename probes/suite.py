@@ -95,12 +95,10 @@ def run_suite(
     rank, world = _rank()
     if rank == 0:
         write_json(out / "manifest.json", manifest | {"status": "running"})
-    results, names = [], []
-    # With several processes each makes every world-th post first, then reads what the others made.
-    order = [i for i in range(len(examples)) if i % world == rank] if world > 1 else list(range(len(examples)))
-    for done, at in enumerate(
-        [*order, *(i for i in range(len(examples)) if i % world != rank)] if rank == 0 else order
-    ):
+    made: dict[int, tuple[str, PostResult]] = {}
+    # With several processes each makes every world-th post; then the first reads what the others made.
+    order = sorted(range(len(examples)), key=lambda i: (i % world != rank, i))
+    for done, at in enumerate(order if rank == 0 else [i for i in order if i % world == rank]):
         example = examples[at]
         if progress:
             progress(done, len(examples))
@@ -111,12 +109,10 @@ def run_suite(
             result = _result(probe, example, plan, at, settings)
             result = result.redacted() if redact else result
             write_json(path, result.to_dict())
-        results.append((at, result))
-        names.append((at, name))
+        made[at] = (name, result)
     if rank != 0:
         return {}
-    names = [name for _, name in sorted(names)]
-    results = [result for _, result in sorted(results, key=lambda pair: pair[0])]
+    names, results = (list(column) for column in zip(*(made[at] for at in range(len(examples))), strict=True))
     if redact:  # which posts share an author is kept, who it is is not
         authors = {user: f"author {i}" for i, user in enumerate(dict.fromkeys(e.user for e in examples if e.user))}
         results = [

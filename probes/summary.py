@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from probes import stats
-from probes.agreement import CONSISTENCY
+from probes.agreement import CONSISTENCY, pearson
 from probes.crosscheck import Evidence
 from probes.model import Check
 from probes.results import PostResult
@@ -41,7 +41,6 @@ MEASURED = (
     "sufficiency",
     "weight_of_evidence",
     "mediation_share",
-    "counterfactual_tvd",
     "faithfulness_corr",
     "infidelity",
     "comprehensiveness",
@@ -107,6 +106,7 @@ def summarise(
         found = summary["measured"].get(name, {}).get("erase", {})
         for suffix, key in (("", "value"), ("_ci", "ci"), ("_null", "null_mean")):
             summary[name + suffix] = found.get(key)
+    summary["counterfactual"] = _counterfactual(results, _authors(evidence), n_boot, draws, seed)
     summary["tests"] = _tests(summary, methods)
     summary["p_holm"] = {
         t["method"]: t["p_holm"] for t in summary["tests"] if t["hypothesis"] == "citations hold the label's saliency"
@@ -253,6 +253,48 @@ def _measured(evidence: Sequence[Evidence], n_boot: int, draws: int, seed: int) 
     return out
 
 
+def _counterfactual(
+    results: Sequence[PostResult], authors: Sequence[str], n_boot: int, draws: int, seed: int
+) -> dict[str, Any] | None:
+    """Correlational counterfactual test (Siegel et al. 2024): Pearson r of "mentioned" with the label's shift.
+
+    The interval resamples authors; the p-value permutes the mentions among the insertions of one post. None where fewer
+    than 5 posts have insertions, or nothing or everything was mentioned.
+    """
+    rows = [(np.array(r.counterfactuals), who) for r, who in zip(results, authors, strict=True) if r.counterfactuals]
+    if len(rows) < _MIN_POSTS:
+        return None
+    pooled = np.concatenate([pairs for pairs, _ in rows])
+    value = pearson(pooled[:, 0], pooled[:, 1])
+    if math.isnan(value):
+        return None
+    rng = np.random.default_rng(seed)
+    shifted = pooled[:, 0] - pooled[:, 0].mean()
+    reached = 0
+    for _ in range(draws):
+        mentioned = np.concatenate([rng.permutation(pairs[:, 1]) for pairs, _ in rows])
+        reached += float(shifted @ mentioned) >= float(shifted @ pooled[:, 1]) - 1e-9
+    groups: dict[str, list[np.ndarray]] = {}
+    for pairs, who in rows:
+        groups.setdefault(who, []).append(pairs)
+    blocks = [np.concatenate(found) for found in groups.values()]
+    boot = []
+    for _ in range(n_boot if len(blocks) >= 3 else 0):
+        again = np.concatenate([blocks[i] for i in rng.integers(len(blocks), size=len(blocks))])
+        boot.append(pearson(again[:, 0], again[:, 1]))
+    finite = [r for r in boot if math.isfinite(r)]
+    ci = np.quantile(finite, [0.025, 0.975]).tolist() if finite else None
+    return {
+        "r": value,
+        "ci": ci,
+        "p": (1 + reached) / (1 + draws),
+        "n": len(rows),
+        "insertions": len(pooled),
+        "mentioned": float(pooled[:, 1].mean()),
+        "mean_shift": float(pooled[:, 0].mean()),
+    }
+
+
 def _tests(summary: dict[str, Any], methods: Sequence[str]) -> list[dict[str, Any]]:
     """Every hypothesis with its one p-value, and Holm over all of them."""
     rows: list[dict[str, Any]] = []
@@ -271,6 +313,9 @@ def _tests(summary: dict[str, Any], methods: Sequence[str]) -> list[dict[str, An
     for name, hypothesis in _HYPOTHESES.items():
         for m, found in summary["measured"].get(name, {}).items():
             add(hypothesis, name, m, found["p"], found["value"], found["n"])
+    cct = summary.get("counterfactual")
+    if cct is not None:
+        add("what moves the label is mentioned", "counterfactual", "model", cct["p"], cct["r"], cct["n"])
     adjusted = stats.holm([math.nan if row["p"] is None else row["p"] for row in rows])
     return [row | {"p_holm": None if math.isnan(p) else p} for row, p in zip(rows, adjusted, strict=True)]
 

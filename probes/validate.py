@@ -359,3 +359,60 @@ def order(seed: int = 0, count: int = 12) -> list[Row]:
         share = float(np.mean([c.value for c in checks if c.value is not None]))
         rows.append(row(f"V15.{at}", f"|mediation share - {truth:.0f}|, {name}", abs(share - truth), 0.1))
     return rows
+
+
+_SECTIONS = {
+    "V1": ("Linear model", "A bag of embeddings: every method must give w . (e - e0)."),
+    "V2": (
+        "Interactions",
+        "Where there is no single right answer: documented limits of the methods, not an aspiration.",
+    ),
+    "V3": ("Engine", "The batched engine against a brute force, one sequence at a time, in float64."),
+    "V5": ("Completeness", "Error of integrated gradients against the steps it may take."),
+    "V6": ("Batches and padding", "Nothing may depend on what shares the batch."),
+    "V7": ("Planted cue", "One word decides the label of a small trained model: does the label map find its clause?"),
+    "V8": (
+        "Faithful against unfaithful",
+        "Pairs of models with the same perfect labels; one quotes the word that decides, the other a decoy. "
+        "The mass ratio decides verdicts, so it has to tell them apart with every method that may speak.",
+    ),
+    "V9": ("Randomisation", "With the weights drawn anew the cue is found by chance and the map is another."),
+    "V10": ("Error rates", "Share of p <= 0.05 where nothing is true, of every p-value that is printed."),
+    "V11": ("Power, redundancy, two cues, correlated decoys", "What the tests and methods can and can not find."),
+    "V12": ("Aligner", "Quotes with characters changed, F1 of the span found; and quotes of another post."),
+    "V13": ("Captum's wrapper", "The path this package refuses to use, on the installed versions."),
+    "V14": ("Adapter", "The base decides by the decoy, the adapter by the cue."),
+    "V15": ("Order", "How much of the post's effect goes through the explanation."),
+}
+
+
+def page(rows: Sequence[Row], quick: bool, seed: int) -> str:
+    """The table as a Markdown page, dated, with the command and the versions that made it."""
+    import platform
+    from datetime import UTC, datetime
+    from importlib import metadata
+
+    names = ("torch", "transformers", "captum", "peft", "numpy")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    command = (
+        f"probes validate{' --quick' if quick else ''}{f' --seed {seed}' if seed else ''} --docs docs/validation.md"
+    )
+    failed = [one["id"] for one in rows if not one["ok"]]
+    lines = [
+        "# Validation of the probes",
+        "",
+        f"Written by `{command}` on {datetime.now(UTC):%Y-%m-%d} (Python {platform.python_version()}, {versions}).",
+        f"{len(rows)} rows, {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}.",
+        "V4, an independent implementation in JAX, is a test: `pytest tests/probes/test_oracle.py`.",
+    ]
+    for key, (title, text) in _SECTIONS.items():
+        chosen = [one for one in rows if one["id"].split(".")[0] == key]
+        if not chosen:
+            continue
+        lines += ["", f"## {key} {title}", "", text, "", "| id | what | value | bound | |", "|---|---|---|---|---|"]
+        for one in chosen:
+            bound = "information" if one["bound"] is None else f"{one.get('side', '<=')} {one['bound']:.2g}"
+            what = one["what"].replace("|", "\\|")
+            word = "ok" if one["ok"] else "**FAILED**"
+            lines.append(f"| {one['id']} | {what} | {one['value']:.3g} | {bound} | {word} |")
+    return "\n".join(lines) + "\n"

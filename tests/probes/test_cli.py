@@ -99,15 +99,20 @@ def test_report_again_and_redacted(finished, capsys, tmp_path):
     assert code == 0 and (tmp_path / "x.html").exists() and "x.html" in out
 
 
-def test_selftest_and_validate(monkeypatch, capsys):
+def test_selftest_and_validate(monkeypatch, capsys, tmp_path):
     good = {"id": "V1.ig", "what": "linear model", "value": 1e-7, "bound": 1e-5, "ok": True}
     info = {"id": "V6.left", "what": "left padding", "value": 2.0, "bound": None, "ok": True}
     module = importlib.import_module("probes.selftest")  # the name in the package is the function
     monkeypatch.setattr(module, "selftest", lambda: [good, info])
     code, out, _ = call(capsys, "selftest", "--json")
     assert code == 0 and json.loads(out) == {"ok": True, "rows": [good, info]}
-    code, out, _ = call(capsys, "validate")
-    assert code == 0 and "information" in out and "planted models: see tests" in out
+    monkeypatch.setattr("probes.validate.validate", lambda quick, seed, say: [good | {"side": "<="}, info])
+    code, out, _ = call(capsys, "validate", "--quick", "--docs", str(tmp_path / "v.md"))
+    assert (
+        code == 0
+        and "information" in out
+        and "| V1.ig | linear model | 1e-07 | <= 1e-05 | ok |" in (tmp_path / "v.md").read_text("utf-8")
+    )
     monkeypatch.setattr(module, "selftest", lambda: [good | {"ok": False, "value": 0.3}])
     code, out, err = call(capsys, "selftest", "--json")
     assert code == 1 and json.loads(out)["ok"] is False

@@ -1,0 +1,225 @@
+"""Gates, behaviour, randomisation, error rates, planted worlds: what `probes validate` is made of, in seconds."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from probes import corrupt, nulls, stats
+from probes.attribute import Settings, attribute
+from probes.behaviour import counterfactuals, mediation_share, weight_of_evidence
+from probes.crosscheck import examine
+from probes.errors import ProbeInputError
+from probes.gates import judge, max_sensitivity
+from probes.model import Example, Probe
+from probes.planted import World, make_tokenizer, planted_rows, vocabulary
+from probes.randomise import kinds, randomised
+from probes.selftest import closed_form_probe
+from probes.summary import summarise
+from probes.validate import page, row, validate
+from tests.probes.worlds import post_result
+
+LETTERS = "abcdefghijklmnop"
+
+
+@pytest.fixture(scope="module")
+def linear() -> tuple[Probe, Example]:
+    """Eight clauses of two letters whose weights add up."""
+    rng = np.random.default_rng(0)
+    probe = closed_form_probe({c: [float(rng.normal())] for c in LETTERS}, lambda seen: seen[..., 0])
+    post = "，".join(LETTERS[i : i + 2] for i in range(0, 16, 2))
+    ids = probe.token_bytes.encode
+    given = {"id": "r", "post": post, "prompt_ids": ids(f"p {post} ?"), "output_ids": ids("A")}
+    return probe, probe.encode(given | {"label_text": "A", "candidates": {"a": "A", "b": "B"}})
+
+
+def test_gates_pass_the_truth_and_stop_a_map_that_is_not(linear: tuple[Probe, Example]) -> None:
+    probe, example = linear
+    maps = attribute(probe, example, ("ig", "erase"), ("label",))
+    found = {(c.name, c.method): c for c in judge(probe, example, maps, Settings())}
+    for method in ("ig", "erase"):
+        assert found["faithfulness_corr", method].value == pytest.approx(1.0, abs=1e-6)
+        assert found["infidelity", method].value == pytest.approx(0.0, abs=1e-6)
+        assert found["faithfulness_corr", method].status == "ok"
+        best = found["comprehensiveness", method]
+        assert best.value is not None and best.value >= max(best.draws)
+        keep = found["aopc_sufficiency", method]
+        assert keep.value is not None and keep.value <= min(keep.draws)
+    wrong = [dataclasses.replace(m, char_values=-m.char_values, values=-m.values) for m in maps]
+    stopped = judge(probe, example, wrong, Settings())
+    assert {c.method for c in stopped if c.status == "failed_gate"} == {"ig", "erase"}
+    units = [(3 * i, min(3 * i + 3, len(example.post))) for i in range(8)]
+    report = examine(wrong, [], example_id="r", length=len(example.post), units=units, measured=stopped).report
+    assert "integrated gradients: failed the gate faithfulness corr" in report.notes
+
+
+def test_soft_erasure_is_the_share_of_each_dimension(linear: tuple[Probe, Example]) -> None:
+    """In a linear model the expected loss of a soft erasure is the sum of weight times effect."""
+    probe, example = linear
+    ((found),) = attribute(probe, example, ("ig",), ("label",))
+    soft = next(c for c in judge(probe, example, [found], Settings()) if c.name == "soft_comprehensiveness")
+    positive = np.maximum(found.char_values, 0)
+    assert soft.value is not None
+    assert 0 < soft.value <= positive.sum() + 1e-6
+
+
+def test_max_sensitivity_is_zero_where_punctuation_does_nothing(linear: tuple[Probe, Example]) -> None:
+    probe, example = linear
+    maps = attribute(probe, example, ("ig", "erase"), ("label",))
+    values = {c.method: c.value for c in max_sensitivity(probe, example, maps, Settings())}
+    assert values == pytest.approx({"ig": 0.0, "erase": 0.0}, abs=1e-6)
+
+
+def test_weight_of_evidence_is_bayes(tiny_probe: Probe, tiny_rows: list[dict[str, Any]]) -> None:
+    example = tiny_probe.encode(tiny_rows[3])
+    label, said = example.segment("label"), example.segment("explanation")
+    assert label is not None and said is not None
+    start, own, others, _ = tiny_probe.scorer.label_ids(example)
+    tail = list(example.ids[label.tok[1] : said.tok[1]])
+
+    def of(ids: list[int]) -> float:
+        whole = torch.tensor([[*example.ids[:start], *ids, *tail]])
+        logits = tiny_probe.model(input_ids=whole).logits[0].log_softmax(-1)
+        begin = start + len(ids) + said.tok[0] - label.tok[1]
+        return float(sum(logits[at - 1, whole[0, at]] for at in range(begin, whole.shape[1])))
+
+    found = weight_of_evidence(tiny_probe, example)
+    assert found.value == pytest.approx(of(own) - of(others[0]), rel=1e-4)  # one rival: its weight is 1
+
+
+def test_mediation_is_zero_where_the_label_comes_first(tiny_probe: Probe, tiny_rows: list[dict[str, Any]]) -> None:
+    examples = [tiny_probe.encode(r) for r in tiny_rows]
+    other = dataclasses.replace(examples[1], label="low")
+    assert mediation_share(tiny_probe, examples[0], [other]).value == pytest.approx(0.0, abs=1e-6)
+    assert mediation_share(tiny_probe, examples[0], [examples[1]]).status == "abstain"  # the same label
+    bare = tiny_probe.encode(tiny_rows[0] | {"parsed_explanation": None})
+    assert weight_of_evidence(tiny_probe, bare).status == "abstain"
+
+
+def test_counterfactuals_are_seeded_and_shift_distributions(tiny_probe: Probe, tiny_rows: list[dict[str, Any]]) -> None:
+    example, fillers = tiny_probe.encode(tiny_rows[0]), ("外面下着雪，", "we had tea, ", "猫在睡觉。")
+    found = counterfactuals(tiny_probe, example, fillers, count=3, extra_tokens=-20)
+    assert len(found) == 3 and all(0 <= shift <= 1 and said in (0.0, 1.0) for shift, said in found)
+    assert counterfactuals(tiny_probe, example, fillers, count=3, extra_tokens=-20) == found
+    assert counterfactuals(tiny_probe, example, ()) == ()
+
+
+def test_counterfactual_test_of_a_data_set() -> None:
+    rng = np.random.default_rng(0)
+    results = []
+    for s in range(8):
+        shift = rng.random(6)
+        honest = tuple((float(x), float(x > 0.5)) for x in shift)
+        results.append(dataclasses.replace(post_result(s), counterfactuals=honest))
+    found = summarise(results, n_boot=100, draws=199)["counterfactual"]
+    assert found["r"] > 0.8 and found["p"] == 1 / 200 and found["ci"][0] > 0.6 and found["n"] == 8
+    mute = [dataclasses.replace(r, counterfactuals=tuple((x, 0.0) for x, _ in r.counterfactuals)) for r in results]
+    assert summarise(mute, n_boot=100, draws=199)["counterfactual"] is None
+
+
+def test_randomisation_is_undone(tiny_probe: Probe, tiny_rows: list[dict[str, Any]]) -> None:
+    example = tiny_probe.encode(tiny_rows[3])
+    before = attribute(tiny_probe, example, ("gradnorm",), ("label",))[0].values
+    for kind in ("weights", "top_half"):
+        with randomised(tiny_probe, kind):
+            inside = attribute(tiny_probe, example, ("gradnorm",), ("label",))[0].values
+        assert np.abs(inside - before).max() > 0.1 * np.abs(before).max()
+    np.testing.assert_allclose(attribute(tiny_probe, example, ("gradnorm",), ("label",))[0].values, before)
+    assert kinds(tiny_probe) == ("weights", "top_half")
+    with pytest.raises(ProbeInputError, match="adapter_off"), randomised(tiny_probe, "adapter_off"):
+        pass
+
+
+def test_error_rates_and_the_shortcut_that_fails() -> None:
+    rates = nulls.post_error_rates(120)
+    assert {name for name, _, _ in rates} >= {"mass_ratio", "auroc_char", "iou_f1", "cosine", "plausibility_mass"}
+    assert max(rate for rate, _ in rates.values()) <= 0.12  # 120 draws: 0.05 + 3.5 standard errors
+    rng, by_characters, by_pieces = np.random.default_rng(1), [], []
+    for _ in range(1000):
+        post = nulls.null_post(rng, "words")
+        values, mask = post["attributions"][0].char_values, np.zeros(post["length"], bool)
+        mask[slice(*post["citations"][0].post_char[0])] = True
+        by_characters.append(stats.p_greater(stats.shift_null(values, mask)))
+        by_pieces.append(stats.p_greater(stats.atom_null(values, mask)))
+    assert np.mean(np.array(by_characters) <= 0.05) > 0.07
+    assert np.mean(np.array(by_pieces) <= 0.05) <= 0.065
+
+
+def test_pieces_of_a_map() -> None:
+    values, mask = np.array([1.0, 1, 2, 3, 3, 3]), np.array([0, 0, 1, 1, 1, 1], bool)
+    starts, sizes = stats.atoms(values)
+    assert starts.tolist() == [0, 2, 3] and sizes.tolist() == [2, 1, 3]
+    null = stats.atom_null(values, mask)
+    assert len(null) == 3 and null[0] == pytest.approx(stats.mass_share(values, mask))
+    assert null.mean() == pytest.approx(mask.mean())
+    assert np.isnan(stats.atom_null(-values, mask)).all()
+
+
+def test_posts_by_one_author_are_not_independent() -> None:
+    rng = np.random.default_rng(3)
+    ignored, honest = [], []
+    for i in range(400):
+        own = [nulls.null_evidence(rng, None).excess["ig"] for _ in range(3)]
+        repeated, authors = [null for null in own for _ in range(4)], [a for a in "xyz" for _ in range(4)]
+        for found, clusters in ((ignored, None), (honest, authors)):
+            test = stats.mean_test(repeated, 199, i, clusters)
+            assert test is not None
+            found.append(test.p <= 0.05)
+    assert np.mean(ignored) > 0.1 and np.mean(honest) <= 0.075
+
+
+def test_authors_widen_the_intervals_of_a_summary() -> None:
+    same = [dataclasses.replace(post_result(s % 3, name=f"p{s}"), user=str(s % 3)) for s in range(12)]
+    free = [dataclasses.replace(r, user=None) for r in same]
+    wide, narrow = (summarise(r, n_boot=400, draws=199) for r in (same, free))
+    width = [s["mass_ratio_ci"]["ig"][1] - s["mass_ratio_ci"]["ig"][0] for s in (wide, narrow)]
+    assert width[0] > 1.3 * width[1] and wide["n_users"] == 3 and narrow["n_users"] is None
+
+
+def test_aligner_under_corruption() -> None:
+    for rate in (0.1, 0.2):
+        assert corrupt.span_f1(90, rate)["all"] >= 0.95
+    assert corrupt.false_alarms(40) == 0.0
+
+
+@pytest.mark.parametrize("world", [World(), World(language="zh", rule="and"), World(rule="twice", first="explanation")])
+def test_planted_rows_say_what_was_planted(world: World) -> None:
+    tokenizer = make_tokenizer(world)
+    groups = vocabulary(world)
+    for made in planted_rows(world, tokenizer, 20, 0):
+        cues = [made["post"][a:b] for a, b in made["cues"]]
+        assert all(cue in groups["cue0"] + groups["cue1"] for cue in cues)
+        ones = sum(cue in groups["cue1"] for cue in cues)
+        assert made["parsed_label"] == str(int(ones == len(cues)) if world.rule == "and" else int(ones > 0))
+        ((a, b),) = made["decoys"]
+        assert made["post"][a:b] in groups["decoy0"] + groups["decoy1"] and cues[0] in made["parsed_explanation"]
+    liar = dataclasses.replace(world, faithful=False)
+    one, other = (planted_rows(w, tokenizer, 1, 0)[0] for w in (world, liar))
+    a, b = other["decoys"][0]
+    assert one["post"] == other["post"] and other["post"][a:b] in other["parsed_explanation"]
+
+
+def test_page_holds_every_row() -> None:
+    rows = [row("V1.a", "x|y", 1e-7, 1e-5), row("V8.b", "z", 0.9, 0.95, ">=")]
+    text = page(rows, quick=True, seed=3)
+    assert "| V1.a | x\\|y | 1e-07 | <= 1e-05 | ok |" in text and "| V8.b | z | 0.9 | >= 0.95 | **FAILED** |" in text
+    assert "2 rows, 1 failed: V8.b" in text and "--quick --seed 3" in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_everything_validates() -> None:
+    """The whole of `probes validate`: trains fifteen small models."""
+    bad = [one for one in validate() if not one["ok"]]
+    assert not bad, bad
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_planted_pairs_nobody_tuned_for() -> None:
+    from probes.validate import planted_pairs
+
+    bad = [one for one in planted_pairs(seed=5, count=10) if not one["ok"]]
+    assert not bad, bad
