@@ -15,6 +15,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ def _values(scores: MaskTable, column: int, kind: str, settings: Settings) -> np
         if kind == "erase" or scores.count == 1:
             found = FeatureAblation(score).attribute(ones, baselines=0, perturbations_per_eval=rows)
         elif kind == "kernelshap":
-            kernel = KernelShap(score)
+            kernel: Any = KernelShap(score)
             kernel.interpretable_model = LeastSquares()
             found = kernel.attribute(ones, baselines=0, n_samples=_kernel_samples(scores.count, settings),
                                      perturbations_per_eval=_ROWS)  # fmt: skip

@@ -235,7 +235,7 @@ def make_model(world: World, tokenizer: Any) -> Any:
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
     }
-    wide = {"intermediate_size": 2 * world.hidden, "num_key_value_heads": 2}
+    wide: dict[str, Any] = {"intermediate_size": 2 * world.hidden, "num_key_value_heads": 2}
     if world.architecture == "glm":
         config = transformers.GlmConfig(**same, **wide, head_dim=world.hidden // 4, attention_bias=True)
     elif world.architecture == "gpt2":
@@ -296,7 +296,7 @@ def train(world: World, steps: int = 250, batch: int = 32, rate: float = 5e-3, m
     tokenizer = make_tokenizer(world)
     fresh = model is None
     model = make_model(world, tokenizer) if fresh else model
-    state = torch.random.get_rng_state()
+    state, accuracy = torch.random.get_rng_state(), 0.0
     try:
         for round_ in range(3):
             _fit(
@@ -341,7 +341,7 @@ def _fit(model: Any, rows: list[tuple[list[int], int]], steps: int, batch: int, 
             for row, (sequence, start) in enumerate(chosen):
                 ids[row, : len(sequence)] = torch.tensor(sequence)
                 wanted[row, start : len(sequence)] = ids[row, start : len(sequence)]
-            logits = model(input_ids=ids).logits[:, :-1]
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1]  # padded on the right
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted[:, 1:].flatten(), ignore_index=-100)
             optimizer.zero_grad()
             loss.backward()

@@ -22,7 +22,7 @@ from probes.model import Attribution, Example
 from probes.planted import Planted, World, train, with_adapter
 from probes.stats import auroc, diagnosticity
 from probes.summary import check_of
-from probes.verdict import FAMILIES
+from probes.verdict import FAMILIES, gate
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -190,8 +190,9 @@ def cue_auroc(found: Attribution, example: Example, marked: str = "cues") -> flo
 
 
 def mean_cue_auroc(posts: Sequence[Probed], method: str, target: str = "label", marked: str = "cues") -> float:
-    """Mean over posts of ``cue_auroc`` of one method's map."""
-    pairs = [(a, p.example) for p in posts for a in p.attributions if (a.method, a.target) == (method, target)]
+    """Mean over posts of ``cue_auroc`` of one method's map, where it passes its gate (elsewhere it may not speak)."""
+    maps = [(a, p.example) for p in posts for a in p.attributions if (a.method, a.target) == (method, target)]
+    pairs = [(a, example) for a, example in maps if not gate(a)]
     return float(np.nanmean([cue_auroc(a, example, marked) for a, example in pairs]))
 
 
@@ -236,7 +237,7 @@ def planted_pairs(seed: int = 0, say: Say = lambda _: None, count: int = 16) -> 
     for faithful, right in ((True, "supported"), (False, "contradicted")):
         share = verdicts[faithful].count(right) / len(verdicts[faithful])
         rows.append(row(f"V8.{right}", f"posts of the {'' if faithful else 'un'}faithful models found {right}", share))
-    for barred in ("gxi", "gradnorm"):
+    for barred in ("gxi", "gradnorm", "gradshap", "ig_filler"):
         rows.append(row(f"V8.barred.{barred}", f"{barred} can produce a verdict (0 = no)", barred in FAMILIES, 0.0))
     return rows
 
@@ -334,7 +335,9 @@ def adapter(seed: int = 0, count: int = 16) -> list[Row]:
         drop = float(np.mean(shares["on", method]) - np.mean(found))
         if kind == "on":
             rows.append(
-                row(f"V14.on.{method}", f"share of the saliency on the cue, adapter on, {method}", np.mean(found))
+                row(
+                    f"V14.on.{method}", f"share of the saliency on the cue, adapter on, {method}", float(np.mean(found))
+                )
             )
         else:
             what = f"share of the saliency on the cue lost with {kind.replace('_', ' ')}, {method}"

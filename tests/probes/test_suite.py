@@ -73,8 +73,8 @@ def probe(monkeypatch):
 
     def attribute(probe, example, methods, targets, settings, fillers=()):
         assert isinstance(settings, Settings)
-        begins, fake.before = methods == ("ig",) or fake.before == ("gradnorm",), methods
-        if begins:  # one call per method: ig (not in "fast"), erase, gradnorm
+        begins, fake.before = methods == ("ig",) or (methods == ("erase",) and fake.before != ("ig",)), methods
+        if begins:  # one call per method: ig (not in "fast"), erase, ...
             if fake.stop_at is not None and len(fake.calls) >= fake.stop_at:
                 raise KeyboardInterrupt
             fake.calls.append(example.id)
