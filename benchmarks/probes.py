@@ -1,0 +1,179 @@
+"""Time of the probes' engine against Captum's LLM wrappers (correct settings), same model, same post, equality beside.
+
+    python -P benchmarks/probes.py [--hidden 256] [--layers 4] [--post 80] [--explanation 30] [--steps 16] [--json]
+
+(-P keeps this folder, whose file is called like the package, out of the import path.)
+
+* integrated gradients of label and explanation: ``LLMGradientAttribution(LayerIntegratedGradients)``, which runs one
+  integration per output token, against two integrations of summed log p.
+* erasure of every post token: ``LLMAttribution(FeatureAblation)`` with ``forward_in_tokens=False`` (its default path is
+  wrong with transformers >= 5.3), which runs one sequence at a time, against the batched engine.
+* cost against the length of post and explanation, and against the units erased.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from captum.attr import (
+    FeatureAblation,
+    IntegratedGradients,
+    LayerIntegratedGradients,
+    LLMAttribution,
+    LLMGradientAttribution,
+    TextTokenInput,
+)
+
+from probes.model import Example, Probe
+from probes.perturb import MaskTable
+from probes.record import Settings
+from probes.selftest import _tokenizer
+
+LABEL = "HIGH"
+
+
+def probe_of(hidden: int, layers: int, device: str) -> Probe:
+    """A random GLM of real geometry in small."""
+    from transformers import GlmConfig, GlmForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    config = GlmConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=hidden // 4, attention_bias=True, initializer_range=0.1,
+        max_position_embeddings=4096, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = GlmForCausalLM(config).eval()
+    with torch.no_grad():  # zero at initialisation, which would hide a wrong baseline
+        model.model.embed_tokens.weight[tokenizer.pad_token_id] = torch.randn(hidden) * 0.1
+    return Probe(model.to(device), tokenizer, "random GLM")
+
+
+def example_of(probe: Probe, post: int, explanation: int) -> Example:
+    """A row whose post is lower case and whose template is not, so that Captum can be told by token what to leave."""
+    rng = np.random.default_rng(0)
+    text = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz,"), post))
+    said = "".join(rng.choice(list("ABCDEFGHIJKLMNOP"), explanation))
+    encode = probe.token_bytes.encode
+    return probe.encode({
+        "id": "b", "post": text, "prompt_ids": encode(f"POST: {text} ?"), "output_ids": encode(f"{LABEL}. {said}"),
+        "label_text": LABEL, "parsed_label": "h", "parsed_explanation": said,
+    })  # fmt: skip
+
+
+def timed(run: Callable[[], Any], repeat: int = 1) -> tuple[float, Any]:
+    """Best wall time of ``repeat`` runs, and the last result."""
+    times = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        found = run()
+        times.append(time.perf_counter() - began)
+    return min(times), found
+
+
+def gap(found: Any, wanted: Any) -> float:
+    """Largest difference over the largest value."""
+    found, wanted = np.asarray(found, dtype=np.float64), np.asarray(wanted, dtype=np.float64)
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+def against_captum(probe: Probe, example: Example, steps: int) -> list[dict[str, Any]]:
+    """IG and erasure, Captum's wrapper and the engine, on log p of the label and of the explanation."""
+    tokenizer, (first, last) = probe.tokenizer, example.post_tok
+    prompt = example.text[: sum(1 for at in example.char_bytes[:-1] if at < example.byte_spans[example.prompt_len][0])]
+    kept = sorted({*example.ids[:first], *example.ids[last : example.prompt_len]})
+    inputs = TextTokenInput(prompt, tokenizer, baselines=probe.pad_id, skip_tokens=kept)
+    answer = torch.tensor(example.ids[example.prompt_len :])
+    spans = [s.tok for s in example.segments if s.name in ("label", "explanation")]
+
+    def by_target(found: Any) -> list[np.ndarray]:
+        rows = found.token_attr.detach().double().cpu().numpy()
+        return [rows[a - example.prompt_len : b - example.prompt_len].sum(0) for a, b in spans]
+
+    def captum_ig() -> list[np.ndarray]:
+        layer = LayerIntegratedGradients(probe.model, probe.model.get_input_embeddings())
+        wrapper = LLMGradientAttribution(layer, tokenizer)
+        return by_target(wrapper.attribute(inputs, target=answer, n_steps=steps))
+
+    def captum_erase() -> list[np.ndarray]:
+        wrapper = LLMAttribution(FeatureAblation(probe.model), tokenizer)
+        return by_target(wrapper.attribute(inputs, target=answer, forward_in_tokens=False))
+
+    def our_ig() -> list[np.ndarray]:
+        found = []
+        for target in ("label", "explanation"):
+            forward = probe.scorer.forward(example, (target,))
+            ig = IntegratedGradients(lambda post, forward=forward: forward(post)[:, 0])
+            rows = probe.scorer.batch_rows(forward.tokens)
+            values = ig.attribute(forward.post[None], forward.neutral[None], n_steps=steps, internal_batch_size=rows)
+            found.append(values[0].double().sum(-1).cpu().numpy())
+        return found
+
+    def our_erase() -> list[np.ndarray]:
+        forward = probe.scorer.forward(example, ("label", "explanation"))
+        table = MaskTable.of(forward, Settings(units="token", eraser="neutral"))
+        scores = table(torch.cat([torch.ones(1, table.count), 1 - torch.eye(table.count)]))
+        return list((scores[0] - scores[1:]).T.numpy())
+
+    rows = []
+    for name, theirs, ours in (("integrated gradients", captum_ig, our_ig), ("erasure", captum_erase, our_erase)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            slow, wanted = timed(theirs)
+            ours()  # first call of a shape
+            fast, found = timed(ours, 3)
+        rows.append({
+            "what": name, "captum_s": slow, "ours_s": fast, "ratio": slow / fast,
+            "max_relative_difference": max(gap(a, b) for a, b in zip(found, wanted, strict=True)),
+        })  # fmt: skip
+    return rows
+
+
+def costs(probe: Probe) -> list[dict[str, Any]]:
+    """Seconds per post against post length, explanation length and units."""
+    from probes.attribute import attribute
+
+    rows = []
+    for post, explanation, units in ((40, 30, "clause"), (80, 30, "clause"), (160, 30, "clause"), (80, 60, "clause"),
+                                     (80, 120, "clause"), (80, 30, "token")):  # fmt: skip
+        example = example_of(probe, post, explanation)
+        row: dict[str, Any] = {"post": post, "explanation": explanation, "units": units}
+        for method in ("ig", "erase", "gradnorm"):
+            settings = Settings(units=units, max_steps=64)
+            row[method], _ = timed(lambda m=method, s=settings, e=example: attribute(probe, e, (m,), settings=s))
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    for name, value in (("hidden", 256), ("layers", 4), ("post", 80), ("explanation", 30), ("steps", 16)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    probe = probe_of(given.hidden, given.layers, given.device)
+    result = {
+        "settings": vars(given),
+        "against_captum": against_captum(probe, example_of(probe, given.post, given.explanation), given.steps),
+        "costs": costs(probe),
+    }
+    if given.json:
+        print(json.dumps(result))
+        return
+    for row in result["against_captum"]:
+        print(f"{row['what']:22} Captum {row['captum_s']:.2f} s, ours {row['ours_s']:.2f} s: {row['ratio']:.1f} x, "
+              f"largest relative difference {row['max_relative_difference']:.1e}")  # fmt: skip
+    for row in result["costs"]:
+        print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
+
+
+if __name__ == "__main__":
+    main()
