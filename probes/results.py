@@ -21,7 +21,7 @@ from probes.crosscheck import Evidence, examine
 from probes.errors import ProbeInputError
 from probes.model import Attribution, Check, Citation, Example, Span
 
-SCHEMA_VERSION = 2  # 2: maps of cited phrases, more tables
+SCHEMA_VERSION = 3  # 2: maps of cited phrases, more tables; 3: draws of checks, authors, rationales, counterfactuals
 
 
 def cited_target(citation: Citation) -> str:

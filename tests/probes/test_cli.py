@@ -13,7 +13,7 @@ import pytest
 
 import probes
 from probes import cli
-from probes.results import read_run
+from probes.results import SCHEMA_VERSION, read_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,7 +154,7 @@ def test_verify(monkeypatch, capsys):
 def test_bad_usage_is_one_line_and_exit_code_two(
     arguments, reason, capsys, tmp_path, tiny_model_dir, tiny_generations, tiny_rows
 ):
-    for name, status, version in (("cut", "running", 1), ("old", "done", 0)):
+    for name, status, version in (("cut", "running", SCHEMA_VERSION), ("old", "done", 0)):
         (tmp_path / name).mkdir()
         manifest = {"kind": "probes", "status": status, "schema_version": version}
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
