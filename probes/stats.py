@@ -204,7 +204,9 @@ def atom_null(char_values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     weight = np.add.reduceat(mask.astype(np.float64), starts) / sizes
     excess = positive / positive.sum() - sizes / len(char_values)
     moved = np.fft.irfft(np.fft.rfft(excess) * np.conj(np.fft.rfft(weight)), len(starts))
-    return moved + float(mask.mean())
+    null = moved + float(mask.mean())
+    null[0] = float(positive @ weight / positive.sum())  # a share: exactly within [0, 1], which the transform is not
+    return null
 
 
 def arrangements(cited: np.ndarray, most: int = 5000, seed: int = 0) -> np.ndarray:
