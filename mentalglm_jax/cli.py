@@ -34,6 +34,8 @@ RecipeFile = Annotated[Path, typer.Argument(help="Recipe, e.g. configs/demo.yaml
 Overrides = Annotated[list[str], typer.Option("--set", help="Override a value: --set a.b=c (repeatable)")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
 Restart = Annotated[bool, typer.Option(help="Delete what another recipe left in the run directory")]
+AllowChanged = Annotated[bool, typer.Option("--allow-changed", help="Go on although the recipe differs from the run's")]
+Profile = Annotated[bool, typer.Option("--profile", help="Training stages write a trace of three steps to profile/")]
 
 
 class ConsoleReporter:
@@ -64,8 +66,7 @@ class ConsoleReporter:
         return progress
 
     def say(self, line: str) -> None:
-        """Prints a result of the stage."""
-        self.close()
+        """Prints a line of the stage, above its bar."""
         self.console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
@@ -80,7 +81,8 @@ def _stderr() -> Console:
 
 
 @app.command()
-def run(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, json_: AsJson = False) -> None:  # noqa: B006
+def run(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, allow_changed: AllowChanged = False,  # noqa: B006
+        profile: Profile = False, json_: AsJson = False) -> None:  # fmt: skip
     """The whole path: data, training stages, export, evaluation, probes, report. The same command continues a run."""
     from mentalglm_jax.pipeline import run as run_pipeline
     from mentalglm_jax.train.recipe import load_recipe
@@ -88,7 +90,7 @@ def run(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, json
     loaded = load_recipe(recipe, set_)
     reporter = ConsoleReporter(_stderr())
     try:
-        summary = run_pipeline(loaded, reporter, restart=restart)
+        summary = run_pipeline(loaded, reporter, restart=restart, allow_changed=allow_changed, profile=profile)
     finally:
         reporter.close()
     if json_:
@@ -139,7 +141,8 @@ def summary_lines(summary: dict[str, Any]) -> list[Table]:
 
 
 @app.command()
-def train(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, json_: AsJson = False) -> None:  # noqa: B006
+def train(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, allow_changed: AllowChanged = False,  # noqa: B006
+          profile: Profile = False, json_: AsJson = False) -> None:  # fmt: skip
     """Only the training stages of a recipe; adapters end up in RUN_DIR/stages/NAME/adapter."""
     from mentalglm_jax.pipeline import run as run_pipeline
     from mentalglm_jax.train.recipe import load_recipe
@@ -147,7 +150,8 @@ def train(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, js
     loaded = load_recipe(recipe, set_)
     reporter = ConsoleReporter(_stderr())
     try:
-        result = run_pipeline(loaded, reporter, restart=restart, until="train")
+        result = run_pipeline(loaded, reporter, restart=restart, until="train", allow_changed=allow_changed,
+                              profile=profile)  # fmt: skip
     finally:
         reporter.close()
     last = loaded.run_dir / "stages" / loaded.stages[-1].name / "adapter"

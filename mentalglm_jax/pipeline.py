@@ -15,30 +15,34 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from flax import nnx
 
 from mentalglm_jax import tasks
 from mentalglm_jax.adapters import load_adapter, save_adapter
-from mentalglm_jax.checkpoints import load, save_pretrained
+from mentalglm_jax.checkpoints import save_pretrained
 from mentalglm_jax.data.batches import Example, encode_chats, encode_posts, encode_records
 from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.sources import dev_split, load_upstream
 from mentalglm_jax.data.synthetic import make_corpus, pretraining_chats
+from mentalglm_jax.distributed import barrier, is_primary, start
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.evaluate.assess import assess
 from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
 from mentalglm_jax.evaluate.readings import score_records
 from mentalglm_jax.evaluate.report import write_report
 from mentalglm_jax.files import replace_dir, write_bytes, write_json
-from mentalglm_jax.generate import generate_ids, generate_records
+from mentalglm_jax.generate import answer_text, generate_ids, generate_records
 from mentalglm_jax.glm import Glm, GlmConfig
 from mentalglm_jax.hf_files import locate
 from mentalglm_jax.lora import add_lora, merge_lora, parameter_count
 from mentalglm_jax.reference import write_reference
+from mentalglm_jax.run_dir import Run
+from mentalglm_jax.sharding import make_mesh
 from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer, train_bpe
-from mentalglm_jax.train.checkpoint import differences
-from mentalglm_jax.train.loop import Interrupted, TrainResult, train
+from mentalglm_jax.train.evaluation import Sampler
+from mentalglm_jax.train.loop import Interrupted, Surroundings, TrainResult, train
 from mentalglm_jax.train.recipe import Recipe, StageSection
 
 REFERENCE_ROWS = 8
@@ -58,91 +62,37 @@ class Reporter(Protocol):
         ...
 
 
-class Run:
-    """A run directory and its recipe.
-
-    Args:
-        recipe: what to do.
-        restart: delete what a run with another recipe left in the directory, instead of refusing.
-
-    Raises:
-        InputError: the directory holds a run of another recipe, or is not a run directory.
-    """
-
-    def __init__(self, recipe: Recipe, restart: bool = False):
-        self.recipe, self.dir = recipe, recipe.run_dir
-        self._file = self.dir / "run.json"
-        if restart and self._file.exists():
-            shutil.rmtree(self.dir)
-        wanted = recipe.model_dump(mode="json", exclude={"run_dir"})
-        self._state: dict[str, Any] = {"recipe": wanted, "stages": {}}
-        if self._file.exists():
-            try:
-                self._state = json.loads(self._file.read_text(encoding="utf-8"))
-                differing = differences(self._state["recipe"], wanted)
-            except (ValueError, KeyError, TypeError):
-                raise InputError(f"{self._file}: damaged; delete {self.dir} or choose another run_dir") from None
-            if differing:
-                raise InputError(
-                    f"{self.dir} holds a run of another recipe ({'; '.join(differing[:3])}); "
-                    "use another --set run_dir=..., or --restart to delete it"
-                )
-        elif self.dir.exists() and any(self.dir.iterdir()):
-            raise InputError(f"{self.dir}: not empty and not a run directory; choose another run_dir")
-        self.result: dict[str, dict[str, Any]] = self._state["stages"]
-
-    def finished(self, stage: str, result: dict[str, Any]) -> None:
-        """Notes that ``stage`` is complete and what it found."""
-        self.result[stage] = result
-        write_json(self._file, self._state)
-
-    @property
-    def base(self) -> str | Path:
-        """The base model: pre-trained here, or what the recipe names."""
-        return self.dir / "base" if self.recipe.pretrain else str(self.recipe.model.path)
-
-    @property
-    def eval_split(self) -> str:
-        """The split results are reported on; upstream test files stay untouched, so there it is the development one."""
-        return "dev" if self.recipe.data.source == "upstream" else "test"
-
-    def records(self, split: str, variant: str = "faithful") -> list[Record]:
-        """The records of one split."""
-        return read_records(self.dir / "data" / variant / f"{split}.jsonl")
-
-    def tokenizer(self) -> GlmTokenizer:
-        """The run's tokenizer."""
-        return GlmTokenizer.load(self.dir / "tokenizer")
-
-    def load_base(self, quantize: str | None = None) -> Glm:
-        """The base model without adapter, see ``ModelSection`` for when it is quantised."""
-        section = self.recipe.model
-        model = load(self.base, dtype=section.dtype, rope_theta=section.rope_theta, quantize=quantize)
-        model.remat, model.backend = section.remat, section.attention
-        return model
-
-    def adapter_dir(self, stage: str) -> Path:
-        """Where the adapter trained by ``stage`` is kept."""
-        return self.dir / ("control" if stage == "control" else f"stages/{stage}") / "adapter"
-
-
-def run(recipe: Recipe, reporter: Reporter, *, restart: bool = False, until: str | None = None) -> dict[str, Any]:
+def run(
+    recipe: Recipe, reporter: Reporter, *, restart: bool = False, until: str | None = None, allow_changed: bool = False,
+    profile: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Runs or continues the whole job; returns ``summary.json`` (or, with ``until``, what the stages said so far).
 
     Args:
+        restart: see ``Run``; so are ``allow_changed`` and ``profile``.
         until: "train" stops after the last training stage.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the same call continues.
         MentalGLMError: the recipe, the data or a stage failed; one line says why.
     """
-    job = Run(recipe, restart)
+    if recipe.mesh is not None and recipe.mesh.distributed:
+        start()
+        if jax.process_count() > 1 and until != "train":
+            raise InputError("mesh.distributed: several processes train only; `mentalglm train` on all of them, then "
+                             "`mentalglm run` with mesh.distributed=false on one")  # fmt: skip
+    job = Run(recipe, restart, allow_changed=allow_changed, profile=profile, say=reporter.say)
+    barrier("the run directory is read")
     for name, function in _stages(recipe, until):
         if name in job.result:
             continue
         started = time.perf_counter()
         try:
-            result = function(job, reporter.stage(name))
+            if name.startswith("train ") or is_primary():  # all processes train, one does everything else
+                result = function(job, reporter.stage(name))
+            else:
+                result = {}
+            barrier(f"{name} is done")
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted in stage {name!r}; what is in {job.dir} is kept, the same command continues"
@@ -253,26 +203,28 @@ def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         examples = encode_chats(((user, assistant) for user, assistant, _ in chats), tokenizer, length)
     else:
         examples = encode_posts((record.post for record in job.records("train")), tokenizer, length)
+    around = Surroundings(progress=progress, say=job.say, profile=job.profile, allow_changed=job.allow_changed)
     result = train(model, examples, recipe.pretrain.train, job.dir / "pretrain", trainable="all", seed=recipe.seed,
-                   identity={"geometry": recipe.model.geometry}, progress=progress)  # fmt: skip
+                   identity={"geometry": recipe.model.geometry}, around=around)  # fmt: skip
     count = parameter_count(model)
     said = {"parameters": count, **_said(result, f"{count / 1e6:.2f} M parameters")}
     for stage in recipe.pretrain.then:
         examples, too_long = _stage_examples(job, stage, tokenizer)
         result = train(model, examples, stage.train, job.dir / "pretrain" / stage.name, trainable="all",
-                       seed=recipe.seed, identity={"stage": stage.name}, progress=progress)  # fmt: skip
+                       seed=recipe.seed, identity={"stage": stage.name}, around=around)  # fmt: skip
         said["say"] += [*_said(result, f"then {stage.name}")["say"], *_left_out(stage, too_long)]
     save_pretrained(model, job.dir / "base", tokenizer=tokenizer)
     return said
 
 
 def _said(result: TrainResult, first: str) -> dict[str, Any]:
-    lengths = result.lengths
+    mfu = "" if result.mfu is None else f", MFU {result.mfu:.1%}"
+    best = "" if result.best is None else f"; lowest development loss {result.best[1]:.3f} at step {result.best[0]}"
     line = (
-        f"{first}; {lengths.examples} examples, longest {lengths.longest} tokens, packed {lengths.efficiency:.0%} full;"
-        f" {result.steps} steps, loss {result.loss:.3f}, {result.tokens_per_second:,.0f} tokens/s"
+        f"{first}; {result.steps} steps, loss {result.loss:.3f}, {result.tokens_per_second:,.0f} tokens/s "
+        f"({result.answer_tokens_per_second:,.0f} answer{mfu}){best}"
     )
-    numbers = ("steps", "loss", "accuracy", "tokens_per_second", "skipped_steps")
+    numbers = ("steps", "loss", "accuracy", "tokens_per_second", "answer_tokens_per_second", "mfu", "skipped_steps")
     return {**{name: getattr(result, name) for name in numbers}, "say": [line]}
 
 
@@ -283,15 +235,29 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         recipe, tokenizer = job.recipe, job.tokenizer()
         where = job.dir / (directory or f"stages/{stage.name}")
         examples, too_long = _stage_examples(job, stage, tokenizer)
-        model = job.load_base(recipe.model.quantize)
+        mesh = None if recipe.mesh is None else make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
+        if mesh is None and jax.device_count() > 1 and job.say is not None:
+            job.say(f"{jax.device_count()} devices are here, the recipe has no mesh, one is used; "
+                    "--set mesh.fsdp=-1 uses all")  # fmt: skip
+        model = job.load_base(recipe.model.quantize, mesh)
         if previous is None:
             add_lora(model, recipe.lora.config(), nnx.Rngs(recipe.seed))
         else:
             load_adapter(model, job.adapter_dir(previous))
         identity = {"lora": recipe.lora.model_dump(mode="json"), "stage": stage.name}
+        held_out = _chosen(job, stage, "dev")[: stage.train.eval_examples] if stage.train.eval_every else []
+        if stage.train.eval_every and not held_out:
+            raise InputError(f"stage {stage.name}: eval_every is set, but its data has no development records")
+        dev = encode_records(held_out, tokenizer, stage.train.sequence_length)[0] if held_out else []
+        around = Surroundings(
+            progress=progress, say=job.say, mesh=mesh, profile=job.profile, allow_changed=job.allow_changed,
+            wandb=recipe.wandb and (recipe.wandb.project, recipe.wandb.name or f"{job.dir.name}-{stage.name}"),
+            sample=_sampler(tokenizer, _spread(held_out, stage.train.eval_samples), recipe.generate.max_new_tokens),
+        )  # fmt: skip
         result = train(model, examples, stage.train, where, trainable="lora", seed=recipe.seed, identity=identity,
-                       progress=progress)  # fmt: skip
-        save_adapter(model, where / "adapter", base_model_name_or_path=str(job.base))
+                       evaluation=dev, around=around)  # fmt: skip
+        if is_primary():
+            save_adapter(model, where / "adapter", base_model_name_or_path=str(job.base))
         said = _said(result, f"LoRA rank {recipe.lora.rank}")
         said["say"] += _left_out(stage, too_long)
         return {**said, "left_out": len(too_long)}
@@ -304,17 +270,33 @@ def _left_out(stage: StageSection, too_long: Sequence[str]) -> list[str]:
             f"left out whole (first: {first})" for first in too_long[:1]]  # fmt: skip
 
 
-def _stage_examples(job: Run, stage: StageSection, tokenizer: GlmTokenizer) -> tuple[list[Example], list[str]]:
-    def chosen(stage: StageSection) -> list[Record]:
-        return [
-            record for record in job.records("train", stage.variant)
-            if record.language in stage.languages and (stage.tasks is None or record.task in stage.tasks)
-        ]  # fmt: skip
+def _sampler(tokenizer: GlmTokenizer, records: Sequence[Record], max_new_tokens: int) -> Sampler | None:
+    """Greedy answers to ``records``, by their ids: the posts stay where they are."""
+    if not records:
+        return None
+    prompts = [tokenizer.prompt_ids(record.prompt) for record in records]
 
-    records = chosen(stage)
+    def sample(model: Glm) -> list[dict[str, Any]]:
+        answers = generate_ids(model, prompts, max_new_tokens=max_new_tokens, eos_ids=tokenizer.eos_ids,
+                               vocab_limit=tokenizer.vocab_size)  # fmt: skip
+        texts = [answer_text(tokenizer, ids) for ids in answers]
+        return [{"id": record.id, "answer": text} for record, text in zip(records, texts, strict=True)]
+
+    return sample
+
+
+def _chosen(job: Run, stage: StageSection, split: str = "train") -> list[Record]:
+    return [
+        record for record in job.records(split, stage.variant)
+        if record.language in stage.languages and (stage.tasks is None or record.task in stage.tasks)
+    ]  # fmt: skip
+
+
+def _stage_examples(job: Run, stage: StageSection, tokenizer: GlmTokenizer) -> tuple[list[Example], list[str]]:
+    records = _chosen(job, stage)
     names = [other.name for other in job.recipe.stages]
     for other in job.recipe.stages[: names.index(stage.name) if stage.name in names else 0]:
-        earlier = chosen(other)
+        earlier = _chosen(job, other)
         order = np.random.default_rng(job.recipe.seed).permutation(len(earlier))
         records += [earlier[i] for i in order[: round(stage.replay * len(earlier))]]
     return encode_records(records, tokenizer, stage.train.sequence_length)

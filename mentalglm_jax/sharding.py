@@ -91,8 +91,15 @@ def shard_model(model: nnx.Module, mesh: Mesh, rules: ShardingRules = ShardingRu
     state = nnx.state(model)
     shardings = parameter_shardings(state, mesh, rules)
     for keys, leaf in nnx.to_flat_state(state):
-        leaf.set_value(jax.device_put(leaf[...], shardings[".".join(map(str, keys))]))
+        leaf.set_value(_put(leaf[...], shardings[".".join(map(str, keys))]))
     nnx.update(model, state)
+
+
+def _put(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    if jax.process_count() == 1 or not x.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    host = np.asarray(x)  # every process has the same values (a fresh adapter): each keeps its own parts
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: host[index])
 
 
 def batch_sharding(mesh: Mesh, rules: ShardingRules = ShardingRules()) -> NamedSharding:

@@ -30,16 +30,19 @@ FORBIDDEN = {"mentalglm_jax": TORCH_SIDE, "probes": JAX_SIDE}
 OTHER_DISTRIBUTIONS = {p: names - set(FORBIDDEN) | {"orbax_checkpoint"} for p, names in FORBIDDEN.items()}
 OTHER_DISTRIBUTIONS["mentalglm_jax"] -= {"orbax_checkpoint"}
 
+# Modules behind an extra of their own, imported by the function that needs them.
+OPTIONAL = {"wandb": "track"}
+
 # Rooms of mentalglm_jax from low to high. A room may import rooms of its own row and of the rows before it.
 LEVELS = [
     {"errors", "files", "hf_files"},
     {"tasks", "attention", "tokenizer"},
-    {"glm", "sharding"},
+    {"glm", "sharding", "distributed"},
     {"lora", "quantize", "checkpoints", "weights", "peft_config", "adapters"},
     {"data"},
     {"train", "generate", "reference"},
     {"evaluate", "plan"},
-    {"pipeline", "doctor"},
+    {"pipeline", "doctor", "run_dir"},
     {"cli", "data_cli", "__main__"},
 ]
 
@@ -223,8 +226,8 @@ if "torch" in sys.modules:
 
 
 def third_party(package: str) -> list[str]:
-    """Modules of other projects that `package` imports anywhere, as written."""
-    own = set(sys.stdlib_module_names) | set(FORBIDDEN)
+    """Modules of other projects that `package` imports anywhere, as written, without those of its optional extras."""
+    own = set(sys.stdlib_module_names) | set(FORBIDDEN) | set(OPTIONAL)
     names = {i for name, path in modules(package).items() for i, _ in imports(name, path, runtime_only=True)}
     return sorted(name for name in names if name.split(".")[0] not in own)
 
@@ -269,6 +272,14 @@ def test_the_filter_makes_packages_absent():
 
 
 # ---- which packages the two sides need -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", OPTIONAL)
+def test_an_optional_module_is_imported_only_where_it_is_asked_for(module):
+    extra = project()["optional-dependencies"][OPTIONAL[module]]
+    assert module in {canonicalize_name(Requirement(r).name) for r in extra}
+    at_import = {i for name, path in all_modules().items() for i, _ in imports(name, path, import_time_only=True)}
+    assert module not in {name.split(".")[0] for name in at_import}
 
 
 @cache

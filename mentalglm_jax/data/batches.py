@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import grain
 import numpy as np
@@ -27,12 +27,13 @@ _OPEN_ROWS = 64
 
 class Example(TypedDict):
     """One conversation. ``target_index[i]`` is the position whose logits predict ``target_ids[i]``; ``post`` is
-    the span of tokens that hold nothing but the post."""
+    the span of tokens that hold nothing but the post; ``id`` is the record's, to name it by."""
 
     tokens: Int[np.ndarray, " n"]
     target_index: Int[np.ndarray, " m"]
     target_ids: Int[np.ndarray, " m"]
     post: NotRequired[tuple[int, int]]
+    id: NotRequired[str]
 
 
 class Batch(TypedDict):
@@ -75,7 +76,8 @@ def encode_records(
         if len(encoded.ids) > sequence_length:
             too_long.append(record.id)
         else:
-            kept.append({**example(encoded), "post": tokenizer.span_in_prompt(record.prompt, record.post)})
+            post = tokenizer.span_in_prompt(record.prompt, record.post)
+            kept.append({**example(encoded), "post": post, "id": record.id})
     if not kept:
         raise InputError(
             f"none of {len(too_long)} records fits into sequence_length = {sequence_length} tokens; raise it"
@@ -141,14 +143,24 @@ def fingerprint(examples: Sequence[Example]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """What packing did to a data set, known before training starts; ``efficiency`` is the share that is not padding."""
+    """What packing did to a data set, known before training starts; ``efficiency`` is the share that is not padding.
+    ``median``, ``p95`` and ``longest`` are lengths of examples in tokens."""
 
     examples: int
     tokens: int
     targets: int
+    median: int
+    p95: int
     longest: int
     rows: int
     efficiency: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.examples:,} examples of {self.median} tokens (median; 95 % up to {self.p95}, longest "
+            f"{self.longest}), {self.targets / self.tokens:.0%} of them answer; {self.rows:,} rows, "
+            f"packed {self.efficiency:.0%} full"
+        )
 
 
 class PackedBatches:
@@ -166,6 +178,7 @@ class PackedBatches:
         seed: of packing, shuffling and masking, from 0 to 2**32 - 1.
         mask_posts: each row's post tokens are replaced by ``neutral_id`` at a rate drawn from U(0, mask_posts), anew
             every epoch, so that a model probed by erasure has seen erased posts (Madsen et al. 2024, arXiv 2310.06271).
+        local_rows: the rows of every batch that this process feeds, in order; batches hold no others. None is all.
 
     Raises:
         InputError: no examples, an example longer than a row, or one with more targets than a row has room for.
@@ -173,13 +186,14 @@ class PackedBatches:
 
     def __init__(
         self, examples: Sequence[Example], *, rows: int, sequence_length: int, targets_per_row: int | None, seed: int,
-        mask_posts: float = 0.0, neutral_id: int = 0,
+        mask_posts: float = 0.0, neutral_id: int = 0, local_rows: Sequence[int] | None = None,
     ):  # fmt: skip
         tokens = sum(len(e["tokens"]) for e in examples)
         targets = sum(len(e["target_ids"]) for e in examples)
         if not targets:
             raise InputError(f"nothing to train on: {len(examples)} examples without any answer token")
-        longest = max(len(e["tokens"]) for e in examples)
+        sizes = np.array([len(e["tokens"]) for e in examples])
+        longest = int(sizes.max())
         most = max(len(e["target_ids"]) for e in examples)
         if longest > sequence_length:
             raise InputError(f"sequence_length = {sequence_length}, but an example has {longest} tokens; raise it")
@@ -191,9 +205,11 @@ class PackedBatches:
         self.targets_per_row = targets_per_row
         self._mask_posts, self._neutral_id = mask_posts, neutral_id
         self._rows, self._sequence_length, self._seed, self._examples = rows, sequence_length, seed, examples
+        self._local_rows = list(range(rows)) if local_rows is None else list(local_rows)
         self._packed = self._pack()
         self.lengths = Lengths(
-            examples=len(examples), tokens=tokens, targets=targets, longest=longest, rows=len(self._packed),
+            examples=len(examples), tokens=tokens, targets=targets, median=int(np.median(sizes)),
+            p95=int(np.percentile(sizes, 95)), longest=longest, rows=len(self._packed),
             efficiency=tokens / (len(self._packed) * sequence_length),
         )  # fmt: skip
 
@@ -218,24 +234,35 @@ class PackedBatches:
 
     def __iter__(self) -> grain.DatasetIterator:
         """A Grain iterator over ``Batch`` with ``get_state`` and ``set_state``."""
-        rows = grain.MapDataset.source(self._packed).seed(self._seed).shuffle()
-        batches = rows.batch(self._rows, batch_fn=self._batch).repeat()
+        batches = self._shuffled().batch(self._rows, batch_fn=self._batch).repeat()
         if self._mask_posts > 0:
             batches = batches.random_map(self._masked)
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
+    def _shuffled(self) -> grain.MapDataset:
+        return grain.MapDataset.source(self._packed).seed(self._seed).shuffle()
+
+    def examples_of(self, batch: int) -> list[int]:
+        """The numbers of the examples in the ``batch``-th batch (from 0) of the iterator, in all its rows."""
+        rows: Any = self._shuffled().batch(self._rows, batch_fn=list).repeat()[batch]
+        return [int(number) for row in rows for number in row]
+
     def _masked(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """``batch`` with post tokens replaced by the neutral token, in each row at a rate from U(0, mask_posts)."""
+        # Drawn for all rows on every process, so that a row is masked alike wherever it is.
         rate = rng.uniform(0, self._mask_posts, (self._rows, 1))
-        hit = batch["is_post"] & (rng.random(batch["is_post"].shape) < rate)
+        drawn = (rng.random((self._rows, self._sequence_length)) < rate)[self._local_rows]
+        hit = batch["is_post"] & drawn
         return {**batch, "tokens": np.where(hit, np.int32(self._neutral_id), batch["tokens"])}
 
     def _batch(self, rows: Sequence[Sequence[int]]) -> Batch:
-        places, slots = (self._rows, self._sequence_length), (self._rows, self.targets_per_row)
+        local = len(self._local_rows)
+        places, slots = (local, self._sequence_length), (local, self.targets_per_row)
         tokens, positions, segment_ids = (np.zeros(places, np.int32) for _ in range(3))
         target_index, target_ids = (np.zeros(slots, np.int32) for _ in range(2))
         weights, is_post = np.zeros(slots, np.float32), np.zeros(places, bool)
-        for line, row in enumerate(rows):
+        for line, number_of_row in enumerate(self._local_rows):
+            row = rows[number_of_row] if number_of_row < len(rows) else ()  # an epoch's last batch may be short
             start = used = 0  # tokens and targets in this row so far
             for segment, number in enumerate(row, start=1):
                 item = self._examples[number]

@@ -6,8 +6,10 @@ Dropout keys are derived from the recipe's seed and the step number, so the rand
 import contextlib
 import json
 import logging
+import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from mentalglm_jax.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError, RunError
 
 _log = logging.getLogger(__name__)
+FIXED = ("parameters", "trainable")  # keys of an identity that say which arrays there are
 
 
 class Checkpoints:
@@ -28,27 +33,44 @@ class Checkpoints:
         directory: created when missing.
         identity: JSON-able description of the run. A checkpoint of another identity is refused on restore.
         keep: how many of the latest steps to keep.
+        keep_best: also keep the one saved with the lowest ``loss``.
+        allow_changed: take a checkpoint of another identity, with a warning that names the keys; those of ``FIXED``
+            are refused all the same, for the arrays would not fit.
 
     Raises:
         RunError: the directory cannot be created or read.
     """
 
-    def __init__(self, directory: Path, identity: dict[str, Any], keep: int = 2):
+    def __init__(
+        self, directory: Path, identity: dict[str, Any], keep: int = 2, *, keep_best: bool = False,
+        allow_changed: bool = False,
+    ):  # fmt: skip
         self.directory = directory.resolve()
         self._identity = json.loads(json.dumps(identity))  # as it will be read back: lists for tuples
+        self._allow_changed = allow_changed
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        if keep_best:
+            latest = preservation_policy.LatestN(n=keep)
+            best = preservation_policy.BestN(
+                get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
+            )
+            options = ocp.CheckpointManagerOptions(
+                create=True, cleanup_tmp_directories=True, best_fn=_loss, best_mode="min",
+                preservation_policy=preservation_policy.AnyPreservationPolicy([latest, best]),
+            )  # fmt: skip
         try:
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise RunError(f"{self.directory}: cannot keep checkpoints there ({error.strerror or error})") from error
 
-    def save(self, step: int, state: dict[str, Any], data: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], data: dict[str, Any], loss: float | None = None) -> None:
         """Starts saving; returns once the arrays are copied. Does nothing when that step is there already.
 
         Args:
             step: optimiser steps done, more than any saved before.
             state: tree of arrays.
             data: JSON-able state of the data iterator and counters.
+            loss: on development data, where it was taken; what ``keep_best`` goes by.
 
         Raises:
             RunError: this save could not start, or the one before failed.
@@ -56,6 +78,11 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         try:
+            # Orbax makes the step's directory in one of several threads, and the others wait minutes for one that
+            # cannot be made; a disk without room or a directory that is gone is better found here.
+            if is_primary():
+                with tempfile.TemporaryFile(dir=self.directory) as file:
+                    file.write(b"room")
             started = self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -63,6 +90,7 @@ class Checkpoints:
                     data=ocp.args.JsonSave(data),
                     identity=ocp.args.JsonSave(self._identity),
                 ),
+                metrics=None if loss is None else {"loss": loss},
             )
         except Exception as error:  # OSError, or what an asynchronous write left behind: ValueError and others
             raise RunError(f"{self.directory}/{step}: cannot save the checkpoint ({_reason(error)})") from error
@@ -103,6 +131,14 @@ class Checkpoints:
             )
         return None
 
+    def restore_best(self, like: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        """The checkpoint saved with the lowest loss as (step, state); None when none has one."""
+        self.wait()
+        step = self._manager.best_step()
+        if step is None or self._manager.metrics(step) is None:
+            return None
+        return step, self._read(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))["state"]
+
     def _read(self, step: int, abstract: dict[str, Any]) -> Any:
         identity = self._manager.restore(step, args=ocp.args.Composite(identity=ocp.args.JsonRestore()))
         self._check_identity(step, identity["identity"])
@@ -117,21 +153,26 @@ class Checkpoints:
     def _set_aside(self, damaged: dict[int, str], good: int) -> None:
         for step, reason in damaged.items():
             aside = self.directory / f"{step}.damaged"
-            shutil.rmtree(aside, ignore_errors=True)
-            (self.directory / str(step)).rename(aside)
+            if is_primary():
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.directory / str(step)).rename(aside)
             _log.warning("%s/%d: damaged checkpoint (%s), renamed to %s; going on from step %d",
                          self.directory, step, reason, aside.name, good)  # fmt: skip
         if damaged:
+            barrier("damaged checkpoints are out of the way")
             self._manager.reload()
 
     def _check_identity(self, step: int, saved: dict[str, Any]) -> None:
         differing = sorted(differences(saved, self._identity), key=lambda line: line.partition(":")[0].count("."))
-        if differing:
-            more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
-            raise InputError(
-                f"{self.directory}/{step} was made with another recipe: {'; '.join(differing[:4])}{more}. "
-                "Restore those values, or choose another run_dir"
-            )
+        if not differing:
+            return
+        more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
+        text = f"{self.directory}/{step} was made with another recipe: {'; '.join(differing[:4])}{more}"
+        if any(re.split(r"[.:]", line)[0] in FIXED for line in differing):
+            raise InputError(f"{text}. Its arrays do not fit this one: restore those values, or choose another run_dir")
+        if not self._allow_changed:
+            raise InputError(f"{text}. Restore those values, choose another run_dir, or go on with --allow-changed")
+        _log.warning("%s; going on with the new values", text)
 
     def wait(self) -> None:
         """Blocks until the last save is on disk.
@@ -152,6 +193,10 @@ class Checkpoints:
             self._manager.close()
 
 
+def _loss(metrics: dict[str, float]) -> float:
+    return metrics["loss"]
+
+
 @contextlib.contextmanager
 def _quiet_stragglers() -> Iterator[None]:
     """When one read of a damaged checkpoint fails, Orbax closes its event loop under the reads still on their way, and
@@ -170,7 +215,9 @@ def _quiet_stragglers() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """One short line: TensorStore appends a whole specification to its messages."""
+    """One short line: TensorStore wraps what the system said in whole specifications."""
+    if system := re.search(r": ([^:\[\]]+) \[os_error_code='\d+'\]", str(error)):
+        return system[1]
     text = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
 

@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
+import logging
 import signal
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -12,35 +12,70 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mentalglm_jax.data.batches import Batch, Example, Lengths, PackedBatches, fingerprint
+from mentalglm_jax.distributed import any_process, gathered, is_primary, local_rows, spread
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.glm import Glm
-from mentalglm_jax.sharding import batch_sharding, shard_model
+from mentalglm_jax.sharding import shard_model
 from mentalglm_jax.train.checkpoint import Checkpoints, arrays, fill
+from mentalglm_jax.train.evaluation import Evaluation, Sampler
 from mentalglm_jax.train.metrics import MetricsLog
 from mentalglm_jax.train.recipe import TrainConfig
-from mentalglm_jax.train.step import learning_rate_schedule, make_optimizer, make_step
+from mentalglm_jax.train.speed import Speedometer, peak_flops
+from mentalglm_jax.train.step import TrainState, averaged, learning_rate_schedule, make_optimizer, make_step
 
+_log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
+_PROFILED = range(3, 6)  # steps since the start: past compilation, few enough for a trace that opens
 
 
 class Interrupted(RunError):
-    """Ctrl-C or SIGTERM: the state was saved; the same command continues."""
+    """Ctrl-C or SIGTERM: the state was saved; the same command continues. Exit code 75 is EX_TEMPFAIL, "try again"."""
+
+    exit_code = 75
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a finished run did. ``loss`` (nats per target) and ``accuracy`` are those of the last logged step;
-    ``tokens_per_second`` counts real (not padding) tokens since the last resume, compilation left out."""
+    """What a finished run did. ``loss`` (nats per target) and ``accuracy`` are those of the last logged step; speeds
+    (real tokens, answer tokens, share of the hardware's FLOP/s where that is known) are since the last resume,
+    compilation and evaluation left out. ``best`` is the step of lowest development loss with it, where one was taken.
+    """
 
     steps: int
     loss: float
     accuracy: float
     tokens_per_second: float
+    answer_tokens_per_second: float
+    mfu: float | None
     skipped_steps: int
     lengths: Lengths
+    best: tuple[int, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What a run has around it that changes none of its numbers.
+
+    Attributes:
+        progress: called as ``progress(done, total, text)``.
+        say: called with one line before the first step: what packing made of the data.
+        mesh: devices to spread model, optimiser and rows over, by the rules of ``sharding.py``; None is one device.
+        wandb: project and name of a Weights & Biases run.
+        sample: rows to keep at every evaluation, e.g. answers; needs a run of one process.
+        profile: write a trace of three steps to ``directory/profile``.
+        allow_changed: go on from a checkpoint of another recipe, where its arrays fit.
+    """
+
+    progress: Progress | None = None
+    say: Callable[[str], None] | None = None
+    mesh: Mesh | None = None
+    wandb: tuple[str, str | None] | None = None
+    sample: Sampler | None = None
+    profile: bool = False
+    allow_changed: bool = False
 
 
 class StopSignal:
@@ -77,100 +112,124 @@ def train(
     trainable: str,
     seed: int,
     identity: dict[str, Any] | None = None,
-    progress: Progress | None = None,
-    mesh: Mesh | None = None,
+    evaluation: Sequence[Example] = (),
+    around: Surroundings = Surroundings(),
 ) -> TrainResult:
     """Trains ``model`` in place, from its newest checkpoint under ``directory`` if there is one.
 
     Args:
         model: its ``LoraParam``s ("lora") or all parameters ("all") are trained. When the run stops early, it holds the
-            parameters of the last step.
+            parameters of the last step; else those that ``config`` says it ends with. In a run of several processes
+            what was trained comes back whole, as host arrays.
         examples: encoded conversations.
         config: the run.
-        directory: receives ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``.
+        directory: receives ``checkpoints/``, ``metrics.jsonl``, ``evaluation.jsonl`` and ``tensorboard/``.
         trainable: "lora" or "all".
         seed: of shuffling and dropout.
         identity: what, beside ``config``, ``seed`` and ``examples``, makes this run this run (JSON-able); guards
             against resuming another.
-        progress: called as ``progress(done, total, text)``.
-        mesh: devices to spread model, optimiser and rows over, by the rules of ``sharding.py``; None is one device.
+        evaluation: development examples, for ``config.eval_every``.
+        around: progress, devices and the like.
 
     Raises:
         Interrupted: a signal arrived; everything up to the last step is saved.
         RunError: ``max_bad_steps`` steps in a row had no finite gradient, or ``directory`` cannot be written or read.
         InputError: the checkpoint there belongs to another recipe, or ``config`` does not fit the examples or the mesh.
     """
-    batches = PackedBatches(examples, rows=config.rows, sequence_length=config.sequence_length,
-                            targets_per_row=config.targets_per_row, seed=seed, mask_posts=config.mask_posts,
-                            neutral_id=model.config.pad_token_id)  # fmt: skip
-    steps = config.steps or max(1, round((config.epochs or 1) * batches.steps_per_epoch()))
+    mesh = around.mesh
     if mesh is not None:
         _check_rows(config, mesh)
         shard_model(model, mesh)
+    held = local_rows(mesh, config.rows, config.accumulate)
+    batches = PackedBatches(examples, rows=config.rows, sequence_length=config.sequence_length,
+                            targets_per_row=config.targets_per_row, seed=seed, mask_posts=config.mask_posts,
+                            neutral_id=model.config.pad_token_id, local_rows=held)  # fmt: skip
+    if config.eval_every is not None and not evaluation:
+        raise InputError("eval_every is set, but there are no development examples; give some, or leave it out")
+    scored = Evaluation(evaluation, config, nnx.split(model)[0], mesh) if config.eval_every is not None else None
+    steps = config.steps or max(1, round((config.epochs or 1) * batches.steps_per_epoch()))
+    if around.say is not None:
+        around.say(f"{batches.lengths}; {steps:,} steps of {config.rows} rows")
     step_function, state, frozen = make_step(model, make_optimizer(config, steps), config, trainable, mesh)
     identity = {
         "train": config.model_dump(), "seed": seed, "steps": steps, "trainable": trainable,
         "parameters": jax.tree.map(lambda leaf: list(leaf.shape), arrays(state.trainable)),
         "examples": {"count": len(examples), "sha256": fingerprint(examples)}, **(identity or {}),
     }  # fmt: skip
-    iterator, schedule, key = iter(batches), learning_rate_schedule(config, steps), jax.random.key(seed)
-    done, tally = 0, _Tally()
-    first, started, real_tokens, stopping = 1, time.perf_counter(), 0, False
+    iterator, schedule = iter(batches), learning_rate_schedule(config, steps)
+    keys = _keys(seed, mesh)
+    done, tally, stopping = 0, _Tally(), False
+    speed = Speedometer(model.config, trainable == "lora", peak_flops())
     try:
         with StopSignal() as stop, contextlib.ExitStack() as cleanup:
-            checkpoints = Checkpoints(directory / "checkpoints", identity)
+            checkpoints = Checkpoints(directory / "checkpoints", identity, config.keep_last,
+                                      keep_best=scored is not None, allow_changed=around.allow_changed)  # fmt: skip
             cleanup.callback(checkpoints.close)
-            restored = checkpoints.restore({"trainable": arrays(state.trainable), "optimizer": state.optimizer})
+            restored = checkpoints.restore(_tree(state))
             if restored is not None:
                 done, tree, data = restored
-                state.trainable, state.optimizer = fill(state.trainable, tree["trainable"]), tree["optimizer"]
+                state = _filled(state, tree)
                 iterator.set_state(data["iterator"])
                 tally = _Tally(**data["tally"])
-                first = done + 1
-            cleanup.callback(lambda: nnx.update(model, state.trainable))  # the step took the model's own arrays
-            log = MetricsLog(directory, done)
-            cleanup.callback(log.close)
+            first = done + 1
+            cleanup.callback(lambda: nnx.update(model, gathered(state.trainable)))  # the step took the model's arrays
+            log = MetricsLog(directory, done, around.wandb) if is_primary() else None
+            if log is not None:
+                cleanup.callback(log.close)
+            profile = _Profile(directory / "profile" if around.profile else None, first)
+            cleanup.callback(profile.stop)
             while done < steps and not stopping:
                 batch, updates = next(iterator), done - tally.skipped
+                profile.before(done + 1)
                 state.trainable, state.optimizer, out = step_function(
-                    state.trainable, state.optimizer, frozen, _micro_batches(batch, config.accumulate, mesh),
-                    jax.random.fold_in(key, done)
-                )  # fmt: skip
+                    state.trainable, state.optimizer, frozen, _micro_batches(batch, config, mesh, held), keys(done)
+                )
                 done += 1
                 finite = bool(out["finite"])
                 tally.count(finite)
                 if tally.bad_in_a_row >= config.max_bad_steps:
                     raise RunError(
                         f"{directory}: {tally.bad_in_a_row} steps in a row had no finite gradient (last: step {done}, "
-                        f"loss {float(out['loss'])}); lower learning_rate. The last good checkpoint is kept"
+                        f"loss {float(out['loss'])}, examples {_named(examples, batches.examples_of(done - 1))}); look "
+                        "at those examples or lower learning_rate. The last good checkpoint is kept"
                     )
-                if done == first:
-                    started = time.perf_counter()  # the first step holds the compilation
-                else:
-                    real_tokens += int((batch["segment_ids"] > 0).sum())
+                speed.count(*(float(out[name]) for name in ("tokens", "targets", "pairs")))
                 if done % config.log_every == 0 or done == steps:
                     metrics = {name: float(out[name]) for name in ("loss", "accuracy", "targets", "grad_norm")}
                     tally.metrics = metrics if finite else tally.metrics
-                    speed = real_tokens / max(time.perf_counter() - started, 1e-9)
                     rate = float(jnp.asarray(schedule(updates)))
-                    log.write(done, {**metrics, "learning_rate": rate, "tokens_per_second": speed,
-                                     "skipped_steps": tally.skipped})  # fmt: skip
-                if progress is not None:
-                    progress(done, steps, f"loss {tally.metrics['loss']:.3f}" if tally.metrics else "")
-                stopping = stop.requested  # read once: a signal after this line stops the run one step later
-                if done % config.save_every == 0 or done == steps or stopping:
-                    tree = {"trainable": arrays(state.trainable), "optimizer": state.optimizer}
-                    checkpoints.save(done, tree, {"iterator": iterator.get_state(), "tally": dataclasses.asdict(tally)})
-            elapsed = max(time.perf_counter() - started, 1e-9)
+                    if log is not None:
+                        log.write(done, {**metrics, "learning_rate": rate, **speed.rates(),
+                                         "skipped_steps": tally.skipped})  # fmt: skip
+                if around.progress is not None:
+                    loss = f"loss {tally.metrics['loss']:.3f}" if tally.metrics else ""
+                    around.progress(done, steps, ", ".join(filter(None, (loss, speed.text()))))
+                stopping = any_process(stop.requested)  # a signal after this line stops the run one step later
+                found = None
+                if scored is not None and (done % (config.eval_every or 1) == 0 or done == steps):
+                    with speed.pause():
+                        found = scored(averaged(state.trainable, state.optimizer), frozen)
+                        tally.note(done, found["loss"])
+                        if log is not None:
+                            log.write_evaluation(done, found, _samples(around.sample, model, state))
+                if done % config.save_every == 0 or done == steps or stopping or found is not None:
+                    data = {"iterator": iterator.get_state(), "tally": dataclasses.asdict(tally)}
+                    checkpoints.save(done, _tree(state), data, loss=None if found is None else found["loss"])
+            rates = speed.rates()
+            if not stopping and tally.metrics:
+                state = _last(config, checkpoints, state)
     except OSError as error:
         raise RunError(f"{directory}: cannot write there ({error.strerror or error})") from error
-    if stop.requested:
+    if stopping or stop.requested:
         raise Interrupted(f"interrupted at step {done} of {steps}; saved in {directory}, "
                           "the same command continues from there")  # fmt: skip
     if not tally.metrics:
         raise RunError(f"{directory}: none of {steps} steps had a finite gradient; lower learning_rate")
-    return TrainResult(done, tally.metrics["loss"], tally.metrics["accuracy"], real_tokens / elapsed, tally.skipped,
-                       batches.lengths)  # fmt: skip
+    return TrainResult(
+        done, tally.metrics["loss"], tally.metrics["accuracy"], rates["tokens_per_second"],
+        rates["answer_tokens_per_second"], rates.get("mfu"), tally.skipped, batches.lengths,
+        None if tally.best_step is None or tally.best_loss is None else (tally.best_step, tally.best_loss),
+    )  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -180,17 +239,85 @@ class _Tally:
     skipped: int = 0
     bad_in_a_row: int = 0
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last logged step that was finite
+    best_step: int | None = None
+    best_loss: float | None = None
 
     def count(self, finite: bool) -> None:
         self.skipped += not finite
         self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
 
+    def note(self, step: int, loss: float) -> None:
+        if self.best_loss is None or loss <= self.best_loss:  # the later of two equals, as Orbax keeps it
+            self.best_step, self.best_loss = step, loss
 
-def _micro_batches(batch: Batch, count: int, mesh: Mesh | None) -> dict[str, Any]:
-    """Splits the rows into ``count`` micro-batches on a new leading axis, spread over ``mesh`` where there is one."""
+
+class _Profile:
+    """A trace of a few steps; does nothing without a directory."""
+
+    def __init__(self, directory: Path | None, first: int):
+        self._directory, self._first, self._running = directory, first, False
+
+    def before(self, step: int) -> None:
+        """Called before ``step`` is taken, so the steps before it are done."""
+        if self._directory is None:
+            return
+        if step - self._first == _PROFILED.start:
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+        elif step - self._first == _PROFILED.stop:
+            self.stop()
+
+    def stop(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+            _log.warning("%s: profile written (tensorboard --logdir, or xprof)", self._directory)
+
+
+def _keys(seed: int, mesh: Mesh | None) -> Callable[[int], jax.Array]:
+    """The dropout key of a step (counted from 0); on a mesh of several processes every device needs it."""
+    if mesh is None or jax.process_count() == 1:
+        key = jax.random.key(seed)
+        return lambda step: jax.random.fold_in(key, step)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    fold = jax.jit(lambda step: jax.random.fold_in(jax.random.key(seed), step), out_shardings=everywhere)
+    return lambda step: fold(jnp.uint32(step))
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+    return {"trainable": arrays(state.trainable), "optimizer": state.optimizer}
+
+
+def _filled(state: TrainState, tree: dict[str, Any]) -> TrainState:
+    return TrainState(fill(state.trainable, tree["trainable"]), tree["optimizer"])
+
+
+def _last(config: TrainConfig, checkpoints: Checkpoints, state: TrainState) -> TrainState:
+    """The state whose parameters a finished run ends with."""
+    if config.final == "best" and (best := checkpoints.restore_best(_tree(state))) is not None:
+        state = _filled(state, best[1])
+    return TrainState(averaged(state.trainable, state.optimizer), state.optimizer)
+
+
+def _samples(sample: Sampler | None, model: Glm, state: TrainState) -> list[dict[str, Any]]:
+    if sample is None or jax.process_count() > 1:
+        return []
+    nnx.update(model, averaged(state.trainable, state.optimizer))
+    return sample(model)
+
+
+def _named(examples: Sequence[Example], numbers: Sequence[int], most: int = 8) -> str:
+    names = [examples[number].get("id", f"number {number}") for number in numbers]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _micro_batches(batch: Batch, config: TrainConfig, mesh: Mesh | None, held: list[int] | None) -> dict[str, Any]:
+    """Splits the rows into micro-batches on a new leading axis, spread over ``mesh`` where there is one."""
     arrays: dict[str, Any] = {**batch}
-    split = {name: x.reshape(count, x.shape[0] // count, *x.shape[1:]) for name, x in arrays.items()}
-    return split if mesh is None else jax.device_put(split, batch_sharding(mesh))
+    if mesh is not None:
+        return spread(arrays, config.rows, config.accumulate, mesh, held)
+    count = config.accumulate
+    return {name: x.reshape(count, x.shape[0] // count, *x.shape[1:]) for name, x in arrays.items()}
 
 
 def _check_rows(config: TrainConfig, mesh: Mesh) -> None:

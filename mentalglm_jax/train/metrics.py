@@ -1,42 +1,40 @@
-"""Training metrics to JSONL (one object a line) and TensorBoard."""
+"""Training metrics to JSONL (one object a line), TensorBoard and, when asked, Weights & Biases."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from tensorboardX import SummaryWriter
 
+from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_text
 
 
 class MetricsLog:
-    """Appends to ``directory/metrics.jsonl`` and ``directory/tensorboard``.
+    """Appends to ``metrics.jsonl``, ``evaluation.jsonl`` (once there is one) and ``tensorboard`` in ``directory``.
 
-    After a resume from step n, rows beyond n are dropped first, so that the file reads as one uninterrupted run.
+    After a resume from step n, rows beyond n are dropped first, so that the files read as one uninterrupted run.
 
     Args:
         directory: created when missing.
         resume_step: n; 0 starts anew.
+        wandb: project and name of a Weights & Biases run that gets the same values; None is none.
 
     Raises:
         RunError, OSError: the directory cannot be written.
+        InputError: ``wandb`` is not installed, or refused.
     """
 
-    def __init__(self, directory: Path, resume_step: int):
+    def __init__(self, directory: Path, resume_step: int, wandb: tuple[str, str | None] | None = None):
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    keep = json.loads(line)["step"] <= resume_step
-                except (ValueError, TypeError, KeyError):  # the line a killed process was writing
-                    continue
-                if keep:
-                    kept.append(line + "\n")
-        write_text(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._directory = directory
+        self._wandb = None if wandb is None else _wandb_run(directory, *wandb)
+        self._file = _continued(directory / "metrics.jsonl", resume_step)
+        self._evaluations: IO[str] | None = None
+        if (directory / "evaluation.jsonl").exists():
+            self._evaluations = _continued(directory / "evaluation.jsonl", resume_step)
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1, flush_secs=30)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -44,10 +42,57 @@ class MetricsLog:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **dict.fromkeys(values), **finite}) + "\n")
         self._file.flush()
-        for name, value in finite.items():
+        self._scalars(step, finite)
+
+    def write_evaluation(self, step: int, values: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
+        """Records development ``values`` and ``samples`` (JSON-able rows) at ``step``."""
+        if self._evaluations is None:
+            self._evaluations = _continued(self._directory / "evaluation.jsonl", step)
+        self._evaluations.write(json.dumps({"step": step, **values, "samples": samples}, ensure_ascii=False) + "\n")
+        self._evaluations.flush()
+        self._scalars(step, {f"eval/{name}": value for name, value in values.items()})
+
+    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({**values, "step": step})
 
     def close(self) -> None:
-        """Flushes both files."""
+        """Flushes all of it."""
         self._file.close()
+        if self._evaluations is not None:
+            self._evaluations.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _continued(path: Path, resume_step: int) -> IO[str]:
+    """``path`` opened for appending, without rows beyond ``resume_step`` and what is not a row."""
+    kept = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                keep = json.loads(line)["step"] <= resume_step
+            except (ValueError, TypeError, KeyError):  # the line a killed process was writing
+                continue
+            if keep:
+                kept.append(line + "\n")
+    write_text(path, "".join(kept))
+    return path.open("a", encoding="utf-8")
+
+
+def _wandb_run(directory: Path, project: str, name: str | None) -> Any:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise InputError("wandb: is not installed; pip install 'mentalglm-jax[track]', or remove the section") from None
+    try:
+        # Its own step counter only rises, but a resumed run writes steps again: ours is a value beside the others.
+        run = wandb.init(project=project, name=name, dir=str(directory), resume="allow")
+    except Exception as error:  # wandb raises its own classes for a missing login, no network and the like
+        reason = next(iter(str(error).splitlines()), "")
+        raise InputError(f"wandb: {type(error).__name__}: {reason[:160]}; WANDB_MODE=offline needs no login") from error
+    run.define_metric("*", step_metric="step")
+    return run

@@ -47,8 +47,13 @@ class TrainConfig(_Strict):
 
     ``rows`` packed rows of ``sequence_length`` tokens make one step, in ``accumulate`` micro-batches. ``loss_chunk``
     target positions per row meet the vocabulary at a time; ``mask_posts`` is explained in ``PackedBatches``.
-    ``max_bad_steps`` steps in a row without a finite gradient
-    stop the run.
+    ``max_bad_steps`` steps in a row without a finite gradient stop the run.
+
+    ``lora_plus_ratio`` is the learning rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354); with
+    ``ema_decay`` the run ends with (and evaluates) an exponential average of the parameters. ``eval_every`` steps the
+    loss of ``eval_examples`` development records is taken, with greedy answers to ``eval_samples`` of them, and the
+    state saved; the ``keep_last`` newest checkpoints and the one of lowest development loss are kept, and with
+    ``final: best`` the run ends with that one.
     """
 
     steps: Positive | None = None
@@ -70,6 +75,13 @@ class TrainConfig(_Strict):
     log_every: Positive = 10
     max_bad_steps: Positive = 5
     mask_posts: Fraction = 0.0
+    lora_plus_ratio: Annotated[float, Field(gt=0)] = 1.0
+    ema_decay: Decay | None = None
+    eval_every: Positive | None = None
+    eval_examples: Positive = 256
+    eval_samples: Annotated[int, Field(ge=0)] = 4
+    keep_last: Positive = 2
+    final: Literal["last", "best"] = "last"
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainConfig":
@@ -77,6 +89,8 @@ class TrainConfig(_Strict):
             raise ValueError("give either steps or epochs")
         if self.rows % self.accumulate:
             raise ValueError(f"rows ({self.rows}) must be a multiple of accumulate ({self.accumulate})")
+        if self.final == "best" and self.eval_every is None:
+            raise ValueError("final: best needs eval_every: nothing says which step is the best")
         return self
 
 
@@ -192,6 +206,14 @@ class PretrainSection(_Strict):
     train: TrainConfig
     then: tuple[StageSection, ...] = ()
 
+    @model_validator(mode="after")
+    def _no_adapter(self) -> "PretrainSection":
+        for train in (self.train, *(stage.train for stage in self.then)):
+            for name in ("lora_plus_ratio", "eval_every"):
+                if getattr(train, name) != TrainConfig.model_fields[name].default:
+                    raise ValueError(f"{name} is for the stages: pre-training has no adapter and no development data")
+        return self
+
 
 class GenerateSection(_Strict):
     """Answers to the evaluation split, at most ``limit`` records per task and language: greedy decoding and, unless
@@ -218,6 +240,24 @@ class ProbeSection(_Strict):
         return self
 
 
+class MeshSection(_Strict):
+    """Devices of the training stages: ``data`` copies, ``fsdp`` and ``tensor`` parts (see ``sharding.py``); one size
+    may be -1 and takes what is left. ``distributed`` joins the processes of several hosts (see ``distributed.py``).
+    Not part of what a run is: the same run may go on on other devices."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    distributed: bool = False
+
+
+class WandbSection(_Strict):
+    """Metrics to Weights & Biases as well (the [track] extra); WANDB_MODE and the like are read as wandb does."""
+
+    project: str
+    name: str | None = None
+
+
 class Recipe(_Strict):
     """Everything one run needs. ``verify`` reloads the exports with transformers and PEFT (the [probes] extra)."""
 
@@ -228,6 +268,8 @@ class Recipe(_Strict):
     model: ModelSection
     pretrain: PretrainSection | None = None
     lora: LoraSection = LoraSection()
+    mesh: MeshSection | None = None
+    wandb: WandbSection | None = None
     stages: tuple[StageSection, ...]
     verify: bool = True
     generate: GenerateSection = GenerateSection()
@@ -240,6 +282,8 @@ class Recipe(_Strict):
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) < len(names):
             raise ValueError("stages needs at least one stage, each with its own name")
+        if self.mesh is not None and self.mesh.distributed and self.pretrain is not None:
+            raise ValueError("mesh.distributed trains adapters of a loaded model; pretrain runs in one process")
         if "control" in names:
             raise ValueError("a stage cannot be named 'control': probe.control trains under that name")
         return self

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +22,52 @@ TRAINABLE: dict[str, Any] = {"lora": LoraParam, "all": nnx.Param}
 
 
 def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) after clipping by the global norm, as optax composes them.
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) after clipping by the global norm, as optax composes them;
+    then LoRA+ and the average of the parameters where the run asks for them.
 
     Args:
         config: the run.
         steps: length of the learning rate schedule.
     """
-    return optax.chain(
+    parts = [
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(learning_rate_schedule(config, steps), b1=config.beta1, b2=config.beta2, eps=config.eps,
                     weight_decay=config.weight_decay),
-    )  # fmt: skip
+    ]  # fmt: skip
+    if config.lora_plus_ratio != 1:  # AdamW's update is the learning rate times something: scaling one scales the other
+        parts.append(optax.masked(optax.scale(config.lora_plus_ratio), _is_b))
+    if config.ema_decay is not None:
+        parts.append(_average(config.ema_decay))
+    return optax.chain(*parts)
+
+
+def _is_b(train: nnx.State) -> Any:
+    return jax.tree.map_with_path(lambda path, _: any(getattr(part, "key", None) == "b" for part in path), train)
+
+
+class AverageState(NamedTuple):
+    """The exponential moving average of the parameters; it starts at their first values."""
+
+    average: Any
+
+
+def _average(decay: float) -> optax.GradientTransformation:
+    """Averages the parameters as they will be after this update, which it leaves as it is; the last link of a chain."""
+
+    def init(params: Any) -> AverageState:
+        return AverageState(jax.tree.map(jnp.copy, params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AverageState]:
+        new = optax.apply_updates(params, updates)
+        return updates, AverageState(jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, new))
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(trainable: nnx.State, optimizer_state: optax.OptState) -> nnx.State:
+    """What a run evaluates and ends with: the average of the parameters if it keeps one, else the parameters."""
+    average = optax.tree.get(optimizer_state, "average")
+    return trainable if average is None else average
 
 
 def learning_rate_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
@@ -64,7 +99,8 @@ def make_step(
 
     ``step(trainable, optimizer_state, frozen, batches, key)`` takes ``batches`` with a leading micro-batch axis
     ``[A, B, ...]``, donates the first two arguments and returns them updated, with scalar metrics: ``loss`` (nats per
-    target), ``accuracy``, ``targets``, ``grad_norm`` (before clipping), ``finite``. A step whose gradient is not finite
+    target), ``accuracy``, ``targets``, ``tokens`` (real ones), ``pairs`` (query-key pairs that see each other),
+    ``grad_norm`` (before clipping), ``finite``. A step whose gradient is not finite
     changes nothing, the optimiser's step count included.
 
     The loss is the mean over all targets of all micro-batches: sums are accumulated and divided once at the end.
@@ -122,10 +158,13 @@ def make_step(
         new, updated = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (new, updated), (train, optimizer_state)
         )
+        real = batches["segment_ids"] > 0
         metrics = {
             "loss": out.nll / weight,
             "accuracy": out.correct / weight,
             "targets": out.weight,
+            "tokens": real.sum(dtype=jnp.float32),
+            "pairs": jnp.where(real, batches["positions"] + 1, 0).sum(dtype=jnp.float32),
             "grad_norm": norm,
             "finite": finite,
         }

@@ -95,6 +95,34 @@ def test_an_epoch_holds_every_example_once_and_whole(lengths, rows, targets_per_
             assert not batch["tokens"][batch["segment_ids"] == 0].any()
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_examples_of_a_batch_can_be_named(rows):
+    examples = [Example(tokens=np.full(3 + n % 5, n, np.int32), target_index=np.zeros(1, np.int32),
+                        target_ids=np.full(1, n, np.int32)) for n in range(1, 40)]  # fmt: skip
+    batches = PackedBatches(examples, rows=rows, sequence_length=16, targets_per_row=None, seed=5)
+    iterator = iter(batches)
+    for number in range(2 * batches.steps_per_epoch() + 1):  # into the third epoch
+        held = {int(token) for token in np.unique(next(iterator)["tokens"])} - {0}
+        assert {n + 1 for n in batches.examples_of(number)} == held
+
+
+@pytest.mark.parametrize("mask_posts", [0.0, 0.7])
+def test_processes_hold_the_rows_of_one_batch_between_them(mask_posts):
+    rng = np.random.default_rng(0)
+    examples = []
+    for _ in range(30):
+        tokens = rng.integers(1, 1000, int(rng.integers(3, 12))).astype(np.int32)
+        examples.append(Example(tokens=tokens, target_index=np.zeros(1, np.int32), target_ids=tokens[1:2], post=(0, 3)))
+    common = {"rows": 6, "sequence_length": 16, "targets_per_row": None, "seed": 2, "mask_posts": mask_posts}
+    whole = iter(PackedBatches(examples, **common))
+    parts = [iter(PackedBatches(examples, **common, local_rows=part)) for part in ([0, 1, 5], [2, 3, 4])]
+    for _ in range(6):
+        batch, one, other = next(whole), *map(next, parts)
+        for name, value in batch.items():
+            np.testing.assert_array_equal(value[[0, 1, 5, 2, 3, 4]], np.concatenate([one[name], other[name]]))
+    assert batch["tokens"].shape == (6, 16) and one["tokens"].shape == (3, 16)
+
+
 def test_a_target_is_the_next_token_of_the_same_conversation(tokenizer, records):
     examples, _ = encode_records(records, tokenizer, 256)
     for batch in epoch(PackedBatches(examples, rows=3, sequence_length=256, targets_per_row=None, seed=0)):

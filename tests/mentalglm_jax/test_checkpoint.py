@@ -185,6 +185,38 @@ def test_another_recipe_is_refused_by_the_names_of_its_keys(tmp_path):
     assert restore(directory) is not None  # and it is still there
 
 
+def test_another_recipe_can_be_allowed_where_the_arrays_fit(tmp_path, caplog):
+    directory = saved(tmp_path, 10)
+    checkpoints = Checkpoints(directory, {"seed": 2, "train": IDENTITY["train"]}, allow_changed=True)
+    with caplog.at_level(logging.WARNING, logger="mentalglm_jax"):
+        found = checkpoints.restore(tree(0))
+    checkpoints.close()
+    assert found is not None and found[0] == 10
+    assert "seed: 1 -> 2; going on with the new values" in caplog.text
+    checkpoints = Checkpoints(directory, {**IDENTITY, "parameters": {"w": [64, 65]}}, allow_changed=True)
+    with pytest.raises(InputError, match=r"parameters: None -> .*Its arrays do not fit"):
+        checkpoints.restore(tree(0))
+    checkpoints.close()
+
+
+def test_the_best_is_kept_beside_the_latest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, IDENTITY, keep_best=True)
+    for step, loss in ((1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, 2.5), (6, None)):
+        checkpoints.save(step, tree(step), {}, loss=loss)
+    best = checkpoints.restore_best(tree(0))
+    assert best is not None and best[0] == 2
+    np.testing.assert_array_equal(best[1]["trainable"]["w"], 2)
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "5", "6"]
+    # The same after coming back, and a better one takes its place.
+    checkpoints = Checkpoints(tmp_path, IDENTITY, keep_best=True)
+    best = checkpoints.restore_best(tree(0))
+    assert best is not None and best[0] == 2
+    checkpoints.save(7, tree(7), {}, loss=0.5)
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["6", "7"]
+
+
 def test_identity_is_compared_as_it_is_written(tmp_path):
     checkpoints = Checkpoints(tmp_path, {"targets": ("q_proj", "v_proj"), "rate": 1e-4})
     checkpoints.save(1, tree(), {})

@@ -1,9 +1,13 @@
 """A run that was stopped in any way and started again is the run that was never stopped: the same losses, the same
 parameters, bit for bit, with dropout and post masking on."""
 
+import dataclasses
+import json
 import logging
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,23 +17,31 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from mentalglm_jax.data.batches import PackedBatches
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.glm import Glm
 from mentalglm_jax.train import loop
-from mentalglm_jax.train.loop import Interrupted, StopSignal, TrainResult, train
+from mentalglm_jax.train.loop import Interrupted, StopSignal, Surroundings, TrainResult, train
+from mentalglm_jax.train.loss import answer_loss
 from tests.mentalglm_jax.tiny import parameters, rows, same, tiny_config, tiny_examples, tiny_model
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
-EXAMPLES = [{**item, "post": (0, 3)} for item in tiny_examples(30)]
+EXAMPLES = [{**item, "post": (0, 3), "id": f"record-{n}"} for n, item in enumerate(tiny_examples(30))]
+HELD_OUT = tiny_examples(11, seed=9)
+ALONE = Surroundings()
 MASKED: dict[str, Any] = {"mask_posts": 0.5}
 MODELS: list[Glm] = []  # what the calls of ``run`` trained, also those that raised
 
 
-def run(directory: Path, at: int = 0, act: Any = None, examples: Any = EXAMPLES, seed: int = 3, **changes: Any):
+def run(
+    directory: Path, at: int = 0, act: Any = None, examples: Any = EXAMPLES, seed: int = 3, evaluation: Any = (),
+    around: Surroundings = ALONE, **changes: Any,
+):  # fmt: skip
     """Trains the tiny model; ``act()`` is called after step ``at``. Returns the result and the parameters."""
     model = tiny_model(dropout=0.3)
 
@@ -38,8 +50,10 @@ def run(directory: Path, at: int = 0, act: Any = None, examples: Any = EXAMPLES,
             act()
 
     config = tiny_config(**(MASKED | changes))
+    around = dataclasses.replace(around, progress=progress)
     try:
-        result = train(model, examples, config, directory, trainable="lora", seed=seed, progress=progress)
+        result = train(model, examples, config, directory, trainable="lora", seed=seed, evaluation=evaluation,
+                       around=around)  # fmt: skip
     finally:
         MODELS.append(model)
     return result, parameters(model)
@@ -131,6 +145,82 @@ def test_signals_outside_the_main_thread_stay_as_they_are():
     assert seen == [(*before, False)]
 
 
+def evaluations(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_evaluation_on_the_way(whole, tmp_path):
+    """It changes nothing of the training, is the plain loss of the parameters, and is told again after a resume."""
+    seen, read = [], []
+
+    def sample(model: Glm) -> list[dict[str, Any]]:
+        seen.append(parameters(model))
+        return [{"id": "a", "answer": str(len(seen))}]
+
+    around = Surroundings(sample=sample)
+    whole_dir, parts = tmp_path / "whole", tmp_path / "parts"
+    result, values = run(whole_dir, 10, lambda: read.append(rows(whole_dir)), evaluation=HELD_OUT, eval_every=5,
+                         around=around)  # fmt: skip
+    assert rows(whole_dir) == whole[2] and same(values, whole[1]) and same(seen[-1], values)
+    assert read == [whole[2][:10]]  # the directory of a running run can be read
+    found = evaluations(whole_dir)
+    assert [row["step"] for row in found] == [5, 10, 12] and found[1]["samples"] == [{"id": "a", "answer": "2"}]
+    losses = [row["loss"] for row in found]
+    assert result.best == (found[int(np.argmin(losses))]["step"], min(losses))
+    batches = PackedBatches(HELD_OUT, rows=16, sequence_length=32, targets_per_row=None, seed=1)
+    assert batches.steps_per_epoch() == 1
+    graph, state = nnx.split(MODELS[-1])
+    loss = jax.jit(lambda state, batch: answer_loss(nnx.merge(graph, state), batch, chunk=1000))
+    sums = loss(state, next(iter(batches)))
+    assert losses[-1] == pytest.approx(float(sums.nll / sums.weight), rel=1e-6)
+    assert found[-1]["accuracy"] == pytest.approx(float(sums.correct / sums.weight), rel=1e-6)
+    with pytest.raises(Interrupted):
+        run(parts, 7, lambda: os.kill(os.getpid(), signal.SIGTERM), evaluation=HELD_OUT, eval_every=5)
+    again, values = run(parts, evaluation=HELD_OUT, eval_every=5)
+    assert [row["loss"] for row in evaluations(parts)] == losses and again.best == result.best
+    assert rows(parts) == whole[2] and same(values, whole[1])
+
+
+def test_a_run_can_end_with_its_best_step(tmp_path):
+    """At this learning rate the development loss rises again; the average of the parameters is what is scored."""
+    seen = []
+    around = Surroundings(sample=lambda model: seen.append(parameters(model)) or [])
+    settings: dict[str, Any] = {"evaluation": HELD_OUT, "eval_every": 2, "final": "best", "ema_decay": 0.5,
+                                "keep_last": 1, "learning_rate": 5e-2}  # fmt: skip
+    result, values = run(tmp_path, around=around, **settings)
+    assert result.best is not None and result.best[0] < 12  # else there is nothing to see here
+    assert same(values, seen[result.best[0] // 2 - 1]) and not same(values, seen[-1])
+    assert steps_saved(tmp_path) == [str(result.best[0]), "12"]
+    again, values = run(tmp_path, 12, lambda: pytest.fail("a step was taken"), **settings)
+    assert again.best == result.best and same(values, seen[result.best[0] // 2 - 1])
+
+
+def test_evaluation_needs_examples(tmp_path):
+    with pytest.raises(InputError, match="eval_every is set, but there are no development examples"):
+        run(tmp_path, eval_every=5)
+
+
+def test_a_profile_is_written_and_changes_nothing(whole, tmp_path):
+    run(tmp_path, around=Surroundings(profile=True))
+    assert rows(tmp_path) == whole[2]
+    assert [path for path in (tmp_path / "profile").rglob("*.xplane.pb") if path.stat().st_size > 10_000]
+
+
+def test_a_changed_recipe_can_be_allowed(whole, tmp_path, caplog):
+    directory = tmp_path / "copy"
+    shutil.copytree(whole[3], directory)
+    shutil.rmtree(directory / "checkpoints" / "12")
+    with caplog.at_level(logging.WARNING, logger="mentalglm_jax"):
+        run(directory, around=Surroundings(allow_changed=True), learning_rate=2e-2)
+    assert "train.learning_rate: 0.01 -> 0.02; going on with the new values" in caplog.text
+    found = rows(directory)
+    assert found[:8] == whole[2][:8]
+    assert found[8]["learning_rate"] == pytest.approx(2 * whole[2][8]["learning_rate"])
+    # What is saved now is of the new recipe.
+    with pytest.raises(InputError, match=r"train.learning_rate: 0.02 -> 0.01"):
+        run(directory)
+
+
 def child(directory: Path, cache: dict[str, str], *arguments: object) -> subprocess.Popen:
     """This file run as a program: ``main`` below, in a process of its own."""
     root = Path(__file__).parents[2]
@@ -168,40 +258,45 @@ def test_a_kill_during_saving_falls_back(whole, compile_cache, tmp_path, moment)
     taken = []
     model = tiny_model(dropout=0.3)
     train(model, EXAMPLES, tiny_config(**MASKED), tmp_path, trainable="lora", seed=3,
-          progress=lambda done, total, text: taken.append(done))  # fmt: skip
+          around=Surroundings(progress=lambda done, total, text: taken.append(done)))  # fmt: skip
     assert taken == list(range(5, 13))
     assert rows(tmp_path) == whole[2] and same(parameters(model), whole[1])
     assert steps_saved(tmp_path) == ["8", "12"]  # what the killed save left is gone
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_kills_at_random_moments(whole, compile_cache, tmp_path):
-    """Saving after every step, so that many kills fall into a save."""
-    reference = tmp_path / "reference"
-    _, wanted = run(reference, save_every=1)
-    moments, kills = random.Random(0), 0
-    for _attempt in range(60):
+@pytest.mark.timeout(1800)
+def test_twenty_kills_at_random_moments(compile_cache, tmp_path):
+    """One run, killed twenty times at random steps, saving after every step so that many kills fall into a save."""
+    many: dict[str, Any] = {"steps": 100, "save_every": 1}
+    _, wanted = run(tmp_path / "reference", **many)
+    moments = random.Random(0)
+    for _ in range(20):
         process = child(tmp_path / "run", compile_cache, 0)
         assert process.stdout is not None
         last = moments.randrange(1, 5)
-        for seen, _ in enumerate(process.stdout, start=1):  # one line per step
+        for seen, _line in enumerate(process.stdout, start=1):  # one line per step
             if seen == last:
                 time.sleep(moments.uniform(0, 0.05))
                 process.kill()
                 break
         _, errors = process.communicate(timeout=250)
-        if process.returncode == 0:
-            break
         assert process.returncode == -signal.SIGKILL, errors
-        kills += 1
-    else:
-        pytest.fail("the run never came to its end")
-    assert kills >= 3
-    model = tiny_model(dropout=0.3)
-    train(model, EXAMPLES, tiny_config(**MASKED, save_every=1), tmp_path / "run", trainable="lora", seed=3)
-    assert rows(tmp_path / "run") == rows(reference) == whole[2]
-    assert same(parameters(model), wanted) and same(wanted, whole[1])
+    _, values = run(tmp_path / "run", **many)
+    assert rows(tmp_path / "run") == rows(tmp_path / "reference")  # no row of data repeated or left out
+    assert same(values, wanted)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_a_full_disk_stops_the_run_and_loses_nothing(whole, compile_cache, tmp_path):
+    """The file system refuses what the save of step 8 writes (a limit on the size of files stands in for the space)."""
+    process = child(tmp_path, compile_cache, 0, "full disk")
+    output, errors = process.communicate(timeout=250)
+    assert process.returncode == 1, errors
+    assert re.fullmatch(r".*(cannot save the checkpoint|could not be written) \(File too large\)", output), errors
+    assert "8" not in steps_saved(tmp_path) and "4" in steps_saved(tmp_path)
+    _, values = run(tmp_path)
+    assert rows(tmp_path) == whole[2] and same(values, whole[1])
 
 
 def test_a_finished_run_is_not_repeated(whole, tmp_path):
@@ -357,7 +452,10 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(tmp_path, poison):
     with pytest.raises(RunError) as error:
         run(tmp_path, max_bad_steps=3)
     text = one_line(error.value, 1)
-    assert "3 steps in a row had no finite gradient (last: step 8, loss nan)" in text and "lower learning_rate" in text
+    assert "3 steps in a row had no finite gradient (last: step 8, loss nan, examples record-" in text
+    assert "look at those examples or lower learning_rate" in text
+    batches = PackedBatches(EXAMPLES, rows=4, sequence_length=32, targets_per_row=None, seed=3)
+    assert f"examples {', '.join(EXAMPLES[n]['id'] for n in batches.examples_of(7)[:8])}" in text
     assert steps_saved(tmp_path) == ["4"]
     # Interrupted in between, the row does not start anew.
     poison(6, 7, 8)
@@ -402,6 +500,18 @@ def main(directory: str, kill_at: str, moment: str = "") -> None:
     if int(kill_at):
         run(Path(directory), int(kill_at), act)
         return
+    if moment == "full disk":
+
+        def limit() -> None:
+            while not (Path(directory) / "checkpoints" / "4").exists():
+                time.sleep(0.01)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+
+        try:
+            run(Path(directory), 7, limit)
+        except RunError as error:
+            sys.stdout.write(str(error))
+            sys.exit(error.exit_code)
     if moment:
         event, path = moment.split(" ")
 
@@ -413,13 +523,13 @@ def main(directory: str, kill_at: str, moment: str = "") -> None:
         run(Path(directory))
         return
     model = tiny_model(dropout=0.3)
-    config = tiny_config(**MASKED, save_every=1)
+    config = tiny_config(**MASKED, steps=100, save_every=1)
 
     def progress(done: int, total: int, text: str) -> None:
         sys.stdout.write(f"{done}\n")
         sys.stdout.flush()
 
-    train(model, EXAMPLES, config, Path(directory), trainable="lora", seed=3, progress=progress)
+    train(model, EXAMPLES, config, Path(directory), trainable="lora", seed=3, around=Surroundings(progress=progress))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The chunked loss of packed rows against the plain definition: each conversation alone, full logits, log-softmax in
 NumPy float64. The last test breaks the batch in the usual ways; each must be far outside the tolerance."""
 
+import re
 from functools import partial
 
 import jax
@@ -12,10 +13,11 @@ from flax import nnx
 from mentalglm_jax.data.batches import PackedBatches, encode_records
 from mentalglm_jax.data.synthetic import SyntheticConfig, make_corpus
 from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.lora import LoraParam
+from mentalglm_jax.lora import LoraConfig, LoraParam, add_lora
 from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer
 from mentalglm_jax.train.loss import answer_loss, chunked_sums
-from tests.mentalglm_jax.tiny import VOCAB, tiny_batch, tiny_examples, tiny_model
+from mentalglm_jax.train.step import make_optimizer, make_step
+from tests.mentalglm_jax.tiny import VOCAB, tiny_batch, tiny_config, tiny_examples, tiny_model
 
 ROWS, SLOTS = 2, 13
 pytestmark = pytest.mark.usefixtures("compile_cache")
@@ -126,6 +128,34 @@ def test_no_array_of_all_logits_exists(model):
 
     look(jax.make_jaxpr(jax.grad(loss))(train).jaxpr)
     assert max(sizes) == 8 * chunk * vocab
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_compiled_step_holds_no_array_of_all_logits(remat):
+    """What XLA made of the whole training step: the largest array with the vocabulary in it is one chunk of logits or
+    the projection itself, and the chunk is what the temporary memory grows with."""
+    slots, chunk, rows, vocab = 64, 8, 4, 1999  # a prime: no other axis can be mistaken for the vocabulary
+    geometry = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8}
+    config = GlmConfig(vocab_size=vocab, num_attention_heads=2, num_key_value_heads=1, **geometry)
+    model = Glm(config, rngs=nnx.Rngs(0), remat=remat)
+    add_lora(model, LoraConfig(rank=2), nnx.Rngs(1))
+    tokens = np.zeros((1, rows, slots), np.int32)
+    batch = {"tokens": tokens, "positions": tokens, "segment_ids": tokens + 1, "target_index": tokens,
+             "target_ids": tokens, "target_weights": np.ones((1, rows, slots), np.float32)}  # fmt: skip
+
+    def program(chunk: int):
+        settings = tiny_config(loss_chunk=chunk)
+        step, state, frozen = make_step(model, make_optimizer(settings, 12), settings, "lora")
+        lowered = step.lower(state.trainable, state.optimizer, frozen, batch, jax.random.key(0))
+        return lowered.compile({"xla_backend_optimization_level": 0})
+
+    compiled = program(chunk)
+    shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([0-9,]+)\]", compiled.as_text())}
+    sizes = {int(np.prod(shape)) // vocab for shape in shapes if vocab in shape}
+    assert sizes and max(sizes) == rows * chunk and rows * slots not in sizes
+    whole = program(slots)  # one chunk: the naive loss
+    saved = whole.memory_analysis().temp_size_in_bytes - compiled.memory_analysis().temp_size_in_bytes
+    assert saved >= 0.9 * rows * (slots - chunk) * vocab * 4
 
 
 def test_a_packed_row_is_the_sum_of_its_parts(model):

@@ -1,10 +1,12 @@
 """``metrics.jsonl`` is strict JSON and reads as one uninterrupted run."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from mentalglm_jax.errors import InputError
 from mentalglm_jax.train.metrics import MetricsLog
 
 
@@ -38,11 +40,45 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, resume):
     assert [row["step"] for row in written(tmp_path)] == [*(step for step in (1, 2, 3) if step <= resume), 10]
 
 
+def test_evaluations_have_a_file_of_their_own(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    log.write(1, {"loss": 1.0})
+    assert not (tmp_path / "evaluation.jsonl").exists()
+    log.write_evaluation(2, {"loss": 2.0}, [{"id": "a", "answer": "高"}])
+    log.write_evaluation(4, {"loss": 1.5}, [])
+    log.close()
+    MetricsLog(tmp_path, 3).close()
+    [line] = (tmp_path / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line) == {"step": 2, "loss": 2.0, "samples": [{"id": "a", "answer": "高"}]}
+    assert [row["step"] for row in written(tmp_path)] == [1]
+
+
 def test_nan_and_infinity_become_null(tmp_path):
     log = MetricsLog(tmp_path, 0)
     log.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "targets": 3.0})
     log.close()
     assert written(tmp_path) == [{"step": 1, "loss": None, "grad_norm": None, "targets": 3.0}]
+
+
+def test_the_same_values_go_to_wandb(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="install the extra [track]")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log = MetricsLog(tmp_path, 0, wandb=("thesis", "run"))
+    log.write(1, {"loss": 2.0})
+    log.write_evaluation(1, {"loss": 3.0}, [])
+    run = wandb.run
+    assert run is not None and (run.project, run.name) == ("thesis", "run")
+    assert (run.summary["loss"], run.summary["eval/loss"], run.summary["step"]) == (2.0, 3.0, 1)
+    log.close()
+    assert wandb.run is None
+    assert [path for path in (tmp_path / "wandb").rglob("*.wandb") if path.stat().st_size > 0]
+
+
+def test_wandb_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"wandb: is not installed; pip install 'mentalglm-jax\[track\]'"):
+        MetricsLog(tmp_path, 0, wandb=("thesis", None))
 
 
 def test_lines_that_are_not_rows_do_not_stop_a_run(tmp_path):

@@ -19,7 +19,7 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.glm import Glm, GlmConfig
 from mentalglm_jax.quantize import quantize_model
 from mentalglm_jax.sharding import batch_sharding, logical_axes, make_mesh, parameter_shardings, shard_model
-from mentalglm_jax.train.loop import Interrupted, train
+from mentalglm_jax.train.loop import Interrupted, Surroundings, train
 from tests.mentalglm_jax.tiny import parameters, rows, tiny_config, tiny_examples, tiny_model
 
 STEPS = 4
@@ -132,7 +132,13 @@ def main(directory: str, data: str, fsdp: str, tensor: str, accumulate: str = "1
 
     try:
         train(
-            model, tiny_examples(60), settings, Path(directory), trainable="lora", seed=1, mesh=mesh, progress=progress
+            model,
+            tiny_examples(60),
+            settings,
+            Path(directory),
+            trainable="lora",
+            seed=1,
+            around=Surroundings(mesh=mesh, progress=progress),
         )
     except Interrupted:
         assert int(stop_at)
@@ -143,7 +149,8 @@ def main(directory: str, data: str, fsdp: str, tensor: str, accumulate: str = "1
         **placements(mesh),
     }
     try:
-        train(model, tiny_examples(60), config(rows=4), Path(directory), trainable="lora", seed=1, mesh=mesh)
+        train(model, tiny_examples(60), config(rows=4), Path(directory), trainable="lora", seed=1,
+              around=Surroundings(mesh=mesh))  # fmt: skip
     except InputError as error:
         found["refused"] = str(error)
     check_loading(Path(directory) / "saved", mesh)

@@ -14,7 +14,7 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.glm import Glm
 from mentalglm_jax.lora import LoraParam
 from mentalglm_jax.train.loss import answer_loss
-from mentalglm_jax.train.step import learning_rate_schedule, make_optimizer, make_step
+from mentalglm_jax.train.step import averaged, learning_rate_schedule, make_optimizer, make_step
 from tests.mentalglm_jax.tiny import parameters, same, tiny_batch, tiny_config, tiny_model
 
 KEY = jax.random.key(0)
@@ -133,6 +133,41 @@ def test_the_optimizer_is_optax_adamw():
         found, one = ours.update(grads, one, tree)
         wanted, other = reference.update(grads, other, tree)
         np.testing.assert_array_equal(found["w"], wanted["w"])
+
+
+def test_lora_plus_scales_the_step_of_b_only(batch):
+    plain, plus = Stepper(tiny_model()), Stepper(tiny_model(), lora_plus_ratio=16.0)
+    start = plain.values
+    for stepper in (plain, plus):
+        stepper(batch)  # warm-up: a learning rate of 0
+        stepper(batch)
+    for name, value in start.items():
+        ratio = 16.0 if name.endswith(".b") else 1.0
+        moved = plain.values[name] - value
+        # Where B starts at zero, A has no gradient yet; the adapter of down_proj starts elsewhere.
+        assert (np.abs(moved).max() > 1e-4) == (name.endswith(".b") or "down_proj" in name)
+        np.testing.assert_allclose(plus.values[name] - value, ratio * moved, rtol=1e-3, atol=2e-6)
+
+
+def test_the_average_of_the_parameters(batch):
+    plain, kept = Stepper(tiny_model()), Stepper(tiny_model(), ema_decay=0.75)
+    average = plain.values
+    for _ in range(4):
+        plain(batch)
+        kept(batch)
+        assert same(kept.values, plain.values)  # training itself does not notice
+        average = {name: 0.75 * value + 0.25 * plain.values[name] for name, value in average.items()}
+    found = averaged(kept.state.trainable, kept.state.optimizer)
+    flat = {".".join(map(str, path)): np.array(leaf[...]) for path, leaf in nnx.to_flat_state(found)}
+    assert flat.keys() == average.keys()
+    for name, value in average.items():
+        np.testing.assert_allclose(flat[name], value, rtol=0, atol=1e-6)
+    assert averaged(plain.state.trainable, plain.state.optimizer) is plain.state.trainable
+    # A bad step leaves the average alone too.
+    kept(batch | {"target_weights": np.full_like(batch["target_weights"], np.nan)})
+    again = averaged(kept.state.trainable, kept.state.optimizer)
+    for path, leaf in nnx.to_flat_state(again):
+        assert flat[".".join(map(str, path))].tobytes() == np.array(leaf[...]).tobytes()
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])

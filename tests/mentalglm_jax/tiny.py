@@ -75,6 +75,7 @@ def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
 
 
 def rows(directory: Path) -> list[dict[str, float]]:
-    """``metrics.jsonl`` without the one value that depends on the clock."""
+    """``metrics.jsonl`` without the values that depend on the clock."""
+    clock = ("tokens_per_second", "answer_tokens_per_second", "mfu")
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name != "tokens_per_second"} for line in lines]
+    return [{name: value for name, value in json.loads(line).items() if name not in clock} for line in lines]

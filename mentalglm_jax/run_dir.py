@@ -1,0 +1,100 @@
+"""A run directory: the recipe it belongs to, which stages are finished, and where their results lie."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from mentalglm_jax.checkpoints import load
+from mentalglm_jax.data.records import Record, read_records
+from mentalglm_jax.distributed import barrier, is_primary
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.files import write_json
+from mentalglm_jax.glm import Glm
+from mentalglm_jax.tokenizer import GlmTokenizer
+from mentalglm_jax.train.checkpoint import differences
+from mentalglm_jax.train.recipe import Recipe
+
+
+class Run:
+    """A run directory and its recipe.
+
+    Args:
+        recipe: what to do.
+        restart: delete what a run with another recipe left in the directory, instead of refusing.
+        allow_changed: go on with another recipe; stages that are finished stay as they are.
+        profile: training stages write a trace of a few steps.
+        say: where a stage tells a line while it works.
+
+    Raises:
+        InputError: the directory holds a run of another recipe, or is not a run directory.
+    """
+
+    def __init__(
+        self, recipe: Recipe, restart: bool = False, *, allow_changed: bool = False, profile: bool = False,
+        say: Callable[[str], None] | None = None,
+    ):  # fmt: skip
+        self.recipe, self.dir = recipe, recipe.run_dir
+        self.allow_changed, self.profile, self.say = allow_changed, profile, say
+        self._file = self.dir / "run.json"
+        if restart and self._file.exists():
+            barrier("every process has seen what is to be deleted")
+            if is_primary():
+                shutil.rmtree(self.dir)
+            barrier("the old run is deleted")
+        wanted = recipe.model_dump(mode="json", exclude={"run_dir", "mesh", "wandb"})  # where it runs, not what
+        self._state: dict[str, Any] = {"recipe": wanted, "stages": {}}
+        if self._file.exists():
+            try:
+                self._state = json.loads(self._file.read_text(encoding="utf-8"))
+                differing = differences(self._state["recipe"], wanted)
+            except (ValueError, KeyError, TypeError):
+                raise InputError(f"{self._file}: damaged; delete {self.dir} or choose another run_dir") from None
+            if differing and not allow_changed:
+                raise InputError(
+                    f"{self.dir} holds a run of another recipe ({'; '.join(differing[:3])}); "
+                    "use another --set run_dir=..., --allow-changed to go on with the new values, or --restart to "
+                    "delete it"
+                )
+            self._state["recipe"] = wanted
+        elif self.dir.exists() and any(self.dir.iterdir()):
+            raise InputError(f"{self.dir}: not empty and not a run directory; choose another run_dir")
+        self.result: dict[str, dict[str, Any]] = self._state["stages"]
+
+    def finished(self, stage: str, result: dict[str, Any]) -> None:
+        """Notes that ``stage`` is complete and what it found."""
+        self.result[stage] = result
+        if is_primary():
+            write_json(self._file, self._state)
+
+    @property
+    def base(self) -> str | Path:
+        """The base model: pre-trained here, or what the recipe names."""
+        return self.dir / "base" if self.recipe.pretrain else str(self.recipe.model.path)
+
+    @property
+    def eval_split(self) -> str:
+        """The split results are reported on; upstream test files stay untouched, so there it is the development one."""
+        return "dev" if self.recipe.data.source == "upstream" else "test"
+
+    def records(self, split: str, variant: str = "faithful") -> list[Record]:
+        """The records of one split."""
+        return read_records(self.dir / "data" / variant / f"{split}.jsonl")
+
+    def tokenizer(self) -> GlmTokenizer:
+        """The run's tokenizer."""
+        return GlmTokenizer.load(self.dir / "tokenizer")
+
+    def load_base(self, quantize: str | None = None, mesh: Mesh | None = None) -> Glm:
+        """The base model without adapter, see ``ModelSection`` for when it is quantised."""
+        section = self.recipe.model
+        model = load(self.base, dtype=section.dtype, rope_theta=section.rope_theta, mesh=mesh, quantize=quantize)
+        model.remat, model.backend = section.remat, section.attention
+        return model
+
+    def adapter_dir(self, stage: str) -> Path:
+        """Where the adapter trained by ``stage`` is kept."""
+        return self.dir / ("control" if stage == "control" else f"stages/{stage}") / "adapter"

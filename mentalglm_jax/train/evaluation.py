@@ -1,0 +1,58 @@
+"""The loss on development examples while a run goes on."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from mentalglm_jax.data.batches import Example, PackedBatches
+from mentalglm_jax.distributed import local_rows, spread
+from mentalglm_jax.glm import Glm
+from mentalglm_jax.train.loss import LossSums, answer_loss
+from mentalglm_jax.train.recipe import TrainConfig
+
+# Given the model as it is now: rows to keep beside the loss, e.g. answers to a few development posts.
+Sampler = Callable[[Glm], list[dict[str, Any]]]
+
+
+class Evaluation:
+    """Loss and accuracy of held-out examples, without dropout and masking; every example counts once.
+
+    Args:
+        examples: what to score.
+        config: rows, length and loss chunk are those of training.
+        graph: the model's structure (``nnx.split``).
+        mesh: as in training.
+
+    Raises:
+        InputError: an example does not fit into a row.
+    """
+
+    def __init__(self, examples: Sequence[Example], config: TrainConfig, graph: Any, mesh: Mesh | None):
+        rows = config.rows // config.accumulate
+        self._held, self._rows, self._mesh = local_rows(mesh, rows, 1), rows, mesh
+        self._batches = PackedBatches(examples, rows=rows, sequence_length=config.sequence_length, targets_per_row=None,
+                                      seed=0, local_rows=self._held)  # fmt: skip
+
+        @jax.jit
+        def sums(train: nnx.State, frozen: nnx.State, batch: Any) -> LossSums:
+            model = nnx.merge(graph, train, frozen)
+            return answer_loss(model, jax.tree.map(lambda x: x[0], batch), chunk=config.loss_chunk)
+
+        self._sums = sums
+
+    def __call__(self, train: nnx.State, frozen: nnx.State) -> dict[str, float]:
+        """``loss`` (nats per answer token) and ``accuracy`` of these parameters."""
+        nll = correct = weight = 0.0
+        batches = iter(self._batches)
+        for _ in range(self._batches.steps_per_epoch()):
+            batch: Any = next(batches)
+            if self._mesh is None:
+                batch = {name: x[None] for name, x in batch.items()}
+            else:
+                batch = spread(batch, self._rows, 1, self._mesh, self._held)
+            sums = self._sums(train, frozen, batch)
+            nll, correct, weight = nll + float(sums.nll), correct + float(sums.correct), weight + float(sums.weight)
+        return {"loss": nll / weight, "accuracy": correct / weight}

@@ -1,0 +1,191 @@
+"""Two real processes on the loopback interface, four devices each, are one run; a start that cannot work says why."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mentalglm_jax import distributed
+from mentalglm_jax.checkpoints import load, save_pretrained
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.glm import Glm
+from mentalglm_jax.lora import LoraConfig, LoraParam, add_lora
+from mentalglm_jax.sharding import make_mesh
+from mentalglm_jax.train.loop import Interrupted, Surroundings, train
+from tests.mentalglm_jax.tiny import parameters, rows, tiny_config, tiny_examples, tiny_model
+
+EXAMPLES = [{**item, "post": (0, 3)} for item in tiny_examples(60)]
+HELD_OUT = tiny_examples(11, seed=9)
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    def set_variables(**values: str) -> None:
+        for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return set_variables
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"JAX_PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES is not set, but JAX_PROCESS_ID is"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+            "JAX_PROCESS_ID '2' is not one of JAX_NUM_PROCESSES '2'",
+        ),
+        ({}, "the processes of this run cannot find each other"),  # this one has devices already
+    ],
+)
+def test_a_start_that_cannot_work_says_why(environment, values, reason):
+    jax.devices()
+    environment(**values)
+    with pytest.raises(InputError) as error:
+        distributed.start()
+    assert f"mesh.distributed: {reason}" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_one_process_needs_nobody():
+    assert distributed.is_primary() and distributed.any_process(True) and not distributed.any_process(False)
+    assert distributed.local_rows(make_mesh(), 8, 2) is None
+    tree = {"a": np.ones(3)}
+    assert distributed.gathered(tree) is tree
+    distributed.barrier("nobody else is here")
+
+
+def test_rows_of_one_process_are_spread_as_micro_batches():
+    batch = {"tokens": np.arange(12).reshape(6, 2)}
+    for held in (None, [0, 1, 2, 3, 4, 5]):
+        [(name, found)] = distributed.spread(batch, 6, 3, make_mesh(), held).items()
+        assert name == "tokens"
+        np.testing.assert_array_equal(found, np.arange(12).reshape(3, 2, 2))
+
+
+def settings(**changes: Any) -> Any:
+    return tiny_config(**({"steps": 20, "rows": 8, "accumulate": 1, "mask_posts": 0.5, "eval_every": 10} | changes))
+
+
+def adapted(directory: Path, **options: Any) -> Glm:
+    model = load(directory, rope_theta=10000, **options)
+    add_lora(model, LoraConfig(rank=4, alpha=8.0, dropout=0.2), nnx.Rngs(1))
+    return model
+
+
+class Pair:
+    """Two processes of ``main`` below that know each other."""
+
+    def __init__(self, base: Path, directory: Path, cache: dict[str, str], *arguments: object):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        root = Path(__file__).parents[2]
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+        self.processes = []
+        for number in range(2):
+            environment = {**os.environ, **cache, "PYTHONPATH": str(root), "XLA_FLAGS": flags,
+                           "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2",
+                           "JAX_PROCESS_ID": str(number)}  # fmt: skip
+            command = [sys.executable, __file__, str(base), str(directory), *map(str, arguments)]
+            self.processes.append(subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE,
+                                                   stderr=subprocess.PIPE, text=True))  # fmt: skip
+
+    def kill_at(self, step: int) -> None:
+        """Kills both when the first one says that it has done ``step``."""
+        stdout = self.processes[0].stdout
+        assert stdout is not None
+        seen = any(line == f"{step}\n" for line in stdout)
+        for process in self.processes:
+            process.kill()
+        errors = [process.communicate(timeout=60)[1][-3000:] for process in self.processes]
+        assert seen, errors
+
+    def results(self) -> list[dict[str, Any]]:
+        found = [process.communicate(timeout=1200) for process in self.processes]
+        for process, (_, errors) in zip(self.processes, found, strict=True):
+            assert process.returncode == 0, errors[-4000:]
+        return [json.loads(output.splitlines()[-1]) for output, _ in found]
+
+
+def check(found: dict[str, np.ndarray], losses: list[float], wanted: dict[str, np.ndarray], reference: list[float]):
+    np.testing.assert_allclose(losses, reference, rtol=0, atol=1e-5)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_train_are_killed_and_one_goes_on(compile_cache, tmp_path, accumulate):
+    save_pretrained(tiny_model(lora=False), tmp_path / "base")
+    changes: dict[str, Any] = {"accumulate": accumulate, "rows": 8 * accumulate}
+    model = adapted(tmp_path / "base")
+    train(model, EXAMPLES, settings(**changes), tmp_path / "one", trainable="lora", seed=1,
+          evaluation=HELD_OUT)  # fmt: skip
+    wanted, reference = parameters(model, LoraParam), [row["loss"] for row in rows(tmp_path / "one")]
+
+    # Killed in the middle; one process with one device goes on.
+    Pair(tmp_path / "base", tmp_path / "killed", compile_cache, accumulate).kill_at(11)
+    model = adapted(tmp_path / "base")
+    taken: list[int] = []
+    around = Surroundings(progress=lambda done, total, text: taken.append(done))
+    train(model, EXAMPLES, settings(**changes), tmp_path / "killed", trainable="lora", seed=1,
+          evaluation=HELD_OUT, around=around)  # fmt: skip
+    assert taken in (list(range(5, 21)), list(range(9, 21)))  # from a step that was saved, nothing done twice
+    check(parameters(model, LoraParam), [row["loss"] for row in rows(tmp_path / "killed")], wanted, reference)
+
+    # A signal to one of them stops both at the same step; then both go on to the end.
+    pair = Pair(tmp_path / "base", tmp_path / "both", compile_cache, accumulate, 6)
+    assert [result["interrupted"] for result in pair.results()] == [True, True]
+    assert [row["loss"] for row in rows(tmp_path / "both")] == pytest.approx(reference[:6], abs=1e-5)
+    results = Pair(tmp_path / "base", tmp_path / "both", compile_cache, accumulate).results()
+    for number, result in enumerate(results):
+        values = {name: np.array(value) for name, value in result["values"].items()}
+        check(values, [row["loss"] for row in rows(tmp_path / "both")], wanted, reference)
+        half = range(4 * number, 4 * number + 4)
+        assert result["held"] == [8 * micro + row for micro in range(accumulate) for row in half]
+        assert result["share"] == 0.5  # of a kernel's elements lie here
+        assert result["best"] == results[0]["best"]
+
+
+def main(base: str, directory: str, accumulate: str, stop_at: str = "0") -> None:
+    """One of two processes: trains on all eight devices, prints its steps and at the end what it has."""
+    distributed.start()
+    mesh = make_mesh(1, 8, 1)
+    model = adapted(Path(base), mesh=mesh)
+    kernel = model.layers.mlp.gate_up_proj.kernel[...]
+    share = sum(shard.data.size for shard in kernel.addressable_shards) / kernel.size
+    config = settings(accumulate=int(accumulate), rows=8 * int(accumulate))
+
+    def progress(done: int, total: int, text: str) -> None:
+        sys.stdout.write(f"{done}\n")
+        sys.stdout.flush()
+        if done == int(stop_at) and not distributed.is_primary():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    interrupted, best = False, None
+    try:
+        around = Surroundings(progress=progress, mesh=mesh)
+        best = train(model, EXAMPLES, config, Path(directory), trainable="lora", seed=1,
+                     evaluation=HELD_OUT, around=around).best  # fmt: skip
+    except Interrupted:
+        interrupted = True
+    values = {} if interrupted else {name: value.tolist() for name, value in parameters(model, LoraParam).items()}
+    found = {"values": values, "interrupted": interrupted, "best": best, "share": share,
+             "held": distributed.local_rows(mesh, config.rows, config.accumulate)}  # fmt: skip
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
