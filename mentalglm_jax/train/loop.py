@@ -32,7 +32,12 @@ _PROFILED = range(3, 6)  # steps since the start: past compilation, few enough f
 
 
 class Interrupted(RunError):
-    """Ctrl-C or SIGTERM: the state was saved; the same command continues. Exit code 75 is EX_TEMPFAIL, "try again"."""
+    """Ctrl-C: the state was saved; the same command continues."""
+
+
+class Preempted(Interrupted):
+    """SIGTERM, to this process or another of the run: as after Ctrl-C, but with an exit code that launchers can tell
+    from a failure: 75, EX_TEMPFAIL, "try again"."""
 
     exit_code = 75
 
@@ -83,12 +88,13 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.requested = False
+        self.number: int | None = None  # of the signal
         self._previous: dict[int, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self.number = True, number
 
     def __enter__(self) -> "StopSignal":
         try:
@@ -132,7 +138,7 @@ def train(
         around: progress, devices and the like.
 
     Raises:
-        Interrupted: a signal arrived; everything up to the last step is saved.
+        Interrupted, Preempted: a signal arrived; everything up to the last step is saved.
         RunError: ``max_bad_steps`` steps in a row had no finite gradient, or ``directory`` cannot be written or read.
         InputError: the checkpoint there belongs to another recipe, or ``config`` does not fit the examples or the mesh.
     """
@@ -221,8 +227,9 @@ def train(
     except OSError as error:
         raise RunError(f"{directory}: cannot write there ({error.strerror or error})") from error
     if stopping or stop.requested:
-        raise Interrupted(f"interrupted at step {done} of {steps}; saved in {directory}, "
-                          "the same command continues from there")  # fmt: skip
+        kind = Interrupted if stop.number == signal.SIGINT else Preempted
+        raise kind(f"interrupted at step {done} of {steps}; saved in {directory}, "
+                   "the same command continues from there")  # fmt: skip
     if not tally.metrics:
         raise RunError(f"{directory}: none of {steps} steps had a finite gradient; lower learning_rate")
     return TrainResult(

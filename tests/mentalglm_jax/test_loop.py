@@ -103,8 +103,9 @@ def test_an_interrupted_run_goes_on_bit_for_bit(whole, tmp_path, number):
         before = signal.getsignal(number)
         with pytest.raises(
             Interrupted, match=rf"interrupted at step {at} of 12; saved in .*the same command continues"
-        ):
+        ) as stopped:
             run(tmp_path, at, lambda: os.kill(os.getpid(), number))
+        assert stopped.value.exit_code == (75 if number == signal.SIGTERM else 1)
         assert signal.getsignal(number) is before
         assert steps_saved(tmp_path)[-1] == str(at)
         assert rows(tmp_path) == whole[2][:at]
