@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from mentalglm_jax import tasks
 from mentalglm_jax.adapters import load_adapter, save_adapter
@@ -39,7 +40,7 @@ from mentalglm_jax.hf_files import locate
 from mentalglm_jax.lora import add_lora, merge_lora, parameter_count
 from mentalglm_jax.reference import write_reference
 from mentalglm_jax.run_dir import Run
-from mentalglm_jax.sharding import make_mesh
+from mentalglm_jax.sharding import make_mesh, split_cpu
 from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer, train_bpe
 from mentalglm_jax.train.evaluation import Sampler
 from mentalglm_jax.train.loop import Interrupted, Surroundings, TrainResult, train
@@ -76,6 +77,8 @@ def run(
         Interrupted: Ctrl-C or SIGTERM; the same call continues.
         MentalGLMError: the recipe, the data or a stage failed; one line says why.
     """
+    if recipe.mesh is not None and recipe.mesh.cpu_devices is not None:
+        split_cpu(recipe.mesh.cpu_devices)
     if recipe.mesh is not None and recipe.mesh.distributed:
         start()
         if jax.process_count() > 1 and until != "train":
@@ -203,7 +206,8 @@ def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         examples = encode_chats(((user, assistant) for user, assistant, _ in chats), tokenizer, length)
     else:
         examples = encode_posts((record.post for record in job.records("train")), tokenizer, length)
-    around = Surroundings(progress=progress, say=job.say, profile=job.profile, allow_changed=job.allow_changed)
+    around = Surroundings(progress=progress, say=job.say, mesh=_mesh(recipe), profile=job.profile,
+                          allow_changed=job.allow_changed)  # fmt: skip
     result = train(model, examples, recipe.pretrain.train, job.dir / "pretrain", trainable="all", seed=recipe.seed,
                    identity={"geometry": recipe.model.geometry}, around=around)  # fmt: skip
     count = parameter_count(model)
@@ -215,6 +219,10 @@ def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         said["say"] += [*_said(result, f"then {stage.name}")["say"], *_left_out(stage, too_long)]
     save_pretrained(model, job.dir / "base", tokenizer=tokenizer)
     return said
+
+
+def _mesh(recipe: Recipe) -> Mesh | None:
+    return None if recipe.mesh is None else make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
 
 
 def _said(result: TrainResult, first: str) -> dict[str, Any]:
@@ -235,7 +243,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         recipe, tokenizer = job.recipe, job.tokenizer()
         where = job.dir / (directory or f"stages/{stage.name}")
         examples, too_long = _stage_examples(job, stage, tokenizer)
-        mesh = None if recipe.mesh is None else make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
+        mesh = _mesh(recipe)
         if mesh is None and jax.device_count() > 1 and job.say is not None:
             job.say(f"{jax.device_count()} devices are here, the recipe has no mesh, one is used; "
                     "--set mesh.fsdp=-1 uses all")  # fmt: skip

@@ -6,6 +6,7 @@ Mesh axes:  data    copies of the model, each with its own rows
 Parameters name their logical axes in ``glm.PARAMETER_AXES``; the step is compiled by XLA from the arrays' shardings.
 """
 
+import contextlib
 import dataclasses
 import math
 
@@ -33,6 +34,12 @@ class ShardingRules:
     rank: str | None = None
     norm: str | None = None
     layers: str | None = None
+
+
+def split_cpu(devices: int) -> None:
+    """Makes the CPU that many JAX devices. Without effect once JAX has been used, and on accelerators."""
+    with contextlib.suppress(RuntimeError):  # "should be updated before backends are initialized"
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:

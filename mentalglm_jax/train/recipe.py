@@ -242,12 +242,15 @@ class ProbeSection(_Strict):
 
 class MeshSection(_Strict):
     """Devices of the training stages: ``data`` copies, ``fsdp`` and ``tensor`` parts (see ``sharding.py``); one size
-    may be -1 and takes what is left. ``distributed`` joins the processes of several hosts (see ``distributed.py``).
-    Not part of what a run is: the same run may go on on other devices."""
+    may be -1 and takes what is left. ``cpu_devices`` splits a CPU into as many devices, each with its own rows: XLA
+    leaves cores idle between the small operations of a small model (accelerators are not affected). ``distributed``
+    joins the processes of several hosts (see ``distributed.py``). Not part of what a run is: the same run may go on on
+    other devices."""
 
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+    cpu_devices: Positive | None = None
     distributed: bool = False
 
 
