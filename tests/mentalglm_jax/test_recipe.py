@@ -54,8 +54,8 @@ def test_every_shipped_recipe_loads(file):
 def test_what_does_not_go_together(path):
     stage = "stages.english.train"
     assert "final: best needs eval_every" in problem(path, f"{stage}.final=best")
-    assert "train.lora_plus_ratio is for the stages" in problem(path, "pretrain.train.lora_plus_ratio=16")
-    assert "train.eval_every is for the stages" in problem(path, "pretrain.train.eval_every=5")
+    assert "lora_plus_ratio is for the stages" in problem(path, "pretrain.train.lora_plus_ratio=16")
+    assert "eval_every is for the stages" in problem(path, "pretrain.train.eval_every=5")
     assert "pretrain runs in one process" in problem(path, "mesh.distributed=true")
     recipe = load_recipe(path, ["mesh.fsdp=8", "wandb.project=thesis", f"{stage}.eval_every=5", f"{stage}.final=best"])
     assert recipe.mesh is not None and (recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor) == (1, 8, 1)
