@@ -64,7 +64,7 @@ def save_adapter(
     if bad := [name for name, value in tensors.items() if not np.isfinite(value).all()]:
         raise RunError(f"save_adapter: NaN or infinity in {some(bad)}; the training diverged, nothing was written")
     sources = [
-        TensorSource(name, "F32", value.shape, lambda value=value: value) for name, value in sorted(tensors.items())
+        TensorSource(name, "F32", value.shape, lambda value=value: [value]) for name, value in sorted(tensors.items())
     ]
     owned = {CONFIG, WEIGHTS, "README.md"}
     check_replaceable(directory, owned.__contains__)

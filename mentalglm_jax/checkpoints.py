@@ -5,9 +5,14 @@ hold one tensor at a time and replace the target in one step.
 """
 
 import functools
-from collections.abc import Mapping
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +21,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from mentalglm_jax.adapters import load_adapter
-from mentalglm_jax.errors import InputError
+from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, write_json
-from mentalglm_jax.glm import Glm
+from mentalglm_jax.glm import Glm, GlmConfig
 from mentalglm_jax.hf_files import (
     DTYPE_NAMES,
     DTYPES,
     INDEX,
+    SINGLE,
     TOKENIZER_FILES,
     Checkpoint,
     TensorSource,
@@ -34,6 +40,7 @@ from mentalglm_jax.hf_files import (
     write_shards,
 )
 from mentalglm_jax.lora import has_lora, merge_lora, refuse_quantized
+from mentalglm_jax.orbax_files import CHUNK_BYTES, PARAMS, OrbaxCheckpoint, ParameterSource, write_params
 from mentalglm_jax.quantize import (
     abstract_quantized,
     check_method,
@@ -43,17 +50,22 @@ from mentalglm_jax.quantize import (
     quantization,
 )
 from mentalglm_jax.sharding import parameter_shardings, shard_model
+from mentalglm_jax.tokenizer import GlmTokenizer
 from mentalglm_jax.weights import (
+    WRITABLE_LAYOUTS,
     Part,
     Tensor,
     check_tensors,
     config_for,
     detect_layout,
+    generation_config,
     inventory,
     parameter,
     parameter_shapes,
     read_config,
 )
+
+RowReader = Callable[[str, int | None, int, int], np.ndarray]  # path, layer, start, stop
 
 
 def load(
@@ -85,17 +97,31 @@ def load(
     if quantize is not None:
         check_method(quantize)
     dtype = _model_dtype(dtype)
-    checkpoint = Checkpoint(locate(path_or_hub_id))
+    checkpoint = _opened(locate(path_or_hub_id))
     config = read_config(checkpoint, rope_theta)
     layout = detect_layout(checkpoint.tensors)
     tensors = check_tensors(checkpoint, config, layout)
     model = abstract_quantized(config, quantize, param_dtype=dtype)
-    _fill(model, checkpoint, tensors, dtype, {} if mesh is None else parameter_shardings(model, mesh))
+    shardings = {} if mesh is None else parameter_shardings(model, mesh)
+    if isinstance(checkpoint, OrbaxCheckpoint):
+        if quantize is not None:
+            raise InputError(f"{checkpoint.directory}: quantize needs safetensors; `mentalglm convert` to glm first")
+        finite = _restore(model, checkpoint, dtype, shardings)
+    else:
+        finite = _fill(model, checkpoint, tensors, dtype, shardings)
+    bad = [name for name, ok in jax.device_get(finite).items() if not ok]
+    if bad:
+        raise InputError(f"{checkpoint.directory}: NaN or infinity (after the cast to {dtype.name}) in {some(bad)}")
     if adapter is not None:
         load_adapter(model, adapter)
         if mesh is not None:
             shard_model(model, mesh)
     return model
+
+
+def _opened(directory: Path) -> Checkpoint | OrbaxCheckpoint:
+    weights = any((directory / name).exists() for name in (SINGLE, INDEX))
+    return OrbaxCheckpoint(directory) if (directory / PARAMS).is_dir() and not weights else Checkpoint(directory)
 
 
 def _model_dtype(dtype: Any) -> jnp.dtype:
@@ -116,8 +142,8 @@ def _fill(
     tensors: Mapping[str, Tensor],
     dtype: Any,
     shardings: Mapping[str, NamedSharding],
-) -> None:
-    """Gives every parameter of an abstract ``model`` its value."""
+) -> dict[str, jax.Array]:
+    """Gives every parameter of an abstract ``model`` its value; says which tensors were finite."""
     shapes = parameter_shapes(model.config)
     method, quantized = quantization(model), {}
     if method is not None:
@@ -151,9 +177,19 @@ def _fill(
             finite[name] = ok if name not in finite else finite[name] & ok
     for path, stack in stacks.items():
         parameter(model, path).set_value(stack)
-    bad = [name for name, ok in jax.device_get(finite).items() if not ok]
-    if bad:
-        raise InputError(f"{checkpoint.directory}: NaN or infinity (after the cast to {dtype.name}) in {some(bad)}")
+    return finite
+
+
+def _restore(
+    model: Glm, checkpoint: OrbaxCheckpoint, dtype: Any, shardings: Mapping[str, NamedSharding]
+) -> dict[str, jax.Array]:
+    """``_fill`` from Orbax form."""
+    here, finite = jnp.zeros(()).sharding, {}
+    for path in parameter_shapes(model.config):
+        value = checkpoint.array(path, dtype, shardings.get(path, here))
+        parameter(model, path).set_value(value)
+        finite[path] = jnp.isfinite(value).all()
+    return finite
 
 
 def _read_part(
@@ -243,17 +279,17 @@ def save_pretrained(
         model = merge_lora(model)
 
     def source(name: str, tensor: Tensor) -> TensorSource:
-        def read() -> np.ndarray:
-            parts = []
+        def blocks() -> Iterator[np.ndarray]:
             for part in tensor.parts:
                 value = parameter(model, part.path)[...]
                 value = np.asarray(value if part.layer is None else _take(value, part.layer))
-                parts.append((value.T if part.path.endswith(".kernel") else value).astype(own))
-            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+                yield (value.T if part.path.endswith(".kernel") else value).astype(own)
 
-        return TensorSource(name, DTYPE_NAMES[own], tensor.shape, read)
+        return TensorSource(name, DTYPE_NAMES[own], tensor.shape, blocks)
 
-    _write(directory, config_dict, [source(*item) for item in tensors.items()], tokenizer, max_shard_bytes)
+    sources = [source(*item) for item in tensors.items()]
+    contents = _Contents(config_dict, generation_config(model.config, {}), tokenizer)
+    _write(directory, contents, lambda temporary: write_shards(temporary, sources, max_shard_bytes))
 
 
 def convert(
@@ -262,60 +298,149 @@ def convert(
     layout: str = "glm",
     rope_theta: float | None = None,
     max_shard_bytes: int = 5_000_000_000,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Rewrites a checkpoint in another layout, tensor by tensor and bit for bit, without building the model.
+    """Rewrites a checkpoint in another form, bit for bit and block by block, without building the model.
 
-    From chatglm to glm, ``rope_theta`` becomes 10000 times the file's rope_ratio. Tokenizer files go along.
+    Args:
+        layout: "glm" or "chatglm" as in ``save_pretrained``, or "orbax": the parameter tree on disk, see
+            ``orbax_files``. Any of them, and whatever ``load`` reads, can be the source. From chatglm to glm,
+            ``rope_theta`` becomes 10000 times the file's rope_ratio.
+        check: called with the complete directory before it takes the place of ``target``; what it raises stops that.
+
+    Tokenizer files go along; a chatglm checkpoint's ``tokenizer.model`` becomes the ``tokenizer.json`` that
+    transformers reads without remote code.
 
     Raises:
         InputError, RunError: as ``load`` and ``save_pretrained``.
     """
-    checkpoint = Checkpoint(locate(source))
+    if layout not in (*WRITABLE_LAYOUTS, "orbax"):
+        raise InputError(f"layout {layout!r} is not one of {', '.join(WRITABLE_LAYOUTS)}, orbax")
+    checkpoint = _opened(locate(source))
     config = read_config(checkpoint, rope_theta)
     tensors = check_tensors(checkpoint, config, detect_layout(checkpoint.tensors))
-    places = {(part.path, part.layer): (name, part) for name, tensor in tensors.items() for part in tensor.parts}
     dtypes = {checkpoint.tensors[name].dtype for name in tensors}
     if len(dtypes) > 1:
         raise InputError(
             f"{checkpoint.directory}: mixes dtypes {some(sorted(dtypes))}; load and save it in one instead"
         )
     dtype = dtypes.pop()
+    read = _row_reader(checkpoint, tensors)
+    if layout == "orbax":
+        config_dict = config_for(config, "glm", DTYPES[dtype].name)
+        parameters = [
+            ParameterSource(path, dtype, shape, functools.partial(read, path))
+            for path, shape in parameter_shapes(config).items()
+        ]
+        write = functools.partial(write_params, sources=parameters)
+    else:
+        config_dict = config_for(config, layout, DTYPES[dtype].name)
+        sources = [
+            TensorSource(name, dtype, tensor.shape, functools.partial(_blocks, read, tensor, DTYPES[dtype].itemsize))
+            for name, tensor in inventory(config, layout).items()
+        ]
+        write = functools.partial(write_shards, tensors=sources, max_shard_bytes=max_shard_bytes)
+    generation = checkpoint.directory / "generation_config.json"
+    contents = _Contents(
+        config_dict,
+        generation_config(config, read_json(generation) if generation.exists() else {}),
+        _tokenizer_of(checkpoint.directory, layout),
+    )
+    _write(Path(target), contents, write, check)
 
-    def rewritten(name: str, tensor: Tensor) -> TensorSource:
-        def read() -> np.ndarray:
-            found = [places[part.path, part.layer] for part in tensor.parts]
-            parts = [checkpoint.read(other, slice(p.start, p.stop), *_rest(tensor)) for other, p in found]
-            return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-        return TensorSource(name, dtype, tensor.shape, read)
-
-    config_dict = config_for(config, layout, DTYPES[dtype].name)
-    tokenizer = checkpoint.directory if any((checkpoint.directory / n).exists() for n in TOKENIZER_FILES) else None
-    sources = [rewritten(*item) for item in inventory(config, layout).items()]
-    _write(Path(target), config_dict, sources, tokenizer, max_shard_bytes)
+def transformers_installed() -> bool:
+    """Whether this environment has the PyTorch side, looked up without importing it."""
+    return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "probes"))
 
 
-def _rest(tensor: Tensor) -> tuple[slice, ...]:
-    return (slice(None),) * (len(tensor.shape) - 1)
+def reopen_with_transformers(directory: Path) -> None:
+    """Has a child process open ``directory`` with transformers (``probes verify``): config, generation config,
+    tokenizer, and every tensor by name and shape; no weight is read.
+
+    Raises:
+        RunError: transformers does not take it.
+    """
+    command = [sys.executable, "-m", "probes", "verify", str(directory), "--json"]
+    child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if child.returncode != 0:
+        reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
+        raise RunError(f"the result does not open in transformers, so it was not kept: {reason[0]}")
+
+
+def _row_reader(checkpoint: Checkpoint | OrbaxCheckpoint, tensors: Mapping[str, Tensor]) -> RowReader:
+    """Rows ``start:stop`` of a parameter (of one layer), as checkpoints store it; refuses NaN and infinity."""
+    places = {(part.path, part.layer): (name, part) for name, tensor in tensors.items() for part in tensor.parts}
+
+    def read(path: str, layer: int | None, start: int, stop: int) -> np.ndarray:
+        if isinstance(checkpoint, OrbaxCheckpoint):
+            name, value = path, checkpoint.read(path, layer, start, stop)
+        else:
+            name, part = places[path, layer]
+            rest = [slice(None)] * (len(tensors[name].shape) - 1)
+            value = checkpoint.read(name, slice(part.start + start, part.start + stop), *rest)
+        if not _finite(value):
+            raise InputError(f"{checkpoint.directory}: NaN or infinity in {name}")
+        return value
+
+    return read
+
+
+def _finite(value: np.ndarray) -> bool:
+    """By the bits of the exponent: many times faster than ``isfinite``, which works in float32."""
+    unsigned, exponent = {"float32": (np.uint32, 0x7F800000), "float16": (np.uint16, 0x7C00)}.get(
+        value.dtype.name, (np.uint16, 0x7F80)
+    )
+    return bool(((value.view(unsigned) & unsigned(exponent)).max(initial=0)) < exponent)
+
+
+def _blocks(read: RowReader, tensor: Tensor, itemsize: int) -> Iterator[np.ndarray]:
+    """A tensor of a layout, some rows at a time."""
+    step = max(1, CHUNK_BYTES // (math.prod(tensor.shape[1:]) * itemsize))
+    for part in tensor.parts:
+        rows = part.stop - part.start
+        for start in range(0, rows, step):
+            yield read(part.path, part.layer, start, min(start + step, rows))
+
+
+def _tokenizer_of(directory: Path, layout: str) -> Any:
+    """What ``_write`` copies or saves of a source's tokenizer."""
+    present = {name for name in TOKENIZER_FILES if (directory / name).exists()}
+    if layout != "chatglm" and "tokenizer.model" in present and "tokenizer.json" not in present:
+        return GlmTokenizer.load(directory)
+    return directory if present else None
+
+
+class _Contents(NamedTuple):
+    """What a model directory holds besides weights; ``tokenizer`` as in ``save_pretrained``."""
+
+    config: dict[str, Any]
+    generation: dict[str, Any]
+    tokenizer: Any
 
 
 def _write(
-    directory: Path, config: dict[str, Any], tensors: list[TensorSource], tokenizer: Any, max_shard_bytes: int
+    directory: Path,
+    contents: _Contents,
+    write_weights: Callable[[Path], None],
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     def owned(name: str) -> bool:
         ours = ("config.json", "generation_config.json", INDEX, *TOKENIZER_FILES)
-        return name in ours or (name.startswith("model") and name.endswith(".safetensors"))
+        tree = name == PARAMS and (directory / PARAMS / "_METADATA").is_file()
+        return name in ours or tree or (name.startswith("model") and name.endswith(".safetensors"))
 
     check_replaceable(directory, owned)
     with replace_dir(directory) as temporary:
-        write_json(temporary / "config.json", config)
-        generation = {name: config[name] for name in ("eos_token_id", "pad_token_id")}
-        write_json(temporary / "generation_config.json", {"_from_model_config": True, **generation})
-        write_shards(temporary, tensors, max_shard_bytes)
-        if isinstance(tokenizer, str | Path):
-            copy_tokenizer(Path(tokenizer), temporary)
-        elif tokenizer is not None:
-            tokenizer.save(temporary)
-        written = Checkpoint(temporary)  # a header that cannot be read back must not replace anything
-        assert {name: info.shape for name, info in written.tensors.items()} == {t.name: t.shape for t in tensors}
-        read_json(temporary / "generation_config.json")
+        write_json(temporary / "config.json", contents.config)
+        write_json(temporary / "generation_config.json", contents.generation)
+        write_weights(temporary)
+        if isinstance(contents.tokenizer, str | Path):
+            copy_tokenizer(Path(contents.tokenizer), temporary)
+        elif contents.tokenizer is not None:
+            contents.tokenizer.save(temporary)
+        written = _opened(temporary)  # what cannot be read back must not replace anything
+        config = GlmConfig.from_dict(written.config)
+        check_tensors(written, config, detect_layout(written.tensors))
+        if check is not None:
+            check(temporary)

@@ -302,13 +302,24 @@ def leaderboard(
 def convert(
     source: Annotated[str, typer.Argument(help="Model directory or Hub id, any layout")],
     target: Annotated[Path, typer.Argument(help="Directory to write")],
-    to: Annotated[str, typer.Option(help="glm | chatglm")] = "glm",
+    to: Annotated[str, typer.Option(help="glm | chatglm | orbax")] = "glm",
+    rope_theta: Annotated[float | None, typer.Option(help="Overrides the rotary base that config.json states")] = None,
+    max_shard_gb: Annotated[float, typer.Option(min=0.001, help="Size of a safetensors shard, 10^9 bytes")] = 5.0,
+    json_: AsJson = False,
 ) -> None:
-    """Rewrites a checkpoint in another layout, tensor by tensor."""
+    """Rewrites a checkpoint in another form, block by block and bit for bit, and has transformers open the result."""
     from mentalglm_jax.checkpoints import convert as convert_checkpoint
+    from mentalglm_jax.checkpoints import reopen_with_transformers, transformers_installed
 
-    convert_checkpoint(source, target, layout=to)
-    Console().print(f"{target}: written in the {to} layout", soft_wrap=True)
+    check = reopen_with_transformers if to == "glm" and transformers_installed() else None
+    convert_checkpoint(source, target, to, rope_theta, int(max_shard_gb * 1e9), check)
+    if json_:
+        _print_json({"out": str(target), "layout": to, "opened_with_transformers": check is not None})
+        return
+    opened = {"glm": "not opened with transformers, which is not installed", "chatglm": "for vLLM and llama.cpp; "
+              "transformers has no code of its own for this layout", "orbax": "for mentalglm and Orbax"}  # fmt: skip
+    note = "transformers opens it" if check is not None else opened[to]
+    Console().print(f"{target}: written in the {to} layout ({note})", soft_wrap=True)
 
 
 @app.command()

@@ -44,6 +44,14 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
 
 
+class ModelFiles:
+    """A checkpoint directory, whatever its format: its parsed ``config.json`` and what it holds, by name."""
+
+    directory: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+
 class TensorFiles:
     """Some safetensors files read as one: names, shapes, and slices on demand.
 
@@ -86,7 +94,7 @@ class TensorFiles:
             raise InputError(f"{info.file}: cannot read tensor {name} ({first_line(error)})") from error
 
 
-class Checkpoint(TensorFiles):
+class Checkpoint(TensorFiles, ModelFiles):
     """A model directory: its parsed ``config.json`` and its tensors.
 
     Raises:
@@ -209,12 +217,12 @@ def check_replaceable(directory: Path, owned: Callable[[str], bool]) -> None:
 
 
 class TensorSource(NamedTuple):
-    """A tensor to be written; ``read`` is called once, when its turn comes."""
+    """A tensor to be written; ``blocks`` is called once, when its turn comes, and gives its rows, first to last."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
+    blocks: Callable[[], Iterable[np.ndarray]]
 
     @property
     def nbytes(self) -> int:
@@ -222,7 +230,7 @@ class TensorSource(NamedTuple):
 
 
 def write_safetensors(path: Path, tensors: Sequence[TensorSource], metadata: dict[str, str] | None = None) -> None:
-    """Writes one safetensors file, holding one tensor at a time. Metadata always says ``format: pt``, which
+    """Writes one safetensors file, holding one block of a tensor at a time. Metadata always says ``format: pt``, which
     transformers asks for."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
@@ -236,10 +244,14 @@ def write_safetensors(path: Path, tensors: Sequence[TensorSource], metadata: dic
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for tensor in tensors:
-            array = np.ascontiguousarray(tensor.read())
-            if array.shape != tensor.shape or DTYPE_NAMES.get(array.dtype) != tensor.dtype:
-                raise AssertionError(f"{tensor.name}: {array.dtype}{array.shape} is not {tensor.dtype}{tensor.shape}")
-            file.write(array.reshape(-1).view(np.uint8).data)
+            rows = 0
+            for block in tensor.blocks():
+                if block.shape[1:] != tensor.shape[1:] or DTYPE_NAMES.get(block.dtype) != tensor.dtype:
+                    raise AssertionError(f"{tensor.name}: {block.dtype}{block.shape} in {tensor.dtype}{tensor.shape}")
+                file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+                rows += len(block)
+            if rows != tensor.shape[0]:
+                raise AssertionError(f"{tensor.name}: {rows} rows of {tensor.shape[0]}")
         file.flush()
         os.fsync(file.fileno())
 

@@ -1,9 +1,13 @@
 """GLM's tokenizer and chat format, without remote code: text to token ids, with a mask of what is trained.
 
-Works on a ``tokenizer.json`` (byte-level BPE): that of a GLM-4 checkpoint in Hugging Face layout, or a small one made
-by ``train_bpe``. A role token written inside a post stays text: content can never open a turn of its own.
+Reads both published forms: ``tokenizer.json`` (the -hf, 0414 and Z1 releases, or a small one made by ``train_bpe``) and
+the tiktoken text ``tokenizer.model`` of the original releases. A role token written inside a post stays text: content
+can never open a turn of its own.
 """
 
+import base64
+import binascii
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json, write_text
+from mentalglm_jax.hf_files import MAX_JSON_BYTES, inside, read_json
 
 BUILTIN = Path(__file__).parent / "assets" / "tokenizer"
 # GLM-4's special tokens in GLM-4's order (ids 151329.. in the published vocabulary).
@@ -59,6 +64,23 @@ CHAT_TEMPLATE = """\
 
 
 @dataclass(frozen=True)
+class ChatFormat:
+    """Where the chat templates of the releases differ for the same messages."""
+
+    opening: str = ""  # what follows <|assistant|> when the model is to answer
+    after_metadata: str = ""  # between a message's metadata and the line break
+    empty_turns: bool = True  # whether a message without content is rendered
+    strip: bool = False  # user text is stripped, and an answer loses its <think>...</think> once it is history
+
+
+CHAT_FORMATS = {
+    "chat": ChatFormat(empty_turns=False),  # glm-4-9b-chat, -chat-1m
+    "0414": ChatFormat(after_metadata=" "),  # GLM-4-0414
+    "z1": ChatFormat(opening="\n<think>", strip=True),  # GLM-Z1-0414
+}
+
+
+@dataclass(frozen=True)
 class Encoded:
     """``mask[i]`` is True where ``ids[i]`` is something the model is trained to produce."""
 
@@ -77,6 +99,8 @@ class GlmTokenizer:
         for token in ("<|endoftext|>", "[gMASK]", "<sop>", *(f"<|{role}|>" for role in ROLES)):
             if backend.token_to_id(token) is None:
                 raise InputError(f"{where}: special token {token} is not in the vocabulary; is this a GLM-4 tokenizer?")
+        present = [token for token in SPECIALS if backend.token_to_id(token) is not None]
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in present])
         backend.encode_special_tokens = True  # special strings inside a text are text
         self._backend = backend
         self._chat_template = chat_template
@@ -86,28 +110,44 @@ class GlmTokenizer:
         self.prefix_ids = (self.id_of("[gMASK]"), self.id_of("<sop>"))
         # Which of the three ends a turn depends on who fine-tuned the model, so all of them stop generation.
         self.eos_ids = (self.pad_id, self.user_id, self.id_of("<|observation|>"))
-        self.special_ids = frozenset(i for t in SPECIALS if (i := backend.token_to_id(t)) is not None)
+        self.special_ids = frozenset(map(self.id_of, present))
+        if caught := self.special_ids & set(self.encode(" ".join(present) + "".join(present))):
+            raise InputError(
+                f"{where}: reads {backend.id_to_token(min(caught))} inside a text as a special token, so that a post "
+                "could open a turn of its own; take the tokenizer of the original release"
+            )
 
     @classmethod
     def load(cls, directory: str | Path) -> "GlmTokenizer":
-        """Reads ``tokenizer.json`` (and ``chat_template.jinja`` where there is one, to be saved along again).
+        """Reads ``tokenizer.json``, or ``tokenizer.model`` where that is missing, and the chat template to be saved
+        along again (``chat_template.jinja``, else that of ``tokenizer_config.json``, else glm-4-9b-chat's).
 
         Raises:
-            InputError: the file is missing or damaged, or is not GLM's.
+            InputError: a file is missing, damaged or outside the directory, or is not GLM's.
         """
-        path = Path(directory) / "tokenizer.json"
-        if not path.is_file():
-            hint = "a directory with tokenizer.json is needed"
-            if (path.parent / "tokenizer.model").is_file():
-                hint = "only the old tokenizer.model is there: take tokenizer.json from the checkpoint's -hf repository"
-            raise InputError(f"{path}: no such file; {hint}")
-        try:
-            backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises bare Exception on malformed JSON
-            raise InputError(f"{path}: cannot be read as a tokenizer ({error}); download or build it again") from None
-        template = path.with_name("chat_template.jinja")
-        text = template.read_text(encoding="utf-8") if template.is_file() else CHAT_TEMPLATE
-        return cls(backend, text, str(path))
+        directory = Path(directory)
+        path, old = directory / "tokenizer.json", directory / "tokenizer.model"
+        has_config = (directory / "tokenizer_config.json").exists()
+        config = read_json(directory / "tokenizer_config.json") if has_config else {}
+        if path.is_file():
+            try:
+                backend = Tokenizer.from_str(inside(directory, path.name).read_text(encoding="utf-8"))
+            except InputError:
+                raise
+            except Exception as error:  # the library raises bare Exception on malformed JSON
+                raise InputError(
+                    f"{path}: cannot be read as a tokenizer ({error}); download or build it again"
+                ) from None
+        elif old.is_file():
+            path, backend = old, _from_tiktoken(inside(directory, old.name), config)
+        else:
+            raise InputError(f"{path}: no such file, nor {old.name}; a directory with one of the two is needed")
+        template = directory / "chat_template.jinja"
+        if template.is_file():
+            text = inside(directory, template.name).read_text(encoding="utf-8")
+        else:
+            text = config.get("chat_template")
+        return cls(backend, text if isinstance(text, str) else CHAT_TEMPLATE, str(path))
 
     @property
     def vocab_size(self) -> int:
@@ -129,16 +169,44 @@ class GlmTokenizer:
         """The text of ``ids``; ids without a token (padding rows of the embedding) give nothing."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
-    def turn_ids(self, role: str, content: str) -> list[int]:
-        """``<|role|>`` and "\\n" + content, encoded as one string the way the chat template's text is."""
+    def turn_ids(self, role: str, content: str, metadata: str = "") -> list[int]:
+        """``<|role|>`` and metadata + "\\n" + content, encoded as one string the way the chat template's text is."""
         if role not in ROLES:
             raise InputError(f"unknown role {role!r} in a chat; known: {', '.join(ROLES)}")
-        return [self.id_of(f"<|{role}|>"), *self.encode("\n" + content)]
+        return [self.id_of(f"<|{role}|>"), *self.encode(f"{metadata}\n{content}")]
 
     def prompt_ids(self, user: str, system: str | None = None) -> list[int]:
         """Ids up to and including ``<|assistant|>``; the model goes on with a line break and its answer."""
-        head = self.turn_ids("system", system) if system else []
-        return [*self.prefix_ids, *head, *self.turn_ids("user", user), self.assistant_id]
+        head = [{"role": "system", "content": system}] if system else []
+        return self.conversation_ids([*head, {"role": "user", "content": user}], "0414")
+
+    def conversation_ids(
+        self, messages: Sequence[Mapping[str, str]], release: str = "chat", answer: bool = True
+    ) -> list[int]:
+        """Ids of a conversation as the chat template of a release renders it, its contents encoded apart from roles.
+
+        Args:
+            messages: "role", "content" and, for a tool call, "metadata" (the tool's name) of each turn.
+            release: "chat" (glm-4-9b-chat), "0414" or "z1"; see ``CHAT_FORMATS``.
+            answer: end with ``<|assistant|>`` (and Z1's opening ``<think>``) for the model to go on.
+
+        Raises:
+            InputError: an unknown release or role, or tools, which are not supported.
+        """
+        if release not in CHAT_FORMATS:
+            raise InputError(f"chat format {release!r} is not one of {', '.join(CHAT_FORMATS)}")
+        form, ids = CHAT_FORMATS[release], [*self.prefix_ids]
+        for message in messages:
+            if message.get("tools"):
+                raise InputError("chat: tools in a message are not supported; write them into the system message")
+            role, content, metadata = message["role"], message["content"], message.get("metadata", "")
+            if form.strip and role == "user":
+                content = content.strip()
+            elif form.strip and role == "assistant":
+                content = content.rpartition("</think>")[2].strip()
+            if content or form.empty_turns:
+                ids += self.turn_ids(role, content, metadata + form.after_metadata if metadata else "")
+        return [*ids, self.assistant_id, *self.encode(form.opening)] if answer else ids
 
     def span_in_prompt(self, user: str, part: str) -> tuple[int, int]:
         """The tokens ``[a, b)`` of ``prompt_ids(user)`` wholly inside the last occurrence of ``part`` in ``user``.
@@ -217,6 +285,91 @@ def _hf_config(specials: list[str]) -> dict[str, Any]:
     }
 
 
+def _byte_level(model: models.BPE) -> Tokenizer:
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _from_tiktoken(path: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """A tiktoken text (``base64(token) rank`` a line) as byte-level BPE, with the special tokens ``config`` places.
+
+    tiktoken joins the two neighbours whose joint is the token of lowest rank. As merge rules that is: every way to cut
+    a token into two tokens, in the order of the tokens' ranks.
+
+    Raises:
+        InputError: a line is malformed, ranks have gaps or repeat, bytes are missing, or special tokens stand elsewhere
+            than after the ranks.
+    """
+    ranks = _ranks(path)
+    letters = _byte_letters()
+    spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    merges = []
+    for token in ranks:
+        cuts = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+        if len(cuts) > 1:
+            cuts.sort(key=lambda cut: (ranks[cut[0]], ranks[cut[1]]))
+        merges += [(spelled[a], spelled[b]) for a, b in cuts]
+    vocab = {spelled[token]: rank for token, rank in ranks.items()}
+    backend = _byte_level(models.BPE(vocab, merges, ignore_merges=True))
+    added = _placed_specials(path, config, len(ranks))
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added])
+    return backend
+
+
+def _ranks(path: Path) -> dict[bytes, int]:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise InputError(f"{path}: {path.stat().st_size} bytes is too large for a tokenizer")
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        encoded, _, rank = line.strip().partition(b" ")
+        try:
+            token = base64.b64decode(encoded, validate=True)
+        except binascii.Error:
+            token = b""
+        if not token or not re.fullmatch(rb"[0-9]{1,9}", rank):
+            raise InputError(f"{path}: line {number} is not 'base64 rank'; download it again")
+        if token in ranks or int(rank) != len(ranks):
+            raise InputError(f"{path}: line {number} repeats a token or leaves out a rank; download it again")
+        ranks[token] = len(ranks)
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        raise InputError(f"{path}: {len(missing)} of the 256 bytes have no token; download it again")
+    return ranks
+
+
+def _placed_specials(path: Path, config: Mapping[str, Any], first: int) -> Sequence[str]:
+    """The special tokens in the order of their ids, which must follow the ranks without a gap."""
+    stated = config.get("added_tokens_decoder")
+    if not stated:
+        return SPECIALS
+    try:
+        placed = sorted((int(index), token["content"]) for index, token in stated.items())
+        good = all(isinstance(token, str) and token for _, token in placed)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        placed, good = [], False
+    if not good or [index for index, _ in placed] != list(range(first, first + len(placed))):
+        raise InputError(
+            f"{path.with_name('tokenizer_config.json')}: added_tokens_decoder must place tokens at {first}, "
+            f"{first + 1}, ... after those of {path.name}"
+        )
+    return [token for _, token in placed]
+
+
+def _byte_letters() -> list[str]:
+    """The letter that byte-level BPE writes for each byte: itself if printable, else one from 256 on, in order."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int, max_token_length: int = 12) -> GlmTokenizer:
     """Trains a byte-level BPE with GLM's split and GLM's 14 special tokens after the base vocabulary.
 
@@ -237,14 +390,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, max_token_length: int = 12)
     documents = [text for text in texts if text]
     if not documents:
         raise InputError("tokenizer training: no text; give at least one document")
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
+    backend = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIALS),
         max_token_length=max_token_length,

@@ -7,6 +7,7 @@ map as ``[out, in]``, the tree stores ``kernel [in, out]``; everything else is s
     glm       transformers' Glm and Glm4 (the two extra norms of Glm4 are rows of the same table)
     chatglm   the remote-code releases glm-4-9b, -chat, -chat-1m
     glm-qkv   an early conversion of glm that kept q, k and v fused; read only
+    orbax     no table: the parameter tree itself, see orbax_files.py
 """
 
 import functools
@@ -20,7 +21,7 @@ from flax import nnx
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.glm import Glm, GlmConfig, abstract_model
-from mentalglm_jax.hf_files import DTYPES, Checkpoint, first_line, some
+from mentalglm_jax.hf_files import DTYPES, Checkpoint, ModelFiles, first_line, some
 
 _GLM = "model.layers.{}."
 _CHATGLM = "transformer.encoder.layers.{}."
@@ -102,6 +103,8 @@ def inventory(config: GlmConfig, layout: str) -> dict[str, Tensor]:
     Raises:
         InputError: the layout has no name for a parameter this model needs.
     """
+    if layout == "orbax":
+        return {p: Tensor(shape, (Part(p, None, 0, shape[0]),)) for p, shape in parameter_shapes(config).items()}
     table, shapes = TABLES[layout], parameter_shapes(config)
     if nameless := [path for path in shapes if path not in table]:
         raise InputError(f"layout {layout!r} has no place for {some(nameless)}")
@@ -130,10 +133,12 @@ def detect_layout(names: Iterable[str]) -> str:
     names = list(names)
     if any(name.startswith("transformer.") for name in names):
         return "chatglm"
+    if "embed_tokens.embedding" in names:
+        return "orbax"
     return "glm-qkv" if any(".self_attn.qkv_proj." in name for name in names) else "glm"
 
 
-def read_config(checkpoint: Checkpoint, rope_theta: float | None = None) -> GlmConfig:
+def read_config(checkpoint: ModelFiles, rope_theta: float | None = None) -> GlmConfig:
     """The model configuration of a checkpoint.
 
     Warns:
@@ -144,7 +149,9 @@ def read_config(checkpoint: Checkpoint, rope_theta: float | None = None) -> GlmC
     Raises:
         InputError: the configuration is not one of a GLM-4 model.
     """
-    raw, file = checkpoint.config, checkpoint.directory / "config.json"
+    raw, file = dict(checkpoint.config), checkpoint.directory / "config.json"
+    if raw.get("model_type") is None:  # the tensors tell the two native models apart
+        raw["model_type"] = "glm4" if any("post_mlp_layernorm" in name for name in checkpoint.tensors) else "glm"
     try:
         config = GlmConfig.from_dict(raw, rope_theta=rope_theta)
     except InputError as error:
@@ -171,20 +178,20 @@ def read_config(checkpoint: Checkpoint, rope_theta: float | None = None) -> GlmC
     return config
 
 
-def check_tensors(checkpoint: Checkpoint, config: GlmConfig, layout: str) -> dict[str, Tensor]:
+def check_tensors(checkpoint: ModelFiles, config: GlmConfig, layout: str) -> dict[str, Tensor]:
     """The inventory, after every tensor in the files was matched with it and the other way round.
 
     Raises:
         InputError: names what is missing, unexpected, of the wrong shape or of the wrong dtype.
     """
     found = {name: info for name, info in checkpoint.tensors.items() if not DROPPED.fullmatch(name)}
-    if config.num_hidden_layers > len(found):
+    if config.num_hidden_layers > len(found) and layout != "orbax":  # there a stack of layers is one array
         raise InputError(
             f"{checkpoint.directory}: config.json says {config.num_hidden_layers} layers, "
             f"the files hold only {len(found)} tensors"
         )
     expected = inventory(config, layout)
-    if config.tie_word_embeddings:  # older saves hold the shared table twice
+    if config.tie_word_embeddings and isinstance(checkpoint, Checkpoint):  # older saves hold the shared table twice
         found.pop(_duplicate_head(checkpoint, layout), None)
     faults = []
     for what, names in (
@@ -243,6 +250,24 @@ def config_for(config: GlmConfig, layout: str, dtype: str) -> dict[str, Any]:
     if lost:
         raise InputError(f"layout {layout!r} cannot express this model's {some(lost, 8)}; use layout 'glm'")
     return raw
+
+
+def generation_config(config: GlmConfig, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """``generation_config.json``: what the source's own said, with every id that may end an answer.
+
+    Which of GLM-4's three end a turn depends on who fine-tuned the model, so one of them in a file stands for all.
+
+    Raises:
+        InputError: ``stated`` has something else than token ids for eos_token_id.
+    """
+    eos = stated.get("eos_token_id")
+    eos = [eos] if type(eos) is int else eos or []
+    if not isinstance(eos, list) or not all(type(i) is int for i in eos):
+        raise InputError(f"generation_config.json: eos_token_id must be token ids, got {eos!r}")
+    ids = dict.fromkeys([*config.eos_token_id, *eos])
+    if ids.keys() & set(GlmConfig.eos_token_id):
+        ids |= dict.fromkeys(GlmConfig.eos_token_id)
+    return {"_from_model_config": not stated, **stated, "eos_token_id": [*ids], "pad_token_id": config.pad_token_id}
 
 
 def _chatglm_config(config: GlmConfig, dtype: str) -> dict[str, Any]:

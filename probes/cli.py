@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from probes.errors import ProbeError
+from probes.errors import ProbeError, ProbeInputError
 
 SAFETY = (
     "A research instrument, not a diagnosis. If someone may be in danger, a person has to help: "
@@ -127,15 +127,29 @@ def report(
 @app.command()
 def verify(
     model: Model,
-    reference: Annotated[Path, typer.Option(help="reference_logits.npz that the export left")],
+    reference: Annotated[
+        Path | None, typer.Option(help="reference_logits.npz that the export left; without it MODEL is only opened")
+    ] = None,
     adapter: Adapter = None,
     tolerance: Annotated[float | None, typer.Option(help="Fail when a logit differs by more")] = None,
     json_: AsJson = False,
 ) -> None:
     """Reloads an export with transformers and PEFT and compares logits and greedy answers with the trainer's."""
     _silence_loaders()
+    from probes.verify import reopen
     from probes.verify import verify as compare_with_reference
 
+    if reference is None:
+        if adapter is not None or tolerance is not None:
+            raise ProbeInputError(
+                "--adapter and --tolerance need --reference: what should the logits be compared with?"
+            )
+        opened = reopen(model)
+        if json_:
+            _print_json(opened)
+        else:
+            _say(f"{model}: transformers opens it, {opened['tensors']} tensors, {opened['parameters']:,} parameters")
+        return
     found = compare_with_reference(model, adapter, reference)
     if json_:
         _print_json(found)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from probes.errors import ProbeError, ProbeInputError
-from probes.load import load_model
+from probes.load import load_model, load_tokenizer
 
 # name -> (dimensions, kind of number)
 _ARRAYS = {
@@ -114,6 +114,52 @@ def verify(model_dir: str | Path, adapter: str | Path | None, reference_npz: str
         "greedy_identical": same,
         "greedy_total": len(arrays["prompt_ids"]),
         **keys,
+    }
+
+
+def reopen(model_dir: str | Path) -> dict[str, Any]:
+    """Whether transformers takes a model directory as complete, told without reading a weight.
+
+    The model is built on the meta device from the directory's own config, so a 9B model needs no memory for this; its
+    tensors are then compared with the headers of the safetensors files by name and shape.
+
+    Returns:
+        ``tensors`` and ``parameters`` (counts), ``eos_token_id`` of the generation config (a list), ``tokenizer`` (its
+        length, None when the directory has none).
+    Raises:
+        ProbeInputError: config, generation config, tokenizer or weights do not open or do not fit each other.
+    """
+    import torch
+    import transformers
+    from safetensors import safe_open
+
+    model_dir = Path(model_dir)
+    try:
+        config = transformers.AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+        generation = transformers.GenerationConfig.from_pretrained(model_dir)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        stored: dict[str, tuple[int, ...]] = {}
+        for file in sorted(model_dir.glob("*.safetensors")):
+            with safe_open(file, framework="np") as opened:
+                stored |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except Exception as error:  # transformers and safetensors raise a dozen types for a bad directory
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ProbeInputError(f"{model_dir}: transformers does not open it ({reason})") from error
+    shared = {} if not config.tie_word_embeddings else dict.fromkeys(model.all_tied_weights_keys)
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in shared}
+    wrong = [name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name)]
+    if wrong:
+        raise ProbeInputError(
+            f"{model_dir}: {len(wrong)} tensors do not fit the model that its config describes, e.g. {min(wrong)}"
+        )
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    eos = generation.eos_token_id
+    return {
+        "tensors": len(stored),
+        "parameters": sum(int(np.prod(shape)) for shape in stored.values()),
+        "eos_token_id": [eos] if isinstance(eos, int) else list(eos or ()),
+        "tokenizer": len(load_tokenizer(model_dir)) if any((model_dir / name).exists() for name in names) else None,
     }
 
 

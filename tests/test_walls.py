@@ -35,7 +35,7 @@ OPTIONAL = {"wandb": "track"}
 
 # Rooms of mentalglm_jax from low to high. A room may import rooms of its own row and of the rows before it.
 LEVELS = [
-    {"errors", "files", "hf_files"},
+    {"errors", "files", "hf_files", "orbax_files"},
     {"tasks", "attention", "tokenizer"},
     {"glm", "sharding", "distributed"},
     {"lora", "quantize", "checkpoints", "weights", "peft_config", "adapters"},

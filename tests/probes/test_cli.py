@@ -127,6 +127,11 @@ def test_verify(monkeypatch, capsys):
     code, out, err = call(capsys, "verify", "m", "--reference", "r.npz", "--tolerance", "1e-4")
     assert code == 1 and "2.00e-03" in out and "greedy answers identical: 3 of 4" in out
     assert err.splitlines() == ["probes: max |Δ logit| 2.00e-03 is above 1.00e-04: not the same model"]
+    monkeypatch.setattr("probes.verify.reopen", lambda model: {"tensors": 3, "parameters": 1234, "of": model})
+    code, out, _ = call(capsys, "verify", "m", "--json")
+    assert code == 0 and json.loads(out) == {"tensors": 3, "parameters": 1234, "of": "m"}
+    code, _, err = call(capsys, "verify", "m", "--tolerance", "1e-4")
+    assert code == 2 and "need --reference" in err
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from probes.errors import ProbeError, ProbeInputError
 from probes.load import load_model
-from probes.verify import read_reference, verify
+from probes.verify import read_reference, reopen, verify
 
 
 def reference_of(model_dir: Path, adapter: Path | None, prompts: list[list[int]]) -> dict[str, np.ndarray]:
@@ -167,3 +168,29 @@ def test_model_that_gives_nan(tiny_model_dir: Path, reference: dict[str, np.ndar
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ProbeError, match="NaN"):
         verify(model, None, saved(tmp_path, reference))
+
+
+def test_reopening_counts_what_transformers_would_load(tiny_model_dir: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    found = reopen(tiny_model_dir)
+    assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert found["tensors"] == len(list(model.parameters()))
+    assert found["tokenizer"] == len(transformers.AutoTokenizer.from_pretrained(tiny_model_dir))
+    assert found["eos_token_id"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ({"num_hidden_layers": 1}, "tensors do not fit the model that its config describes, e.g. model.layers.1"),
+        ({"vocab_size": 7}, "tensors do not fit|does not open"),
+        ({"model_type": "nonsense"}, "transformers does not open it"),
+    ],
+)
+def test_what_does_not_fit_does_not_reopen(tiny_model_dir: Path, tmp_path: Path, damage: dict, reason: str) -> None:
+    copy = Path(shutil.copytree(tiny_model_dir, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text()) | damage
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ProbeInputError, match=reason) as caught:
+        reopen(copy)
+    assert "\n" not in str(caught.value)

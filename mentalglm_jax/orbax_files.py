@@ -1,0 +1,170 @@
+"""Checkpoint directories in Orbax form: config.json, tokenizer files, and ``params/``, the parameter tree of ``Glm``.
+
+The tree is what ``nnx.to_pure_dict(nnx.state(model))`` gives: layers stacked on a leading axis, kernels ``[in, out]``.
+Orbax restores it onto any mesh, every host reading the chunks that its own devices keep. We write it as plain zarr
+arrays, one directory each: Orbax lays down the structure, TensorStore fills the arrays block by block, so that a stack
+of 9 GB never exists in memory. A chunk holds some output rows of one layer in the order that safetensors files have
+them (a kernel's chunks are column-major), so that converting moves bytes and transposes nothing.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.hf_files import DTYPE_NAMES, DTYPES, ModelFiles, TensorInfo, first_line, read_json
+
+PARAMS = "params"
+CHUNK_BYTES = 32 << 20
+_ZARR_TYPES = {"F32": "<f4", "BF16": "bfloat16", "F16": "<f2"}
+
+
+class OrbaxCheckpoint(ModelFiles):
+    """A directory in Orbax form: its parsed ``config.json``, and parameters by dotted path, read in slices.
+
+    Raises:
+        InputError: no config, a link inside ``params/``, or no tree of arrays there that Orbax can read.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.config: dict[str, Any] = read_json(directory / "config.json")
+        self._params = (directory / PARAMS).absolute()
+        if links := [path for path in (self._params, *self._params.rglob("*")) if path.is_symlink()]:
+            raise InputError(f"{links[0]}: is a link; put the file itself there")
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                tree = checkpointer.metadata(self._params).item_metadata.tree
+            leaves = {_dotted(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+            self.tensors = {
+                path: TensorInfo(self._params, DTYPE_NAMES.get(leaf.dtype, str(leaf.dtype)), tuple(leaf.shape))
+                for path, leaf in leaves.items()
+            }
+        except Exception as error:  # Orbax and TensorStore raise a dozen types for a damaged directory
+            raise InputError(f"{self._params}: not a readable Orbax checkpoint ({first_line(error)})") from error
+        self._open: tuple[str, Any] | None = None
+
+    def read(self, path: str, layer: int | None, start: int, stop: int) -> np.ndarray:
+        """Rows ``start:stop`` of a parameter (of one layer) as checkpoints store it: kernels as ``[out, in]``.
+
+        Raises:
+            InputError: chunks are missing or damaged.
+        """
+        array = self._store(path) if layer is None else self._store(path)[layer]
+        return self._slice(path, array.T if path.endswith(".kernel") else array, (slice(start, stop),))
+
+    def array(self, path: str, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        """A parameter of the tree, cast to ``dtype``; each device's part is read by the process that has the device.
+
+        Raises:
+            InputError: chunks are missing or damaged.
+        """
+        store = self._store(path)
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # only for arrays without data, such as random keys
+            return self._slice(path, store, index).astype(dtype, copy=False)
+
+        return jax.make_array_from_callback(self.tensors[path].shape, sharding, part)
+
+    def _slice(self, path: str, array: Any, index: tuple[slice, ...]) -> np.ndarray:
+        try:
+            return array[index].read(order="C").result()
+        except Exception as error:  # TensorStore: ValueError and others
+            raise InputError(f"{self._params}: cannot read parameter {path} ({first_line(error)})") from error
+
+    def _store(self, path: str) -> Any:
+        if self._open is None or self._open[0] != path:
+            try:
+                self._open = path, ts.open(self._spec(path), open=True, read=True).result()
+            except Exception as error:
+                raise InputError(f"{self._params}: cannot read parameter {path} ({first_line(error)})") from error
+        return self._open[1]
+
+    def _spec(self, path: str) -> dict[str, Any]:
+        stored = read_json(self._params / "_METADATA")
+        if (self._params / "manifest.ocdbt").exists():  # how Orbax itself saves a tree
+            kvstore = {"driver": "ocdbt", "base": f"file://{self._params}/", "path": f"{path}/"}
+        else:
+            kvstore = {"driver": "file", "path": f"{self._params / path}/"}
+        driver = "zarr3" if stored.get("use_zarr3") else "zarr"
+        return {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
+
+
+def _dotted(path: Iterable[Any]) -> str:
+    return ".".join(str(getattr(key, "key", key)) for key in path)
+
+
+class ParameterSource(NamedTuple):
+    """A parameter to be written; ``read(layer, start, stop)`` gives rows as ``OrbaxCheckpoint.read`` does."""
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[int | None, int, int], np.ndarray]
+
+
+def write_params(directory: Path, sources: Iterable[ParameterSource]) -> None:
+    """Writes ``directory/params``, holding one chunk at a time.
+
+    Raises:
+        RunError: the file system refused.
+    """
+    params = (directory / PARAMS).absolute()
+    sources = list(sources)
+    tree: dict[str, Any] = {}
+    for source in sources:
+        *parents, last = source.path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = np.zeros(1, DTYPES[source.dtype])  # a placeholder: Orbax would hold the whole array
+    try:
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(params, args=ocp.args.PyTreeSave(tree))
+        for source in sources:
+            _fill(params / source.path, source)
+    except InputError:
+        raise
+    except Exception as error:  # OSError, and what TensorStore makes of one: ValueError and others
+        raise RunError(f"{params}: cannot write ({first_line(error)}); what was there is unchanged") from error
+
+
+def _fill(array: Path, source: ParameterSource) -> None:
+    kernel, stacked = source.path.endswith(".kernel"), source.path.startswith("layers.")
+    shape = source.shape[stacked:]
+    rows, *rest = reversed(shape) if kernel else shape
+    pieces = math.ceil(rows * math.prod(rest) * DTYPES[source.dtype].itemsize / CHUNK_BYTES)
+    step = math.ceil(rows / pieces)
+    chunk = (*rest, step) if kernel else (step, *rest)
+    store = ts.open(
+        {
+            "driver": "zarr",
+            "kvstore": {"driver": "file", "path": f"{array}/"},
+            "metadata": {
+                "shape": source.shape,
+                "chunks": (1, *chunk) if stacked else chunk,
+                "dtype": _ZARR_TYPES[source.dtype],
+                "order": "F" if kernel else "C",
+                "compressor": None,  # bfloat16 weights hardly compress
+                "filters": None,
+                "fill_value": None,
+            },
+            "store_data_equal_to_fill_value": True,  # a chunk that is absent is then a chunk that was lost
+            "create": True,
+            "delete_existing": True,
+        }
+    ).result()
+    for layer in range(source.shape[0]) if stacked else [None]:
+        target = store if layer is None else store[layer]
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            value = source.read(layer, start, stop)
+            (target.T if kernel else target)[start:stop].write(value).result()
