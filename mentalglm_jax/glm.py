@@ -176,12 +176,14 @@ def _need(raw: Mapping[str, Any], *names: str) -> Any:
 
 
 def _from_native(raw: Mapping[str, Any]) -> dict[str, Any]:
-    if raw.get("model_type", "glm") not in ("glm", "glm4"):
+    if raw.get("model_type") not in ("glm", "glm4", None):
         raise InputError(f"config.json: model_type {raw['model_type']!r} is not glm, glm4 or chatglm")
     if raw.get("hidden_act", "silu") != "silu":
         raise InputError(f"config.json: hidden_act {raw['hidden_act']!r} is not supported (GLM-4 uses silu)")
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    glm4 = raw.get("model_type") == "glm4"
+    glm4 = raw.get("model_type") == "glm4" or (
+        raw.get("model_type") is None and raw.get("architectures") == ["Glm4ForCausalLM"]
+    )
     fields = {name: _need(raw, name) for name in _SIZES}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "yarn":
@@ -450,6 +452,8 @@ class Glm(nnx.Module):
             ids = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, cache.length))
             cache = cache._replace(segment_ids=ids)
         h = self.embed_tokens.embedding[...][tokens].astype(self.dtype)
+        # As in transformers (padding_idx): the padding token's embedding is used, but training never moves it.
+        h = jnp.where((tokens == self.config.pad_token_id)[..., None], jax.lax.stop_gradient(h), h)
         rope = rope_tables(self.config, positions, self.dtype)
         graph, parameters = nnx.split(self.layers)
 

@@ -32,6 +32,7 @@ SINGLE = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
                    "added_tokens.json", "chat_template.jinja")  # fmt: skip
 MAX_HEADER_BYTES = 16 << 20  # 40 layers need about 50 kB
+MAX_TENSORS = 100_000  # over all shards; 61 layers have about 900
 MAX_JSON_BYTES = 64 << 20
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -62,8 +63,11 @@ class TensorFiles:
     def __init__(self, files: Sequence[Path]):
         self.tensors: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
+        entries = 0
         for file in files:
-            _check_header(file)
+            entries += _check_header(file)
+            if entries > MAX_TENSORS:
+                raise InputError(f"{file}: more than {MAX_TENSORS} tensors are not those of a GLM-4 checkpoint")
             try:
                 with safe_open(file, framework="np") as handle:
                     self.metadata |= handle.metadata() or {}
@@ -299,7 +303,9 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         write_json(target / name, config)
 
 
-def _check_header(file: Path) -> None:
+def _check_header(file: Path) -> int:
+    """The number of entries of a header, which must be JSON of moderate size that names each tensor once."""
+
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(value := dict(pairs)) != len(pairs):
             counts = collections.Counter(name for name, _ in pairs)
@@ -311,8 +317,8 @@ def _check_header(file: Path) -> None:
             length = int.from_bytes(handle.read(8), "little")
             if length > MAX_HEADER_BYTES:
                 raise InputError(f"{file}: a header of {length} bytes is not that of a GLM-4 checkpoint")
-            json.loads(handle.read(length), object_pairs_hook=once)
-    except (OSError, ValueError, RecursionError) as error:
+            return len(json.loads(handle.read(length), object_pairs_hook=once))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{file}: not a readable safetensors file ({first_line(error)}); download it again") from error
 
 

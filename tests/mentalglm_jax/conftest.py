@@ -33,7 +33,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "edge": ("glm", {"partial_rotary_factor": 1.0, "attention_bias": False, "rms_norm_eps": 1e-5}),
     "tied": ("glm", {"tie_word_embeddings": True}),
     "wide-heads": ("glm", {"head_dim": 16}),
-    "theta-5e6": ("glm", {"rope_theta": 5e6, "num_key_value_heads": 4}),
+    "theta-5e6": ("glm", {"rope_theta": 5e6}),
+    "theta-1e8": ("glm", {"rope_theta": 1e8, "num_key_value_heads": 4}),  # glm-4-9b-chat-1m
 }
 
 

@@ -16,7 +16,7 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.glm import Glm, GlmConfig, KVCache, abstract_model, restarting_positions, rope_frequencies
 
 TOLERANCE = 1e-5
-VARIANTS = ["glm", "glm4", "glm4-yarn", "edge", "tied", "wide-heads", "theta-5e6"]
+VARIANTS = ["glm", "glm4", "glm4-yarn", "edge", "tied", "wide-heads", "theta-5e6", "theta-1e8"]
 TOKENS = np.random.default_rng(0).integers(4, 96, (2, 19)).astype(np.int32)
 
 
@@ -30,37 +30,44 @@ def pairs(hf):
     return found
 
 
-def layer_outputs(model: Glm, tokens: np.ndarray) -> list[jax.Array]:
-    """The residual stream after every layer, run one by one outside the scan."""
+def layer_outputs(model: Glm, tokens: np.ndarray, positions: np.ndarray | None = None) -> list[jax.Array]:
+    """The residual stream after every layer, run one by one outside the scan; the last one normed, as transformers
+    reports it."""
     segments = jnp.ones(tokens.shape, jnp.int32)
-    rope = glm.rope_tables(model.config, restarting_positions(segments), model.dtype)
+    places = restarting_positions(segments) if positions is None else jnp.asarray(positions)
+    rope = glm.rope_tables(model.config, places, model.dtype)
     graph, parameters = nnx.split(model.layers)
     outputs = [model.embed_tokens.embedding[...][tokens]]
     with jax.disable_jit():
         for layer in range(model.config.num_hidden_layers):
             module = nnx.merge(graph, jax.tree.map(lambda leaf, layer=layer: leaf[layer], parameters))
             outputs.append(module(outputs[-1], rope, segments, None, 0, None, "xla")[0])
-    return outputs[1:]
+        return [*outputs[1:-1], model.norm(outputs[-1])]
+
+
+def layers_match(hf, model, ours: Glm, tokens: np.ndarray, positions: np.ndarray | None = None) -> None:
+    """Every layer's output against transformers'."""
+    places = None if positions is None else torch.tensor(positions)
+    with torch.no_grad():
+        expected = model(torch.tensor(tokens), position_ids=places, output_hidden_states=True).hidden_states[1:]
+    for found, wanted in zip(layer_outputs(ours, tokens, positions), expected, strict=True):
+        assert hf.error(found, wanted.numpy()) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_layer_and_the_logits_match_transformers(hf, pairs, name):
     model, ours, reference = pairs[name]
-    with torch.no_grad():
-        expected = model(torch.tensor(TOKENS), output_hidden_states=True).hidden_states
-    outputs = layer_outputs(ours, TOKENS)
-    outputs[-1] = ours.norm(outputs[-1])  # transformers reports the last one normed
-    assert len(outputs) == len(expected) - 1
-    for found, wanted in zip(outputs, expected[1:], strict=True):
-        assert hf.error(found, wanted.numpy()) <= TOLERANCE
+    layers_match(hf, model, ours, TOKENS)
     logits = hf.run(ours, TOKENS, jit=True)
     assert logits.dtype == jnp.float32
     assert hf.error(logits, reference) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
-    ("name", "start"), [("glm", 4077), ("glm4-yarn", 4077), ("theta-5e6", 131053), ("edge", 131053)]
-)
+    ("name", "start"),
+    [("glm", 4077), ("glm4", 32749), ("glm4-yarn", 4077), ("theta-5e6", 131053), ("edge", 131053),
+     ("theta-1e8", 1048557)],
+)  # fmt: skip
 def test_positions_far_from_zero(hf, pairs, name, start):
     """Under jit, where a compiled power would be some ulp off and turn the pairs visibly this far out."""
     model, ours, _ = pairs[name]
@@ -69,6 +76,17 @@ def test_positions_far_from_zero(hf, pairs, name, start):
     positions = np.stack([np.arange(start, start + length), np.linspace(0, start, length)]).astype(np.int32)
     reference = hf.logits(model, TOKENS, position_ids=torch.tensor(positions))
     assert hf.error(hf.run(ours, TOKENS, positions, jit=True), reference) <= TOLERANCE
+    layers_match(hf, model, ours, TOKENS, positions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["glm", "glm4"])
+def test_every_position_of_a_long_row(hf, pairs, name):
+    """Positions 0 to 4095 in one row."""
+    model, ours, _ = pairs[name]
+    tokens = np.random.default_rng(2).integers(4, 96, (1, 4096)).astype(np.int32)
+    layers_match(hf, model, ours, tokens)
+    assert hf.error(hf.run(ours, tokens), hf.logits(model, tokens)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("theta", [1e4, 5e6, 1e8])
@@ -153,13 +171,15 @@ def test_the_cache_holds_left_padded_rows(hf, pairs):
 @pytest.mark.parametrize(("name", "remat"), [("glm", "full"), ("glm4", "none"), ("tied", "dots")])
 def test_gradients_match_transformers(hf, name, remat):
     model = hf.variant(name)
+    tokens = TOKENS.copy()
+    tokens[0, 3] = tokens[1, 5] = 0  # the padding token inside a row: transformers never moves its embedding
     weight = np.random.default_rng(1).normal(size=(*TOKENS.shape, 96)).astype(np.float32)
-    (model(torch.tensor(TOKENS)).logits.log_softmax(-1) * torch.tensor(weight)).mean().backward()
+    (model(torch.tensor(tokens)).logits.log_softmax(-1) * torch.tensor(weight)).mean().backward()
     ours = hf.to_jax(model, remat=remat)
     graph, state = nnx.split(ours)
 
     def loss(state):
-        return (jax.nn.log_softmax(nnx.merge(graph, state)(jnp.asarray(TOKENS))) * weight).mean()
+        return (jax.nn.log_softmax(nnx.merge(graph, state)(jnp.asarray(tokens))) * weight).mean()
 
     gradients = hf.compiled(jax.grad(loss))(state)
     theirs = {key: value.grad.numpy() for key, value in model.named_parameters() if value.grad is not None}
@@ -178,8 +198,8 @@ def test_gradients_match_transformers(hf, name, remat):
 def test_bfloat16_is_as_close_to_float32_as_transformers_is(hf, pairs):
     """Errors over several seeds: one comparison alone would be luck."""
     ratios = []
-    for seed in range(3):
-        model = hf.model("glm", seed=seed)
+    for seed, kind in enumerate(["glm", "glm", "glm4", "glm4"]):
+        model = hf.model(kind, seed=seed)
         reference = hf.logits(model, TOKENS)
         ours = hf.to_jax(model, param_dtype=jnp.bfloat16)
         theirs = np.sqrt(((hf.logits(model.bfloat16(), TOKENS) - reference) ** 2).mean())
@@ -386,6 +406,19 @@ REMOTE = {
     "padded_vocab_size": 151552, "post_layer_norm": True, "rmsnorm": True, "seq_length": 131072,
     "tie_word_embeddings": False, "eos_token_id": [151329, 151336, 151338], "pad_token_id": 151329,
 }  # fmt: skip
+ZERO_FOURTEEN = CHAT | {  # both spellings at once, as transformers 5.5 saves it
+    "architectures": ["Glm4ForCausalLM"], "model_type": "glm4", "bos_token_id": None, "dtype": "bfloat16",
+    "max_position_embeddings": 32768, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-5,
+    "rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 10000.0, "rope_type": "default"},
+}  # fmt: skip
+EDGE = CHAT | {
+    "attention_bias": False, "partial_rotary_factor": 1.0, "rms_norm_eps": 1e-5, "hidden_size": 2048,
+    "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 4,
+    "vocab_size": 59264, "max_position_embeddings": 8192, "eos_token_id": [59246, 59253, 59255], "pad_token_id": 59246,
+}  # fmt: skip
+EDGE_FIELDS = {key: EDGE[key] for key in GlmConfig.__dataclass_fields__ if key in EDGE} | {
+    "eos_token_id": (59246, 59253, 59255)
+}
 YARN_BLOCK = {"factor": 4.0, "original_max_position_embeddings": 32768}
 
 
@@ -399,6 +432,10 @@ YARN_BLOCK = {"factor": 4.0, "original_max_position_embeddings": 32768}
         (CHAT | {"rope_parameters": {"partial_rotary_factor": 1.0}}, {"partial_rotary_factor": 1.0}),
         (CHAT | {"head_dim": ...}, {"head_dim": 128}),
         (CHAT | {"eos_token_id": 7}, {"eos_token_id": (7,)}),
+        (CHAT | {"rope_theta": ..., "partial_rotary_factor": ..., "rope_scaling": None, "torch_dtype": ...}, {}),
+        (EDGE, EDGE_FIELDS),
+        (ZERO_FOURTEEN, {"sandwich_norm": True, "rms_norm_eps": 1e-5, "max_position_embeddings": 32768}),
+        (CHAT | {"model_type": ..., "architectures": ["Glm4ForCausalLM"]}, {"sandwich_norm": True}),
         (CHAT | {"model_type": "glm4", "rms_norm_eps": 1e-5}, {"sandwich_norm": True, "rms_norm_eps": 1e-5}),
         (CHAT | {"rope_scaling": YARN_BLOCK | {"type": "yarn"}}, {"yarn": glm.Yarn(**YARN_BLOCK)}),
         (CHAT | {"rope_parameters": YARN_BLOCK | {"rope_type": "yarn", "beta_fast": None, "attention_factor": 1.2}},
@@ -449,14 +486,14 @@ def test_tracing_does_not_grow_with_depth():
                  "head_dim": 8, "vocab_size": 96}  # fmt: skip
         graph, state = nnx.split(abstract_model(GlmConfig(**sizes)))
         function = jax.jit(lambda state, tokens: nnx.merge(graph, state)(tokens))
-        start = time.perf_counter()
+        start = time.process_time()
         text = function.lower(state, jax.ShapeDtypeStruct((2, 16), jnp.int32)).as_text()
-        return time.perf_counter() - start, len(text.splitlines())
+        return time.process_time() - start, len(text.splitlines())
 
     lower(3)
-    shallow, deep = lower(2), lower(40)
-    assert deep[1] == shallow[1]
-    assert deep[0] <= 1.3 * shallow[0] + 0.2
+    pairs = [(lower(2), lower(40)) for _ in range(5)]  # in turns: what else runs here slows both
+    assert all(deep[1] == shallow[1] for shallow, deep in pairs)
+    assert min(deep[0] for _, deep in pairs) <= 1.3 * min(shallow[0] for shallow, _ in pairs)
 
 
 def test_float16_is_refused():

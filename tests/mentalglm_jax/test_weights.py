@@ -170,6 +170,13 @@ def test_tied_embeddings_may_be_stored_twice_but_must_agree(saved, tmp_path):
         load(tmp_path / "tied")
 
 
+def test_without_a_model_type_the_tensors_tell_glm_from_glm4(hf, saved, tmp_path):
+    for name in ("glm", "glm4"):
+        shutil.copytree(saved / name, tmp_path / name)
+        edit_json(tmp_path / name / "config.json", model_type=..., architectures=...)
+        same_tree(load(tmp_path / name), hf.to_jax(hf.variant(name)))
+
+
 # ---- other layouts ----
 
 CHATGLM_CONFIG = {
@@ -364,6 +371,19 @@ def many_tensors(directory: Path):
     raw_header({f"model.layers.0.some.tensor.with.a.long.name.{i}": entry for i in range(160_000)})(directory)
 
 
+def many_in_shards(directory: Path):
+    """A million empty tensors, in files whose headers are each small enough."""
+    entry, placed = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, {}
+    (directory / "model.safetensors").unlink()
+    for shard in range(2):
+        names = [f"{shard}.{i}" for i in range(60_000)]
+        encoded = json.dumps(dict.fromkeys(names, entry)).encode()
+        (directory / f"{shard}.safetensors").write_bytes(struct.pack("<Q", len(encoded)) + encoded)
+        placed |= dict.fromkeys(names, f"{shard}.safetensors")
+    placed |= {f"2.{i}": "0.safetensors" for i in range(1_000_000 - len(placed))}
+    (directory / hf_files.INDEX).write_text(json.dumps({"weight_map": placed}))
+
+
 LONG = "model.layers.1.mlp.down_proj.weight"
 ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 FAULTS = {
@@ -400,6 +420,8 @@ FAULTS = {
     "negative shape": (raw_header({"w": ONE | {"shape": [-1]}}, b"0000"), "not a readable safetensors file"),
     "unknown dtype": (raw_header({"w": ONE | {"dtype": "F33"}}, b"0000"), "not a readable safetensors file"),
     "many tensors": (many_tensors, "header of .* bytes is not that of a GLM-4"),
+    "many tensors in shards": (many_in_shards, "more than 100000 tensors"),
+    "header a number": (raw_header(b"17"), "not a readable safetensors file"),
     "only a pickle": (only_pickle, r"only pickled weights \(pytorch_model.bin\).*can run anything"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "neither model.safetensors nor"),
     "link outside": (linked_outside, "link to a file outside"),
@@ -455,6 +477,29 @@ def test_a_damaged_header_never_crashes(saved, tmp_path, position, patch):
         tensors = hf_files.TensorFiles([file])
         for name, info in tensors.tensors.items():
             assert tensors.read(name).shape == info.shape
+
+
+@hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(data=st.data())
+def test_a_strange_header_or_index_never_crashes(copy, data):
+    """Well-formed JSON whose values are anything."""
+    path = copy / "model.safetensors"
+    content = (copy.parent / "whole") if (copy.parent / "whole").exists() else path.rename(copy.parent / "whole")
+    raw = content.read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + size])
+    name = data.draw(st.sampled_from(sorted(header)))
+    field = data.draw(st.sampled_from(["dtype", "shape", "data_offsets", "all"]))
+    value = data.draw(VALUES)
+    header[name] = value if field == "all" else {**header[name], field: value}
+    raw_header(json.dumps(header).encode(), raw[8 + size :])(copy)
+    placed = dict.fromkeys(header, "model.safetensors") | {name: data.draw(VALUES)}
+    (copy / hf_files.INDEX).write_text(json.dumps({"weight_map": data.draw(st.just(placed) | VALUES)}))
+    with contextlib.suppress(InputError):
+        hf_files.Checkpoint(copy)
+    path.rename(copy / "other.safetensors")
+    with contextlib.suppress(InputError):
+        hf_files.Checkpoint(copy)
 
 
 VALUES = st.one_of(
