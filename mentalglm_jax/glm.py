@@ -181,9 +181,7 @@ def _from_native(raw: Mapping[str, Any]) -> dict[str, Any]:
     if raw.get("hidden_act", "silu") != "silu":
         raise InputError(f"config.json: hidden_act {raw['hidden_act']!r} is not supported (GLM-4 uses silu)")
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    glm4 = raw.get("model_type") == "glm4" or (
-        raw.get("model_type") is None and raw.get("architectures") == ["Glm4ForCausalLM"]
-    )
+    glm4 = (raw.get("model_type") or raw.get("architectures")) in ("glm4", ["Glm4ForCausalLM"])
     fields = {name: _need(raw, name) for name in _SIZES}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "yarn":
