@@ -2,19 +2,26 @@
 
 * ``xla``: plain JAX, runs everywhere, the reference the others are compared with.
 * ``cudnn``: the fused cuDNN kernel (NVIDIA GPUs, bfloat16), through ``jax.nn.dot_product_attention``.
+* ``splash``: the block-sparse flash kernel of JAX (TPUs), which skips the blocks above the diagonal and holds no
+  ``[S, S]`` array. It has no form for a cache: with ``offset``, ``xla`` does the work.
 
-``auto`` is ``cudnn`` on a GPU in bfloat16 and ``xla`` everywhere else.
+``auto`` is, in bfloat16, ``cudnn`` on a GPU and ``splash`` on a TPU, and ``xla`` everywhere else.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.layout import BATCH_AXES, mesh_in_force
 
-BACKENDS = ("auto", "xla", "cudnn")
+BACKENDS = ("auto", "xla", "cudnn", "splash")
+_PLATFORM_BACKENDS = {"gpu": "cudnn", "tpu": "splash"}
+_LANES = 128  # a TPU vector register's width: what splash's blocks are multiples of
+_BLOCK = 512  # the largest block: a quarter of a 2,048-token row
 
 
 def apply_rope(x: Float[Array, "B S N h"], cos: Float[Array, "B S r"], sin: Float[Array, "B S r"]) -> Array:
@@ -48,6 +55,8 @@ def attention(
         InputError: unknown ``backend``.
     """
     backend = chosen_backend(backend, q.dtype)
+    if backend == "splash" and offset is None:
+        return _splash(q, k, v, segment_ids)
     mask = causal_segment_mask(segment_ids, kv_segment_ids, offset)
     if backend == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="cudnn")
@@ -60,7 +69,7 @@ def chosen_backend(backend: str, dtype: Any) -> str:
         raise InputError(f"attention backend {backend!r} is not one of {', '.join(BACKENDS)}")
     if backend != "auto":
         return backend
-    return "cudnn" if jax.default_backend() == "gpu" and jnp.dtype(dtype) == jnp.bfloat16 else "xla"
+    return _PLATFORM_BACKENDS.get(jax.default_backend(), "xla") if jnp.dtype(dtype) == jnp.bfloat16 else "xla"
 
 
 def causal_segment_mask(
@@ -88,3 +97,53 @@ def _xla(q: Array, k: Array, v: Array, mask: Array) -> Array:
     weights = weights.reshape(batch, groups, heads // groups * length, -1)
     out = jnp.matmul(weights, v, precision=precision)
     return out.reshape(batch, heads, length, width).transpose(0, 2, 1, 3)
+
+
+def _splash(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+    mesh = mesh_in_force()
+    if mesh is None:
+        return _splash_rows(q, k, v, segment_ids, 0, 1)
+    # The partitioner cannot see inside the kernel: each device gets its rows and its heads. Keys and values are cut
+    # along with the query heads where their number allows it; where not, each device picks those its heads read.
+    parts = mesh.shape["tensor"]
+    heads, groups = q.shape[2], k.shape[2]
+    if heads % parts or (groups % parts and parts % groups):
+        raise InputError(
+            f"mesh tensor = {parts} does not divide {heads} attention heads over {groups} key/value heads evenly"
+        )
+    whole = groups % parts != 0
+    queries = PartitionSpec(BATCH_AXES, None, "tensor", None)
+    keys = PartitionSpec(BATCH_AXES) if whole else queries
+
+    def local(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+        part = jax.lax.axis_index("tensor") if whole else 0
+        return _splash_rows(q, k, v, segment_ids, part, parts if whole else 1)
+
+    # Replication is not tracked through a kernel call (check_vma): the specs say it all.
+    return jax.shard_map(local, mesh=mesh, in_specs=(queries, keys, keys, PartitionSpec(BATCH_AXES)),
+                         out_specs=queries, check_vma=False)(q, k, v, segment_ids)  # fmt: skip
+
+
+def _splash_rows(q: Array, k: Array, v: Array, segment_ids: Array, part: Array | int, parts: int) -> Array:
+    """Splash over whole rows on one device, which holds part ``part`` of ``parts`` of the query heads and all of
+    ``k`` and ``v``."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash  # slow to import
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
+
+    length, groups = q.shape[1], k.shape[2]
+    if parts > 1:
+        k, v = (jax.lax.dynamic_slice_in_dim(x, part * groups // parts, 1, axis=2) for x in (k, v))
+    # Padding is a segment of its own (id 0): its queries see padding, real ones never do.
+    padding = -length % _LANES
+    q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
+    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)))
+    size = length + padding
+    block = max(b for b in range(_LANES, _BLOCK + 1, _LANES) if size % b == 0)
+    blocks = splash.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+        block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+    causal = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((size, size))] * q.shape[1])
+    kernel = splash.make_splash_mha(causal, head_shards=1, q_seq_shards=1, block_sizes=blocks)
+    out: Any = jax.vmap(kernel)(q * q.shape[-1] ** -0.5, k, v, splash.SegmentIds(segment_ids, segment_ids))
+    return out.swapaxes(1, 2)[:, :length]

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 
 from mentalglm_jax.attention import chosen_backend
+from mentalglm_jax.hardware import chip_of
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "safetensors", "tokenizers", "torch",
-             "transformers", "peft", "captum")  # fmt: skip
+_PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "safetensors", "tokenizers",
+             "torch", "transformers", "peft", "captum")  # fmt: skip
 
 
 def diagnose() -> dict[str, Any]:
@@ -31,13 +32,20 @@ def _hardware() -> dict[str, Any]:
         devices = jax.devices()
     except RuntimeError as error:  # the platform JAX_PLATFORMS asks for is not there
         return {"devices": f"none: {str(error).splitlines()[0]}"}
-    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+    kind = devices[0].device_kind
+    memory, chip = (devices[0].memory_stats() or {}).get("bytes_limit"), chip_of(kind)
+    peak = "not known"
+    if chip is not None:
+        flops, bandwidth = chip.flops / chip.devices / 1e12, chip.bandwidth / chip.devices / 1e9
+        peak = f"{flops:,.0f} TFLOP/s in bfloat16, {bandwidth:,.0f} GB/s"
     return {
         "backend": jax.default_backend(),
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "devices": f"{len(devices)} x {kind}",
         "device memory": f"{memory / 2**30:.1f} GiB" if memory else "not reported",
+        "device peak": peak,
         "processes": jax.process_count(),
         "attention": f"{chosen_backend('auto', 'bfloat16')} (bfloat16), {chosen_backend('auto', 'float32')} (float32)",
+        "dtype": "bfloat16" if chip else "float32",
     }
 
 

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from mentalglm_jax.attention import apply_rope, attention
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.layout import spread_hidden
 
 Rope = tuple[Array, Array]  # cosines and sines, see rope_tables
 PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
@@ -452,6 +453,7 @@ class Glm(nnx.Module):
         h = self.embed_tokens.embedding[...][tokens].astype(self.dtype)
         # As in transformers (padding_idx): the padding token's embedding is used, but training never moves it.
         h = jnp.where((tokens == self.config.pad_token_id)[..., None], jax.lax.stop_gradient(h), h)
+        h = spread_hidden(h)
         rope = rope_tables(self.config, positions, self.dtype)
         graph, parameters = nnx.split(self.layers)
 
@@ -460,7 +462,8 @@ class Glm(nnx.Module):
             layer, parameters = inputs
             layer_key = None if key is None else jax.random.fold_in(key, layer)
             module = nnx.merge(graph, parameters)
-            return module(h, rope, segment_ids, cache, layer, layer_key, self.backend), None
+            h, cache = module(h, rope, segment_ids, cache, layer, layer_key, self.backend)
+            return (spread_hidden(h), cache), None
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False)

@@ -9,23 +9,24 @@ Parameters name their logical axes in ``glm.PARAMETER_AXES``; the step is compil
 import contextlib
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.glm import PARAMETER_AXES
-
-MESH_AXES = ("data", "fsdp", "tensor")
+from mentalglm_jax.layout import BATCH_AXES, MESH_AXES
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardingRules:
     """Mesh axis (or axes, or None for replicated) of each logical axis."""
 
-    batch: tuple[str, ...] = ("data", "fsdp")
+    batch: tuple[str, ...] = BATCH_AXES
     vocab: str | None = "tensor"
     embed: str | None = "fsdp"
     heads: str | None = "tensor"
@@ -42,13 +43,13 @@ def split_cpu(devices: int) -> None:
         jax.config.update("jax_num_cpu_devices", devices)
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices of all processes; one size may be -1 and takes what is left.
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over all devices of all processes (or ``devices``); one size may be -1 and takes what is left.
 
     Raises:
         InputError: the sizes do not multiply to the number of devices.
     """
-    sizes, devices = [data, fsdp, tensor], jax.devices()
+    sizes, devices = [data, fsdp, tensor], jax.devices() if devices is None else devices
     if sizes.count(-1) == 1 and 0 not in sizes:
         sizes[sizes.index(-1)] = max(1, len(devices) // -math.prod(sizes))
     if min(sizes) < 1 or math.prod(sizes) != len(devices):
@@ -79,7 +80,7 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
 
 
 def parameter_shardings(
-    model: nnx.Module | nnx.State, mesh: Mesh, rules: ShardingRules = ShardingRules()
+    model: nnx.Module | nnx.State, mesh: Mesh | AbstractMesh, rules: ShardingRules = ShardingRules()
 ) -> dict[str, NamedSharding]:
     """Sharding of every array of ``model`` by dotted path. An axis the mesh does not divide evenly is replicated."""
     shardings = {}

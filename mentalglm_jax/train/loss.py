@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from mentalglm_jax.data.batches import Batch
 from mentalglm_jax.glm import Glm
+from mentalglm_jax.layout import spread_rows
 
 
 class LossSums(NamedTuple):
@@ -35,6 +36,7 @@ def answer_loss(model: Glm, batch: Batch, *, chunk: int, key: Array | None = Non
         jnp.asarray(batch["tokens"]), jnp.asarray(batch["positions"]), jnp.asarray(batch["segment_ids"]), key=key
     )
     hidden = jnp.take_along_axis(hidden, jnp.asarray(batch["target_index"])[..., None], axis=1)
+    hidden = spread_rows(hidden)
     ids, weights = jnp.asarray(batch["target_ids"]), jnp.asarray(batch["target_weights"])
     return chunked_sums(model, hidden, ids, weights, chunk)
 

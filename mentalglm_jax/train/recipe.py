@@ -157,7 +157,7 @@ class ModelSection(_Strict):
     geometry: dict[str, Any] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     rope_theta: Annotated[float, Field(gt=0)] | None = None
     quantize: Literal["int8", "int4", "nf4"] | None = None
 

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.glm import Glm
+from mentalglm_jax.layout import gather_projection, on_mesh
 from mentalglm_jax.lora import LoraParam
 from mentalglm_jax.train.loss import LossSums, answer_loss
 from mentalglm_jax.train.recipe import TrainConfig
@@ -106,7 +107,8 @@ def make_step(
     The loss is the mean over all targets of all micro-batches: sums are accumulated and divided once at the end.
 
     Args:
-        model: shares its arrays with the returned state, so the first step takes (donates) its trainable ones.
+        model: shares its arrays with the returned state, so the first step takes (donates) its trainable ones. One of
+            shapes only (with shardings, see ``plan.py``) gives a state of shapes, to lower the step for.
         optimizer: see ``make_optimizer``.
         config: the run.
         trainable: "lora" trains the adapter, with its dropout; "all" every parameter, without dropout.
@@ -123,14 +125,16 @@ def make_step(
 
     def sums(train: nnx.State, frozen: nnx.State, batch: Any, key: Array) -> tuple[Array, LossSums]:
         dropout = key if trainable == "lora" else None
-        out = answer_loss(nnx.merge(graph, train, frozen), batch, chunk=config.loss_chunk, key=dropout)
+        with on_mesh(mesh):
+            whole = nnx.merge(graph, train, gather_projection(frozen))
+            out = answer_loss(whole, batch, chunk=config.loss_chunk, key=dropout)
         return out.nll, out
 
-    state = TrainState(train, optimizer.init(train))
+    state = TrainState(train, _first_state(optimizer, train))
     layout: Any = None
     if mesh is not None:  # scalars go everywhere; what comes out of a step lies as it went in, so that donation works
         everywhere = NamedSharding(mesh, PartitionSpec())
-        state.optimizer = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), state.optimizer)
+        state.optimizer = jax.tree.map(lambda x: x if x.ndim else _put(x, everywhere), state.optimizer)
         layout = (*jax.tree.map(lambda x: x.sharding, (state.trainable, state.optimizer)), everywhere)
 
     @partial(jax.jit, donate_argnums=(0, 1), out_shardings=layout)
@@ -171,3 +175,20 @@ def make_step(
         return new, updated, metrics
 
     return step, state, frozen
+
+
+def _first_state(optimizer: optax.GradientTransformation, train: nnx.State) -> optax.OptState:
+    if not isinstance(jax.tree.leaves(train)[0], jax.ShapeDtypeStruct):
+        return optimizer.init(train)  # moments lie like their parameters, being made from them
+    shapes = jax.eval_shape(optimizer.init, train)
+
+    def placed(moment: jax.ShapeDtypeStruct, parameter: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=parameter.sharding)
+
+    return optax.tree.map_params(optimizer, placed, shapes, train)
+
+
+def _put(x: Any, sharding: NamedSharding) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.device_put(x, sharding)

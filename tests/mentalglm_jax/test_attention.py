@@ -1,13 +1,26 @@
-"""Attention against a loop that a reader can check, and against torch; masks; the backends' refusals."""
+"""Attention against a loop that a reader can check, and against torch; masks; the backends' refusals; the TPU kernel,
+interpreted, against the reference, on one device and cut over a mesh."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+from jax.sharding import NamedSharding, PartitionSpec
 
-from mentalglm_jax.attention import attention, causal_segment_mask
+from mentalglm_jax import attention as room
+from mentalglm_jax.attention import attention, causal_segment_mask, chosen_backend
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.layout import BATCH_AXES, on_mesh
+from mentalglm_jax.sharding import make_mesh
 
 
 def by_hand(q, k, v, visible):
@@ -89,8 +102,97 @@ def test_gradients_are_finite_when_a_row_is_all_padding():
 def test_unknown_backend_is_refused():
     q, k, v = map(jnp.asarray, random_qkv())
     ones = jnp.ones((2, 7), jnp.int32)
-    with pytest.raises(InputError, match=r"flash.*auto, xla, cudnn"):
+    with pytest.raises(InputError, match=r"flash.*auto, xla, cudnn, splash"):
         attention(q, k, v, segment_ids=ones, kv_segment_ids=ones, backend="flash")
+
+
+def test_the_platform_decides(monkeypatch):
+    found = {}
+    for platform in ("cpu", "gpu", "tpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        found[platform] = [chosen_backend("auto", dtype) for dtype in ("bfloat16", "float32")]
+    assert found == {"cpu": ["xla", "xla"], "gpu": ["cudnn", "xla"], "tpu": ["splash", "xla"]}
+    assert chosen_backend("splash", "bfloat16") == "splash"  # what a plan for a TPU asks for on a CPU
+
+
+def interpreted(monkeypatch):
+    """Splash in Pallas's interpreter, in blocks of 128: three by three of them below."""
+    monkeypatch.setattr(room, "_BLOCK", 128)
+    kernel = functools.partial(splash_attention_kernel.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash_attention_kernel, "make_splash_mha", kernel)
+
+
+def packed(rows=2):
+    """Rows of 300 tokens (no multiple of 128) with segments that end inside and at the edge of a block, and padding."""
+    segments = np.ones((rows, 300), np.int32)
+    segments[0, 70:256], segments[0, 256:] = 2, 3
+    segments[1, :40], segments[1, 200:] = 0, 0
+    return jnp.asarray(segments)
+
+
+def value_and_gradients(q, k, v, segments, backend):
+    """The output of real tokens, and gradients of a random projection of it."""
+    weights = jax.random.normal(jax.random.key(1), q.shape) * (segments != 0)[..., None, None]
+
+    def projected(q, k, v):
+        out = attention(q, k, v, segment_ids=segments, kv_segment_ids=segments, backend=backend)
+        return (out * weights).sum(), out * (segments != 0)[..., None, None]
+
+    (_, out), gradients = jax.value_and_grad(projected, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    return out, *gradients
+
+
+def test_splash_agrees_with_xla(monkeypatch):
+    interpreted(monkeypatch)
+    q, k, v = map(jnp.asarray, random_qkv(length=300, slots=300, heads=4, groups=2, width=16))
+    both = [jax.jit(value_and_gradients, static_argnums=4)(q, k, v, packed(), b) for b in ("splash", "xla")]
+    for name, found, wanted in zip(("out", "dq", "dk", "dv"), *both, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=5e-6, err_msg=name)
+
+
+def test_splash_leaves_the_cache_to_xla(monkeypatch):
+    monkeypatch.setattr(room, "_splash", None)
+    q, k, v = map(jnp.asarray, random_qkv(length=2, slots=9))
+    segments = {"segment_ids": jnp.ones((2, 2), jnp.int32), "kv_segment_ids": jnp.ones((2, 9), jnp.int32)}
+    found = [attention(q, k, v, **segments, offset=jnp.int32(4), backend=b) for b in ("splash", "xla")]
+    np.testing.assert_array_equal(*found)
+
+
+def test_splash_on_a_mesh_agrees_with_one_device(compile_cache):
+    """Two by two rows and heads, and four ways where two key/value heads must be shared out among four devices."""
+    root = Path(__file__).parents[2]
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = {**os.environ, **compile_cache, "PYTHONPATH": str(root), "XLA_FLAGS": flags}
+    done = subprocess.run([sys.executable, "-W", "error", __file__], cwd=root, env=environment, capture_output=True,
+                          text=True, timeout=280)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    assert all(largest < 5e-6 for largest in found["differences"].values()), found["differences"]
+    assert found["refused"] == ("mesh tensor = 8 does not divide 4 attention heads over 2 key/value heads evenly")
+
+
+def main() -> None:
+    """Prints the largest differences to XLA on one device, of the output and each gradient, by mesh."""
+    monkeypatch = pytest.MonkeyPatch()
+    interpreted(monkeypatch)
+    q, k, v = map(jnp.asarray, random_qkv(length=300, slots=300, heads=4, groups=2, width=16))
+    wanted = jax.jit(value_and_gradients, static_argnums=4)(q, k, v, packed(), "xla")
+    differences: dict[str, float] = {}
+    for sizes in ((2, 2, 2), (1, 2, 4)):
+        parts, mesh = sizes[0] * sizes[1] // 2, make_mesh(*sizes)  # rows are repeated until every device has one
+        placed = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+        many = [jax.device_put(jnp.concatenate([x] * parts), placed) for x in (q, k, v, packed())]
+        with on_mesh(mesh):
+            found = jax.jit(lambda *inputs: value_and_gradients(*inputs, "splash"))(*many)
+        for name, left, right in zip(("out", "dq", "dk", "dv"), found, wanted, strict=True):
+            differences[f"{sizes} {name}"] = float(jnp.abs(left[:2] - right).max())
+    refused = ""
+    try:
+        with on_mesh(make_mesh(1, 1, 8)):
+            attention(q, k, v, segment_ids=packed(), kv_segment_ids=packed(), backend="splash")
+    except InputError as error:
+        refused = str(error)
+    sys.stdout.write(json.dumps({"differences": differences, "refused": refused}))
 
 
 @pytest.mark.gpu
@@ -104,3 +206,7 @@ def test_cudnn_agrees_with_xla(padded):
     ]
     found, expected = (np.asarray(call, np.float32)[np.asarray(segments) != 0] for call in calls)
     np.testing.assert_allclose(found, expected, atol=0.03)
+
+
+if __name__ == "__main__":
+    main()
