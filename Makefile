@@ -15,7 +15,7 @@ BIN    := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 QUICK  := not slow and not gpu and not tpu
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all plan lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,6 +29,9 @@ test: $(VENV)/.installed-dev  ## the tests, without those marked slow, gpu or tp
 
 test-all: $(VENV)/.installed-dev  ## the slow tests too (two fresh environments, long runs)
 	@$(BIN)/python -m pytest -m "not gpu and not tpu" $(ARGS)
+
+plan: $(VENV)/.installed-tpu  ## ask the TPU compiler (no TPU needed) whether the TPU recipes fit; rewrites the table of docs/plan.md
+	@JAX_PLATFORMS=cpu $(BIN)/python scripts/plan_table.py $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff and pyright, as in the tests
 	@$(BIN)/ruff check .
@@ -63,3 +66,8 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "Installing into $(VENV), with the test tools (once, a minute or more) ..."
 	@$(INSTALL) --editable '.[probes,dev]'
 	@touch $(VENV)/.installed-probes $@
+
+$(VENV)/.installed-tpu: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing into $(VENV), with the TPU compiler (once, a minute or more) ..."
+	@$(INSTALL) --editable '.[tpu]'
+	@touch $@

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,9 @@ from rich.table import Table
 
 from mentalglm_jax.data_cli import data_app
 from mentalglm_jax.errors import MentalGLMError
+
+if TYPE_CHECKING:
+    from mentalglm_jax.plan import Plan
 
 SAFETY = (
     "This is a research instrument, not a diagnosis. If you or someone you know is in a crisis, "
@@ -156,6 +159,58 @@ def train(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, al
         reporter.close()
     last = loaded.run_dir / "stages" / loaded.stages[-1].name / "adapter"
     _print_json({"adapter": str(last), "stages": result}) if json_ else Console().print(f"adapter  {last}")
+
+
+@app.command()
+def plan(
+    recipe: RecipeFile,
+    topology: Annotated[str, typer.Option(help="TPU slice, e.g. v5e:2x4, v5p:2x2x1 or v5e-8")],
+    stage: Annotated[str | None, typer.Option(help="Training stage; default: the first")] = None,
+    set_: Overrides = [],  # noqa: B006
+    json_: AsJson = False,
+) -> None:
+    """Does a recipe fit a TPU slice, and how fast can it be: asks the TPU compiler, needs no TPU. Exit code 1: no."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU that is there may be busy with a run; planning needs none
+    from mentalglm_jax.plan import plan as make_plan
+    from mentalglm_jax.train.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set_)
+    with _stderr().status(f"compiling for {topology} (minutes for a 9B model) ..."):
+        found = make_plan(loaded, topology, stage=stage)
+    if json_:
+        _print_json(found.to_dict())
+    else:
+        Console().print(plan_table(found))
+    if not found.fits:
+        raise typer.Exit(1)
+
+
+def plan_table(found: "Plan") -> Table:
+    """A plan as one table."""
+    shape, least, gib = found.shape, found.bound, 2**30
+    memory = found.compiled or found.estimated
+    source = "compiled" if found.compiled else "estimated; the compiler refused"
+    table = Table(title=f"{found.model}, stage {found.stage!r} on {found.topology}", title_justify="left",
+                  show_edge=False, header_style="bold")  # fmt: skip
+    table.add_column("per device")
+    table.add_column("", justify="right")
+    for name, value in (("weights", memory.weights), ("adapter and optimiser", memory.adapters + memory.optimizer),
+                        (f"activations ({source})", memory.activations), ("total", found.total),
+                        ("memory", found.device_memory)):  # fmt: skip
+        table.add_row(name, f"{value / gib:.2f} GiB")
+    table.add_row("fits", "yes" if found.fits else "no")
+    if found.advice:
+        table.add_row("turn", found.advice)
+    sizes = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items())
+    table.add_row("mesh", sizes, end_section=True)
+    table.add_row("one step", f"{least.tokens:,} tokens: {shape.rows * shape.data * shape.fsdp} rows of {shape.length}"
+                  f" x {shape.accumulate}")  # fmt: skip
+    table.add_row("model FLOPs (4N, half of causal attention)", f"{least.model_flops:.3e}")
+    table.add_row("executed FLOPs (with recomputation, adapter)", f"{least.executed_flops:.3e}")
+    for name in ("compute", "bandwidth", "links"):
+        table.add_row(f"at least, {name}", f"{getattr(least, name):.3f} s")
+    table.add_row("at most", f"{least.tokens_per_second:,.0f} tokens/s (by {least.limit})")
+    return table
 
 
 @app.command()

@@ -1,0 +1,306 @@
+"""Does a recipe fit a TPU slice, and how fast can it be there: asked of the TPU compiler, with no TPU at hand.
+
+``plan`` compiles the training step of a recipe, the very function ``train`` runs, for the devices of a topology. The
+compiler (libtpu, the [tpu] extra) lays out every buffer, so that its word on memory is the last one; nothing is run and
+no weights are read. FLOPs and times come from ``cost.py``. ``expected`` is the arithmetic part alone, for a device that
+is there.
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mentalglm_jax.cost import Bound, Memory, Shape, bound, estimate_memory, parts_of_activations, shape_of
+from mentalglm_jax.data.batches import Example, PackedBatches
+from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.glm import Glm, GlmConfig
+from mentalglm_jax.hardware import GIB, Topology, chip_of, parse_topology
+from mentalglm_jax.hf_files import read_json
+from mentalglm_jax.layout import MESH_AXES
+from mentalglm_jax.lora import add_lora
+from mentalglm_jax.quantize import abstract_quantized
+from mentalglm_jax.sharding import batch_sharding, make_mesh, parameter_shardings
+from mentalglm_jax.train.recipe import Recipe, StageSection, TrainConfig, nearest
+from mentalglm_jax.train.step import make_optimizer, make_step
+
+_CHAT = {"max_position_embeddings": 131072}
+_0414 = {"sandwich_norm": True, "rms_norm_eps": 1e-5, "max_position_embeddings": 32768}
+# What the published checkpoints look like, for a plan before anything is downloaded.
+GEOMETRIES = {
+    f"{owner}/{name}": GlmConfig(**fields)
+    for owner in ("zai-org", "THUDM")
+    for name, fields in {
+        "glm-4-9b": {"max_position_embeddings": 8192},
+        "glm-4-9b-hf": {"max_position_embeddings": 8192},
+        "glm-4-9b-chat": _CHAT,
+        "glm-4-9b-chat-hf": _CHAT,
+        "glm-4-9b-chat-1m": {"num_key_value_heads": 4, "max_position_embeddings": 1048576},
+        "glm-4-9b-chat-1m-hf": {"num_key_value_heads": 4, "max_position_embeddings": 1048576},
+        "GLM-4-9B-0414": _0414,
+        "GLM-Z1-9B-0414": _0414,
+    }.items()
+}
+# Which knob lowers which part of the memory.
+_KNOBS = {
+    "weights": "model.quantize: int8 or int4, or a larger mesh.fsdp on more chips",
+    "adapters and optimiser": "a smaller lora.rank",
+    "layer inputs": "model.remat: full, a larger train.accumulate (fewer rows at a time), or mesh.tensor",
+    "one layer": "a larger train.accumulate (fewer rows at a time), a shorter train.sequence_length, or mesh.tensor",
+    "logits": "a smaller train.loss_chunk",
+    "gradients": "a smaller lora.rank",
+    "gathered weights": "mesh.tensor instead of some of mesh.fsdp",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What was found out; bytes are per device. ``compiled`` is None when the compiler was not asked, or refused;
+    ``needed`` is then what it said it would need, if it did."""
+
+    model: str
+    stage: str
+    topology: str
+    device_memory: float
+    mesh: dict[str, int]
+    shape: Shape
+    estimated: Memory
+    compiled: Memory | None
+    needed: float | None
+    fits: bool
+    advice: str
+    bound: Bound
+    compile_seconds: float | None
+    versions: dict[str, str]
+
+    @property
+    def total(self) -> float:
+        """Bytes per device by the best source there is."""
+        return self.compiled.total if self.compiled else self.needed or self.estimated.total
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        found = dataclasses.asdict(self)
+        for name in ("estimated", "compiled"):
+            memory = getattr(self, name)
+            found[name] = memory and {**found[name], "total": memory.total}
+        found["bound"] |= {
+            "seconds": self.bound.seconds, "tokens_per_second": self.bound.tokens_per_second, "limit": self.bound.limit
+        }  # fmt: skip
+        return {**found, "total": self.total}
+
+
+def plan(recipe: Recipe, topology: str, *, stage: str | None = None) -> Plan:
+    """Compiles the training step of a recipe's stage for a TPU slice.
+
+    Args:
+        recipe: what would be trained; its data are not read, its model only as far as config.json.
+        topology: e.g. "v5e:2x4", see ``hardware.parse_topology``.
+        stage: name of the stage; None is the first.
+
+    Raises:
+        InputError: unknown topology, stage or model; the mesh does not fit the slice; rows cannot be spread over it.
+        RunError: the TPU compiler is not installed.
+    """
+    target, section = parse_topology(topology), _stage(recipe, stage)
+    devices = tpu_devices(target)
+    mesh = make_mesh(*_mesh_sizes(recipe), devices=devices)
+    model = abstract_trainee(recipe, mesh, backend="splash" if recipe.model.dtype == "bfloat16" else "xla")
+    sizes = dict(mesh.shape)
+    _check_rows(section.train, sizes)
+    shape = shape_of(section.train, sizes)
+    estimated, memory = estimate_memory(model, shape), target.chip.memory / target.chip.devices
+    started = time.perf_counter()
+    compiled, needed = compile_step(model, section.train, shape, mesh, estimated)
+    return Plan(
+        model=f"{recipe.model.path}{f' ({recipe.model.quantize})' if recipe.model.quantize else ''}",
+        stage=section.name, topology=target.name, device_memory=memory, mesh=sizes, shape=shape,
+        estimated=estimated, compiled=compiled, needed=needed, fits=compiled is not None,
+        advice="" if compiled is not None else knobs(model, shape, estimated), bound=bound(model, shape, target.chip),
+        compile_seconds=time.perf_counter() - started, versions=_versions(),
+    )  # fmt: skip
+
+
+def tpu_devices(target: Topology) -> Sequence[Any]:
+    """The devices of a slice as the TPU compiler knows them; none of them can run anything.
+
+    Raises:
+        RunError: libtpu is not installed.
+        InputError: libtpu has no such slice.
+    """
+    try:
+        importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        raise RunError("a plan needs the TPU compiler (not a TPU): pip install 'mentalglm-jax[tpu]'") from None
+    # Without these libtpu asks the metadata server of a Cloud TPU host, and waits for it.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    options: dict[str, Any] = {"chips_per_host_bounds": target.hosts}
+    if target.chip.name == "v4":  # without it one device per core, which no v4 host offers
+        options["chip_config_name"] = "megacore"
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=target.name, **options).devices
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"topology {target.name}: the TPU compiler has no such slice ({_first(error)})") from error
+
+
+def abstract_trainee(recipe: Recipe, mesh: Mesh | None, backend: str) -> Glm:
+    """The model that a recipe trains, adapter included: shapes, dtypes and, with ``mesh``, shardings only."""
+    section, dtype = recipe.model, jnp.dtype(recipe.model.dtype)
+    config = geometry(recipe)
+
+    def build() -> Glm:
+        model = abstract_quantized(config, section.quantize, param_dtype=dtype, remat=section.remat, backend=backend)
+        add_lora(model, recipe.lora.config(), nnx.Rngs(0))
+        return model
+
+    model = nnx.eval_shape(build)
+    if mesh is None:
+        return model
+    state = nnx.state(model)
+    shardings = parameter_shardings(state, mesh)
+    for keys, leaf in nnx.to_flat_state(state):
+        sharding = shardings[".".join(map(str, keys))]
+        leaf.set_value(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding))
+    nnx.update(model, state)
+    return model
+
+
+def geometry(recipe: Recipe) -> GlmConfig:
+    """The model's configuration: of a local directory its config.json, of a known Hub id the built-in table.
+
+    Raises:
+        InputError: neither of the two.
+    """
+    name = recipe.model.path
+    if name is None:
+        return GlmConfig.from_dict({"model_type": "glm", "vocab_size": recipe.tokenizer.vocab_size or 4096,
+                                    "num_key_value_heads": 2, **(recipe.model.geometry or {})})  # fmt: skip
+    file = Path(name).expanduser() / "config.json"
+    if file.is_file():
+        return GlmConfig.from_dict(read_json(file))
+    if name not in GEOMETRIES:
+        raise InputError(
+            f"model {name!r}: no such directory with a config.json, nor a model whose geometry is known"
+            f"{nearest(name, GEOMETRIES)}; known are {', '.join(sorted(GEOMETRIES))}"
+        )
+    return GEOMETRIES[name]
+
+
+def trace_step(model: Glm, config: TrainConfig, shape: Shape, mesh: Mesh) -> Any:
+    """The training step, traced for arrays that are not there (``jax.stages.Traced``)."""
+    step: Any
+    step, state, frozen = make_step(model, make_optimizer(config, config.steps or 1000), config, "lora", mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+    return step.trace(state.trainable, state.optimizer, frozen, abstract_batch(config, shape, mesh), key)
+
+
+def compile_step(
+    model: Glm, config: TrainConfig, shape: Shape, mesh: Mesh, estimated: Memory
+) -> tuple[Memory | None, float | None]:
+    """Memory of the compiled step; or None and, if it says so, the bytes the compiler would have needed."""
+    lowered = trace_step(model, config, shape, mesh).lower()
+    try:
+        stats = lowered.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None, refusal(error)
+    total = (
+        stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
+    )  # fmt: skip
+    return dataclasses.replace(estimated, activations=total - estimated.total + estimated.activations), None
+
+
+def refusal(error: Exception) -> float | None:
+    """Bytes of memory that a compiler says it would have needed."""
+    used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error))
+    return float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1) if used else None
+
+
+def abstract_batch(config: TrainConfig, shape: Shape, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the input pipeline yields, from the pipeline itself."""
+    one = Example(tokens=np.zeros(2, np.int32), target_index=np.zeros(1, np.int32), target_ids=np.zeros(1, np.int32))
+    batches = PackedBatches(
+        [one], rows=config.rows, sequence_length=shape.length, targets_per_row=shape.targets, seed=0
+    )
+    arrays: dict[str, Any] = {**next(iter(batches))}
+    micro = (config.accumulate, config.rows // config.accumulate)
+    where = batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct((*micro, *x.shape[1:]), x.dtype, sharding=where) for name, x in arrays.items()}
+
+
+def knobs(model: Glm, shape: Shape, memory: Memory) -> str:
+    """What to turn to need less: the settings behind the three largest parts of the memory."""
+    parts = {"weights": memory.weights, "adapters and optimiser": memory.adapters + memory.optimizer}
+    parts |= parts_of_activations(model, shape, memory.adapters)
+    largest = sorted(parts, key=lambda name: -parts[name])[:3]
+    return "; ".join(f"{name} {parts[name] / GIB:.1f} GiB: {_KNOBS[name]}" for name in largest)
+
+
+def expected(recipe: Recipe, stage: StageSection) -> str | None:
+    """One line for the devices that are there, before weights are loaded; None where they are not accelerators.
+
+    The memory is an estimate; a plan for the topology is the compiler's word.
+    """
+    device = _own_device()
+    chip = chip_of(device.device_kind)
+    if chip is None:
+        return None
+    sizes: dict[str, int] = dict.fromkeys(MESH_AXES, 1)
+    if recipe.mesh is not None:
+        sizes |= make_mesh(*_mesh_sizes(recipe)).shape
+    model, shape = abstract_trainee(recipe, None, backend="auto"), shape_of(stage.train, sizes)
+    memory, least = estimate_memory(model, shape), bound(model, shape, chip)
+    limit = (device.memory_stats() or {}).get("bytes_limit") or chip.memory / chip.devices
+    line = (
+        f"estimate: {memory.total / GIB:.1f} of {limit / GIB:.1f} GiB per device (weights {memory.weights / GIB:.1f}, "
+        f"activations {memory.activations / GIB:.1f}); at most {least.tokens_per_second:,.0f} tokens/s "
+        f"({least.limit})"
+    )
+    return line if memory.total < limit else f"{line}. It will hardly fit; {knobs(model, shape, memory)}"
+
+
+def _own_device() -> Any:
+    return jax.devices()[0]
+
+
+def _stage(recipe: Recipe, name: str | None) -> StageSection:
+    for stage in recipe.stages:
+        if name in (None, stage.name):
+            return stage
+    raise InputError(f"no stage {name!r}; the recipe has {', '.join(stage.name for stage in recipe.stages)}")
+
+
+def _mesh_sizes(recipe: Recipe) -> tuple[int, int, int]:
+    return (1, -1, 1) if recipe.mesh is None else (recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
+
+
+def _check_rows(config: TrainConfig, sizes: dict[str, int]) -> None:
+    parts = sizes["data"] * sizes["fsdp"]
+    if config.rows // config.accumulate % parts:
+        raise InputError(
+            f"rows / accumulate = {config.rows // config.accumulate} rows cannot be spread evenly over data x fsdp = "
+            f"{parts} devices; make rows a multiple of {parts * config.accumulate}"
+        )
+
+
+def _first(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}

@@ -1,0 +1,220 @@
+"""Planning: what is lowered is what training runs; the compiler's verdict; refusals in one line.
+
+The compiler itself (libtpu, a 213 MB wheel) is no dependency of the tests. The fast ones go as
+far as JAX does without it: the step is lowered for a TPU, kernel included. A slow one installs it and compiles.
+"""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from flax import nnx
+
+from mentalglm_jax import cli, plan
+from mentalglm_jax.cost import estimate_memory, shape_of
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.glm import Glm, GlmConfig
+from mentalglm_jax.lora import LoraParam, add_lora
+from mentalglm_jax.sharding import make_mesh, shard_model
+from mentalglm_jax.train.recipe import load_recipe
+from mentalglm_jax.train.step import make_optimizer, make_step
+
+ROOT = Path(__file__).parents[2]
+GEOMETRY = {
+    "model_type": "glm", "vocab_size": 512, "hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+def write_recipe(directory: Path, **changes) -> Path:
+    """A recipe for a model directory that holds nothing but its config.json."""
+    (directory / "model").mkdir(exist_ok=True)
+    (directory / "model" / "config.json").write_text(json.dumps(GEOMETRY), "utf-8")
+    recipe = {
+        "run_dir": str(directory / "run"),
+        "data": {"source": "jsonl", "root": str(directory)},
+        "model": {"path": str(directory / "model"), "dtype": "bfloat16", "remat": "full"},
+        "mesh": {"fsdp": -1},
+        "lora": {"rank": 4, "alpha": 8},
+        "stages": [{"name": "one", "train": {"steps": 10, "rows": 4, "accumulate": 2, "sequence_length": 256,
+                                             "targets_per_row": 64, "loss_chunk": 32}}],
+    }  # fmt: skip
+    path = directory / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe | changes), "utf-8")
+    return path
+
+
+def shapes(tree) -> list[tuple[tuple[int, ...], str]]:
+    return [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
+
+
+def test_a_plan_is_made_of_what_training_is_made_of(tmp_path):
+    """The state of shapes has the shapes, dtypes and placements of a real one; so has the batch."""
+    recipe = load_recipe(write_recipe(tmp_path))
+    train, mesh = recipe.stages[0].train, make_mesh()
+    real = Glm(GlmConfig.from_dict(GEOMETRY), rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16, remat="full")
+    add_lora(real, recipe.lora.config(), nnx.Rngs(0))
+    shard_model(real, mesh)
+    model = plan.abstract_trainee(recipe, mesh, "splash")
+    made = [make_step(m, make_optimizer(train, 10), train, "lora", mesh)[1:] for m in (real, model)]
+    (state, frozen), (planned, planned_frozen) = made
+    assert shapes(planned.trainable) == shapes(state.trainable) and shapes(planned_frozen) == shapes(frozen)
+    assert shapes(planned.optimizer) == shapes(state.optimizer)
+    for found, wanted in zip(jax.tree.leaves(planned.optimizer), jax.tree.leaves(state.optimizer), strict=True):
+        assert isinstance(found, jax.ShapeDtypeStruct)
+        assert found.sharding.is_equivalent_to(wanted.sharding, found.ndim)
+    batch = plan.abstract_batch(train, shape_of(train, dict(mesh.shape)), mesh)
+    assert {name: x.shape[:2] for name, x in batch.items()} == dict.fromkeys(batch, (2, 2))
+    assert batch["target_ids"].shape == (2, 2, 64) and batch["tokens"].dtype == np.int32
+
+
+def test_the_step_is_lowered_for_a_tpu_without_one(tmp_path):
+    """Tracing, partitioning and the kernel's own compiler up to what libtpu takes over: forward, dq and dkv kernels."""
+    recipe = load_recipe(write_recipe(tmp_path))
+    train, mesh = recipe.stages[0].train, make_mesh()
+    model = plan.abstract_trainee(recipe, mesh, "splash")
+    traced = plan.trace_step(model, train, shape_of(train, dict(mesh.shape)), mesh)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    kernels = {name for name in ("fwd", "dq", "dkv") if f"splash_mha_{name}_segmented" in text}
+    assert kernels == {"fwd", "dq", "dkv"} and "tpu_custom_call" in text
+    donated = len(jax.tree.leaves(nnx.state(model, LoraParam))) * 3 + 2  # parameters, two moments, two step counts
+    assert text.count("tf.aliasing_output") + text.count("jax.buffer_donor") == donated
+
+
+@pytest.mark.parametrize("name", ["zai-org/glm-4-9b-hf", "THUDM/glm-4-9b-chat", "zai-org/GLM-4-9B-0414"])
+def test_published_models_need_no_download(tmp_path, name):
+    recipe = load_recipe(write_recipe(tmp_path), [f"model.path={name}"])
+    config = plan.geometry(recipe)
+    assert (config.num_hidden_layers, config.vocab_size, config.num_key_value_heads) == (40, 151552, 2)
+    assert config.sandwich_norm is ("0414" in name)
+
+
+def test_a_model_nobody_knows_is_refused(tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path), ["model.path=zai-org/glm-4-9b-fh"])
+    with pytest.raises(InputError, match=r"no such directory .*did you mean 'zai-org/glm-4-9b-hf'"):
+        plan.geometry(recipe)
+
+
+def test_without_the_compiler_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(plan.importlib.metadata, "version", version)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plan", str(write_recipe(tmp_path)), "--topology", "v5e:2x2", "--json"])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 1 and out == ""
+    assert err.splitlines()[-1] == (
+        "mentalglm: a plan needs the TPU compiler (not a TPU): pip install 'mentalglm-jax[tpu]'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--topology", "v5e:9"], "topology 'v5e:9' is not known"),
+        (["--topology", "v5e:2x2", "--stage", "two"], "no stage 'two'; the recipe has one"),
+    ],
+)
+def test_a_wrong_question_is_bad_input(tmp_path, capsys, arguments, reason):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plan", str(write_recipe(tmp_path)), *arguments])
+    assert stop.value.code == 2 and reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 17.55G of "
+         "15.75G hbm. Exceeded hbm capacity by 1.80G.", 17.55 * 2**30),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem", None),
+    ],
+)  # fmt: skip
+def test_what_a_refusing_compiler_needs(message, needed):
+    assert plan.refusal(RuntimeError(message)) == needed
+
+
+def test_the_largest_part_names_its_knob(tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path), ["model.path=zai-org/glm-4-9b-hf"])
+    model = plan.abstract_trainee(recipe, make_mesh(), "xla")
+    shape = shape_of(recipe.stages[0].train, {"data": 1, "fsdp": 1, "tensor": 1})
+    advice = plan.knobs(model, shape, estimate_memory(model, shape))
+    assert advice.startswith("weights 17.5 GiB: model.quantize: int8 or int4")
+
+
+def test_nothing_is_said_about_a_cpu(tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path))
+    assert plan.expected(recipe, recipe.stages[0]) is None
+
+
+class Accelerator:
+    """A v5e chip as far as the estimate looks at one."""
+
+    device_kind, platform, id, process_index = "TPU v5 lite", "tpu", 0, 0
+
+    def memory_stats(self):
+        return {"bytes_limit": int(15.75 * 2**30)}
+
+
+def test_the_line_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_own_device", Accelerator)
+    small = load_recipe(write_recipe(tmp_path))
+    line = plan.expected(small, small.stages[0])
+    assert line is not None and line.startswith("estimate: 0.0 of 15.8 GiB per device") and "tokens/s" in line
+    large = load_recipe(write_recipe(tmp_path), ["model.path=zai-org/glm-4-9b-hf"])
+    line = plan.expected(large, large.stages[0])
+    assert line is not None and "It will hardly fit; weights 17.5 GiB: model.quantize" in line
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("tpu-*.yaml")), ids=lambda p: p.stem)
+def test_the_recipes_fit_by_arithmetic(path):
+    """The compiler's word stands in docs/plan.md; this notices a recipe or a change of code that could not fit."""
+    from mentalglm_jax.hardware import parse_topology
+
+    topology = parse_topology(path.read_text("utf-8").split("--topology ")[1].split()[0])
+    recipe = load_recipe(path)
+    assert recipe.mesh is not None
+    sizes = {"data": recipe.mesh.data, "fsdp": recipe.mesh.fsdp, "tensor": recipe.mesh.tensor}
+    assert np.prod(list(sizes.values())) == topology.devices
+    model = plan.abstract_trainee(recipe, None, "splash")
+    for stage in recipe.stages:
+        shape = shape_of(stage.train, sizes)
+        assert shape.rows * shape.accumulate * sizes["data"] * sizes["fsdp"] == stage.train.rows
+        total = estimate_memory(model, shape).total
+        assert total < topology.chip.memory / topology.chip.devices, (stage.name, total / 2**30)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_tpu_compiler_compiles_it(tmp_path):
+    """A small model on four v5e chips, in an environment with the [tpu] extra; and rows that no chip can hold."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{ROOT}[tpu]"]
+    subprocess.run(install, check=True)
+
+    def planned(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [python, "-m", "mentalglm_jax", "plan", write_recipe(tmp_path), *arguments, "--json"]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    done = planned("--topology", "v5e:2x2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["fits"] and found["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert 0 < found["compiled"]["activations"] < found["total"] < 2**30
+    done = planned("--topology", "v5e:2x2", "--set", "stages.one.train.rows=400000")
+    assert done.returncode == 1, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert not found["fits"] and found["needed"] > 16 * 2**30
+    assert "train.accumulate" in found["advice"]
+    done = planned("--topology", "v5e:3x5")
+    assert done.returncode == 2 and "the TPU compiler has no such slice" in done.stderr
