@@ -452,8 +452,7 @@ class Glm(nnx.Module):
             cache = cache._replace(segment_ids=ids)
         h = self.embed_tokens.embedding[...][tokens].astype(self.dtype)
         # As in transformers (padding_idx): the padding token's embedding is used, but training never moves it.
-        h = jnp.where((tokens == self.config.pad_token_id)[..., None], jax.lax.stop_gradient(h), h)
-        h = spread_hidden(h)
+        h = spread_hidden(jnp.where((tokens == self.config.pad_token_id)[..., None], jax.lax.stop_gradient(h), h))
         rope = rope_tables(self.config, positions, self.dtype)
         graph, parameters = nnx.split(self.layers)
 

@@ -36,12 +36,12 @@ OPTIONAL = {"wandb": "track"}
 # Rooms of mentalglm_jax from low to high. A room may import rooms of its own row and of the rows before it.
 LEVELS = [
     {"errors", "files", "hf_files", "orbax_files"},
-    {"tasks", "attention", "tokenizer"},
+    {"tasks", "attention", "layout", "hardware", "tokenizer"},
     {"glm", "sharding", "distributed"},
     {"lora", "quantize", "checkpoints", "weights", "peft_config", "adapters"},
     {"data"},
     {"train", "generate", "reference"},
-    {"evaluate", "plan"},
+    {"evaluate", "cost", "plan"},
     {"pipeline", "doctor", "run_dir"},
     {"cli", "data_cli", "__main__"},
 ]
