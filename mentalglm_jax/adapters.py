@@ -5,18 +5,23 @@ called ``base_model.model.<module>.lora_A.weight [r, in]``, ``.lora_B.weight [ou
 ``.lora_magnitude_vector [out]``. What PEFT can say and this model can not is refused by name, never ignored.
 """
 
+import dataclasses
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mentalglm_jax.adapter_formats import FORMATS, Low, chatglm_name, dialect, formatted, glm_name, to_native
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, write_json, write_text
-from mentalglm_jax.glm import Glm, Linear
+from mentalglm_jax.glm import Glm, GlmConfig, Linear
 from mentalglm_jax.hf_files import (
     DTYPES,
     PICKLES,
@@ -28,12 +33,22 @@ from mentalglm_jax.hf_files import (
     some,
     write_safetensors,
 )
-from mentalglm_jax.lora import Adapter, LoraConfig, add_lora, has_lora, linears, remove_lora
-from mentalglm_jax.peft_config import from_peft, module_names, to_peft
+from mentalglm_jax.lora import (
+    EMBEDDING,
+    Adapter,
+    LoraConfig,
+    Replacement,
+    Spec,
+    add_lora,
+    has_lora,
+    linears,
+    module_names,
+    remove_lora,
+)
+from mentalglm_jax.peft_config import from_peft
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-FORMATS = ("peft", "vllm-split")
 PREFIX = "base_model.model."
 
 
@@ -43,12 +58,12 @@ def save_adapter(
     """Writes the adapter of ``model`` as a PEFT directory, which replaces ``directory`` in one step when complete.
 
     Args:
-        format: "peft" keeps GLM's fused ``gate_up_proj``, as PEFT on transformers needs it. "vllm-split" says the same
-            with ``gate_proj`` and ``up_proj`` (A twice, rows of B split), which vLLM's own GLM code needs.
+        format: "peft" for PEFT on transformers; "vllm-split", "llama.cpp" and "chatglm" for those, see
+            ``adapter_formats``.
         base_model_name_or_path: what the adapter directory names as its base; PEFT can then find it alone.
 
     Raises:
-        InputError: no adapter, an unknown format, DoRA in "vllm-split" (vLLM has none), or ``directory`` holds other
+        InputError: no adapter, an unknown format or one that cannot say this adapter, or ``directory`` holds other
             files.
         RunError: the adapter holds NaN or infinity, or the disk refused.
     """
@@ -58,9 +73,7 @@ def save_adapter(
         raise InputError("save_adapter: the model has no adapter; add one with add_lora or load_adapter")
     if format not in FORMATS:
         raise InputError(f"save_adapter: format {format!r} is not one of {', '.join(FORMATS)}")
-    if config.use_dora and format == "vllm-split":
-        raise InputError("save_adapter: vLLM does not load DoRA; save format 'peft' or a merged model")
-    tensors = _tensors(model, config, split=format == "vllm-split")
+    tensors, described = _tensors(model, config, format, base_model_name_or_path)
     if bad := [name for name, value in tensors.items() if not np.isfinite(value).all()]:
         raise RunError(f"save_adapter: NaN or infinity in {some(bad)}; the training diverged, nothing was written")
     sources = [
@@ -69,78 +82,143 @@ def save_adapter(
     owned = {CONFIG, WEIGHTS, "README.md"}
     check_replaceable(directory, owned.__contains__)
     with replace_dir(directory) as temporary:
-        write_json(temporary / CONFIG, to_peft(config, format, base_model_name_or_path))
-        write_safetensors(temporary / WEIGHTS, sources, {"rope_theta": repr(model.config.rope_theta)})
+        write_json(temporary / CONFIG, described)
+        metadata = {"rope_theta": repr(model.config.rope_theta), "base": json.dumps(_identity(model.config))}
+        write_safetensors(temporary / WEIGHTS, sources, metadata)
         write_text(temporary / "README.md", _model_card(config, base_model_name_or_path))
 
 
 def load_adapter(model: Glm, directory: str | Path) -> None:
     """Puts the adapter of a PEFT directory on ``model``, in place; it can be trained on from there.
 
-    ``target_modules`` and ``exclude_modules`` may be lists, regular expressions or "all-linear" as in PEFT, as long as
-    they mean the same modules, ranks and alphas in every layer. Weights become float32.
+    Adapters for the chatglm layout, and those with vLLM's split names, are translated. Weights become float32.
 
     Raises:
         InputError: not a LoRA directory; an option this model does not have; missing, unexpected, mis-shaped or
-            non-finite tensors; a base with another shape or rope_theta. ``model`` is then as it was.
+            non-finite tensors; a base with another shape, rope or layout. ``model`` is then as it was.
     """
     directory = Path(directory).expanduser()
     if not directory.is_dir():
         raise InputError(f"{directory}: no such adapter directory")
     if has_lora(model):
         raise InputError("load_adapter: the model already has an adapter; merge or remove it first")
-    config = from_peft(model, read_json(directory / CONFIG), directory / CONFIG)
+    raw = read_json(directory / CONFIG)
     if not (directory / WEIGHTS).exists():
         pickles = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLES)
         reason = f"only pickles are there ({some(pickles)}), which could run code" if pickles else "it is missing"
         raise InputError(f"{directory / WEIGHTS}: needed, but {reason}; save the adapter as safetensors")
     files = TensorFiles([inside(directory, WEIGHTS)])
     _check_base(model, files, directory)
-    add_lora(model, config, nnx.Rngs(0))
+    found = _entries(files, directory / WEIGHTS)
+    if dialect(list(found)) == "peft":
+        config = from_peft(raw, directory / CONFIG)
+    else:
+        found, config = _translate(model, raw, found, directory / CONFIG)
     try:
-        _fill(model, files, directory / WEIGHTS)
+        add_lora(model, config, nnx.Rngs(0))
+    except InputError as error:
+        raise InputError(f"{directory / CONFIG}: {error}") from error
+    try:
+        _fill(model, found, directory / WEIGHTS)
     except BaseException:
         remove_lora(model)
         raise
 
 
-def _parameters(model: Glm) -> Iterator[tuple[str, int | None, str, nnx.Variable]]:
-    """(key in the file, layer, transposed?, variable) of every adapter tensor."""
+class _Entry(NamedTuple):
+    """A tensor of a file: its name there, and how to get it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+class _Slot(NamedTuple):
+    """Where a tensor goes: ``variable[at]``, transposed or not."""
+
+    variable: nnx.Variable
+    at: tuple[Any, ...]
+    transposed: bool
+
+    def view(self, stack: np.ndarray) -> np.ndarray:
+        part = stack[self.at]
+        return part.T if self.transposed else part
+
+
+def _slots(model: Glm) -> dict[str, _Slot]:
+    """Every tensor of the adapter by its key in the file. Ranks that a layer does not use are in none of them."""
+    slots: dict[str, _Slot] = {}
     for path, linear in linears(model):
         adapter = linear.adapter
+        if isinstance(adapter, Replacement):
+            slots[f"{PREFIX}{path}.weight"] = _Slot(adapter.weight, (), True)
         if not isinstance(adapter, Adapter):
             continue
-        names = module_names(path, model.config.num_hidden_layers)
-        for layer, name in enumerate(names):
-            index = layer if path.startswith("layers.") else None
-            yield f"{PREFIX}{name}.lora_A.weight", index, "transposed", adapter.a
-            yield f"{PREFIX}{name}.lora_B.weight", index, "transposed", adapter.b
-            if adapter.magnitude is not None:
-                yield f"{PREFIX}{name}.lora_magnitude_vector", index, "", adapter.magnitude
+        for layer, name in enumerate(module_names(path, model.config.num_hidden_layers)):
+            at: tuple[Any, ...] = (layer,) if path.startswith("layers.") else ()
+            if rank := adapter.ranks[layer]:
+                slots[f"{PREFIX}{name}.lora_A.weight"] = _Slot(adapter.a, (*at, slice(None), slice(rank)), True)
+                slots[f"{PREFIX}{name}.lora_B.weight"] = _Slot(adapter.b, (*at, slice(rank)), True)
+                if adapter.magnitude is not None:
+                    slots[f"{PREFIX}{name}.lora_magnitude_vector"] = _Slot(adapter.magnitude, at, False)
+    if isinstance(model.embed_tokens.adapter, Replacement):
+        slots[f"{PREFIX}{EMBEDDING}.weight"] = _Slot(model.embed_tokens.adapter.weight, (), False)
+    return slots
 
 
-def _tensors(model: Glm, config: LoraConfig, split: bool) -> dict[str, np.ndarray]:
+def _tensors(
+    model: Glm, config: LoraConfig, format: str, base: str | None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors and the adapter_config.json of a directory in ``format``."""
     for path, linear in linears(model):
-        if isinstance(linear.adapter, Adapter):
-            scale, stated = np.asarray(linear.adapter.scale[...]), np.float32(config.scale_of(path.rpartition(".")[2]))
-            if (scale != stated).any():
+        if not isinstance(linear.adapter, Adapter):
+            continue
+        specs = [config.spec_of(name) for name in module_names(path, model.config.num_hidden_layers)]
+        scales = np.asarray(linear.adapter.scale[...]).ravel()
+        for spec, rank, scale in zip(specs, linear.adapter.ranks, scales, strict=True):
+            stated = np.float32(spec.scale if spec else 0)
+            if scale != stated or rank != (spec.rank if spec else 0):
                 raise InputError(
-                    f"save_adapter: the scale of {path} is {scale.ravel()[0]}, its LoraConfig says {stated}"
+                    f"save_adapter: the scale of {path} is {scale} (rank {rank}), its LoraConfig says {stated}"
                 )
     host: dict[int, np.ndarray] = {}
     tensors: dict[str, np.ndarray] = {}
-    for key, layer, transposed, variable in _parameters(model):
-        if id(variable) not in host:
-            host[id(variable)] = np.asarray(jax.device_get(variable[...]), np.float32)
-        value = host[id(variable)] if layer is None else host[id(variable)][layer]
-        value = np.ascontiguousarray(value.T if transposed else value)
-        if split and ".gate_up_proj." in key:
-            gate, up = (value, value) if ".lora_A." in key else np.split(value, 2)
-            tensors[key.replace("gate_up_proj", "gate_proj")] = gate
-            tensors[key.replace("gate_up_proj", "up_proj")] = up
-        else:
-            tensors[key] = value
+    for key, slot in _slots(model).items():
+        if id(slot.variable) not in host:
+            host[id(slot.variable)] = np.asarray(jax.device_get(slot.variable[...]), np.float32)
+        tensors[key] = np.ascontiguousarray(slot.view(host[id(slot.variable)]))
+    lows = {}
+    for key, value in tensors.items():
+        if key.endswith(".lora_A.weight"):
+            name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+            spec = config.spec_of(name)
+            assert spec is not None
+            magnitude = tensors.get(f"{PREFIX}{name}.lora_magnitude_vector")
+            lows[name] = Low(value, tensors[f"{PREFIX}{name}.lora_B.weight"], magnitude, spec)
+    saved = {key: value for key, value in tensors.items() if ".lora_" not in key}
+    if format == "chatglm":
+        saved = {f"{PREFIX}{chatglm_name(key.removeprefix(PREFIX))}": value for key, value in saved.items()}
+    renamed, described = formatted(lows, config, base, format, model)
+    return saved | _keyed(renamed), described
+
+
+def _keyed(lows: Mapping[str, Low]) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for name, low in lows.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(low.a)
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(low.b)
+        if low.magnitude is not None:
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = low.magnitude
     return tensors
+
+
+def _identity(config: GlmConfig) -> dict[str, Any]:
+    """What a base must share with the one an adapter was trained on."""
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads", "head_dim", "partial_rotary_factor")  # fmt: skip
+    yarn = None if config.yarn is None else dataclasses.asdict(config.yarn)
+    return {"model_type": config.model_type, **{name: getattr(config, name) for name in names}, "yarn": yarn}
 
 
 def _check_base(model: Glm, files: TensorFiles, directory: Path) -> None:
@@ -150,43 +228,83 @@ def _check_base(model: Glm, files: TensorFiles, directory: Path) -> None:
             f"{directory}: trained on a base with rope_theta {stated}, this model has {model.config.rope_theta!r}; "
             f"load the base with rope_theta={stated}"
         )
+    try:
+        base = json.loads(files.metadata.get("base", "{}"))
+        differing = [(name, base[name], value) for name, value in _identity(model.config).items()
+                     if name in base and base[name] != value]  # fmt: skip
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{directory}: what {WEIGHTS} says of its base is damaged ({error})") from error
+    if differing:
+        stated = ", ".join(f"{name} {theirs}" for name, theirs, _ in differing)
+        found = ", ".join(str(ours) for *_, ours in differing)
+        raise InputError(f"{directory}: trained on another base: with {stated}; this model has {found}")
 
 
-def _fill(model: Glm, files: TensorFiles, file: Path) -> None:
-    found: dict[str, str] = {}
-    for name in files.tensors:
+def _entries(files: TensorFiles, file: Path) -> dict[str, _Entry]:
+    """The tensors of the file by the key PEFT writes; it reads some other spellings, so they are read here too."""
+    found: dict[str, _Entry] = {}
+    for name, info in files.tensors.items():
         key = re.sub(r"\.(lora_[AB]|lora_magnitude_vector)\.default(?=\.|$)", r".\1", name)
         key = key.removesuffix(".weight") if key.endswith(".lora_magnitude_vector.weight") else key
         if key in found:
-            raise InputError(f"{file}: {name} and {found[key]} are the same tensor")
-        found[key] = name
+            raise InputError(f"{file}: {name} and {found[key].name} are the same tensor")
+        found[key] = _Entry(name, info.shape, info.dtype, partial(files.read, name))
+    return found
+
+
+def _translate(
+    model: Glm, raw: Mapping[str, Any], found: dict[str, _Entry], file: Path
+) -> tuple[dict[str, _Entry], LoraConfig]:
+    """The tensors of another dialect, and their configuration, under glm's names."""
+
+    def read(name: str, spec: Spec) -> Low:
+        keys = [f"{PREFIX}{name}.{end}" for end in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")]
+        if missing := [key for key in keys[:2] if key not in found]:
+            raise InputError(f"{file.parent / WEIGHTS}: tensor missing: {some(missing)}")
+        values = [found.pop(key).read().astype(np.float32) if key in found else None for key in keys]
+        a, b, magnitude = values
+        assert a is not None
+        assert b is not None
+        if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == spec.rank:
+            raise InputError(
+                f"{file.parent / WEIGHTS}: {name} has A {list(a.shape)} and B {list(b.shape)}, its rank is {spec.rank}"
+            )
+        return Low(a, b, magnitude, spec)
+
+    names = [key.removeprefix(PREFIX).removesuffix(".lora_A.weight") for key in found if key.endswith(".lora_A.weight")]
+    lows, config = to_native(raw, file, names, read, model)
+    left = {f"{PREFIX}{glm_name(key.removeprefix(PREFIX))}": entry for key, entry in found.items()}
+    made = {key: _Entry(key, value.shape, "F32", lambda value=value: value) for key, value in _keyed(lows).items()}
+    return left | made, config
+
+
+def _fill(model: Glm, found: dict[str, _Entry], file: Path) -> None:
     head = found.pop(f"{PREFIX}lm_head.base_layer.weight", None)  # PEFT adds the base when lm_head is targeted
     if head is not None:
-        _check_head(model, files, head, file)
-    expected = list(_parameters(model))
-    keys = {key for key, *_ in expected}
+        _check_head(model, head, file)
+    slots = _slots(model)
     faults = []
     for what, names in (
-        ("missing", [key for key in keys if key not in found]),
-        ("unexpected", [name for key, name in found.items() if key not in keys]),
+        ("missing", [key for key in slots if key not in found]),
+        ("unexpected", [entry.name for key, entry in found.items() if key not in slots]),
     ):
         if names:
             faults.append(f"{len(names)} tensor{'s' * (len(names) > 1)} {what}: {some(sorted(names))}")
     wrong, bad = [], []
     stacks: dict[int, tuple[nnx.Variable, np.ndarray]] = {}
-    for key, layer, transposed, variable in expected:
+    for key, slot in slots.items():
         if key not in found:
             continue
-        info = files.tensors[found[key]]
-        stack = stacks.setdefault(id(variable), (variable, np.empty(variable.shape, np.float32)))[1]
-        place = stack if layer is None else stack[layer]
-        place = place.T if transposed else place
-        if info.shape != place.shape or info.dtype not in DTYPES:
-            wrong.append(f"{found[key]} {info.dtype}{list(info.shape)} instead of {list(place.shape)}")
+        entry = found[key]
+        if id(slot.variable) not in stacks:  # the values are kept where the file has none: layers without an adapter
+            stacks[id(slot.variable)] = slot.variable, _unfilled(slot.variable, key)
+        place = slot.view(stacks[id(slot.variable)][1])
+        if entry.shape != place.shape or entry.dtype not in DTYPES:
+            wrong.append(f"{entry.name} {entry.dtype}{list(entry.shape)} instead of {list(place.shape)}")
             continue
-        place[...] = files.read(found[key])
+        place[...] = entry.read()
         if not np.isfinite(place).all():
-            bad.append(found[key])
+            bad.append(entry.name)
     if wrong:
         faults.append(f"{len(wrong)} of wrong shape or dtype (another base or rank?): {some(wrong)}")
     if bad:
@@ -197,17 +315,25 @@ def _fill(model: Glm, files: TensorFiles, file: Path) -> None:
         variable.set_value(jnp.asarray(stack))
 
 
-def _check_head(model: Glm, files: TensorFiles, name: str, file: Path) -> None:
+def _unfilled(variable: nnx.Variable, key: str) -> np.ndarray:
+    if key.endswith(".lora_magnitude_vector"):
+        return np.array(jax.device_get(variable[...]))
+    return np.zeros(variable.shape, np.float32)
+
+
+def _check_head(model: Glm, head: _Entry, file: Path) -> None:
     linear = model.lm_head
-    if isinstance(linear, Linear) and files.tensors[name].shape == linear.kernel.shape[::-1]:
+    if isinstance(linear, Linear) and head.shape == linear.kernel.shape[::-1]:
         ours = np.asarray(jax.device_get(linear.kernel[...]))
-        if np.array_equal(files.read(name).astype(ours.dtype), ours.T):
+        if np.array_equal(head.read().astype(ours.dtype), ours.T):
             return
-    raise InputError(f"{file}: {name} differs from this model's lm_head; the adapter was trained on another base")
+    raise InputError(f"{file}: {head.name} differs from this model's lm_head; the adapter was trained on another base")
 
 
 def _model_card(config: LoraConfig, base: str | None) -> str:
     kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
+    targets = config.target_modules
+    targets = f"`{targets}`" if isinstance(targets, str) else ", ".join(targets)
     front = f"base_model: {base}\n" if base else ""
     return f"""---
 {front}library_name: peft
@@ -220,7 +346,7 @@ tags:
 
 # {kind} adapter for {base or "a GLM-4 model"}
 
-Rank {config.rank}, alpha {config.alpha:g}, dropout {config.dropout:g}, on {", ".join(config.target_modules)}.
+Rank {config.rank}, alpha {config.alpha:g}, dropout {config.dropout:g}, on {targets}.
 It is valid only with the base model, and the rope_theta, it was trained with.
 
 ## Safety

@@ -380,7 +380,7 @@ def convert(
 @app.command()
 def export(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory")],
-    to: Annotated[str, typer.Option(help="peft | vllm-split | merged")],
+    to: Annotated[str, typer.Option(help="peft | vllm-split | llama.cpp | chatglm | merged")],
     out: Annotated[Path | None, typer.Option(help="Directory to write; default RUN/export-FORMAT")] = None,
     stage: Annotated[str | None, typer.Option(help="Stage whose adapter to export; default: the last")] = None,
     push: Annotated[str | None, typer.Option(help="Also upload to this Hub repository, USER/NAME")] = None,

@@ -233,13 +233,12 @@ def _from_chatglm(raw: Mapping[str, Any]) -> dict[str, Any]:
 class Linear(nnx.Module):
     """``y = x W + b`` with ``kernel [in, out]``, or ``[L, in, out]`` when it is one of L stacked layers.
 
-    ``adapter`` is None or a module of ``lora.py`` that changes ``y``; the base weights stay as they are.
+    ``adapter`` is None or a module of ``lora.py`` that changes ``y``; ``kernel`` may be one of ``quantize.py``.
     """
 
     def __init__(
         self, inputs: int, outputs: int, *, bias: bool, stack: tuple[int, ...], std: float, dtype: Any, rngs: nnx.Rngs
     ):
-        # A parameter, or a frozen kernel of quantize.py that does the product itself.
         self.kernel: Any = nnx.Param(std * jax.random.normal(rngs.params(), (*stack, inputs, outputs), dtype))
         self.bias = nnx.Param(jnp.zeros((*stack, outputs), dtype)) if bias else None
         self.adapter: nnx.Module | None = nnx.data(None)
@@ -391,6 +390,10 @@ class Embed(nnx.Module):
     def __init__(self, config: GlmConfig, *, dtype: Any, rngs: nnx.Rngs):
         shape = (config.vocab_size, config.hidden_size)
         self.embedding = nnx.Param(config.initializer_range * jax.random.normal(rngs.params(), shape, dtype))
+        self.adapter: Any = nnx.data(None)  # a trained copy of the table, see lora.py
+
+    def __call__(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        return (self.embedding if self.adapter is None else self.adapter.weight)[...][tokens]
 
 
 class Glm(nnx.Module):
@@ -450,7 +453,7 @@ class Glm(nnx.Module):
         if cache is not None:
             ids = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, cache.length))
             cache = cache._replace(segment_ids=ids)
-        h = self.embed_tokens.embedding[...][tokens].astype(self.dtype)
+        h = self.embed_tokens(tokens).astype(self.dtype)
         # As in transformers (padding_idx): the padding token's embedding is used, but training never moves it.
         h = spread_hidden(jnp.where((tokens == self.config.pad_token_id)[..., None], jax.lax.stop_gradient(h), h))
         rope = rope_tables(self.config, positions, self.dtype)

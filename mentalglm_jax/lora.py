@@ -11,13 +11,15 @@ target names are PEFT's, so that an adapter is the same object on both sides (``
 
 import dataclasses
 import math
+import re
 import zlib
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -26,6 +28,8 @@ from mentalglm_jax.glm import Glm, Linear, matmul
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
 TARGETS = (*ALL_LINEAR, "lm_head")
+SAVABLE = ("embed_tokens", "lm_head")
+EMBEDDING = "model.embed_tokens"
 
 
 class LoraParam(nnx.Param):
@@ -38,43 +42,104 @@ class LoraScale(nnx.Variable):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """What PEFT's ``LoraConfig`` calls r, lora_alpha, lora_dropout, target_modules, use_rslora, use_dora,
-    rank_pattern and alpha_pattern (pairs of a module name, e.g. ``down_proj``, and its value). Hashable."""
+    """What PEFT's ``LoraConfig`` says, under its names except ``rank`` (r), ``alpha`` (lora_alpha), ``dropout``
+    (lora_dropout), with its meaning. Hashable.
+
+    ``target_modules`` and ``exclude_modules``: names or ends of names (``q_proj``, ``mlp.down_proj``,
+    ``layers.3.self_attn.q_proj``), or one regular expression for a whole name (``model.layers.0.self_attn.q_proj``);
+    "all-linear" is every linear map of the layers. ``layers_to_transform``: the layers a list of names is meant for,
+    None is all. ``rank_pattern``, ``alpha_pattern``: pairs of a regular expression for the end of a name, the first
+    that matches counts, and a value. ``modules_to_save``: ``embed_tokens``, ``lm_head``, trained whole.
+    """
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
-    target_modules: tuple[str, ...] = ALL_LINEAR
+    target_modules: tuple[str, ...] | str = ALL_LINEAR
+    exclude_modules: tuple[str, ...] | str = ()
+    layers_to_transform: tuple[int, ...] | None = None
+    modules_to_save: tuple[str, ...] = ()
     use_rslora: bool = False
     use_dora: bool = False
     rank_pattern: tuple[tuple[str, int], ...] = ()
     alpha_pattern: tuple[tuple[str, float], ...] = ()
 
+    KNOWN: ClassVar[tuple[str, ...]] = TARGETS
+    SAVABLE: ClassVar[tuple[str, ...]] = SAVABLE
+
     def __post_init__(self) -> None:
-        patterns = [name for name, _ in (*self.rank_pattern, *self.alpha_pattern)]
-        unknown = sorted({*self.target_modules, *patterns} - set(TARGETS))
-        if unknown:
-            raise InputError(f"LoRA: no module named {', '.join(unknown)}; GLM-4 has {', '.join(TARGETS)}")
+        if self.target_modules == "all-linear":
+            object.__setattr__(self, "target_modules", ALL_LINEAR)
         if not self.target_modules:
             raise InputError("LoRA: target_modules is empty, nothing would be trained")
         if min([self.rank, *dict(self.rank_pattern).values()]) < 1 or not 0 <= self.dropout < 1:
             raise InputError(f"LoRA: rank must be at least 1 and dropout in [0, 1), got {self.rank}, {self.dropout}")
-        for name in ("rank_pattern", "alpha_pattern"):  # mappings: an order of their own says nothing
-            pairs = sorted(dict(getattr(self, name)).items(), key=lambda pair: TARGETS.index(pair[0]))
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise InputError("LoRA: layers_to_transform goes with a list of target_modules, not with an expression")
+        plain = [name for name, _ in (*self.rank_pattern, *self.alpha_pattern) if re.fullmatch(r"\w+", name)]
+        listed = [name.rpartition(".")[2] for rule in (self.target_modules, self.exclude_modules)
+                  if not isinstance(rule, str) for name in rule]  # fmt: skip
+        if unknown := sorted({*listed, *plain} - set(self.KNOWN)):
+            raise InputError(f"LoRA: no module named {', '.join(unknown)}; GLM-4 has {', '.join(TARGETS)}")
+        if unknown := sorted(set(self.modules_to_save) - set(self.SAVABLE)):
+            raise InputError(
+                f"LoRA: modules_to_save {', '.join(unknown)}: only {', '.join(SAVABLE)} can be trained whole"
+            )
+        rules = [rule for rule in (self.target_modules, self.exclude_modules) if isinstance(rule, str)]
+        for rule in (*rules, *(name for name, _ in (*self.rank_pattern, *self.alpha_pattern))):
+            try:
+                re.compile(rule)
+            except re.error as error:
+                raise InputError(f"LoRA: {rule!r} is not a regular expression ({error})") from error
+        # Lists of names, and tables of them, say the same in any order; one order makes equal ones equal.
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            if not isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, tuple(sorted(set(value), key=_order)))
+        for name in ("rank_pattern", "alpha_pattern"):
+            pairs = dict(getattr(self, name)).items()
+            if all(re.fullmatch(r"\w+", key) for key, _ in pairs):
+                pairs = sorted(pairs, key=lambda pair: _order(pair[0]))
             object.__setattr__(self, name, tuple(pairs))
+        if self.layers_to_transform is not None:
+            object.__setattr__(self, "layers_to_transform", tuple(sorted(set(self.layers_to_transform))))
 
-    def rank_of(self, name: str) -> int:
-        """The rank used for the module called ``name``."""
-        return dict(self.rank_pattern).get(name, self.rank)
+    def spec_of(self, name: str) -> "Spec | None":
+        """Rank, alpha and scale of the module that transformers calls ``name``, or None when it is not targeted."""
+        if _selects(self.exclude_modules, name) or name.rpartition(".")[2] in self.modules_to_save:
+            return None
+        layer = re.match(r".*?\.layers\.(\d+)\.", f".{name}")
+        wanted = self.layers_to_transform
+        if not _selects(self.target_modules, name) or (
+            wanted is not None and (layer is None or int(layer[1]) not in wanted)
+        ):
+            return None
+        rank, alpha = _first(self.rank_pattern, name, self.rank), _first(self.alpha_pattern, name, self.alpha)
+        return Spec(rank, alpha, alpha / (math.sqrt(rank) if self.use_rslora else rank))
 
-    def alpha_of(self, name: str) -> float:
-        """The alpha used for the module called ``name``."""
-        return dict(self.alpha_pattern).get(name, self.alpha)
 
-    def scale_of(self, name: str) -> float:
-        """The factor ``s`` of the module called ``name``."""
-        rank = self.rank_of(name)
-        return self.alpha_of(name) / (math.sqrt(rank) if self.use_rslora else rank)
+class Spec(NamedTuple):
+    """What one module of one layer is adapted with; ``scale`` is the factor ``s``."""
+
+    rank: int
+    alpha: float
+    scale: float
+
+
+def _order(name: str) -> tuple[int, str]:
+    last = name.rpartition(".")[2]
+    known = (*TARGETS, *SAVABLE)
+    return (known.index(last) if last in known else len(known), name)
+
+
+def _selects(rule: tuple[str, ...] | str, module: str) -> bool:
+    """PEFT's matching: a string is a regular expression for the whole name, a list holds names or endings of names."""
+    if isinstance(rule, str):
+        return re.fullmatch(rule, module) is not None
+    return any(module == item or module.endswith(f".{item}") for item in rule)
+
+
+def _first(patterns: tuple[tuple[str, Any], ...], module: str, default: Any) -> Any:
+    return next((value for key, value in patterns if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
 class Adapter(nnx.Module):
@@ -82,16 +147,27 @@ class Adapter(nnx.Module):
 
     ``a [in, r]`` starts uniform in ±1/sqrt(in) (PEFT's kaiming_uniform(a=sqrt 5)), ``b [r, out]`` at zero, so that a
     fresh adapter changes nothing. Its float32 weights are cast to the activations' dtype for the products.
+
+    Layers may have ranks of their own, 0 for a layer that is not adapted; r is the largest. What a layer does not use
+    of A and B is zero in both, so that its gradient is zero too and it stays so. ``active`` keeps DoRA's factor at 1 in
+    layers that are not adapted.
     """
 
-    def __init__(self, kernel: Any, *, rank: int, scale: float, dropout: float, dora: bool, name: str,
+    def __init__(self, kernel: Any, *, specs: "tuple[Spec | None, ...]", dropout: float, dora: bool, name: str,
                  rngs: nnx.Rngs):  # fmt: skip
         *stack, inputs, outputs = kernel.shape
-        bound = 1 / math.sqrt(inputs)
-        self.a = LoraParam(jax.random.uniform(rngs.params(), (*stack, inputs, rank), jnp.float32, -bound, bound))
+        self.ranks = tuple(spec.rank if spec else 0 for spec in specs)
+        rank, bound = max(self.ranks), 1 / math.sqrt(inputs)
+        a = jax.random.uniform(rngs.params(), (*stack, inputs, rank), jnp.float32, -bound, bound)
+        if min(self.ranks) < rank:
+            a = jnp.where(np.arange(rank) < np.asarray(self.ranks)[:, None, None], a, 0)
+        scales = np.asarray([spec.scale if spec else 0 for spec in specs], np.float32)
+        self.a = LoraParam(a)
         self.b = LoraParam(jnp.zeros((*stack, rank, outputs), jnp.float32))
-        self.scale = LoraScale(jnp.full(tuple(stack), scale, jnp.float32))
+        self.scale = LoraScale(jnp.asarray(scales.reshape(stack)))
         self.magnitude = LoraParam(_norms_of(kernel)) if dora else None
+        partly = dora and 0 in self.ranks
+        self.active = LoraScale(jnp.asarray(np.asarray(self.ranks) > 0, jnp.float32)) if partly else None
         self.dropout = dropout
         self.salt = zlib.crc32(name.encode())
 
@@ -108,9 +184,15 @@ class Adapter(nnx.Module):
         if self.magnitude is None:
             return y + update
         norms = jax.lax.stop_gradient(column_norms(kernel.astype(jnp.float32) + self.delta()))
-        factor = (self.magnitude[...] / norms).astype(y.dtype)
+        factor = self._factor(norms).astype(y.dtype)
         # As in PEFT: y itself stays whole, dropout thins only what DoRA adds to it.
         return y + (factor - 1) * base + factor * update
+
+    def _factor(self, norms: Float[Array, "*stack out"]) -> Float[Array, "*stack out"]:
+        """DoRA's ``m / norm``."""
+        assert self.magnitude is not None
+        factor = self.magnitude[...] / norms
+        return factor if self.active is None else jnp.where(self.active[...][..., None] > 0, factor, 1)
 
     def delta(self) -> Float[Array, "*stack in out"]:
         """``s A B`` in float32."""
@@ -121,8 +203,25 @@ class Adapter(nnx.Module):
         """The kernel with the update folded in: summed in float32, cast once."""
         weight = kernel.astype(jnp.float32) + self.delta()
         if self.magnitude is not None:
-            weight = weight * (self.magnitude[...] / column_norms(weight))[..., None, :]
+            weight = weight * self._factor(column_norms(weight))[..., None, :]
         return weight.astype(kernel.dtype)
+
+
+class Replacement(nnx.Module):
+    """A trained copy of a whole weight, float32: what PEFT's ``modules_to_save`` makes of embed_tokens or lm_head."""
+
+    def __init__(self, weight: Array):
+        self.weight = LoraParam(weight.astype(jnp.float32))
+
+    def __call__(
+        self, x: Float[Array, "... in"], y: Float[Array, "... out"], kernel: Float[Array, "in out"], key: Array | None
+    ) -> Float[Array, "... out"]:
+        """The product with the copy; the original's, ``y``, is not used."""
+        return matmul(x, self.weight[...])
+
+    def merged(self, kernel: Float[Array, "in out"]) -> Float[Array, "in out"]:
+        """The copy in the dtype of the original."""
+        return self.weight[...].astype(kernel.dtype)
 
 
 def column_norms(kernel: Float[Array, "*stack in out"]) -> Float[Array, "*stack out"]:
@@ -150,24 +249,65 @@ def linears(model: Glm) -> Iterator[tuple[str, Linear]]:
         yield "lm_head", model.lm_head
 
 
+def module_names(path: str, layers: int) -> list[str]:
+    """transformers' names of one of our linears, layer by layer: ``model.layers.0.self_attn.q_proj`` ..."""
+    if not path.startswith("layers."):
+        return [path]
+    return [f"model.layers.{layer}.{path.removeprefix('layers.')}" for layer in range(layers)]
+
+
+def resolve(model: Glm, config: LoraConfig) -> dict[str, tuple[Spec | None, ...]]:
+    """Path to what each of its layers is adapted with, for the linears of ``model`` that ``config`` targets.
+
+    Raises:
+        InputError: ``config`` names modules or layers this model does not have, or selects nothing or embed_tokens.
+    """
+    count, found = model.config.num_hidden_layers, [path for path, _ in linears(model)]
+    names = {path: module_names(path, count) for path in found}
+    every = [name for group in names.values() for name in group]
+    if isinstance(config.target_modules, tuple):
+        here = {path.rpartition(".")[2] for path in found}
+        if missing := sorted({name for name in config.target_modules if name.rpartition(".")[2] not in here}):
+            raise InputError(f"LoRA: this model has no module {', '.join(missing)} to adapt")
+        if missing := [item for item in config.target_modules if not any(_selects((item,), name) for name in every)]:
+            raise InputError(
+                f"LoRA: target_modules {', '.join(missing)} not found in this model ({', '.join(sorted(here))})"
+            )
+    elif _selects(config.target_modules, EMBEDDING) and not _selects(config.exclude_modules, EMBEDDING):
+        raise InputError("LoRA: target_modules selects embed_tokens; only modules_to_save trains embeddings")
+    if beyond := [layer for layer in config.layers_to_transform or () if not 0 <= layer < count]:
+        raise InputError(
+            f"LoRA: layers_to_transform has {', '.join(map(str, beyond))}, the model has layers 0..{count - 1}"
+        )
+    specs = {path: tuple(config.spec_of(name) for name in group) for path, group in names.items()}
+    specs = {path: group for path, group in specs.items() if any(group)}
+    if not specs:
+        raise InputError(f"LoRA: target_modules {config.target_modules!r} selects nothing in this model")
+    if config.modules_to_save and model.config.tie_word_embeddings:
+        raise InputError(
+            f"LoRA: modules_to_save {', '.join(config.modules_to_save)}: this model's embeddings are tied, "
+            "training a copy of one would untie them"
+        )
+    return specs
+
+
 def add_lora(model: Glm, config: LoraConfig, rngs: nnx.Rngs) -> None:
     """Adds a fresh adapter to ``model`` in place.
 
     Raises:
-        InputError: the model already has an adapter, or tied embeddings are targeted as ``lm_head``.
+        InputError: the model already has an adapter, or see ``resolve``.
     """
     if has_lora(model):
         raise InputError("LoRA: the model already has an adapter; merge or remove it first")
-    found = {path.rpartition(".")[2] for path, _ in linears(model)}
-    if missing := sorted(set(config.target_modules) - found):
-        raise InputError(f"LoRA: this model has no module {', '.join(missing)} to adapt")
+    specs = resolve(model, config)
     for path, linear in linears(model):
-        name = path.rpartition(".")[2]
-        if name in config.target_modules:
-            linear.adapter = Adapter(
-                linear.kernel, rank=config.rank_of(name), scale=config.scale_of(name), dropout=config.dropout,
-                dora=config.use_dora, name=path, rngs=rngs
-            )  # fmt: skip
+        if path in specs:
+            linear.adapter = Adapter(linear.kernel, specs=specs[path], dropout=config.dropout, dora=config.use_dora,
+                                     name=path, rngs=rngs)  # fmt: skip
+    if "embed_tokens" in config.modules_to_save:
+        model.embed_tokens.adapter = Replacement(model.embed_tokens.embedding[...])
+    if "lm_head" in config.modules_to_save and model.lm_head is not None:
+        model.lm_head.adapter = Replacement(model.lm_head.kernel[...])
     model.lora_config = config
 
 
@@ -180,6 +320,7 @@ def remove_lora(model: Glm) -> None:
     """Drops the adapter in place; the base weights were never changed."""
     for _, linear in linears(model):
         linear.adapter = nnx.data(None)
+    model.embed_tokens.adapter = nnx.data(None)
     model.lora_config = None
 
 
@@ -201,8 +342,11 @@ def merge_lora(model: Glm) -> Glm:
     refuse_quantized(model, "merge_lora")
     merged = nnx.clone(model)  # merging a split would share the Variables, and the base would change too
     for _, linear in linears(merged):
-        if isinstance(linear.adapter, Adapter):
+        if isinstance(linear.adapter, Adapter | Replacement):
             linear.kernel.set_value(linear.adapter.merged(linear.kernel[...]))
+    if isinstance(merged.embed_tokens.adapter, Replacement):
+        table = merged.embed_tokens.embedding
+        table.set_value(merged.embed_tokens.adapter.merged(table[...]))
     remove_lora(merged)
     return merged
 

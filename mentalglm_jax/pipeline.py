@@ -21,6 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mentalglm_jax import tasks
+from mentalglm_jax.adapter_formats import FORMATS
 from mentalglm_jax.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints import save_pretrained
 from mentalglm_jax.data.batches import Example, encode_chats, encode_posts, encode_records
@@ -455,7 +456,7 @@ def export_run(run_dir: Path, to: str, out: Path, stage: str | None = None, push
 
     Args:
         run_dir: a run directory whose training stages are done.
-        to: "peft", "vllm-split" or "merged".
+        to: a format of ``save_adapter`` ("peft", "vllm-split", "llama.cpp", "chatglm"), or "merged".
         out: directory to write.
         stage: whose adapter; None is the last stage's.
         push: Hub repository (USER/NAME) to upload ``out`` to as well; needs a logged-in ``hf auth login``.
@@ -468,8 +469,8 @@ def export_run(run_dir: Path, to: str, out: Path, stage: str | None = None, push
         recipe = Recipe.model_validate({**saved, "run_dir": run_dir})
     except (OSError, ValueError, KeyError):
         raise InputError(f"{run_dir}: not a run directory (no readable run.json)") from None
-    if to not in ("peft", "vllm-split", "merged"):
-        raise InputError(f"export format {to!r} is not one of peft, vllm-split, merged")
+    if to not in (*FORMATS, "merged"):
+        raise InputError(f"export format {to!r} is not one of {', '.join(FORMATS)}, merged")
     job = Run(recipe)
     stage = stage or recipe.stages[-1].name
     if not job.adapter_dir(stage).is_dir():

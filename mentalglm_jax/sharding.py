@@ -70,11 +70,14 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
     if path in PARAMETER_AXES:
         return PARAMETER_AXES[path]
     module, _, name = path.rpartition(".kernel." if ".kernel." in path else ".adapter.")
+    if module == "embed_tokens":
+        return PARAMETER_AXES["embed_tokens.embedding"]
     *stack, inputs, outputs = PARAMETER_AXES[f"{module}.kernel"]
     return {
         "values": (*stack, inputs, outputs), "codes": (*stack, inputs, None, outputs),
         "scales": (*stack, inputs, outputs), "channel_scales": (*stack, outputs),
         "a": (*stack, inputs, "rank"), "b": (*stack, "rank", outputs), "scale": tuple(stack),
+        "active": tuple(stack), "weight": (inputs, outputs),
         "magnitude": (*stack, outputs),
     }[name]  # fmt: skip
 

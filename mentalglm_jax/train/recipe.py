@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mentalglm_jax.data.synthetic import SyntheticConfig
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.glm import GlmConfig
-from mentalglm_jax.lora import ALL_LINEAR, LoraConfig
+from mentalglm_jax.lora import LoraConfig
 from mentalglm_jax.tasks import TASKS
 
 Positive = Annotated[int, Field(ge=1)]
@@ -95,14 +95,21 @@ class TrainConfig(_Strict):
 
 
 class LoraSection(_Strict):
-    """The adapter; names as in PEFT's ``LoraConfig`` except ``rank`` (r) and ``alpha`` (lora_alpha)."""
+    """The adapter; names as in PEFT's ``LoraConfig`` except ``rank`` (r) and ``alpha`` (lora_alpha).
+
+    ``target_modules`` is "all-linear", a list of names or one regular expression for a whole name."""
 
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
     dropout: Decay = 0.05
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    target_modules: tuple[str, ...] | str = "all-linear"
     use_rslora: bool = False
     use_dora: bool = False
+    exclude_modules: tuple[str, ...] = ()
+    layers_to_transform: tuple[int, ...] | None = None
+    modules_to_save: tuple[str, ...] = ()
+    rank_pattern: dict[str, Positive] = {}
+    alpha_pattern: dict[str, float] = {}
 
     @model_validator(mode="after")
     def _possible(self) -> "LoraSection":
@@ -114,9 +121,8 @@ class LoraSection(_Strict):
 
     def config(self) -> LoraConfig:
         """The ``LoraConfig`` of this section."""
-        targets = ALL_LINEAR if self.target_modules == "all-linear" else self.target_modules
-        return LoraConfig(rank=self.rank, alpha=self.alpha, dropout=self.dropout, target_modules=targets,
-                          use_rslora=self.use_rslora, use_dora=self.use_dora)  # fmt: skip
+        patterns = {name: tuple(getattr(self, name).items()) for name in ("rank_pattern", "alpha_pattern")}
+        return LoraConfig(**self.model_dump(exclude=set(patterns)), **patterns)
 
 
 class DataSection(_Strict):

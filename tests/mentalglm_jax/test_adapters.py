@@ -20,7 +20,20 @@ from safetensors.torch import load_file, save_file
 from mentalglm_jax.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints import load, save_pretrained
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.lora import ALL_LINEAR, TARGETS, LoraConfig, add_lora, has_lora, linears, merge_lora, remove_lora
+from mentalglm_jax.lora import (
+    ALL_LINEAR,
+    TARGETS,
+    Adapter,
+    LoraConfig,
+    LoraParam,
+    Replacement,
+    add_lora,
+    has_lora,
+    linears,
+    merge_lora,
+    module_names,
+    remove_lora,
+)
 
 TOKENS = np.random.default_rng(0).integers(4, 96, (2, 19)).astype(np.int32)
 CASES = {
@@ -37,6 +50,21 @@ CASES = {
         "alpha_pattern": {"mlp.gate_up_proj": 5, "o_proj": 2.5},
     },
     "head": {"target_modules": ["lm_head", "o_proj"], "use_dora": True, "use_rslora": True},
+    "some layers": {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [0, 2]},
+    "one layer, dora": {"target_modules": list(ALL_LINEAR), "layers_to_transform": 1, "use_dora": True},
+    "regex for one layer": {"target_modules": r".*layers\.1\..*(q|gate_up)_proj", "exclude_modules": r".*\.mlp\..*"},
+    "whole name": {"target_modules": ["model.layers.2.self_attn.v_proj", "0.mlp.down_proj"], "use_rslora": True},
+    "ranks by layer": {
+        "target_modules": ["q_proj", "o_proj"], "use_dora": True,
+        "rank_pattern": {r"layers\.1\.self_attn\.q_proj": 2, "q_proj": 5, r"layers\.2\.\w+\.o_proj": 7},
+        "alpha_pattern": {r"layers\.0\..*": 1.5},
+    },
+    "modules to save": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    "everything": {
+        "target_modules": list(ALL_LINEAR), "layers_to_transform": [1, 2], "exclude_modules": ["k_proj"],
+        "use_dora": True, "use_rslora": True, "rank_pattern": {"2.self_attn.v_proj": 6},
+        "modules_to_save": ["embed_tokens"],
+    },
 }  # fmt: skip
 
 
@@ -47,6 +75,8 @@ def randomise(model, seed=1):
         for name, weight in model.named_parameters():
             if "lora_A" in name or "lora_B" in name:
                 weight.normal_(0, 0.2, generator=generator)
+            elif "modules_to_save" in name:
+                weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
             elif "magnitude" in name:
                 weight.mul_(1 + 0.3 * torch.rand(weight.shape, generator=generator))
     return model.eval()
@@ -86,13 +116,23 @@ def trained(base, seed=0, **options):
     model = nnx.clone(base)
     add_lora(model, LoraConfig(**{"rank": 4, "alpha": 6.0} | options), nnx.Rngs(0))
     rng = np.random.default_rng(seed)
+
+    def normal(shape):
+        return jnp.asarray(rng.normal(0, 0.2, shape), jnp.float32)
+
     for _, linear in linears(model):
-        if linear.adapter is not None:
-            linear.adapter.a.set_value(jnp.asarray(rng.normal(0, 0.2, linear.adapter.a.shape), jnp.float32))
-            linear.adapter.b.set_value(jnp.asarray(rng.normal(0, 0.2, linear.adapter.b.shape), jnp.float32))
-            if linear.adapter.magnitude is not None:
-                scale = jnp.asarray(1 + 0.3 * rng.random(linear.adapter.magnitude.shape), jnp.float32)
-                linear.adapter.magnitude.set_value(linear.adapter.magnitude[...] * scale)
+        adapter = linear.adapter
+        if isinstance(adapter, Adapter):
+            used = np.arange(max(adapter.ranks)) < np.asarray(adapter.ranks)[:, None]  # the rest is zero and stays so
+            used = jnp.asarray(used if adapter.a.ndim == 3 else used[0])
+            adapter.a.set_value(normal(adapter.a.shape) * used[..., None, :])
+            adapter.b.set_value(normal(adapter.b.shape) * used[..., None])
+            if adapter.magnitude is not None:
+                scale = jnp.asarray(1 + 0.3 * rng.random(adapter.magnitude.shape), jnp.float32)
+                adapter.magnitude.set_value(adapter.magnitude[...] * scale)
+    for module in (model.embed_tokens, model.lm_head):
+        if isinstance(module.adapter, Replacement):
+            module.adapter.weight.set_value(module.adapter.weight[...] + normal(module.adapter.weight.shape))
     return model
 
 
@@ -119,16 +159,57 @@ def test_what_peft_saves_gives_the_same_logits(hf, base, tmp_path, case):
     reference = hf.logits(model, TOKENS)
     assert hf.error(hf.run(ours, TOKENS), reference) <= 1e-5
     assert hf.error(hf.run(base, TOKENS), reference) > 1e-2
-    wrapped = {
-        name.split(".")[-1] for name, module in model.base_model.model.named_modules() if hasattr(module, "lora_A")
-    }
-    assert wrapped == set(ours.lora_config.target_modules)
+    wrapped = {name for name, module in model.base_model.model.named_modules() if hasattr(module, "lora_A")}
+    assert wrapped == adapted(ours)
     # and back: the same tensors under the same names, bit for bit
     save_adapter(ours, tmp_path / "again")
     before, after = (load_file(tmp_path / d / "adapter_model.safetensors") for d in ("adapter", "again"))
     before.pop("base_model.model.lm_head.base_layer.weight", None)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+    assert config_of(tmp_path / "again") == config_of(tmp_path / "adapter")
+
+
+def adapted(model) -> set[str]:
+    """transformers' names of the modules that have an adapter."""
+    return {
+        name for path, linear in linears(model) if isinstance(linear.adapter, Adapter)
+        for name, rank in zip(module_names(path, 3), linear.adapter.ranks, strict=True) if rank
+    }  # fmt: skip
+
+
+def config_of(directory: Path) -> dict:
+    """``adapter_config.json`` with lists in one order: PEFT keeps names in sets."""
+    raw = json.loads((directory / "adapter_config.json").read_text())
+    raw["layers_to_transform"] = np.ravel(raw["layers_to_transform"]).tolist()
+    return {key: sorted(value) if isinstance(value, list) else value for key, value in raw.items()}
+
+
+@pytest.mark.parametrize("case", ["lora", "ranks by layer", "everything"])
+def test_training_goes_on_in_jax_and_back_in_peft(hf, base, tmp_path, case):
+    """Two steps here; PEFT reads each of them and agrees. Layers and ranks without an adapter stay without one."""
+    by_peft(hf, tmp_path / "0", **CASES[case])
+    ours = nnx.clone(base)
+    load_adapter(ours, tmp_path / "0")
+    before = adapted(ours)
+    for step in ("1", "2"):
+        graph, adapter, rest = nnx.split(ours, LoraParam, ...)
+
+        def loss(adapter, graph=graph, rest=rest):
+            return jax.nn.log_softmax(nnx.merge(graph, adapter, rest)(jnp.asarray(TOKENS)))[..., 5].mean()
+
+        with jax.disable_jit():
+            slopes = jax.grad(loss)(adapter)
+        moved = jax.tree.map(lambda w, g: w + 0.02 * jnp.sign(g) + 0.1 * g, adapter, slopes)
+        ours = nnx.merge(graph, moved, rest)
+        save_adapter(ours, tmp_path / step)
+        theirs = peft.PeftModel.from_pretrained(hf.model("glm"), tmp_path / step)
+        found = hf.run(ours, TOKENS)
+        assert hf.error(found, hf.logits(theirs, TOKENS)) <= 1e-5
+    assert adapted(ours) == before
+    again = nnx.clone(base)
+    load_adapter(again, tmp_path / "2")  # the file has no unused ranks and layers: what is zero there is zero here
+    assert hf.error(hf.run(again, TOKENS), found) == 0
 
 
 @pytest.mark.parametrize(
@@ -205,8 +286,10 @@ def test_vllm_split_says_the_same_with_split_names(hf, base, tmp_path):
         found = 1.5 * tensors[name.format(half, "B")] @ tensors[name.format(half, "A")]
         np.testing.assert_allclose(found, delta[rows], rtol=1e-5, atol=1e-6)
     assert not any("gate_up" in key for key in tensors)
-    with pytest.raises(InputError, match=r"gate_proj, up_proj not found.*format='peft'"):
-        load_adapter(nnx.clone(base), tmp_path / "split")
+    again = nnx.clone(base)
+    load_adapter(again, tmp_path / "split")
+    same_adapter(again, ours)
+    assert again.lora_config == ours.lora_config
     with pytest.raises(InputError, match="vLLM does not load DoRA"):
         save_adapter(trained(base, use_dora=True), tmp_path / "dora", format="vllm-split")
 
@@ -272,20 +355,23 @@ FAULTS = {
     "bias": (change(bias="all"), "bias='all'"),
     "lora bias": (change(lora_bias=True), "lora_bias=True"),
     "transposed": (change(fan_in_fan_out=True), "fan_in_fan_out=True"),
-    "some layers": (change(layers_to_transform=[0, 1]), r"layers_to_transform=\[0, 1\]"),
-    "one layer": (change(layers_to_transform=0), "layers_to_transform=0"),
-    "modules to save": (change(modules_to_save=["lm_head"]), r"modules_to_save=\['lm_head'\]"),
+    "layers beyond": (change(layers_to_transform=[1, 3]), r"layers_to_transform has 3, the model has layers 0..2"),
+    "layers of text": (change(layers_to_transform=["1"]), "must be a list of layer numbers"),
+    "layers of a regex": (change(target_modules=".*q_proj", layers_to_transform=[1]), "goes with a list"),
+    "layers under another name": (change(layers_pattern="blocks"), "layers_pattern='blocks'"),
+    "norms to save": (change(modules_to_save=["norm"]), "modules_to_save norm: only embed_tokens, lm_head"),
+    "no weights to save": (change(modules_to_save=["lm_head"]), "1 tensor missing: base_model.model.lm_head.weight"),
     "parameters": (change(target_parameters=["x"]), "target_parameters"),
     "trained tokens": (change(trainable_token_indices=[1]), "trainable_token_indices"),
     "several": (change(bias="all", lora_bias=True), "bias='all', lora_bias=True"),
     "pissa": (change(init_lora_weights="pissa_niter_4"), "pissa"),
     "a future option": (change(use_tomorrow=True), "use_tomorrow=True"),
-    "module not there": (change(target_modules=["q_proj", "gate"]), "target_modules gate not found"),
-    "chatglm names": (change(target_modules=["query_key_value"]), "query_key_value not found.*chatglm layout"),
-    "embeddings": (change(target_modules=["q_proj", "embed_tokens"]), "adapters on embeddings are not supported"),
+    "module not there": (change(target_modules=["q_proj", "gate"]), "no module named gate; GLM-4 has q_proj"),
+    "layer not there": (change(target_modules=["layers.9.self_attn.q_proj"]), "layers.9.self_attn.q_proj not found"),
+    "chatglm names": (change(target_modules=["query_key_value"]), "no module named query_key_value"),
+    "embeddings": (change(target_modules=["q_proj", "embed_tokens"]), "no module named embed_tokens"),
+    "embeddings by regex": (change(target_modules=r".*(q_proj|embed_tokens)"), "only modules_to_save trains"),
     "regex for nothing": (change(target_modules="nothing"), "selects nothing"),
-    "regex for one layer": (change(target_modules=r".*layers\.1\..*q_proj"), "q_proj in 1 of 3 layers"),
-    "rank by layer": (change(rank_pattern={r"layers\.1\.self_attn\.q_proj": 2}), "different values in different"),
     "pickle": (without_weights, r"only pickles are there .adapter_model.bin."),
     "no weights": (lambda d: (d / "adapter_model.safetensors").unlink(), "needed, but it is missing"),
     "missing": (rewrite(lambda t: t.pop(KEY)), f"1 tensor missing: {KEY}"),
@@ -335,9 +421,17 @@ def test_another_base_is_refused(hf, base, tmp_path):
     other = hf.to_jax(hf.model("glm", rope_theta=5e6))
     with pytest.raises(InputError, match=r"rope_theta 10000.0, this model has 5000000.0"):
         load_adapter(other, tmp_path / "ours")
-    wide = hf.to_jax(hf.model("glm", hidden_size=64))
-    with pytest.raises(InputError, match=r"another base or rank"):
-        load_adapter(wide, tmp_path / "ours")
+    for changes, message in (
+        ({"hidden_size": 64}, "trained on another base: with hidden_size 32; this model has 64"),
+        ({"num_hidden_layers": 2, "head_dim": 16}, "num_hidden_layers 3, head_dim 8; this model has 2, 16"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_adapter(hf.to_jax(hf.model("glm", **changes)), tmp_path / "ours")
+    with pytest.raises(InputError, match="with model_type glm; this model has glm4"):
+        load_adapter(hf.to_jax(hf.model("glm4")), tmp_path / "ours")
+    by_peft(hf, tmp_path / "plain", target_modules=["q_proj"])
+    with pytest.raises(InputError, match=r"another base or rank.*lora_A.weight F32\[4, 32\] instead of \[4, 64\]"):
+        load_adapter(hf.to_jax(hf.model("glm", hidden_size=64)), tmp_path / "plain")
     by_peft(hf, tmp_path / "theirs", target_modules=["lm_head"])
     with pytest.raises(InputError, match="differs from this model's lm_head"):
         load_adapter(hf.to_jax(hf.model("glm", seed=5)), tmp_path / "theirs")
@@ -349,7 +443,7 @@ def test_wrong_calls_are_refused(base, saved_by_peft, tmp_path):
     model = trained(base)
     with pytest.raises(InputError, match="already has an adapter"):
         load_adapter(model, saved_by_peft)
-    with pytest.raises(InputError, match=r"format 'gguf' is not one of peft, vllm-split"):
+    with pytest.raises(InputError, match=r"format 'gguf' is not one of peft, vllm-split, llama.cpp, chatglm"):
         save_adapter(model, tmp_path / "x", format="gguf")
     with pytest.raises(InputError, match="no such adapter directory"):
         load_adapter(base, tmp_path / "nowhere")

@@ -1,0 +1,150 @@
+"""The same map under vLLM's, llama.cpp's and chatglm's names: exported, compared, read back."""
+
+import json
+
+import numpy as np
+import peft
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from mentalglm_jax.adapters import load_adapter, save_adapter
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.lora import ALL_LINEAR, linears
+from tests.mentalglm_jax.test_adapters import TOKENS, edit_config, same_adapter, trained
+
+NAME = "base_model.model.{}.lora_{}.weight"
+LAYER = "transformer.encoder.layers.1."
+PATTERNS = {"rank_pattern": (("q_proj", 8), (r"layers\.1\.self_attn\.v_proj", 2)),
+            "alpha_pattern": ((r".*\.2\.mlp\..*", 1.0),)}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(hf):
+    return hf.to_jax(hf.model("glm"))
+
+
+def read(directory) -> tuple[dict[str, np.ndarray], dict]:
+    config = json.loads((directory / "adapter_config.json").read_text())
+    return load_file(directory / "adapter_model.safetensors"), config
+
+
+def loaded(base, directory):
+    model = nnx.clone(base)
+    load_adapter(model, directory)
+    return model
+
+
+def test_llama_cpp_gets_every_factor_in_b(hf, base, tmp_path):
+    """It computes alpha / rank from lora_alpha and the rows of A, and knows neither rsLoRA nor patterns."""
+    ours = trained(base, use_rslora=True, **PATTERNS)
+    save_adapter(ours, tmp_path / "folded", format="llama.cpp")
+    tensors, config = read(tmp_path / "folded")
+    assert config["use_rslora"] is False
+    assert config["alpha_pattern"] == {}
+    for path, linear in linears(ours):
+        if linear.adapter is None:
+            continue
+        name = "model." + path.replace("layers", "layers.1")
+        a, b = (tensors[NAME.format(name, letter)] for letter in "AB")
+        found = config["lora_alpha"] / len(a) * b @ a
+        np.testing.assert_allclose(found, np.asarray(linear.adapter.delta()[1]).T, rtol=1e-5, atol=1e-6)
+    theirs = peft.PeftModel.from_pretrained(hf.model("glm"), tmp_path / "folded")
+    assert hf.error(hf.logits(theirs, TOKENS), hf.run(ours, TOKENS)) <= 1e-5
+    plain = trained(base)  # nothing to fold: nothing is changed
+    for format in ("llama.cpp", "peft"):
+        save_adapter(plain, tmp_path / format, format=format)
+    one, other = (read(tmp_path / format) for format in ("llama.cpp", "peft"))
+    assert one[1] == other[1]
+    assert all(np.array_equal(one[0][key], other[0][key]) for key in other[0])
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_chatglm_fuses_q_k_and_v_exactly(hf, base, tmp_path, rslora):
+    ours = trained(base, use_rslora=rslora, **PATTERNS)
+    save_adapter(ours, tmp_path / "fused", format="chatglm")
+    tensors, config = read(tmp_path / "fused")
+    assert set(config["target_modules"]) == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
+    name = LAYER + "self_attention.query_key_value"
+    a, b = (tensors[NAME.format(name, letter)] for letter in "AB")
+    assert a.shape == (8 + 4 + 2, 32)  # the ranks of q, k and v in this layer
+    theirs = peft.LoraConfig(**{key: config[key] for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern")})
+    rank, alpha = (first(table, name, default) for table, default in (
+        (theirs.rank_pattern, theirs.r), (theirs.alpha_pattern, theirs.lora_alpha)))  # fmt: skip
+    assert rank == len(a)
+    wanted = [getattr(ours.layers.self_attn, f"{each}_proj").adapter.delta()[1].T for each in "qkv"]
+    found = alpha / (rank**0.5 if rslora else rank) * b @ a
+    np.testing.assert_allclose(found, np.concatenate(wanted), rtol=1e-5, atol=1e-6)
+    again = loaded(base, tmp_path / "fused")
+    assert hf.error(hf.run(again, TOKENS), hf.run(ours, TOKENS)) <= 1e-5
+    # fused once, all A are the same, and what was read is written bit for bit
+    save_adapter(again, tmp_path / "again", format="chatglm")
+    twice, _ = read(tmp_path / "again")
+    assert twice.keys() == tensors.keys()
+    assert all(np.array_equal(twice[key], tensors[key]) for key in tensors)
+
+
+def first(table, name, default):
+    return table.get(peft.utils.other.get_pattern_key(table.keys(), name), default)
+
+
+@pytest.mark.parametrize("format", ["chatglm", "vllm-split"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ("v_proj", "down_proj"), "layers_to_transform": (0, 2)},
+        {"target_modules": ALL_LINEAR, "use_dora": True, "modules_to_save": ("embed_tokens", "lm_head")},
+        {"target_modules": (*ALL_LINEAR, "lm_head"), "rank_pattern": ((r".*\.1\..*", 3),)},
+    ],
+    ids=["some", "dora and saved", "ranks by layer"],
+)
+def test_other_names_are_read_back(hf, base, tmp_path, format, options):
+    ours = trained(base, **options)
+    if format == "vllm-split" and options.get("use_dora"):
+        with pytest.raises(InputError, match="vLLM does not load DoRA"):
+            save_adapter(ours, tmp_path / "x", format=format)
+        return
+    save_adapter(ours, tmp_path / "other", format=format)
+    again = loaded(base, tmp_path / "other")
+    if format == "vllm-split":
+        same_adapter(again, ours)
+    assert hf.error(hf.run(again, TOKENS), hf.run(ours, TOKENS)) <= 1e-5
+    assert hf.error(hf.run(base, TOKENS), hf.run(ours, TOKENS)) > 1e-3
+
+
+def test_halves_with_different_a_become_one_of_both_ranks(hf, base, tmp_path):
+    """An adapter trained on vLLM's split names: two A, twice the rank."""
+    ours = trained(base, target_modules=("gate_up_proj",), rank=2)
+    save_adapter(ours, tmp_path / "split", format="vllm-split")
+    tensors, _ = read(tmp_path / "split")
+    rng = np.random.default_rng(3)
+    for key in [key for key in tensors if ".up_proj.lora_A" in key]:
+        tensors[key] = rng.normal(0, 0.2, tensors[key].shape).astype(np.float32)
+    save_file(tensors, tmp_path / "split" / "adapter_model.safetensors")
+    adapter = loaded(base, tmp_path / "split").layers.mlp.gate_up_proj.adapter
+    assert adapter.a.shape == (3, 32, 4)
+    name = "model.layers.1.mlp.{}_proj"
+    halves = [3.0 * tensors[NAME.format(name.format(half), "B")] @ tensors[NAME.format(name.format(half), "A")]
+              for half in ("gate", "up")]  # fmt: skip
+    np.testing.assert_allclose(adapter.delta()[1].T, np.concatenate(halves), rtol=1e-5, atol=1e-6)
+
+
+def test_what_other_formats_cannot_say_is_refused(base, tmp_path):
+    saved = trained(base, modules_to_save=("lm_head",), target_modules=("q_proj",))
+    for format, name in (("vllm-split", "vLLM does not load"), ("llama.cpp", "llama.cpp does not convert")):
+        with pytest.raises(InputError, match=f"{name} modules_to_save"):
+            save_adapter(saved, tmp_path / "x", format=format)
+    with pytest.raises(InputError, match="all of q, k and v, this adapter has it on v_proj"):
+        save_adapter(trained(base, use_dora=True, target_modules=("v_proj",)), tmp_path / "x", format="chatglm")
+    with pytest.raises(InputError, match="divides by alpha, which is 0"):
+        save_adapter(trained(base, alpha=0.0), tmp_path / "x", format="llama.cpp")
+    fused = trained(base, target_modules=("q_proj", "down_proj"))
+    save_adapter(fused, tmp_path / "fused", format="chatglm")
+    edit_config(tmp_path / "fused", r=3)
+    with pytest.raises(InputError, match=r"dense_4h_to_h has A \[4, 48\] and B \[32, 4\], its rank is 3"):
+        loaded(base, tmp_path / "fused")
+    edit_config(tmp_path / "fused", r=4, target_modules=["query_key_value"])
+    with pytest.raises(InputError, match=r"target_modules does not select .*dense_4h_to_h, which the weights adapt"):
+        loaded(base, tmp_path / "fused")
+    tensors, _ = read(tmp_path / "fused")
+    assert not any("q_proj" in key for key in tensors)
