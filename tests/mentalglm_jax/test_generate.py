@@ -10,19 +10,26 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record, read_records
+from mentalglm_jax.decode import advance, bucket, filter_logits, first_token, penalise, prefill
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.generate import (
-    bucket,
-    filter_logits,
+    Calibration,
+    fit_calibration,
     generate,
     generate_ids,
     generate_records,
     generation_row,
     label_ids,
+    log_odds,
     model_fingerprint,
     score_labels,
 )  # fmt: skip
@@ -31,7 +38,7 @@ from mentalglm_jax.lora import LoraConfig, LoraParam, add_lora, merge_lora
 from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer
 
 EOS = (1, 2, 3)
-MODULE = importlib.import_module("mentalglm_jax.generate")
+MODULE = importlib.import_module("mentalglm_jax.decode")
 
 
 def ragged(count: int, longest: int, vocab: int = 96, seed: int = 0) -> list[list[int]]:
@@ -139,6 +146,50 @@ def test_filters_equal_transformers(top_k, top_p):
     np.testing.assert_allclose(filter_logits(jnp.asarray(logits / 0.7), top_k, top_p), expected, rtol=1e-5)
 
 
+def test_the_repetition_penalty_equals_transformers(hf, tiny):
+    rng = np.random.default_rng(0)
+    logits, ids = rng.normal(0, 3, (4, 40)).astype(np.float32), rng.integers(0, 40, (4, 12))
+    expected = RepetitionPenaltyLogitsProcessor(1.4)(torch.tensor(ids), torch.tensor(logits))
+    seen = np.zeros((4, 40), bool)
+    np.put_along_axis(seen, ids, True, axis=1)
+    np.testing.assert_allclose(penalise(jnp.asarray(logits), jnp.asarray(seen), 1.4), expected, rtol=1e-6)
+    prompts = [row[:6] for row in ragged(9, 40, seed=8) if len(row) >= 6][:4]  # transformers penalises padding too
+    with torch.no_grad():
+        out = hf.model().generate(torch.tensor(prompts), do_sample=False, max_new_tokens=20, repetition_penalty=1.4,
+                                  attention_mask=torch.ones(4, 6), eos_token_id=[0])  # fmt: skip
+    rows = [row[6:].tolist() for row in out]
+    expected = [row[: row.index(0) + 1] if 0 in row else row for row in rows]
+    options = {"max_new_tokens": 20, "eos_ids": [0]}
+    assert generate_ids(tiny, prompts, repetition_penalty=1.4, **options) == expected
+    assert generate_ids(tiny, prompts, **options) != expected
+
+
+def test_tokens_are_streamed_as_they_come(tiny):
+    prompts, heard = ragged(5, 30, seed=9), []
+    options = {"max_new_tokens": 12, "eos_ids": EOS, "batch_size": 4}
+    found = generate_ids(tiny, prompts, stream=lambda number, token: heard.append((number, token)), **options)
+    assert found == generate_ids(tiny, prompts, **options)
+    assert [[token for i, token in heard if i == number] for number in range(5)] == found
+    first = [number for number, _ in heard[:4]]
+    assert len(set(first)) == 4  # a token of every row before the second of any
+
+
+def test_a_shared_prefix_is_computed_once(tiny, monkeypatch):
+    head = np.random.default_rng(5).integers(4, 96, 45).tolist()
+    prompts = [head + row for row in ragged(5, 20, seed=10)]
+    options = {"max_new_tokens": 12, "eos_ids": EOS, "batch_size": 2}
+    expected, scores = generate_ids(tiny, prompts, **options), score_labels(tiny, prompts, [[5], [6, 7]])
+    shapes = []
+    monkeypatch.setattr(MODULE, "prefill", lambda g, s, t, *rest: shapes.append(t.shape) or prefill(g, s, t, *rest))
+    assert generate_ids(tiny, prompts, share_prefix=True, **options) == expected
+    assert shapes == [(1, 64), (2, 32), (2, 32), (2, 32)]
+    shared = score_labels(tiny, prompts, [[5], [6, 7]], share_prefix=True)
+    np.testing.assert_allclose(shared, scores, rtol=2e-5)
+    for alone in ([head, [5, *head]], [head], [[*head[:20], 7], [*head[:20], 8]]):  # nothing worth a program
+        assert MODULE.shared_prefix(*nnx.split(tiny), alone) == (0, None)
+    assert MODULE.shared_prefix(*nnx.split(tiny), [head, head])[0] == 44  # the last token of each prompt stays
+
+
 def test_draws_follow_the_filtered_distribution(tiny, hf):
     prompt, draws = [11, 12, 13], 4000
     options = {"max_new_tokens": 1, "eos_ids": [], "temperature": 2.0, "top_k": 6, "batch_size": 1024}
@@ -157,13 +208,14 @@ def test_lengths_within_a_bucket_share_one_program(monkeypatch):
     model = Glm(GlmConfig(vocab_size=29, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
                           num_key_value_heads=1, head_dim=8), rngs=nnx.Rngs(0))  # fmt: skip
     generate_ids(model, ragged(4, 33, vocab=29), max_new_tokens=9, eos_ids=[2], batch_size=4)
-    first = len(traces)
+    first, programs = len(traces), [f._cache_size() for f in (prefill, first_token, advance)]
     for seed, longest, new in ((1, 64, 9), (2, 40, 20)):  # other lengths, room, weights: the same two programs
         prompts = ragged(8, longest, vocab=29, seed=seed)
         generate_ids(model, [p + [5] * 32 for p in prompts if len(p) <= 32][:4], max_new_tokens=new, eos_ids=[2],
                      batch_size=4)  # fmt: skip
         model.norm.weight.set_value(model.norm.weight[...] * 1.5)
     assert len(traces) == first > 0
+    assert [f._cache_size() for f in (prefill, first_token, advance)] == programs
     assert [bucket(n) for n in (1, 32, 33, 65, 128, 129, 193, 257, 385, 513, 769)] == [
         32, 32, 64, 128, 128, 192, 256, 384, 512, 768, 1024
     ]  # fmt: skip
@@ -187,8 +239,7 @@ def test_long_prompts_go_in_smaller_batches(tiny, monkeypatch):
     expected = generate_ids(tiny, prompts, max_new_tokens=30, eos_ids=EOS, batch_size=8)
     monkeypatch.setattr(MODULE, "BATCH_TOKENS", 128)
     shapes = []
-    prefill = MODULE._prefill
-    monkeypatch.setattr(MODULE, "_prefill", lambda g, s, t, i: shapes.append(t.shape) or prefill(g, s, t, i))
+    monkeypatch.setattr(MODULE, "prefill", lambda g, s, t, *rest: shapes.append(t.shape) or prefill(g, s, t, *rest))
     assert generate_ids(tiny, prompts, max_new_tokens=30, eos_ids=EOS, batch_size=8) == expected
     assert len(shapes) > 1
     assert all(rows * length <= 128 for rows, length in shapes)
@@ -217,6 +268,7 @@ def test_label_scores_equal_a_plain_forward_pass(hf):
         ({"top_k": 0}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"batch_size": 0}, "batch_size"),
         ({"vocab_limit": 97}, "97 tokens, the model 96"),
@@ -225,6 +277,32 @@ def test_label_scores_equal_a_plain_forward_pass(hf):
 def test_bad_input_is_refused(tiny, changes, message):
     with pytest.raises(InputError, match=message):
         generate_ids(tiny, **({"prompts": [[5]], "max_new_tokens": 8, "eos_ids": EOS} | changes))
+
+
+def test_log_odds_and_calibrated_probabilities():
+    rng = np.random.default_rng(0)
+    truth_logits = rng.normal(0, 1.5, (4000, 3))
+    shares = np.exp(truth_logits) / np.exp(truth_logits).sum(1, keepdims=True)
+    truth = (rng.random(4000)[:, None] > shares.cumsum(1)).sum(1)
+    scores = 3.0 * (truth_logits - np.array([0.5, -0.5, 0.0])) - 40  # three times too sure, and partial to one wording
+    fitted = fit_calibration(scores, truth)
+    found = fitted.probabilities(scores)
+    np.testing.assert_allclose(found.sum(1), 1)
+    assert fitted.temperature == pytest.approx(3, rel=0.1)
+    np.testing.assert_allclose(np.diff(fitted.bias), np.diff([0.5, -0.5, 0.0]), atol=0.15)
+    assert np.abs(found - shares).mean() < 0.02 < np.abs(Calibration().probabilities(scores) - shares).mean()
+    np.testing.assert_allclose(
+        log_odds(scores), np.log(p := Calibration().probabilities(scores)) - np.log1p(-p), atol=1e-6
+    )
+    assert fit_calibration(scores, truth, bias=False).bias == ()
+    assert np.isfinite(fit_calibration(scores[:5], np.zeros(5, int)).bias).all()
+    with pytest.raises(InputError, match="fitted on 3 candidates, these scores have 2"):
+        fitted.probabilities(scores[:, :2])
+    with pytest.raises(InputError, match="one candidate alone"):
+        log_odds(scores[:, :1])
+    for rows, labels in ((scores[:0], truth[:0]), (scores[:2], np.array([0, 3])), (scores[:2], truth[:1])):
+        with pytest.raises(InputError, match=r"needs one true candidate \(0..2\)"):
+            fit_calibration(rows, labels)
 
 
 def test_scores_refuse_bad_input(tiny):

@@ -1,0 +1,354 @@
+"""Batched decoding with a key/value cache.
+
+Prompts are sorted by length, padded on the left to one of a few lengths (buckets) and decoded in lock step: one
+``prefill`` program per (rows, bucket), one ``first_token`` and one ``advance`` program per (rows, cache slots). Padding
+has segment id 0, so a prompt's answer does not depend on the prompts beside it; nor do its random draws, which are
+keyed by prompt.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.glm import Glm, KVCache
+
+Progress = Callable[[int, int], None]  # (prompts done, prompts in all)
+
+# Prompt tokens prefilled at once, padding included: bounds the attention scores of long prompts (rows * bucket ** 2).
+BATCH_TOKENS = 16384
+SHORTEST_PREFIX = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is picked: the most probable one at temperature 0, else a draw from what the filters leave.
+
+    ``top_k`` keeps the k most probable tokens; ``top_p`` then keeps the fewest most probable ones that together reach
+    this probability (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751). Before all of that, greedy or not,
+    ``repetition_penalty`` p divides the positive logits and multiplies the negative ones of every token that stands in
+    the prompt or the answer so far (Keskar et al. 2019, arXiv 1909.05858); 1 is none. Padding is no token of a prompt.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature must be 0 (greedy) or a positive number, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k must be at least 1, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise InputError(f"repetition_penalty must be a positive number, got {self.repetition_penalty}")
+
+    def pick(
+        self, logits: Float[Array, "B V"], keys: Array, step: Int[Array, ""], seen: Bool[Array, "B V"] | None = None
+    ) -> Int[Array, " B"]:
+        """One token per row; row ``i`` draws with ``fold_in(keys[i], step)``. ``seen`` are the tokens to penalise."""
+        if seen is not None:
+            logits = penalise(logits, seen, self.repetition_penalty)
+        if self.temperature == 0:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        logits = filter_logits(logits / self.temperature, self.top_k, self.top_p)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+        return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def penalise(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float) -> Float[Array, "B V"]:
+    """``logits`` after the repetition penalty, as in transformers."""
+    return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def filter_logits(logits: Float[Array, "B V"], top_k: int | None, top_p: float | None) -> Float[Array, "B V"]:
+    """``logits`` with -inf for the tokens that ``top_k``, then ``top_p`` exclude, as in transformers; tokens exactly as
+    probable as the last one kept are kept too."""
+    if top_k is not None and top_k < logits.shape[-1]:
+        logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][:, -1:], -jnp.inf, logits)
+    if top_p is not None and top_p < 1:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        last = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < last, -jnp.inf, logits)
+    return logits
+
+
+def bucket(length: int) -> int:
+    """The padded length of ``length`` tokens: 32, 64, 128, 192, 256, 384, 512, 768, ...; few programs, little waste."""
+    size = 32
+    while size < length:
+        size *= 2
+    return size * 3 // 4 if size >= 256 and size * 3 // 4 >= length else size
+
+
+@functools.partial(jax.jit, static_argnames=("graph",))
+def prefill(
+    graph: Any, state: Any, tokens: Int[Array, "B P"], segment_ids: Int[Array, "B P"], prefix: KVCache | None = None
+) -> tuple[Array, KVCache]:
+    """The last token's hidden state [B, D] and a cache of exactly P slots. Every prompt ends in the last column.
+
+    ``prefix`` is the cache of one row, what all prompts begin with; its slots then come before the P.
+    """
+    model: Glm = nnx.merge(graph, state)
+    rows, length = tokens.shape
+    if prefix is None:
+        cache = KVCache.empty(model.config, rows, length, model.dtype)
+        hidden, filled = model.hidden_states(tokens, segment_ids=segment_ids, cache=cache)
+    else:
+        count = jnp.sum(prefix.segment_ids, dtype=jnp.int32)
+        k, v = (jnp.repeat(x, rows, axis=1) for x in (prefix.k, prefix.v))
+        cache = prefix._replace(k=k, v=v, segment_ids=jnp.repeat(prefix.segment_ids, rows, axis=0))
+        positions = count + jnp.maximum(jnp.cumsum(segment_ids, axis=1, dtype=jnp.int32) - 1, 0)
+        cache = with_room(cache, prefix.segment_ids.shape[1] + length)
+        hidden, filled = model.hidden_states(tokens, positions, segment_ids, cache)
+    assert filled is not None
+    return hidden[:, -1], filled
+
+
+def with_room(cache: KVCache, slots: int) -> KVCache:
+    """The cache with zeros behind it up to ``slots``; prefilling into the longer one would attend to them in vain."""
+    more = slots - cache.segment_ids.shape[1]
+    wide = [(0, 0), (0, 0), (0, more), (0, 0), (0, 0)]
+    return cache._replace(
+        k=jnp.pad(cache.k, wide), v=jnp.pad(cache.v, wide), segment_ids=jnp.pad(cache.segment_ids, [(0, 0), (0, more)])
+    )
+
+
+class Decoding(NamedTuple):
+    """A batch on its way. ``token`` was picked last and is not in the cache yet; ``output[:, :count]`` are the answers;
+    ``seen`` (with a repetition penalty) are the tokens of prompt and answer."""
+
+    step: Int[Array, ""]
+    token: Int[Array, " B"]
+    cache: KVCache
+    done: Bool[Array, " B"]
+    output: Int[Array, "B N"]
+    count: Int[Array, " B"]
+    seen: Bool[Array, "B V"] | None
+
+
+class Rules(NamedTuple):
+    """What does not change while a batch is decoded. ``rows`` numbers the prompts for their random keys."""
+
+    key: Array
+    rows: UInt32[Array, " B"]
+    eos_ids: Int[Array, " E"]
+    vocab_limit: Int[Array, ""]
+
+
+def _pick(model: Glm, hidden: Array, step: Array, seen: Array | None, rules: Rules, sampling: Sampling) -> Array:
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(rules.key, rules.rows)
+    logits = model.unembed(hidden)
+    logits = jnp.where(jnp.arange(logits.shape[-1]) < rules.vocab_limit, logits, -jnp.inf)
+    return sampling.pick(logits, keys, step, seen)
+
+
+def _noted(seen: Array | None, token: Array) -> Array | None:
+    return None if seen is None else seen.at[jnp.arange(token.shape[0]), token].set(True)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "sampling", "slots"))
+def first_token(
+    graph: Any, state: Any, hidden: Float[Array, "B D"], cache: KVCache, finished: Bool[Array, " B"],
+    seen: Bool[Array, "B V"] | None, rules: Rules, *, sampling: Sampling, slots: int
+) -> Decoding:  # fmt: skip
+    """Picks the first token of every row and makes room for ``slots`` in all; ``finished`` rows are filling."""
+    token = _pick(nnx.merge(graph, state), hidden, jnp.int32(0), seen, rules, sampling)
+    output = jnp.zeros((token.shape[0], slots - cache.segment_ids.shape[1]), jnp.int32).at[:, 0].set(token)
+    done, count = finished | jnp.isin(token, rules.eos_ids), jnp.where(finished, 0, 1)
+    return Decoding(jnp.int32(1), token, with_room(cache, slots), done, output, count, _noted(seen, token))
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "sampling"), donate_argnames=("decoding",))
+def advance(
+    graph: Any, state: Any, decoding: Decoding, rules: Rules, until: Int[Array, ""], *, sampling: Sampling
+) -> Decoding:  # fmt: skip
+    """Goes on until every row has ``until`` tokens or has met a stop token."""
+    model: Glm = nnx.merge(graph, state)
+
+    def running(now: Decoding) -> Array:
+        return (now.step < until) & ~jnp.all(now.done)
+
+    def one(now: Decoding) -> Decoding:
+        # Rows differ in length: the next position is the number of their tokens, not of their slots.
+        positions = jnp.sum(now.cache.segment_ids, axis=1, keepdims=True, dtype=jnp.int32)
+        ones = jnp.ones_like(now.token)[:, None]
+        hidden, cache = model.hidden_states(now.token[:, None], positions, ones, now.cache)
+        token = _pick(model, hidden[:, 0], now.step, now.seen, rules, sampling)
+        output = jax.lax.dynamic_update_slice(now.output, token[:, None], (0, now.step))
+        done, count = now.done | jnp.isin(token, rules.eos_ids), jnp.where(now.done, now.count, now.step + 1)
+        assert cache is not None
+        return Decoding(now.step + 1, token, cache, done, output, count, _noted(now.seen, token))
+
+    return jax.lax.while_loop(running, one, decoding)
+
+
+def generate_ids(
+    model: Glm,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    vocab_limit: int | None = None,
+    share_prefix: bool = False,
+    stream: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+) -> list[list[int]]:
+    """Continues token id prompts of any lengths; the model may carry an adapter that is not merged.
+
+    Args:
+        prompts: token ids, each prompt at least one.
+        max_new_tokens: generated per prompt at most.
+        eos_ids: generation of a prompt stops after any of these; the stop token is part of the result.
+        temperature, top_k, top_p, repetition_penalty: see ``Sampling``; 0 is greedy.
+        seed: of the draws. Prompt ``i`` has its own random key, whatever batch it is decoded in.
+        batch_size: prompts decoded together.
+        vocab_limit: ids from here on (padding rows of the embedding) are never generated; default: none are excluded.
+        share_prefix: compute what all prompts begin with once. The same mathematics in another order of summation,
+            which depends on the set of prompts: two tokens within rounding of each other may swap.
+        stream: called with the number of a prompt and each of its tokens as soon as it is there, stop token included.
+        progress: called after every batch with the numbers of prompts done and in all.
+
+    Returns:
+        The generated ids of each prompt, in the order of ``prompts``.
+
+    Raises:
+        InputError: an option out of range, an empty prompt, an id the model does not have, or a prompt that with
+            ``max_new_tokens`` exceeds the model's context.
+    """
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
+    numbers = range(len(prompts))
+    results: dict[int, list[int]] = {}
+    for batch in batches(
+        model, prompts, [f"prompt {i}" for i in numbers], numbers, max_new_tokens=max_new_tokens, eos_ids=eos_ids,
+        sampling=sampling, seed=seed, batch_size=batch_size, vocab_limit=vocab_limit,
+        share_prefix=share_prefix, stream=stream
+    ):  # fmt: skip
+        results |= dict(batch)
+        if progress is not None:
+            progress(len(results), len(prompts))
+    return [results[i] for i in numbers]
+
+
+def batches(
+    model: Glm, prompts: Sequence[Sequence[int]], names: Sequence[str], rows: Sequence[int], *, max_new_tokens: int,
+    eos_ids: Sequence[int], sampling: Sampling, seed: int, batch_size: int, vocab_limit: int | None,
+    share_prefix: bool = False, stream: Callable[[int, int], None] | None = None
+) -> Iterator[list[tuple[int, list[int]]]]:  # fmt: skip
+    """(number of the prompt, its generated ids) per batch, the longest prompts first: lack of memory shows at once."""
+    vocab = model.config.vocab_size
+    if max_new_tokens < 1 or batch_size < 1:
+        raise InputError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
+    if not 0 < (vocab_limit := vocab if vocab_limit is None else vocab_limit) <= vocab:
+        raise InputError(f"the tokenizer has {vocab_limit} tokens, the model {vocab}: they do not belong together")
+    for name, prompt in zip(names, prompts, strict=True):
+        check_ids(model, name, prompt, max_new_tokens, "max_new_tokens")
+    graph, state = nnx.split(model)
+    key, stops = jax.random.key(seed), np.asarray([*eos_ids], np.int32)
+    skip, prefix = shared_prefix(graph, state, prompts) if share_prefix else (0, None)
+    before = 0 if prefix is None else prefix.segment_ids.shape[1]
+    for numbers, size, length in plan([len(prompt) - skip for prompt in prompts], batch_size):
+        tokens, segment_ids = left_pad([prompts[i][skip:] for i in numbers], size, length)
+        salts = np.asarray([rows[i] for i in numbers] + [0] * (size - len(numbers)), np.uint32)
+        seen = None
+        if sampling.repetition_penalty != 1:
+            seen = np.zeros((size, vocab), bool)
+            for row, number in zip(seen, numbers, strict=False):
+                row[list(prompts[number])] = True
+        rules = Rules(key, jnp.asarray(salts), jnp.asarray(stops), jnp.int32(vocab_limit))
+        now = first_token(
+            graph, state, *prefill(graph, state, tokens, segment_ids, prefix), np.arange(size) >= len(numbers), seen,
+            rules, sampling=sampling, slots=bucket(before + length + max_new_tokens)
+        )  # fmt: skip
+        if stream is None:
+            now = advance(graph, state, now, rules, np.int32(max_new_tokens), sampling=sampling)
+        else:
+            now = _streamed(graph, state, now, rules, sampling, max_new_tokens, numbers, stream)
+        output, count = np.asarray(now.output), np.asarray(now.count)
+        yield [(number, output[i, : count[i]].tolist()) for i, number in enumerate(numbers)]
+
+
+def _streamed(
+    graph: Any, state: Any, now: Decoding, rules: Rules, sampling: Sampling, limit: int, numbers: Sequence[int],
+    stream: Callable[[int, int], None]
+) -> Decoding:  # fmt: skip
+    """The same program, one token at a time."""
+    for step in range(1, limit + 1):
+        token, count, done = (np.asarray(x) for x in (now.token, now.count, now.done))
+        for i, number in enumerate(numbers):
+            if count[i] == step:
+                stream(number, int(token[i]))
+        if step == limit or done.all():
+            break
+        now = advance(graph, state, now, rules, np.int32(step + 1), sampling=sampling)
+    return now
+
+
+def shared_prefix(graph: Any, state: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, KVCache | None]:
+    """How many tokens all prompts begin with, and their cache; (0, None) when that is not worth a program of its own.
+    Every prompt keeps at least its last token."""
+    if len(prompts) < 2:
+        return 0, None
+    low, high = min(prompts), max(prompts)  # all others lie between: what these two share, all do
+    longest = min(len(prompt) for prompt in prompts) - 1
+    count = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), longest)
+    if (count := min(count, longest)) < SHORTEST_PREFIX:
+        return 0, None
+    tokens, segment_ids = left_pad([prompts[0][:count]], 1, bucket(count))
+    return count, prefill(graph, state, tokens, segment_ids)[1]
+
+
+def check_ids(model: Glm, name: str, ids: Sequence[int], more: int = 0, what: str = "") -> None:
+    limit, vocab = model.config.max_position_embeddings, model.config.vocab_size
+    if not len(ids):
+        raise InputError(f"{name}: is empty; at least one token is needed")
+    if not 0 <= min(ids) <= max(ids) < vocab:
+        raise InputError(f"{name}: token ids must be in 0..{vocab - 1}; is this the model's own tokenizer?")
+    if more and len(ids) + more > limit:
+        raise InputError(
+            f"{name}: its prompt has {len(ids)} tokens and needs room for {more} more ({what}), the model's context is "
+            f"{limit}; shorten the post so that the prompt has at most {max(limit - more, 0)}, or leave it out"
+        )
+
+
+def plan(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], int, int]]:
+    """(numbers of the prompts, rows of the batch, padded length), the longest prompts first."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    whole = min(batch_size, 1 << (len(lengths) - 1).bit_length()) if lengths else 1
+    while order:
+        length = bucket(lengths[order[0]])
+        rows = whole
+        while rows > 1 and rows * length > BATCH_TOKENS:
+            rows = (rows + 1) // 2
+        yield order[:rows], rows, length
+        order = order[rows:]
+
+
+def left_pad(prompts: Sequence[Sequence[int]], rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and segment ids (0 = padding), int32 [rows, length], prompts to the right; spare rows hold one token."""
+    tokens, segment_ids = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
+    segment_ids[:, -1] = 1
+    for row, prompt in enumerate(prompts):
+        tokens[row, length - len(prompt) :] = prompt
+        segment_ids[row, length - len(prompt) :] = 1
+    return tokens, segment_ids

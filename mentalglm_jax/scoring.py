@@ -1,0 +1,160 @@
+"""How probable each label is: scores of label sentences, their odds, probabilities calibrated on held-out answers."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mentalglm_jax import tasks
+from mentalglm_jax.decode import Progress, check_ids, left_pad, plan, prefill, shared_prefix, with_room
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.glm import Glm, KVCache
+from mentalglm_jax.tokenizer import GlmTokenizer
+
+
+@functools.partial(jax.jit, static_argnames=("graph",))
+def _score(
+    graph: Any, state: Any, tokens: Int[Array, "B P"], segment_ids: Int[Array, "B P"], candidates: Int[Array, "K C"],
+    lengths: Int[Array, " K"], prefix: KVCache | None
+) -> Float[Array, "B K"]:  # fmt: skip
+    """The scores of ``score_labels`` for one batch; candidates are padded on the right, ``lengths`` are their own."""
+    model: Glm = nnx.merge(graph, state)
+    last, cache = prefill(graph, state, tokens, segment_ids, prefix)
+    width = candidates.shape[1]
+    positions = jnp.sum(cache.segment_ids, axis=1, keepdims=True, dtype=jnp.int32) + jnp.arange(width)
+    cache = with_room(cache, cache.segment_ids.shape[1] + width)
+
+    def one(candidate: tuple[Array, Array]) -> Array:
+        ids, length = candidate
+        used = jnp.arange(width) < length
+        row, segments = (jnp.broadcast_to(x, positions.shape) for x in (ids, used.astype(jnp.int32)))
+        hidden, _ = model.hidden_states(row, positions, segments, cache)  # each one starts from the prompt's cache
+        before = jnp.concatenate([last[:, None], hidden[:, :-1]], axis=1)
+        log_probabilities = jax.nn.log_softmax(model.unembed(before), axis=-1)
+        chosen = jnp.take_along_axis(log_probabilities, row[..., None], axis=-1)[..., 0]
+        return jnp.sum(jnp.where(used, chosen, 0.0), axis=1)
+
+    return jax.lax.map(one, (candidates, lengths)).T
+
+
+def score_labels(
+    model: Glm, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]], *, batch_size: int = 32,
+    share_prefix: bool = False, progress: Progress | None = None
+) -> Float[np.ndarray, "N K"]:  # fmt: skip
+    """Log-probability (natural, summed over its tokens) of every candidate as the continuation of every prompt.
+
+    The prompt is run once, each candidate goes on from its cache. Memory: logits of batch_size * longest candidate.
+
+    Args:
+        prompts: N prompts as token ids, e.g. ``tokenizer.prompt_ids(record.prompt)``.
+        candidates: K continuations as token ids, e.g. the values of ``label_ids``; at least one token each.
+        share_prefix: see ``generate_ids``.
+
+    Raises:
+        InputError: an empty prompt or candidate, an id the model does not have, or a text beyond the context.
+    """
+    if not candidates:
+        raise InputError("score_labels: no candidate to score; give at least one")
+    for number, candidate in enumerate(candidates):
+        check_ids(model, f"candidate {number}", candidate)
+    widest = max(len(candidate) for candidate in candidates)
+    for number, prompt in enumerate(prompts):
+        check_ids(model, f"prompt {number}", prompt, widest, "the longest candidate")
+    padded = np.zeros((len(candidates), -(-widest // 8) * 8), np.int32)
+    for row, candidate in zip(padded, candidates, strict=True):
+        row[: len(candidate)] = candidate
+    lengths = np.asarray([len(candidate) for candidate in candidates], np.int32)
+    graph, state = nnx.split(model)
+    scores = np.zeros((len(prompts), len(candidates)))
+    done = 0
+    skip, prefix = shared_prefix(graph, state, prompts) if share_prefix else (0, None)
+    for numbers, size, length in plan([len(prompt) - skip for prompt in prompts], batch_size):
+        tokens, segment_ids = left_pad([prompts[i][skip:] for i in numbers], size, length)
+        found = _score(graph, state, tokens, segment_ids, padded, lengths, prefix)
+        scores[numbers] = np.asarray(found)[: len(numbers)]
+        done += len(numbers)
+        if progress is not None:
+            progress(done, len(prompts))
+    return scores
+
+
+def label_ids(tokenizer: GlmTokenizer, task: str | tasks.Task, language: str) -> dict[str, list[int]]:
+    """Label key to the ids of its label sentence as an answer begins: a line break, then the sentence."""
+    candidates = tasks.get_task(task).candidates(language)
+    return {key: tokenizer.encode("\n" + sentence) for key, sentence in candidates.items()}
+
+
+def log_odds(scores: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:
+    """``log(p / (1 - p))`` of each candidate, p being its share of the probability of all K (at least 2)."""
+    if scores.shape[1] < 2:
+        raise InputError("log_odds: one candidate alone has no odds; score at least two")
+    others = np.stack([_log_sum(np.delete(scores, k, axis=1)) for k in range(scores.shape[1])], axis=1)
+    return scores - others
+
+
+def _log_sum(scores: np.ndarray) -> np.ndarray:
+    largest = scores.max(axis=1)
+    return largest + np.log(np.exp(scores - largest[:, None]).sum(axis=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Candidate scores to probabilities: ``softmax(scores / temperature + bias)``.
+
+    A temperature undoes over-confidence (Guo et al. 2017, arXiv 1706.04599), a bias per label what the wording of its
+    sentence is worth without the post (Zhao et al. 2021, arXiv 2102.09690). The default changes nothing.
+    """
+
+    temperature: float = 1.0
+    bias: tuple[float, ...] = ()
+
+    def probabilities(self, scores: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:
+        """Rows add up to 1.
+
+        Raises:
+            InputError: ``bias`` is for another number of candidates.
+        """
+        if self.bias and len(self.bias) != scores.shape[1]:
+            raise InputError(f"calibration: fitted on {len(self.bias)} candidates, these scores have {scores.shape[1]}")
+        logits = scores / self.temperature + np.asarray(self.bias or 0.0)
+        return np.exp(logits - _log_sum(logits)[:, None])
+
+
+def fit_calibration(
+    scores: Float[np.ndarray, "N K"], truth: Int[np.ndarray, " N"], *, bias: bool = True
+) -> Calibration:
+    """The ``Calibration`` with the least mean negative log-likelihood of ``truth`` (indices of the true candidates).
+
+    The bias is pulled towards 0 as by one observation per candidate, so that a label that never occurs keeps a finite
+    one. Fit on records that no result is reported on.
+
+    Args:
+        bias: fit one per candidate too, not the temperature alone.
+
+    Raises:
+        InputError: no rows, or an index that is no candidate.
+    """
+    from scipy.optimize import minimize
+
+    count, labels = scores.shape
+    if count == 0 or len(truth) != count or not 0 <= truth.min() <= truth.max() < labels:
+        raise InputError(f"fit_calibration: needs one true candidate (0..{labels - 1}) for each of at least one row")
+
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        inverse, shift = np.exp(-x[0]), x[1:] if bias else np.zeros(labels)
+        logits = scores * inverse + shift
+        probabilities = np.exp(logits - _log_sum(logits)[:, None])
+        error = probabilities - np.eye(labels)[truth]
+        nll = -(logits[np.arange(count), truth] - _log_sum(logits)).sum() + 0.5 * (shift**2).sum()
+        slope = np.concatenate([[-(error * scores).sum() * inverse], error.sum(axis=0) + shift if bias else []])
+        return nll / count, slope / count
+
+    start = np.zeros(1 + labels * bias)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(-7, 7)] + [(-50, 50)] * (labels * bias)).x
+    return Calibration(float(np.exp(found[0])), tuple(map(float, found[1:])))
