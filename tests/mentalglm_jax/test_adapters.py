@@ -452,7 +452,7 @@ def test_wrong_calls_are_refused(base, saved_by_peft, tmp_path):
     with pytest.raises(InputError, match=r"other files \(notes.txt\)"):
         save_adapter(model, tmp_path / "full")
     model.layers.mlp.down_proj.adapter.scale.set_value(jnp.full((3,), 9.0))
-    with pytest.raises(InputError, match=r"scale of layers.mlp.down_proj is 9.0, its LoraConfig says 1.5"):
+    with pytest.raises(InputError, match=r"scale of layers.mlp.down_proj is 9.0 \(rank 4\), its LoraConfig says 1.5"):
         save_adapter(model, tmp_path / "x")
 
 
