@@ -129,7 +129,7 @@ class Calibration:
 def fit_calibration(
     scores: Float[np.ndarray, "N K"], truth: Int[np.ndarray, " M"], *, bias: bool = True
 ) -> Calibration:
-    """The ``Calibration`` with the least mean negative log-likelihood of ``truth`` (indices of the true candidates, M = N).
+    """The ``Calibration`` with the least mean negative log-likelihood of ``truth`` (indices of the true candidates).
 
     The bias is pulled towards 0 as by one observation per candidate, so that a label that never occurs keeps a finite
     one. Fit on records that no result is reported on.
