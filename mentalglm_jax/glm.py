@@ -446,10 +446,8 @@ class Glm(nnx.Module):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
         """Final hidden states (normed) and the updated cache. ``key`` turns adapter dropout on."""
-        if segment_ids is None:
-            segment_ids = jnp.ones_like(tokens)
-        if positions is None:
-            positions = restarting_positions(segment_ids)
+        segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+        positions = restarting_positions(segment_ids) if positions is None else positions
         if cache is not None:
             ids = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, cache.length))
             cache = cache._replace(segment_ids=ids)
@@ -492,9 +490,7 @@ REMAT_POLICIES: dict[str, Any] = {
 def restarting_positions(segment_ids: Int[Array, "B S"]) -> Int[Array, "B S"]:
     """Positions that start at 0 at every change of ``segment_ids`` along a row."""
     index = jnp.arange(segment_ids.shape[1])[None]
-    changes = jnp.concatenate(
-        [jnp.ones_like(segment_ids[:, :1], dtype=bool), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1
-    )
+    changes = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     starts = jax.lax.cummax(jnp.where(changes, index, 0), axis=1)
     return (index - starts).astype(jnp.int32)
 
