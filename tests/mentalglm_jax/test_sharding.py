@@ -209,3 +209,10 @@ def check_loading_quantized(directory: Path, mesh: Mesh) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+
+
+@pytest.mark.parametrize(("before", "count"), [("pass", 3), ("jax.devices()", 1)], ids=["fresh", "JAX already used"])
+def test_a_cpu_is_split_only_before_it_is_used(before, count):
+    code = f"import jax, mentalglm_jax.sharding as sharding; {before}; sharding.split_cpu(3); print(jax.device_count())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == str(count)
