@@ -2,7 +2,8 @@
 
 Figures are per chip, dense bfloat16, as documented (decimal units except memory). ``links`` is the bandwidth of all
 links to neighbouring chips together, both directions. A plan counts a link's one direction: half of it.
-Read on 2026-11-24 from the pages named in ``source``.
+The v5e, v5p, v6e and tpu7x figures were compared with the pages named in ``source`` on 2026-11-24; those of v4's links
+and of the GPUs were not.
 """
 
 import dataclasses

@@ -39,6 +39,7 @@ from mentalglm_jax.generate import answer_text, generate_ids, generate_records
 from mentalglm_jax.glm import Glm, GlmConfig
 from mentalglm_jax.hf_files import locate
 from mentalglm_jax.lora import add_lora, merge_lora, parameter_count
+from mentalglm_jax.plan import expected
 from mentalglm_jax.reference import write_reference
 from mentalglm_jax.run_dir import Run
 from mentalglm_jax.sharding import make_mesh, split_cpu
@@ -248,6 +249,8 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         if mesh is None and jax.device_count() > 1 and job.say is not None:
             job.say(f"{jax.device_count()} devices are here, the recipe has no mesh, one is used; "
                     "--set mesh.fsdp=-1 uses all")  # fmt: skip
+        if job.say is not None and (line := expected(recipe, stage)) is not None:
+            job.say(line)
         model = job.load_base(recipe.model.quantize, mesh)
         if previous is None:
             add_lora(model, recipe.lora.config(), nnx.Rngs(recipe.seed))
