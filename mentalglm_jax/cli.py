@@ -133,7 +133,7 @@ def summary_lines(summary: dict[str, Any]) -> list[Table]:
             null = (probes.get("mass_ratio_null") or {}).get(method) if key == "mass_ratio" else 0.5
             beside = f"chance {null:.3f}" if isinstance(null, float) else ""
             table.add_row(f"{what} ({method})", "–" if value is None else f"{value:.3f}", beside)
-    if probes.get("completeness_delta"):
+    if (probes.get("completeness_delta") or {}).get("mean") is not None:  # the fast budget has no integrated gradients
         table.add_row(
             "integrated gradients: mean completeness delta", f"{probes['completeness_delta']['mean']:.2%}", ""
         )

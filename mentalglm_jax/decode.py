@@ -129,15 +129,15 @@ def with_room(cache: KVCache, slots: int) -> KVCache:
 
 
 class Decoding(NamedTuple):
-    """A batch on its way. ``token`` was picked last and is not in the cache yet; ``output[:, :count]`` are the answers;
-    ``seen`` (with a repetition penalty) are the tokens of prompt and answer."""
+    """A batch on its way. ``token`` was picked last and is not in the cache yet; ``output[:, :lengths]`` are the answers
+    and ``seen`` (with a repetition penalty) the tokens of prompt and answer."""
 
     step: Int[Array, ""]
     token: Int[Array, " B"]
     cache: KVCache
     done: Bool[Array, " B"]
     output: Int[Array, "B N"]
-    count: Int[Array, " B"]
+    lengths: Int[Array, " B"]
     seen: Bool[Array, "B V"] | None
 
 
@@ -190,7 +190,7 @@ def advance(
         hidden, cache = model.hidden_states(now.token[:, None], positions, ones, now.cache)
         token = _pick(model, hidden[:, 0], now.step, now.seen, rules, sampling)
         output = jax.lax.dynamic_update_slice(now.output, token[:, None], (0, now.step))
-        done, count = now.done | jnp.isin(token, rules.eos_ids), jnp.where(now.done, now.count, now.step + 1)
+        done, count = now.done | jnp.isin(token, rules.eos_ids), jnp.where(now.done, now.lengths, now.step + 1)
         assert cache is not None
         return Decoding(now.step + 1, token, cache, done, output, count, _noted(now.seen, token))
 
@@ -284,7 +284,7 @@ def batches(
             now = advance(graph, state, now, rules, np.int32(max_new_tokens), sampling=sampling)
         else:
             now = _streamed(graph, state, now, rules, sampling, max_new_tokens, numbers, stream)
-        output, count = np.asarray(now.output), np.asarray(now.count)
+        output, count = np.asarray(now.output), np.asarray(now.lengths)
         yield [(number, output[i, : count[i]].tolist()) for i, number in enumerate(numbers)]
 
 
@@ -294,7 +294,7 @@ def _streamed(
 ) -> Decoding:  # fmt: skip
     """The same program, one token at a time."""
     for step in range(1, limit + 1):
-        token, count, done = (np.asarray(x) for x in (now.token, now.count, now.done))
+        token, count, done = (np.asarray(x) for x in (now.token, now.lengths, now.done))
         for i, number in enumerate(numbers):
             if count[i] == step:
                 stream(number, int(token[i]))
@@ -309,7 +309,7 @@ def shared_prefix(graph: Any, state: Any, prompts: Sequence[Sequence[int]]) -> t
     Every prompt keeps at least its last token."""
     if len(prompts) < 2:
         return 0, None
-    low, high = min(prompts), max(prompts)  # all others lie between: what these two share, all do
+    low, high = min(prompts, key=list), max(prompts, key=list)  # all others lie between: what these two share, all do
     longest = min(len(prompt) for prompt in prompts) - 1
     count = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), longest)
     if (count := min(count, longest)) < SHORTEST_PREFIX:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -177,14 +178,15 @@ def _data(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
 
 
 def _limited(records: Sequence[Record], limit: int | Mapping[str, int] | None) -> list[Record]:
-    """At most ``limit`` records (one number, or one per task) of each task, language and split, the first ones."""
-    seen: dict[tuple[str, str, str], int] = {}
-    kept = []
-    for record in records:
-        key = (record.task, record.language, record.split)
-        seen[key] = seen.get(key, 0) + 1
+    """At most ``limit`` records (one number, or one per task) of each task, language and split, spread evenly over
+    their order: published files are often sorted by label, and their first records all have the same."""
+    keys = [(record.task, record.language, record.split) for record in records]
+    total, seen, kept = Counter(keys), Counter(), []
+    for key, record in zip(keys, records, strict=True):
+        number, count = seen[key], total[key]
+        seen[key] += 1
         most = limit.get(record.task) if isinstance(limit, Mapping) else limit
-        if most is None or seen[key] <= most:
+        if most is None or number * most // count != (number - 1) * most // count:  # a new one of `most` equal parts
             kept.append(record)
     return kept
 

@@ -121,8 +121,10 @@ class LoraSection(_Strict):
 
     def config(self) -> LoraConfig:
         """The ``LoraConfig`` of this section."""
-        patterns = {name: tuple(getattr(self, name).items()) for name in ("rank_pattern", "alpha_pattern")}
-        return LoraConfig(**self.model_dump(exclude=set(patterns)), **patterns)
+        values: dict[str, Any] = self.model_dump()
+        for name in ("rank_pattern", "alpha_pattern"):
+            values[name] = tuple(values[name].items())
+        return LoraConfig(**values)
 
 
 class DataSection(_Strict):

@@ -11,7 +11,9 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from mentalglm_jax import pipeline
 from mentalglm_jax.cli import main
+from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.pipeline import export_run, run
 from mentalglm_jax.train.loop import Interrupted
@@ -298,3 +300,20 @@ def test_ctrl_c_on_the_command_line_exits_1_with_one_line(recipe_file, tmp_path)
     assert len(lines) == 1
     assert "continues from there" in lines[0]
     assert out == ""
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(2, 4), ({"suicide_risk": 3}, 13), (10, 20), (50, 20), (None, 20)])
+def test_a_limit_takes_from_the_whole_of_a_sorted_file(limit, kept):
+    records = [
+        Record(id=f"{task}-{i}", task=task, language="zh", post=f"帖子{i}", question="？", label=label, labels=labels,
+               source="test", split="dev")
+        for task, label, labels in (("suicide_risk", "high", None), ("cognitive_distortion", None, ("labeling",)))
+        for i in range(10)
+    ]  # fmt: skip
+    chosen = pipeline._limited(records, limit)
+    assert len(chosen) == kept
+    assert [r for r in records if r in chosen] == chosen  # the order stays
+    if limit == 2:
+        assert [r.id for r in chosen] == [
+            f"{task}-{i}" for task in ("suicide_risk", "cognitive_distortion") for i in (0, 5)
+        ]
