@@ -129,8 +129,8 @@ def with_room(cache: KVCache, slots: int) -> KVCache:
 
 
 class Decoding(NamedTuple):
-    """A batch on its way. ``token`` was picked last and is not in the cache yet; ``output[:, :lengths]`` are the answers
-    and ``seen`` (with a repetition penalty) the tokens of prompt and answer."""
+    """A batch on its way. ``token`` was picked last and is not in the cache yet; ``output[:, :lengths]`` holds answers;
+    ``seen`` (with a repetition penalty) holds the tokens of prompt and answer."""
 
     step: Int[Array, ""]
     token: Int[Array, " B"]
