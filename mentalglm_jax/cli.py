@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from mentalglm_jax.data_cli import data_app
 from mentalglm_jax.errors import MentalGLMError
@@ -52,10 +52,12 @@ class ConsoleReporter:
     def stage(self, name: str) -> Callable[..., None]:
         """Starts a bar that counts once the stage reports; the bar of the stage before is closed."""
         self.close()
+        room = max(self.console.width - 64, 0)  # numbers are kept whole; what a stage says is cut at the line end
         self._bar = Progress(
-            TextColumn("[bold]{task.description:<22}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
-            console=self.console, transient=self.console.is_terminal, refresh_per_second=4,
+            TextColumn("[bold]{task.description:<15}"), BarColumn(bar_width=16), MofNCompleteColumn(),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, max_width=room, overflow="ellipsis")),
+            console=self.console, transient=True, disable=not self.console.is_terminal, refresh_per_second=4,
         )  # fmt: skip
         self._bar.start()
         self._task = self._bar.add_task(name, total=None, text="")
