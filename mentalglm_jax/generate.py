@@ -20,12 +20,12 @@ from mentalglm_jax.decode import Progress, Sampling, batches, check_ids, generat
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import write_text
 from mentalglm_jax.glm import Glm
-from mentalglm_jax.scoring import Calibration, fit_calibration, label_ids, log_odds, score_labels
+from mentalglm_jax.scoring import Calibration, explanation_ids, fit_calibration, label_ids, log_odds, score_labels
 from mentalglm_jax.tokenizer import GlmTokenizer
 
 __all__ = [
-    "Calibration", "Sampling", "answer_text", "fit_calibration", "generate", "generate_ids", "generate_records",
-    "generation_row", "label_ids", "log_odds", "model_fingerprint", "score_labels",
+    "Calibration", "Sampling", "answer_text", "explanation_ids", "fit_calibration", "generate", "generate_ids",
+    "generate_records", "generation_row", "label_ids", "log_odds", "model_fingerprint", "score_labels",
 ]  # fmt: skip
 
 

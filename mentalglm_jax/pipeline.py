@@ -11,8 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,6 +26,7 @@ from mentalglm_jax.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints import save_pretrained
 from mentalglm_jax.data.batches import Example, encode_chats, encode_posts, encode_records
 from mentalglm_jax.data.records import Record, read_records, write_records
+from mentalglm_jax.data.selection import limited, weighted
 from mentalglm_jax.data.sources import dev_split, load_upstream
 from mentalglm_jax.data.synthetic import make_corpus, pretraining_chats
 from mentalglm_jax.distributed import barrier, is_primary, start
@@ -154,7 +154,7 @@ def _data(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
                                 for r in read_records(file)]}  # fmt: skip
     counts: dict[str, dict[str, int]] = {}
     for variant, records in corpora.items():
-        kept = _limited(records, section.limit)
+        kept = limited(records, section.limit)
         with replace_dir(job.dir / "data" / variant) as directory:
             for split in ("train", "dev", "test"):
                 write_records(directory / f"{split}.jsonl", [r for r in kept if r.split == split])
@@ -166,7 +166,8 @@ def _data(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     if not posts:
         raise InputError("the recipe's data has no training records")
     if recipe.tokenizer.vocab_size is not None:
-        texts = [text for record in job.records("train") for text in (record.prompt, record.answer())]
+        texts = [text for record in job.records("train")
+                 for text in (record.prompt, record.answer(recipe.answer_order))]  # fmt: skip
         tokenizer: GlmTokenizer = train_bpe(texts, recipe.tokenizer.vocab_size)
     else:
         source = recipe.tokenizer.path or (BUILTIN if recipe.pretrain else locate(str(recipe.model.path)))
@@ -175,20 +176,6 @@ def _data(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         tokenizer.save(directory)
     lines = [f"{task}: " + ", ".join(f"{n} {split}" for split, n in splits.items()) for task, splits in counts.items()]
     return {"counts": counts, "say": lines}
-
-
-def _limited(records: Sequence[Record], limit: int | Mapping[str, int] | None) -> list[Record]:
-    """At most ``limit`` records (one number, or one per task) of each task, language and split, spread evenly over
-    their order: published files are often sorted by label, and their first records all have the same."""
-    keys = [(record.task, record.language, record.split) for record in records]
-    total, seen, kept = Counter(keys), Counter(), []
-    for key, record in zip(keys, records, strict=True):
-        number, count = seen[key], total[key]
-        seen[key] += 1
-        most = limit.get(record.task) if isinstance(limit, Mapping) else limit
-        if most is None or number * most // count != (number - 1) * most // count:  # a new one of `most` equal parts
-            kept.append(record)
-    return kept
 
 
 def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
@@ -216,8 +203,8 @@ def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
                    identity={"geometry": recipe.model.geometry}, around=around)  # fmt: skip
     count = parameter_count(model)
     said = {"parameters": count, **_said(result, f"{count / 1e6:.2f} M parameters")}
-    for stage in recipe.pretrain.then:
-        examples, too_long = _stage_examples(job, stage, tokenizer)
+    for number, stage in enumerate(recipe.pretrain.then):
+        examples, too_long = _stage_examples(job, stage, recipe.pretrain.then[:number], tokenizer)
         result = train(model, examples, stage.train, job.dir / "pretrain" / stage.name, trainable="all",
                        seed=recipe.seed, identity={"stage": stage.name}, around=around)  # fmt: skip
         said["say"] += [*_said(result, f"then {stage.name}")["say"], *_left_out(stage, too_long)]
@@ -246,7 +233,8 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
     def train_stage(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         recipe, tokenizer = job.recipe, job.tokenizer()
         where = job.dir / (directory or f"stages/{stage.name}")
-        examples, too_long = _stage_examples(job, stage, tokenizer)
+        earlier = recipe.stages[: recipe.stages.index(stage)] if stage in recipe.stages else ()
+        examples, too_long = _stage_examples(job, stage, earlier, tokenizer)
         mesh = _mesh(recipe)
         if mesh is None and jax.device_count() > 1 and job.say is not None:
             job.say(f"{jax.device_count()} devices are here, the recipe has no mesh, one is used; "
@@ -262,7 +250,8 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         held_out = _chosen(job, stage, "dev")[: stage.train.eval_examples] if stage.train.eval_every else []
         if stage.train.eval_every and not held_out:
             raise InputError(f"stage {stage.name}: eval_every is set, but its data has no development records")
-        dev = encode_records(held_out, tokenizer, stage.train.sequence_length)[0] if held_out else []
+        dev = (encode_records(held_out, tokenizer, stage.train.sequence_length, recipe.answer_order)[0]
+               if held_out else [])  # fmt: skip
         around = Surroundings(
             progress=progress, say=job.say, mesh=mesh, profile=job.profile, allow_changed=job.allow_changed,
             wandb=recipe.wandb and (recipe.wandb.project, recipe.wandb.name or f"{job.dir.name}-{stage.name}"),
@@ -306,14 +295,19 @@ def _chosen(job: Run, stage: StageSection, split: str = "train") -> list[Record]
     ]  # fmt: skip
 
 
-def _stage_examples(job: Run, stage: StageSection, tokenizer: GlmTokenizer) -> tuple[list[Example], list[str]]:
-    records = _chosen(job, stage)
-    names = [other.name for other in job.recipe.stages]
-    for other in job.recipe.stages[: names.index(stage.name) if stage.name in names else 0]:
-        earlier = _chosen(job, other)
-        order = np.random.default_rng(job.recipe.seed).permutation(len(earlier))
-        records += [earlier[i] for i in order[: round(stage.replay * len(earlier))]]
-    return encode_records(records, tokenizer, stage.train.sequence_length)
+def _stage_examples(
+    job: Run, stage: StageSection, earlier: Sequence[StageSection], tokenizer: GlmTokenizer
+) -> tuple[list[Example], list[str]]:
+    """What ``stage`` trains on, replay of the ``earlier`` stages included."""
+    try:
+        records = weighted(_chosen(job, stage), stage.weights, job.recipe.seed)
+    except InputError as error:
+        raise InputError(f"stage {stage.name}: {error}") from None
+    for other in earlier:
+        seen = _chosen(job, other)
+        order = np.random.default_rng(job.recipe.seed).permutation(len(seen))
+        records += [seen[i] for i in order[: round(stage.replay * len(seen))]]
+    return encode_records(records, tokenizer, stage.train.sequence_length, job.recipe.answer_order)
 
 
 def _final(job: Run, stage: str | None = None) -> Glm:
@@ -323,7 +317,7 @@ def _final(job: Run, stage: str | None = None) -> Glm:
 
 
 def _eval_records(job: Run) -> list[Record]:
-    return _limited(job.records(job.eval_split), job.recipe.generate.limit)
+    return limited(job.records(job.eval_split), job.recipe.generate.limit)
 
 
 def _export(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
@@ -331,9 +325,10 @@ def _export(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     model, tokenizer = _final(job), job.tokenizer()
     save_adapter(model, job.dir / "adapter", base_model_name_or_path=str(job.base))
     save_pretrained(model, job.dir / "merged", tokenizer=tokenizer)
-    records = _eval_records(job)
-    texts = [tokenizer.chat([{"role": "user", "content": r.prompt}, {"role": "assistant", "content": r.answer()}]).ids
+    records, order = _eval_records(job), job.recipe.answer_order
+    chats = [[{"role": "user", "content": r.prompt}, {"role": "assistant", "content": r.answer(order)}]
              for r in _spread(records, REFERENCE_ROWS)]  # fmt: skip
+    texts = [tokenizer.chat(chat).ids for chat in chats]
     prompts = [tokenizer.prompt_ids(record.prompt) for record in _spread(records, GREEDY_ROWS)]
     greedy = generate_ids(model, prompts, max_new_tokens=min(job.recipe.generate.max_new_tokens, 64),
                           eos_ids=tokenizer.eos_ids, vocab_limit=tokenizer.vocab_size)  # fmt: skip
@@ -408,10 +403,13 @@ def _probed(job: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     section, values, where = job.recipe.generate, [], job.dir / LABEL_SCORES
+    rows = _read_jsonl(job.dir / "generations.jsonl")
     if section.label_scores:
-        values = score_records(merge_lora(_final(job)), job.tokenizer(), _eval_records(job), out_path=where,
-                               batch_size=section.batch_size, progress=progress)  # fmt: skip
-    answers = Answers(_read_jsonl(job.dir / "generations.jsonl"), values)
+        values = score_records(
+            merge_lora(_final(job)), job.tokenizer(), _eval_records(job), out_path=where, progress=progress,
+            written=rows if job.recipe.answer_order == "explanation_first" else None, batch_size=section.batch_size
+        )  # fmt: skip
+    answers = Answers(rows, values)
     result, _ = assess(answers, train=job.records("train"))
     write_report(job.dir, result, title=job.dir.name)
     return {}

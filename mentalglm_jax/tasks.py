@@ -360,6 +360,14 @@ def answer(
     raise InputError(f"unknown answer order {order!r}; known: label_first, explanation_first")
 
 
+def before_label(explanation: str, language: str) -> tuple[str, str]:
+    """An explanation-first answer up to its label sentence, cut before the colon: a tokenizer may join the colon with
+    what follows it, never with the word before it.
+    """
+    word = _ANSWER[language].rstrip("： :")
+    return f"{_REASONING[language]}{explanation.strip()} {word}", _ANSWER[language][len(word) :]
+
+
 def parse(task: str | Task, language: str, text: str) -> Parsed:
     """Reads an answer in either order; the inverse of ``answer``.
 
@@ -375,6 +383,11 @@ def parse(task: str | Task, language: str, text: str) -> Parsed:
     if labels is None:
         return Parsed(None, explanation, None, explanation_span, "unknown_label")
     return Parsed(labels, explanation, label_span, explanation_span, "ok" if explanation_span else "no_explanation")
+
+
+def explains_first(language: str, text: str) -> bool:
+    """Whether an answer begins with its explanation."""
+    return _REASONING_RE[language].match(text.lstrip()) is not None
 
 
 def _parts(language: str, text: str) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:

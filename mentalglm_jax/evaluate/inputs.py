@@ -80,6 +80,8 @@ def answer_records(
 ) -> Answers:  # fmt: skip
     """Both readings of ``records`` by ``model``, also written to ``out``; an interrupted call goes on where it stopped.
 
+    Labels are scored after the model's own explanations if more than half of its answers begin with one.
+
     Args:
         progress: starts a stage and returns its ``progress(done, total)``.
 
@@ -89,7 +91,9 @@ def answer_records(
     stage = progress if progress is not None else lambda name: None
     rows = generate_records(model, tokenizer, records, out_path=out / GENERATIONS, max_new_tokens=max_new_tokens,
                             batch_size=batch_size, progress=stage("generate"))  # fmt: skip
-    values = score_records(model, tokenizer, records, out_path=out / LABEL_SCORES, batch_size=batch_size,
+    first = sum(tasks.explains_first(row["language"], row["output_text"]) for row in rows)
+    values = score_records(model, tokenizer, records, written=rows if 2 * first > len(rows) else None,
+                           out_path=out / LABEL_SCORES, batch_size=batch_size,
                            progress=stage("label log-probabilities"))  # fmt: skip
     return Answers(rows, values)
 

@@ -2,7 +2,7 @@
 believed."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.metrics import indicator, positive_class
 from mentalglm_jax.files import write_text
-from mentalglm_jax.generate import label_ids, score_labels
+from mentalglm_jax.generate import explanation_ids, label_ids, score_labels
 from mentalglm_jax.glm import Glm
 from mentalglm_jax.tokenizer import GlmTokenizer
 
@@ -26,6 +26,7 @@ def score_records(
     tokenizer: GlmTokenizer,
     records: Sequence[Record],
     *,
+    written: Sequence[Mapping[str, Any]] | None = None,
     out_path: str | Path | None = None,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
@@ -33,28 +34,43 @@ def score_records(
     """Rows of ``label_scores.jsonl``: each record with ``label_logprobs``, label key to the log-probability of the
     sentence that states this label alone (natural logarithm, summed over its tokens), in the order of ``records``.
 
+    The sentence is scored where an answer has it: right after the prompt; or, for a model that explains first, after
+    the explanation that it wrote itself. Then the probability is that of the label given the post and that one
+    explanation: what the model has already argued for. An answer that does not begin with an explanation is scored
+    after the prompt, as such answers are trained; ``answer_order`` says which it was.
+
     Args:
+        written: rows of ``generations.jsonl`` for the same records, of a model that explains first.
         out_path: also written there.
         progress: called with the numbers of records done and in all.
 
     Raises:
-        InputError: two records with one id, or a prompt beyond the model's context.
+        InputError: two records with one id, a record that ``written`` lacks, or a prompt beyond the model's context.
         RunError: ``out_path`` cannot be written.
     """
     if len({record.id for record in records}) != len(records):
         ids = [record.id for record in records]
         raise InputError(f"record {next(i for i in ids if ids.count(i) > 1)!r} is given twice; ids must differ")
-    groups: dict[tuple[str, str], list[int]] = {}
+    said = {row["id"]: row["parsed_explanation"] for row in written or ()
+            if tasks.explains_first(row["language"], row["output_text"])}  # fmt: skip
+    answered = {row["id"] for row in written or ()}
+    if written is not None and (missing := [record.id for record in records if record.id not in answered]):
+        raise InputError(f"record {missing[0]!r}: no answer to score the label after; generate answers to all records")
+    groups: dict[tuple[str, str, tasks.Order], list[int]] = {}
     for number, record in enumerate(records):
-        groups.setdefault((record.task, record.language), []).append(number)
+        order: tasks.Order = "explanation_first" if said.get(record.id) else "label_first"
+        groups.setdefault((record.task, record.language, order), []).append(number)
     rows: dict[int, dict[str, Any]] = {}
-    for (task, language), numbers in groups.items():
-        candidates = label_ids(tokenizer, task, language)
+    for (task, language, order), numbers in groups.items():
+        candidates = label_ids(tokenizer, task, language, order)
         prompts = [tokenizer.prompt_ids(records[number].prompt) for number in numbers]
+        if order == "explanation_first":
+            prompts = [[*prompt, *explanation_ids(tokenizer, said[records[number].id], language)]
+                       for prompt, number in zip(prompts, numbers, strict=True)]  # fmt: skip
         scores = score_labels(model, prompts, list(candidates.values()), batch_size=batch_size)
         for number, values in zip(numbers, scores, strict=True):
             logprobs = {key: float(value) for key, value in zip(candidates, values, strict=True)}
-            rows[number] = records[number].to_dict() | {"label_logprobs": logprobs}
+            rows[number] = records[number].to_dict() | {"label_logprobs": logprobs, "answer_order": order}
         if progress is not None:
             progress(len(rows), len(records))
     ordered = [rows[number] for number in range(len(records))]

@@ -51,16 +51,18 @@ def evaluate(
         ci95, ci95_by_metric; parse_failure_rate, parse_status (counts); per_class; confusion; by_language; explanation
         (``explanation_scores``, and ``overlap`` with reference explanations); floors (empty: see ``floors``). All of
         these are the parsed text reading's. ``label_reading`` has the same scores without explanation and floors, and
-        ``calibration``, of the label log-probabilities; None without them. A task that has only label
+        ``calibration``, of the label log-probabilities, and the number of labels scored ``after_explanation``; None
+        without them. A task that has only label
         log-probabilities has n = 0 and no parsed text scores.
 
     Raises:
         InputError: a row is not of the format, has an unknown label, or an id occurs twice or is not asked for.
     """
-    records = None if records is None else list(records)
+    records, label_scores = None if records is None else list(records), list(label_scores)
     texts, values = [generated(row) for row in rows], [scored(row, threshold) for row in label_scores]
     by_text = by_task(texts, records if texts else None)
     by_value = by_task(values, records if values else None)
+    explained = Counter(row["task"] for row in label_scores if row.get("answer_order") == "explanation_first")
     result = {}
     for name in (name for name in tasks.TASKS if name in by_text or name in by_value):
         entry: dict[str, Any] = {"n": 0}
@@ -73,6 +75,7 @@ def evaluate(
         if name in by_value:
             entry["label_reading"] = _scores(tasks.get_task(name), by_value[name], draws, seed)
             entry["label_reading"]["calibration"] = calibration(tasks.get_task(name), by_value[name])
+            entry["label_reading"]["after_explanation"] = explained[name]
         result[name] = entry
     return result
 

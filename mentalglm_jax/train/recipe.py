@@ -17,7 +17,7 @@ from mentalglm_jax.data.synthetic import SyntheticConfig
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.glm import GlmConfig
 from mentalglm_jax.lora import LoraConfig
-from mentalglm_jax.tasks import TASKS
+from mentalglm_jax.tasks import TASKS, Order
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -189,13 +189,16 @@ class TokenizerSection(_Strict):
 
 class StageSection(_Strict):
     """One LoRA stage: the records of ``languages`` and ``tasks`` (None is all), plus ``replay`` of the stages before it
-    as a fraction of their records. ``variant: unfaithful`` trains on explanations that cite the decoy."""
+    as a fraction of their records. ``weights`` mixes the data sets of the stage, named by a record's source or task:
+    an epoch has 2 times, half (0.5) or none (0) of one; 1 where nothing is said. It does not touch what is replayed.
+    ``variant: unfaithful`` trains on explanations that cite the decoy."""
 
     name: StageName
     languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")
     tasks: tuple[str, ...] | None = None
     variant: Literal["faithful", "unfaithful"] = "faithful"
     replay: Fraction = 0.0
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     train: TrainConfig
 
     @model_validator(mode="after")
@@ -270,7 +273,8 @@ class WandbSection(_Strict):
 
 
 class Recipe(_Strict):
-    """Everything one run needs. ``verify`` reloads the exports with transformers and PEFT (the [probes] extra)."""
+    """Everything one run needs. ``answer_order`` is that of label sentence and explanation in the answers it trains.
+    ``verify`` reloads the exports with transformers and PEFT (the [probes] extra)."""
 
     run_dir: Path
     seed: Seed = 0
@@ -279,6 +283,7 @@ class Recipe(_Strict):
     model: ModelSection
     pretrain: PretrainSection | None = None
     lora: LoraSection = LoraSection()
+    answer_order: Order = "label_first"
     mesh: MeshSection | None = None
     wandb: WandbSection | None = None
     stages: tuple[StageSection, ...]

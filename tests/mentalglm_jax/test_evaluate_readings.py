@@ -15,8 +15,9 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate import evaluate, read_label_scores, score_records
 from mentalglm_jax.evaluate.answers import scored
 from mentalglm_jax.evaluate.readings import calibration
+from mentalglm_jax.generate import explanation_ids, label_ids
 from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer
+from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer, train_bpe
 
 
 def scored_row(number: int, task: str, gold, p: dict[str, float], language="zh", shift=-7.0) -> dict:
@@ -24,7 +25,8 @@ def scored_row(number: int, task: str, gold, p: dict[str, float], language="zh",
     kind, keys = tasks.TASKS[task].kind, tasks.TASKS[task].keys
     rest = max((1 - sum(p.values())) / max(1, len(keys) - len(p)), 1e-30)
     record = Record(f"r{number}", task, language, f"post {number}", tasks.TASKS[task].question(language),
-                    **({"label": gold} if kind == "single" else {"labels": tuple(gold)}))  # fmt: skip
+                    label=gold if kind == "single" else None,
+                    labels=None if kind == "single" else tuple(gold))  # fmt: skip
     return record.to_dict() | {"label_logprobs": {key: math.log(p.get(key, rest)) + shift for key in keys}}
 
 
@@ -129,6 +131,54 @@ def model(tokenizer):
     return Glm(config, rngs=nnx.Rngs(0))
 
 
+def whole_logprob(model, prompt, said):
+    """Log-probability of ``said`` after ``prompt`` from one pass over both."""
+    logits = np.asarray(model(jnp.asarray([[*prompt, *said]])), np.float64)[0]
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    return sum(logits[len(prompt) - 1 + i, token] for i, token in enumerate(said))
+
+
+def test_a_model_that_explains_first_is_scored_after_its_own_explanation(tmp_path, model, tokenizer):
+    """The ids scored are those of the answer as it is trained, cut where its label begins."""
+    task = tasks.TASKS["suicide_risk"]
+    records = [Record(f"r{i}", task.name, "zh", "睡不着。", task.question("zh"), label="high") for i in range(3)]
+    texts = [task.sentence(["low"], "zh"), tasks.answer(task, ["low"], "她写“睡不着”。", "zh", "explanation_first"),
+             "推理：写到一半就"]  # fmt: skip
+    written = [r.to_dict() | {"output_text": text, "parsed_explanation": tasks.parse(task, "zh", text).explanation}
+               for r, text in zip(records, texts, strict=True)]  # fmt: skip
+    rows = score_records(model, tokenizer, records, written=written)
+    assert [row["answer_order"] for row in rows] == ["label_first", "explanation_first", "explanation_first"]
+    assert rows[0]["label_logprobs"] == score_records(model, tokenizer, records[:1])[0]["label_logprobs"]
+    prompt = tokenizer.prompt_ids(records[1].prompt)
+    for row, reason in zip(rows[1:], ("她写“睡不着”。", "写到一半就"), strict=True):
+        for key in task.keys:
+            whole = tokenizer.encode("\n" + tasks.answer(task, [key], reason, "zh", "explanation_first"))
+            context = tokenizer.encode("\n推理：" + reason + " 回答")
+            assert whole[: len(context)] == context
+            expected = whole_logprob(model, [*prompt, *context], whole[len(context) :])
+            assert row["label_logprobs"][key] == pytest.approx(expected, abs=1e-3)
+    entry = evaluate([], label_scores=rows, draws=2)["suicide_risk"]
+    assert entry["label_reading"]["after_explanation"] == 2
+    with pytest.raises(InputError, match="'r2': no answer to score the label after"):
+        score_records(model, tokenizer, records, written=written[:2])
+
+
+@pytest.mark.parametrize("size", [None, 700])
+def test_explanation_and_label_are_tokenised_as_in_the_answer(tokenizer, size):
+    """For every label of every task: what is scored is a split of what is trained."""
+    texts = [tasks.answer(task, [key], "so 3 “x”。", language, "explanation_first")
+             for task in tasks.TASKS.values() for language in task.languages for key in task.keys]  # fmt: skip
+    chosen = tokenizer if size is None else train_bpe(texts * 3, size)
+    for task in tasks.TASKS.values():
+        for language in task.languages:
+            labels = label_ids(chosen, task, language, "explanation_first")
+            for reason in ("so 3 “x”。", "因为 7", "ends without a stop"):
+                before = explanation_ids(chosen, reason, language)
+                for key, ids in labels.items():
+                    said = tasks.answer(task, [key], reason, language, "explanation_first")
+                    assert before + ids == chosen.encode("\n" + said)
+
+
 def test_label_log_probabilities_are_the_models_own(tmp_path, model, tokenizer):
     records = [
         Record(f"r{i}", "suicide_risk", language, post, tasks.TASKS["suicide_risk"].question(language), label="high")
@@ -143,9 +193,6 @@ def test_label_log_probabilities_are_the_models_own(tmp_path, model, tokenizer):
     assert seen[-1] == (3, 3)
     row, sentence = rows[1], tasks.TASKS["suicide_risk"].sentence(["low"], "zh")
     prompt, said = tokenizer.prompt_ids(records[1].prompt), tokenizer.encode("\n" + sentence)
-    logits = np.asarray(model(jnp.asarray([[*prompt, *said]])), np.float64)[0]
-    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
-    expected = sum(logits[len(prompt) - 1 + i, token] for i, token in enumerate(said))
-    assert row["label_logprobs"]["low"] == pytest.approx(expected, abs=1e-3)
+    assert row["label_logprobs"]["low"] == pytest.approx(whole_logprob(model, prompt, said), abs=1e-3)
     with pytest.raises(InputError, match="'r0' is given twice"):
         score_records(model, tokenizer, [records[0], records[0]])

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from safetensors.numpy import load_file
 from mentalglm_jax import pipeline
 from mentalglm_jax.cli import main
 from mentalglm_jax.data.records import Record
+from mentalglm_jax.data.selection import limited, weighted
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.pipeline import export_run, run
+from mentalglm_jax.run_dir import Run
 from mentalglm_jax.train.loop import Interrupted
 from mentalglm_jax.train.recipe import load_recipe
 
@@ -302,6 +305,68 @@ def test_ctrl_c_on_the_command_line_exits_1_with_one_line(recipe_file, tmp_path)
     assert out == ""
 
 
+def test_weights_say_how_often_a_data_set_is_seen():
+    records = [Record(f"{source}{i}", "suicide_risk", "zh", f"帖子{i}", "？", label="high", source=source)
+               for source in "ab" for i in range(10)]  # fmt: skip
+    assert weighted(records, {}, 0) == records
+    found = weighted(records, {"a": 2.5, "b": 0.3}, 0)
+    times = Counter(record.id for record in found)
+    assert sorted(times[f"a{i}"] for i in range(10)) == [2] * 5 + [3] * 5
+    assert sorted(times[f"b{i}"] for i in range(10)) == [0] * 7 + [1] * 3
+    assert [r.id for r in found] == sorted(r.id for r in found)
+    assert found == weighted(records, {"b": 0.3, "a": 2.5}, 0) != weighted(records, {"a": 2.5, "b": 0.3}, 1)
+    assert weighted(records, {"suicide_risk": 2.0, "b": 0.0}, 0) == [r for r in records[:10] for _ in range(2)]
+    with pytest.raises(InputError, match="no record of data set 'c'; there are: a, b, suicide_risk"):
+        weighted(records, {"c": 1.0}, 0)
+
+
+def test_order_weights_and_replay_reach_the_training_examples(recipe_file, tmp_path):
+    """By what the examples say, for every way a stage can be reached."""
+    recipe = load_recipe(recipe_file, [
+        f"run_dir={tmp_path / 'run'}", "answer_order=explanation_first", "stages.english.weights={suicide_risk: 2}",
+        "data.synthetic.n_dev=4", "stages.chinese.replay=1"])  # fmt: skip
+    job = Run(recipe)
+    pipeline._data(job, lambda *_: None)
+    tokenizer, (english, chinese) = job.tokenizer(), recipe.stages
+
+    def said(stage, earlier):
+        examples, _ = pipeline._stage_examples(job, stage, earlier, tokenizer)
+        return [tokenizer.decode(e["target_ids"].tolist()).strip() for e in examples], [e.get("id") for e in examples]
+
+    texts, ids = said(english, ())
+    assert len(ids) == 2 * len(set(ids)) == 12
+    assert all(text.startswith("Reasoning: ") and " Answer: This post shows" in text for text in texts)
+    texts, ids = said(chinese, (english,))
+    assert len(ids) == len(set(ids)) == 12  # six of its own, and all that came before, once each
+    assert [sum(text.startswith(word) for text in texts) for word in ("推理：", "Reasoning: ")] == [6, 6]
+    with pytest.raises(InputError, match="stage english: weights: no record of data set 'sos_hl_1k'"):
+        pipeline._stage_examples(job, english.model_copy(update={"weights": {"sos_hl_1k": 1.0}}), (), tokenizer)
+
+
+@pytest.mark.slow
+def test_a_run_that_explains_first(recipe_file, tmp_path):
+    """Trained just long enough to begin every answer with its explanation; the label is then scored after it."""
+    steps = ["pretrain.then.answers.train.steps=60", "pretrain.then.answers.train.learning_rate=1e-2",
+             "pretrain.then.answers.languages=[zh, en]"]  # fmt: skip
+    recipe = load_recipe(recipe_file, [f"run_dir={tmp_path / 'run'}", "answer_order=explanation_first", *steps])
+    run(recipe, Script())
+    rows = [json.loads(line) for line in (tmp_path / "run/generations.jsonl").read_text("utf-8").splitlines()]
+    assert all(row["output_text"].startswith(("Reasoning:", "推理：")) for row in rows)
+    values = [json.loads(line) for line in (tmp_path / "run/label_scores.jsonl").read_text("utf-8").splitlines()]
+    assert {row["answer_order"] for row in values} == {"explanation_first"}
+    assert "scored after the explanation" in (tmp_path / "run/evaluation.html").read_text("utf-8")
+    data = tmp_path / "run/data/faithful/test.jsonl"
+    main_exit = ["evaluate", str(tmp_path / "run/merged"), "--data", str(data), "--max-new-tokens", "8",
+                 "--out", str(tmp_path / "again")]  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        main(main_exit)
+    assert stop.value.code == 0
+    again = [json.loads(line) for line in (tmp_path / "again/label_scores.jsonl").read_text("utf-8").splitlines()]
+    assert {row["answer_order"] for row in again} == {"explanation_first"}  # without being told
+    for one, other in zip(again, values, strict=True):
+        assert one["label_logprobs"] == pytest.approx(other["label_logprobs"], abs=1e-3)
+
+
 @pytest.mark.parametrize(("limit", "kept"), [(2, 4), ({"suicide_risk": 3}, 13), (10, 20), (50, 20), (None, 20)])
 def test_a_limit_takes_from_the_whole_of_a_sorted_file(limit, kept):
     records = [
@@ -310,7 +375,7 @@ def test_a_limit_takes_from_the_whole_of_a_sorted_file(limit, kept):
         for task, label, labels in (("suicide_risk", "high", None), ("cognitive_distortion", None, ("labeling",)))
         for i in range(10)
     ]  # fmt: skip
-    chosen = pipeline._limited(records, limit)
+    chosen = limited(records, limit)
     assert len(chosen) == kept
     assert [r for r in records if r in chosen] == chosen  # the order stays
     if limit == 2:

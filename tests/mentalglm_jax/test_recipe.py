@@ -84,6 +84,8 @@ def test_values_and_defaults(path):
         ("model.geometry.hidden_sise=3", "'geometry.hidden_sise'", "'hidden_size'"),
         ("stages.chinese.tasks=[suicide_rsk]", "'suicide_rsk'", "'suicide_risk'"),
         ("probe.task=suicide", "'suicide'", "'suicide_risk'"),
+        ("answer_ordr=label_first", "'answer_ordr'", "'answer_order'"),
+        ("stages.chinese.weight={a: 1}", "'stages.1.weight'", "'weights'"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(path, override, key, meant):

@@ -34,9 +34,22 @@ def test_parse_inverts_answer(case):
     assert parsed.labels == task.ordered(labels)
     assert parsed.explanation == (explanation.strip() if explanation else None)
     assert parsed.status == ("ok" if explanation else "no_explanation")
+    assert parsed.label_span is not None
     assert text[slice(*parsed.label_span)] == task.sentence(labels, language)
     if explanation:
+        assert parsed.explanation_span is not None
         assert text[slice(*parsed.explanation_span)] == parsed.explanation
+
+
+@given(answers())
+def test_before_label_is_the_answer_up_to_its_colon(case):
+    task, language, labels, explanation, order = case
+    text = tasks.answer(task, labels, explanation, language, order)
+    assert tasks.explains_first(language, text) == (order == "explanation_first" and explanation is not None)
+    if explanation is not None:
+        head, colon = tasks.before_label(explanation, language)
+        said = tasks.answer(task, labels, explanation, language, "explanation_first")
+        assert head + colon + task.sentence(labels, language) == said and colon.strip() in (":", "：")
 
 
 def test_label_sets_have_the_published_sizes():
