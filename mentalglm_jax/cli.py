@@ -268,6 +268,8 @@ def evaluate(
     against: Annotated[Path | None, typer.Option(help="Compare with these finished answers to the same posts")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for answers and report (HTML, JSON, CSV, card)")] = None,
     encoder: Annotated[Path | None, typer.Option(help="BERT directory: adds BERTScore of the explanations")] = None,
+    ratings: Annotated[Path | None, typer.Option(help="Folder of `mentalglm data review import`: adds what people said "
+                                                      "about these explanations")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     dtype: Annotated[str, typer.Option()] = "float32",
@@ -298,6 +300,7 @@ def evaluate(
         train=[] if train_data is None else read_data(train_data, task, "train", language),
         against=None if against is None else read_answers(against).of_task(task),
         encoder=encoder,
+        ratings=ratings,
     )
     if out is not None:
         write_report(out, result, title=str(model), compared=compared, against=str(against))

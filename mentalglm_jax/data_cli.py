@@ -136,7 +136,13 @@ def data_build(
 
 @review_app.command("export")
 def review_export(
-    source: Annotated[Path, typer.Argument(help="Output of `data build`, or records with explanations")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Output of `data build`, records with explanations, or a model's "
+            "answers: a run directory or its generations.jsonl"
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for review.html, review.csv and sample.jsonl")],
     count: Annotated[int, typer.Option("--n", min=1, help="Explanations to rate")] = 200,
     seed: Annotated[int, typer.Option(help="Of the sample")] = 0,
@@ -145,12 +151,19 @@ def review_export(
 ) -> None:
     """Writes a stratified sample as one offline form (and CSV) on four scales. Copies the posts into it."""
     from mentalglm_jax.data.records import read_records
-    from mentalglm_jax.data.review import export_review
+    from mentalglm_jax.data.review import answered, export_review
 
-    files = sorted((source / "records").glob("*.jsonl")) if source.is_dir() else [source]
-    if not files:
-        raise InputError(f"{source}: no records/*.jsonl here; give the folder that `mentalglm data build` wrote")
-    records = [record for file in files for record in read_records(file, allow_extra=True)]
+    answers = source / "generations.jsonl" if source.is_dir() else source
+    if answers.name == "generations.jsonl" and answers.is_file():
+        from mentalglm_jax.evaluate.answers import read_generations
+
+        records = answered(read_generations(answers))
+    else:
+        files = sorted((source / "records").glob("*.jsonl")) if source.is_dir() else [source]
+        if not files:
+            raise InputError(f"{source}: neither records/*.jsonl nor generations.jsonl here; give the folder that "
+                             "`mentalglm data build` wrote, or a run directory")  # fmt: skip
+        records = [record for file in files for record in read_records(file, allow_extra=True)]
     made = export_review(records, out, count=count, seed=seed, language=language)
     if json_:
         _print_json(made | {"out": str(out)})

@@ -10,8 +10,8 @@ import hashlib
 import io
 import json
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,25 @@ FAR_APART = 2  # points between two raters from which an item is listed as a dis
 
 
 # --- export ---
+
+
+def answered(rows: Iterable[Mapping[str, Any]]) -> list[Record]:
+    """Rows of ``generations.jsonl`` as records that say what the model said: its label and explanation in place of the
+    gold ones. Answers without label or explanation are left out: there is nothing to rate.
+
+    Raises: InputError on a row that is none.
+    """
+    found = []
+    for row in rows:
+        record, said, reason = (
+            Record.from_dict(row, allow_extra=True),
+            row.get("parsed_label"),
+            row.get("parsed_explanation"),
+        )
+        if said and reason:
+            labels = {"label": said} if record.labels is None else {"labels": tuple(said)}
+            found.append(replace(record, explanation=str(reason), **labels))
+    return found
 
 
 def stratified_sample(records: Sequence[Record], count: int, seed: int) -> list[Record]:
@@ -237,8 +256,8 @@ def import_review(folder: str | Path, files: Sequence[str | Path], *, accept_at:
     Args:
         accept_at: a record is accepted if the mean over raters reaches this on every scale.
 
-    Returns: ``raters``, ``items``, ``rated``, ``accepted``, ``agreement``, ``disagreements`` (items on which two raters
-    are two or more points apart, with everybody's scores).
+    Returns: ``raters``, ``items``, ``rated``, ``accepted``, ``agreement``, ``tasks`` (the last four for each task
+    alone), ``disagreements`` (items on which two raters are two or more points apart, with everybody's scores).
 
     Raises: InputError naming the file that is wrong, or a rater who comes twice.
     """
@@ -268,10 +287,16 @@ def import_review(folder: str | Path, files: Sequence[str | Path], *, accept_at:
         far = [s for s, values in by_scale.items() if values and max(values) - min(values) >= FAR_APART]
         if far:
             apart.append({"id": record.id, "scales": far, "scores": given})
+
+    def counts(of: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {"items": len(of), "rated": sum(row["raters"] > 0 for row in of),
+                "accepted": sum(row["accepted"] is True for row in of),
+                "agreement": agreement(ratings, [row["id"] for row in of])}  # fmt: skip
+
+    names = list(dict.fromkeys(record.task for record in sample))
     result = {
-        "form": form, "raters": [one.rater for one in ratings], "items": len(sample),
-        "rated": sum(row["raters"] > 0 for row in rows), "accepted": len(accepted), "accept_at": accept_at,
-        "agreement": agreement(ratings, ids), "disagreements": apart,
+        "form": form, "raters": [one.rater for one in ratings], "accept_at": accept_at, **counts(rows),
+        "tasks": {name: counts([row for row in rows if row["task"] == name]) for name in names}, "disagreements": apart,
     }  # fmt: skip
     write_text(folder / "reviewed.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_records(folder / "accepted.jsonl", accepted)

@@ -9,25 +9,28 @@ from mentalglm_jax.evaluate.answers import by_task, generated
 from mentalglm_jax.evaluate.baselines import floors
 from mentalglm_jax.evaluate.bertscore import Encoder, reference_bert_score
 from mentalglm_jax.evaluate.explanations import consistency
+from mentalglm_jax.evaluate.human import human_ratings
 from mentalglm_jax.evaluate.inputs import Answers
 from mentalglm_jax.evaluate.scores import compare, evaluate
 
 
 def assess(
-    answers: Answers, *, train: Sequence[Record] = (), against: Answers | None = None, encoder: Path | None = None
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    answers: Answers, *, train: Sequence[Record] = (), against: Answers | None = None, encoder: Path | None = None,
+    ratings: Path | None = None,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:  # fmt: skip
     """Scores of ``answers``, and their comparison with ``against`` (None without it).
 
     Args:
         train: training records: adds ``floors``, and to ``explanation`` its ``consistency``.
         against: another system's answers to the same records.
         encoder: a BERT directory: adds ``bert_score`` to ``explanation``.
+        ratings: a folder of `mentalglm data review`: adds ``human`` to ``explanation``.
 
     Returns:
         ``evaluate``'s result with these additions, and ``compare``'s.
 
     Raises:
-        InputError: as ``evaluate``, ``floors``, ``compare`` and ``Encoder``.
+        InputError: as ``evaluate``, ``floors``, ``compare``, ``Encoder`` and ``human_ratings``.
     """
     result = evaluate(answers.generations, label_scores=answers.label_scores)
     texts = by_task(map(generated, answers.generations))
@@ -41,6 +44,9 @@ def assess(
         bert = Encoder(encoder)
         for task, said in texts.items():
             result[task]["explanation"]["bert_score"] = reference_bert_score(bert, said)
+    if ratings is not None:
+        for task, found in human_ratings(ratings, [answer for said in texts.values() for answer in said]).items():
+            result[task]["explanation"]["human"] = found
     if against is None:
         return result, None
     return result, compare((answers.generations, answers.label_scores), (against.generations, against.label_scores))

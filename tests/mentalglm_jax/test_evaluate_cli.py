@@ -10,7 +10,8 @@ from mentalglm_jax import tasks
 from mentalglm_jax.adapters import save_adapter
 from mentalglm_jax.checkpoints import save_pretrained
 from mentalglm_jax.cli import main
-from mentalglm_jax.data.records import Record, write_records
+from mentalglm_jax.data.records import Record, read_records, write_records
+from mentalglm_jax.data.review import SCALES, form_id
 from mentalglm_jax.evaluate.inputs import read_answers, read_data
 from mentalglm_jax.glm import Glm, GlmConfig
 from mentalglm_jax.lora import LoraConfig, LoraParam, add_lora
@@ -93,6 +94,41 @@ def test_generations_alone_are_enough(tmp_path, capfd, records):
     found = printed(capfd, "evaluate", path)
     assert [entry["weighted_f1"] for entry in found.values()] == [1.0, 1.0]
     assert all(entry["label_reading"] is None for entry in found.values())
+
+
+def test_what_people_said_stands_beside_the_scores(tmp_path, capfd, records):
+    """The form is made from a run's answers (its label and reason, not the gold ones), filled in by two, imported,
+    and read into the evaluation of the same run; never into that of another."""
+    rows = [r.to_dict() | {"parsed_label": "high", "parsed_explanation": f"说了“{r.post}”。"} for r in records[:4]]
+    rows += [records[4].to_dict() | {"parsed_label": "work", "parsed_explanation": "He shouts."}]
+    rows[3]["parsed_explanation"] = None  # nothing to rate
+    run_dir, form = tmp_path / "run", tmp_path / "form"
+    run_dir.mkdir()
+    (run_dir / "generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert printed(capfd, "data", "review", "export", run_dir, "--out", form)["items"] == 4
+    sample = read_records(form / "sample.jsonl")
+    said = {r.id: (r.gold, r.explanation) for r in sample}
+    assert said == {row["id"]: ((row["parsed_label"],), row["parsed_explanation"]) for row in rows if row["id"] != "r3"}
+    assert run("evaluate", run_dir, "--ratings", form) == 2
+    assert "data review import" in capfd.readouterr().err
+    files = []
+    for rater, points in (("a", (3, 2, 1, 0)), ("b", (3, 2, 2, 0))):
+        ratings = {r.id: dict.fromkeys(SCALES, point) for r, point in zip(sample, points, strict=True)}
+        files.append(tmp_path / f"{rater}.json")
+        files[-1].write_text(json.dumps({"form": form_id(sample), "rater": rater, "ratings": ratings}))
+    imported = printed(capfd, "data", "review", "import", form, *files)
+    found = printed(capfd, "evaluate", run_dir, "--ratings", form, "--out", tmp_path / "out")
+    human = found["suicide_risk"]["explanation"]["human"]
+    assert (human["raters"], human["items"], human["rated"]) == (2, 3, 3)
+    assert human["agreement"] == imported["tasks"]["suicide_risk"]["agreement"]
+    assert found["imhi_sad"]["explanation"]["human"]["items"] == 1
+    page = (tmp_path / "out" / "evaluation.html").read_text(encoding="utf-8")
+    assert "people, 0 to 3" in page and f"{human['agreement']['overall']['krippendorff_alpha']:.3f}" in page
+    assert "explanation.human.agreement.overall.fleiss_kappa" in (tmp_path / "out" / "evaluation.csv").read_text()
+    rows[0]["parsed_explanation"] = "别的理由。"
+    (run_dir / "generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert run("evaluate", run_dir, "--ratings", form) == 2
+    assert "record 'r0' was rated with another answer" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

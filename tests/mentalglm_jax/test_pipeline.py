@@ -344,10 +344,12 @@ def test_order_weights_and_replay_reach_the_training_examples(recipe_file, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_run_that_explains_first(recipe_file, tmp_path):
     """Trained just long enough to begin every answer with its explanation; the label is then scored after it."""
     steps = ["pretrain.then.answers.train.steps=60", "pretrain.then.answers.train.learning_rate=1e-2",
-             "pretrain.then.answers.languages=[zh, en]"]  # fmt: skip
+             "pretrain.then.answers.languages=[zh, en]", "pretrain.then.answers.train.save_every=100",
+             "stages.english.train.steps=1", "stages.chinese.train.steps=1"]  # fmt: skip
     recipe = load_recipe(recipe_file, [f"run_dir={tmp_path / 'run'}", "answer_order=explanation_first", *steps])
     run(recipe, Script())
     rows = [json.loads(line) for line in (tmp_path / "run/generations.jsonl").read_text("utf-8").splitlines()]

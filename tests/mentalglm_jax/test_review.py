@@ -7,6 +7,8 @@ import json
 import re
 from collections import Counter
 
+import krippendorff
+import numpy as np
 import pytest
 
 from mentalglm_jax.cli import main
@@ -27,7 +29,7 @@ from mentalglm_jax.errors import InputError
 ATTACK = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\u2028=1+1"
 
 
-def records(count=12, post="帖子{}", explanation="说了“帖子”。"):
+def records(count=12, post="帖子{}", explanation: str | None = "说了“帖子”。"):
     return [Record(f"r{n}", "suicide_risk", "zh", post.format(n), "问？", label="high" if n % 6 == 0 else "low",
                    explanation=explanation) for n in range(count)]  # fmt: skip
 
@@ -47,7 +49,9 @@ def test_nothing_of_the_data_is_markup(language):
     page = render_form(records(2, post=ATTACK, explanation=ATTACK), language)
     assert page.count("<script") == 2 and "<img" not in page and "<script>window" not in page
     assert "default-src 'none'" in html.unescape(page) and "unsafe-inline" not in page and "http:" not in page
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    data = json.loads(found[1])
     assert data["items"][0]["post"] == ATTACK and data["scales"] == list(SCALES)
     assert page.count('type="radio"') == 16
 
@@ -80,6 +84,7 @@ def test_raters_are_merged_and_disagreements_listed(exported):
         csv.writer(file).writerows(sheet)
     result = import_review(folder, [*files, folder / "c.csv"])
     assert (result["raters"], result["items"], result["rated"], result["accepted"]) == (["甲", "乙", "丙"], 8, 8, 7)
+    assert result["tasks"]["suicide_risk"] == {k: result[k] for k in ("items", "rated", "accepted", "agreement")}
     assert [d["id"] for d in result["disagreements"]] == [sample[0].id, sample[1].id]
     assert result["disagreements"][1]["scores"]["乙"] == dict.fromkeys(SCALES, 0)
     rows = [json.loads(line) for line in (folder / "reviewed.jsonl").read_text("utf-8").splitlines()]
@@ -107,6 +112,28 @@ def test_agreement_counts_whom_it_can_compare():
     alone = agreement([given("a", [1, 3])], ["0", "1"])["overall"]
     for undefined in (same, alone):
         assert (undefined["fleiss_kappa"], undefined["krippendorff_alpha"]) == (None, None)
+
+
+def test_agreement_is_that_of_published_examples(monkeypatch):
+    """Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", reliability data of four observers (nominal
+    0.743, ordinal 0.815, interval 0.849), one less each: only order counts. Fleiss' kappa: the worked example of
+    fourteen raters and five categories that is 0.210 everywhere."""
+    four = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
+    raters = [given(str(n), [None if v == "." else int(v) - 1 for v in row]) for n, row in enumerate(four)]
+    found = agreement(raters, [str(n) for n in range(12)])["overall"]
+    assert found["krippendorff_alpha"] == pytest.approx(0.815, abs=5e-4)
+    assert (found["items_rated_by_all"], found["ratings"]) == (8, 41)
+    table = np.array([[np.nan if v == "." else float(v) for v in row] for row in four])
+    nominal = krippendorff.alpha(reliability_data=table, level_of_measurement="nominal")
+    interval = krippendorff.alpha(reliability_data=table, level_of_measurement="interval")
+    assert (nominal, interval) == pytest.approx((0.743, 0.849), abs=5e-4)
+
+    counts = ("0 0 0 0 14", "0 2 6 4 2", "0 0 3 5 6", "0 3 9 2 0", "2 2 8 1 1", "7 7 0 0 0", "3 2 6 3 0", "2 5 3 2 2",
+              "6 5 2 1 0", "0 2 2 3 7")  # fmt: skip
+    items = [[v for v, n in enumerate(map(int, row.split())) for _ in range(n)] for row in counts]
+    monkeypatch.setattr("mentalglm_jax.data.review.POINTS", (0, 1, 2, 3, 4))
+    raters = [given(str(n), [item[n] for item in items]) for n in range(14)]
+    assert agreement(raters, [str(n) for n in range(10)])["overall"]["fleiss_kappa"] == pytest.approx(0.210, abs=5e-4)
 
 
 @pytest.mark.parametrize(

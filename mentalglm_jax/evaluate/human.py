@@ -1,0 +1,42 @@
+"""What people said about a model's explanations: an imported review form, beside the automatic scores."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mentalglm_jax.data.records import read_records
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.evaluate.answers import Answer
+
+
+def human_ratings(folder: str | Path, answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
+    """The ratings of these answers per task, as `mentalglm data review import` left them in ``folder``.
+
+    Args:
+        answers: the parsed text reading of the run that was rated.
+
+    Returns:
+        Task to ``raters`` (number), ``items``, ``rated``, ``accepted`` and ``agreement``: per scale mean, Fleiss'
+        kappa, Krippendorff's ordinal alpha (``data.review.agreement``).
+
+    Raises:
+        InputError: nothing was imported there, or what was rated is not what these answers say.
+    """
+    folder = Path(folder)
+    file = folder / "agreement.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        raters, by_task = len(found["raters"]), dict(found["tasks"])
+    except OSError as error:
+        raise InputError(f"{file}: cannot read ({error.strerror}); run `mentalglm data review import {folder} FILES` "
+                         "first") from None  # fmt: skip
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{file}: not what `mentalglm data review import` writes; run it again") from None
+    said = {answer.record.id: answer for answer in answers}
+    for record in read_records(folder / "sample.jsonl"):
+        answer = said.get(record.id)
+        if answer is None or (answer.labels, answer.explanation) != (record.gold, record.explanation):
+            raise InputError(f"{folder}: record {record.id!r} was rated with another answer than this run gives; "
+                             "export the form from this run's generations.jsonl")  # fmt: skip
+    return {task: {"raters": raters, **entry} for task, entry in by_task.items()}
