@@ -14,6 +14,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 QUICK  := not slow and not gpu and not tpu
+# Large memory pages, where Linux grants them on request: a step's buffers are fresh memory each time, and in small pages a fifth of it is
+# spent on page faults (benchmarks/LOG.md). Means nothing to another C library than glibc >= 2.35.
+PAGES  := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 .PHONY: help demo test test-all plan lint format clean
 .DEFAULT_GOAL := help
@@ -22,7 +25,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed-probes  ## the whole path on a small model: post -> label and explanation -> checked report (runs/demo/report.html)
-	@$(BIN)/mentalglm run configs/demo.yaml $(ARGS)
+	@$(PAGES) $(BIN)/mentalglm run configs/demo.yaml $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the tests, without those marked slow, gpu or tpu
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 10 -m "$(QUICK)" $(ARGS)
