@@ -267,7 +267,8 @@ def evaluate(
     train_data: Annotated[Path | None, typer.Option("--train", help="Training records (as --data), for floors")] = None,
     against: Annotated[Path | None, typer.Option(help="Compare with these finished answers to the same posts")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for answers and report (HTML, JSON, CSV, card)")] = None,
-    encoder: Annotated[Path | None, typer.Option(help="BERT directory: adds BERTScore of the explanations")] = None,
+    encoder: Annotated[Path | None, typer.Option(help="BERT or BART directory: adds BERTScore or BARTScore of the "
+                                                      "explanations")] = None,
     ratings: Annotated[Path | None, typer.Option(help="Folder of `mentalglm data review import`: adds what people said "
                                                       "about these explanations")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,

@@ -1,11 +1,14 @@
 """Everything there is to say about one system's answers: scores, floors, explanations, and another system beside it."""
 
-from collections.abc import Sequence
+import functools
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.evaluate.answers import by_task, generated
+from mentalglm_jax.evaluate.answers import Answer, by_task, generated
+from mentalglm_jax.evaluate.bartscore import Bart, bart_score
 from mentalglm_jax.evaluate.baselines import floors
 from mentalglm_jax.evaluate.bertscore import Encoder, reference_bert_score
 from mentalglm_jax.evaluate.explanations import consistency
@@ -23,14 +26,14 @@ def assess(
     Args:
         train: training records: adds ``floors``, and to ``explanation`` its ``consistency``.
         against: another system's answers to the same records.
-        encoder: a BERT directory: adds ``bert_score`` to ``explanation``.
+        encoder: a BERT or BART directory: adds ``bert_score`` or ``bart_score`` to ``explanation``.
         ratings: a folder of `mentalglm data review`: adds ``human`` to ``explanation``.
 
     Returns:
         ``evaluate``'s result with these additions, and ``compare``'s.
 
     Raises:
-        InputError: as ``evaluate``, ``floors``, ``compare``, ``Encoder`` and ``human_ratings``.
+        InputError: as ``evaluate``, ``floors``, ``compare``, ``Encoder``, ``Bart`` and ``human_ratings``.
     """
     result = evaluate(answers.generations, label_scores=answers.label_scores)
     texts = by_task(map(generated, answers.generations))
@@ -41,12 +44,23 @@ def assess(
         for task, said in texts.items():
             result[task]["explanation"]["consistency"] = consistency(said, train)
     if encoder is not None:
-        bert = Encoder(encoder)
+        name, score = _encoder_score(encoder)
         for task, said in texts.items():
-            result[task]["explanation"]["bert_score"] = reference_bert_score(bert, said)
+            result[task]["explanation"][name] = score(said)
     if ratings is not None:
         for task, found in human_ratings(ratings, [answer for said in texts.values() for answer in said]).items():
             result[task]["explanation"]["human"] = found
     if against is None:
         return result, None
     return result, compare((answers.generations, answers.label_scores), (against.generations, against.label_scores))
+
+
+def _encoder_score(directory: Path) -> tuple[str, Callable[[Sequence[Answer]], Any]]:
+    """The score that a directory's model gives: BERTScore, or BARTScore if its ``config.json`` says BART."""
+    try:
+        kind = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None  # the encoder says what is wrong with the directory
+    if kind == "bart":
+        return "bart_score", functools.partial(bart_score, Bart(directory))
+    return "bert_score", functools.partial(reference_bert_score, Encoder(directory))

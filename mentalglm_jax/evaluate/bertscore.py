@@ -21,7 +21,7 @@ from mentalglm_jax import tasks
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
 
-_LENGTHS = (64, 128, 256, 512)
+LENGTHS = (64, 128, 256, 512)
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
@@ -41,7 +41,7 @@ class Encoder:
         directory = Path(directory)
         try:
             config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-            self._tensors = _read_tensors(directory / "model.safetensors")
+            self._tensors = read_tensors(directory / "model.safetensors")
         except OSError as error:
             raise InputError(f"{directory}: not a BERT directory ({error}); it needs config.json, model.safetensors "
                              "and tokenizer.json or vocab.txt") from None  # fmt: skip
@@ -55,8 +55,8 @@ class Encoder:
             raise InputError(f"{directory}: has layers 1 to {layers}, not {layer}")
         self.layers, self._heads = layer or layers, int(config["num_attention_heads"])
         self._eps = float(config.get("layer_norm_eps", 1e-12))
-        self._longest = min(int(config["max_position_embeddings"]), _LENGTHS[-1])
-        self._tokenizer = _read_tokenizer(directory, self._longest)
+        self._longest = min(int(config["max_position_embeddings"]), LENGTHS[-1])
+        self._tokenizer = read_tokenizer(directory, self._longest)
         missing = [name for name in _wanted(self.layers) if name not in self._tensors]
         if missing:
             raise InputError(f"{directory}/model.safetensors: tensor {missing[0]!r} is missing")
@@ -67,7 +67,7 @@ class Encoder:
 
     def __call__(self, ids: Sequence[int]) -> Float[np.ndarray, "T D"]:
         """Unit vectors of the tokens between [CLS] and [SEP]."""
-        size = next(length for length in _LENGTHS if length >= min(len(ids), self._longest))
+        size = next(length for length in LENGTHS if length >= min(len(ids), self._longest))
         size = min(size, self._longest)
         padded = np.zeros(size, np.int32)
         padded[: len(ids)] = ids
@@ -111,7 +111,8 @@ def reference_bert_score(encoder: Encoder, answers: Sequence[Answer]) -> dict[st
     return found
 
 
-def _read_tensors(path: Path) -> dict[str, Array]:
+def read_tensors(path: Path) -> dict[str, Array]:
+    """float32 tensors by their newest names. Raises: FileNotFoundError, ValueError if the file is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -130,7 +131,8 @@ def _read_tensors(path: Path) -> dict[str, Array]:
     return found
 
 
-def _read_tokenizer(directory: Path, longest: int) -> Any:
+def read_tokenizer(directory: Path, longest: int) -> Any:
+    """The tokenizer of ``tokenizer.json``, else of ``vocab.txt``, cutting at ``longest``. Raises: InputError."""
     from tokenizers import BertWordPieceTokenizer, Tokenizer
 
     fast, words = directory / "tokenizer.json", directory / "vocab.txt"
