@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.evaluate.answers import Answer, by_task, generated
+from mentalglm_jax.evaluate.answers import Answer, by_task, generated, scored
 from mentalglm_jax.evaluate.bartscore import Bart, bart_score
-from mentalglm_jax.evaluate.baselines import floors
+from mentalglm_jax.evaluate.baselines import floor_predictions, floor_scores
 from mentalglm_jax.evaluate.bertscore import Encoder, reference_bert_score
 from mentalglm_jax.evaluate.explanations import consistency
 from mentalglm_jax.evaluate.human import human_ratings
 from mentalglm_jax.evaluate.inputs import Answers
-from mentalglm_jax.evaluate.scores import compare, evaluate
+from mentalglm_jax.evaluate.scores import against_floor, compare, evaluate
 
 
 def assess(
@@ -24,7 +24,8 @@ def assess(
     """Scores of ``answers``, and their comparison with ``against`` (None without it).
 
     Args:
-        train: training records: adds ``floors``, and to ``explanation`` its ``consistency``.
+        train: training records: adds ``floors``, to each reading its difference from TF-IDF (``against_tfidf``), and
+            to ``explanation`` its ``consistency``.
         against: another system's answers to the same records.
         encoder: a BERT or BART directory: adds ``bert_score`` or ``bart_score`` to ``explanation``.
         ratings: a folder of `mentalglm data review`: adds ``human`` to ``explanation``.
@@ -33,14 +34,17 @@ def assess(
         ``evaluate``'s result with these additions, and ``compare``'s.
 
     Raises:
-        InputError: as ``evaluate``, ``floors``, ``compare``, ``Encoder``, ``Bart`` and ``human_ratings``.
+        InputError: as ``evaluate``, ``floor_predictions``, ``compare``, ``Encoder``, ``Bart`` and ``human_ratings``.
     """
     result = evaluate(answers.generations, label_scores=answers.label_scores)
     texts = by_task(map(generated, answers.generations))
     if train:
-        baselines = floors(train, answers.records())
-        for task, entry in result.items():
-            entry["floors"] = baselines[task]
+        values = by_task(map(scored, answers.label_scores))
+        for task, (records, predictions) in floor_predictions(train, answers.records()).items():
+            result[task]["floors"] = floor_scores(task, records, predictions)
+            for said, entry in ((texts, result[task]), (values, result[task]["label_reading"])):
+                if task in said:
+                    entry["against_tfidf"] = against_floor(said[task], records, predictions["tfidf_logreg"])
         for task, said in texts.items():
             result[task]["explanation"]["consistency"] = consistency(said, train)
     if encoder is not None:

@@ -9,21 +9,21 @@ from jaxtyping import Bool, Float
 from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.evaluate.metrics import averages, indicator, task_scores
+from mentalglm_jax.evaluate.metrics import averages, indicator, positive_place, task_scores
 from mentalglm_jax.evaluate.statistics import bootstrap
 
+Predictions = dict[str, Bool[np.ndarray, "N C"]]
 
-def floors(train: Sequence[Record], test: Sequence[Record]) -> dict[str, dict[str, dict[str, Any]]]:
-    """What any system should beat, for every task of ``test``, scored as ``evaluate`` scores a model.
+
+def floor_predictions(
+    train: Sequence[Record], test: Sequence[Record]
+) -> dict[str, tuple[list[Record], Predictions]]:  # fmt: skip
+    """What the floors answer, for every task of ``test``: its records, and floor to a row of labels for each of them.
 
     ``majority`` always answers the most frequent training label. ``tfidf_logreg`` is logistic regression, one
     classifier per label, on TF-IDF n-grams (characters 1-3; for English also words 1-2), its C and, for multi-label
     tasks, its threshold chosen by cross-validation on ``train``. Each language, and each question where a task asks
     several about the same posts, has its own baseline when ``train`` has records for it.
-
-    Returns:
-        Task name to {"majority": scores, "tfidf_logreg": scores}: those of ``task_scores``, and ``ci95`` of the
-        weighted F1.
 
     Raises:
         InputError: no training record for a task of ``test``.
@@ -47,12 +47,24 @@ def floors(train: Sequence[Record], test: Sequence[Record]) -> dict[str, dict[st
             predictions["majority"][numbers, gold.sum(0).argmax()] = True
             texts, unseen = [record.post for record in known], [test_of[number].post for number in numbers]
             predictions["tfidf_logreg"][numbers] = tfidf_logreg(task.kind, group[0], texts, gold, unseen)
-        gold = indicator(task, [record.gold for record in test_of])
-        posts = [record.post for record in test_of]
-        result[name] = {
-            floor: task_scores(task, gold, said) | {"ci95": bootstrap(task.kind, posts, gold, said)["weighted_f1"]}
-            for floor, said in predictions.items()
-        }
+        result[name] = test_of, predictions
+    return result
+
+
+def floors(train: Sequence[Record], test: Sequence[Record]) -> dict[str, dict[str, dict[str, Any]]]:
+    """What any system should beat, for every task of ``test``, scored as ``evaluate`` scores a model: task name to
+    {"majority": scores, "tfidf_logreg": scores}. Raises: InputError as ``floor_predictions``."""
+    return {name: floor_scores(name, *found) for name, found in floor_predictions(train, test).items()}
+
+
+def floor_scores(name: str, test: Sequence[Record], predictions: Predictions) -> dict[str, dict[str, Any]]:
+    """Of each floor the scores of ``task_scores``, ``ci95`` of the weighted F1 and ``ci95_by_metric``."""
+    task = tasks.get_task(name)
+    gold, posts = indicator(task, [record.gold for record in test]), [record.post for record in test]
+    result = {}
+    for floor, said in predictions.items():
+        intervals = bootstrap(task.kind, posts, gold, said, positive=positive_place(task))
+        result[floor] = task_scores(task, gold, said) | {"ci95": intervals["weighted_f1"], "ci95_by_metric": intervals}
     return result
 
 

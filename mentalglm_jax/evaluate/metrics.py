@@ -21,6 +21,12 @@ def positive_class(task: tasks.Task) -> str | None:
     return {"suicide_risk": "high"}.get(task.name, "yes" if task.keys == ("yes", "no") else None)
 
 
+def positive_place(task: tasks.Task) -> int | None:
+    """Its place among the labels; None where the task has none."""
+    found = positive_class(task)
+    return None if found is None else task.keys.index(found)
+
+
 def task_scores(task: tasks.Task, gold: Bool[np.ndarray, "N C"], predicted: Bool[np.ndarray, "N C"]) -> dict[str, Any]:
     """n and the scores of ``evaluate`` that are one number for all classes; the same for a model and for a baseline."""
     hits = gold & predicted

@@ -12,7 +12,7 @@ from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import THRESHOLD, Answer, by_task, generated, scored
 from mentalglm_jax.evaluate.explanations import explanation_scores, reference_overlap
-from mentalglm_jax.evaluate.metrics import METRICS, confusion, indicator, per_class, task_scores
+from mentalglm_jax.evaluate.metrics import confusion, indicator, per_class, positive_place, task_scores
 from mentalglm_jax.evaluate.readings import calibration
 from mentalglm_jax.evaluate.statistics import DRAWS, bootstrap, holm, mcnemar, paired_bootstrap
 
@@ -80,6 +80,26 @@ def evaluate(
     return result
 
 
+def against_floor(
+    answers: Sequence[Answer], test: Sequence[Record], floor: Bool[np.ndarray, "N C"], *, draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """One reading of a task minus a floor that answered the same records: ``metrics`` and ``mcnemar`` as ``compare``.
+
+    Args:
+        answers: of one task.
+        test: the records the floor answered, in the order of the rows of ``floor`` (``floor_predictions``).
+    """
+    task, place = tasks.get_task(answers[0].record.task), {record.id: row for row, record in enumerate(test)}
+    gold, predicted = _sides(task, answers)
+    other = floor[[place[answer.record.id] for answer in answers]]
+    posts = [answer.record.post for answer in answers]
+    return {
+        "metrics": paired_bootstrap(task.kind, posts, gold, predicted, other, draws, seed, positive_place(task)),
+        "mcnemar": mcnemar((gold == predicted).all(axis=1), (gold == other).all(axis=1)),
+    }
+
+
 def _sides(task: tasks.Task, answers: Sequence[Answer]) -> tuple[Bool[np.ndarray, "N C"], Bool[np.ndarray, "N C"]]:
     """Gold and predicted labels of the same rows."""
     return indicator(task, [a.record.gold for a in answers]), indicator(task, [a.labels for a in answers])
@@ -87,7 +107,8 @@ def _sides(task: tasks.Task, answers: Sequence[Answer]) -> tuple[Bool[np.ndarray
 
 def _scores(task: tasks.Task, answers: list[Answer], draws: int, seed: int) -> dict[str, Any]:
     gold, predicted = _sides(task, answers)
-    intervals = bootstrap(task.kind, [a.record.post for a in answers], gold, predicted, draws, seed)
+    posts = [a.record.post for a in answers]
+    intervals = bootstrap(task.kind, posts, gold, predicted, draws, seed, positive_place(task))
     languages = [answer.record.language for answer in answers]
 
     def rates(chosen: Bool[np.ndarray, " N"]) -> dict[str, Any]:
@@ -133,16 +154,18 @@ def compare(
             task, (left, right) = tasks.get_task(name), _aligned(sides[0][name], sides[1][name])
             gold, predicted = _sides(task, left)
             other = indicator(task, [a.labels for a in right])
-            posts = [a.record.post for a in left]
+            posts, positive = [a.record.post for a in left], positive_place(task)
             found.setdefault(name, {})[reading] = {
                 "n": len(left),
-                "metrics": paired_bootstrap(task.kind, posts, gold, predicted, other, draws, seed),
+                "metrics": paired_bootstrap(task.kind, posts, gold, predicted, other, draws, seed, positive),
                 "mcnemar": mcnemar((gold == predicted).all(axis=1), (gold == other).all(axis=1)),
             }
     if not found:
         raise InputError("nothing to compare: the two runs share no task in the same reading")
     entries = [entry for readings in found.values() for entry in readings.values()]
-    for tests in ([e["mcnemar"] for e in entries], *([e["metrics"][name] for e in entries] for name in METRICS)):
+    names = list(dict.fromkeys(name for e in entries for name in e["metrics"]))
+    by_metric = [[e["metrics"][name] for e in entries if name in e["metrics"]] for name in names]
+    for tests in ([e["mcnemar"] for e in entries], *by_metric):
         for test, adjusted in zip(tests, holm([test["p"] for test in tests]), strict=True):
             test["p_holm"] = adjusted
     return found

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mentalglm_jax.evaluate.metrics import METRICS, averages
+from mentalglm_jax.evaluate.metrics import averages, f1
 
 DRAWS = 1000
 
@@ -32,27 +32,31 @@ def _times(size: int, draws: int, seed: int) -> Iterator[Float[np.ndarray, "D P"
         yield rng.multinomial(size, np.full(size, 1 / size), size=min(step, draws - start)).astype(float)
 
 
-def _drawn(kind: str, times: Float[np.ndarray, "D P"], sums: Float[np.ndarray, "P 3 C"]) -> dict[str, Any]:
+def _drawn(
+    kind: str, times: Float[np.ndarray, "D P"], sums: Float[np.ndarray, "P 3 C"], positive: int | None
+) -> dict[str, Any]:
     hits, said, true = np.moveaxis(np.tensordot(times, sums, axes=1), 1, 0)
-    return averages(kind, hits, said, true)
+    found = averages(kind, hits, said, true)
+    return found if positive is None else found | {"positive_f1": f1(hits, said, true)[..., positive]}
 
 
 def bootstrap(
     kind: str, posts: Sequence[str], gold: Bool[np.ndarray, "N C"], predicted: Bool[np.ndarray, "N C"],
-    draws: int = DRAWS, seed: int = 0,
+    draws: int = DRAWS, seed: int = 0, positive: int | None = None,
 ) -> dict[str, list[float]]:  # fmt: skip
-    """95 % percentile intervals (Efron 1979) of ``METRICS``, all rows of one post being drawn together."""
+    """95 % percentile intervals (Efron 1979) of ``METRICS``, and of ``positive_f1`` where ``positive`` is the place of
+    that class; all rows of one post are drawn together."""
     (sums,) = _post_sums(posts, gold, predicted)
-    parts = [_drawn(kind, times, sums) for times in _times(len(sums), draws, seed)]
-    values = {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
+    parts = [_drawn(kind, times, sums, positive) for times in _times(len(sums), draws, seed)]
+    values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {name: np.percentile(value, [2.5, 97.5]).tolist() for name, value in values.items()}
 
 
 def paired_bootstrap(
     kind: str, posts: Sequence[str], gold: Bool[np.ndarray, "N C"], first: Bool[np.ndarray, "N C"],
-    second: Bool[np.ndarray, "N C"], draws: int = DRAWS, seed: int = 0,
+    second: Bool[np.ndarray, "N C"], draws: int = DRAWS, seed: int = 0, positive: int | None = None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """``first`` minus ``second`` on the same resampled posts.
+    """``first`` minus ``second`` on the same resampled posts, in the metrics of ``bootstrap``.
 
     Returns:
         Metric to ``difference`` (on the posts themselves), ``ci95`` (percentiles of the resampled differences) and
@@ -61,10 +65,10 @@ def paired_bootstrap(
     """
     sums = _post_sums(posts, gold, first, second)
     once = np.ones((1, len(sums[0])))
-    observed = [_drawn(kind, once, part) for part in sums]
-    parts = [[_drawn(kind, times, part) for part in sums] for times in _times(len(sums[0]), draws, seed)]
+    observed = [_drawn(kind, once, part, positive) for part in sums]
+    parts = [[_drawn(kind, times, part, positive) for part in sums] for times in _times(len(sums[0]), draws, seed)]
     result = {}
-    for name in METRICS:
+    for name in observed[0]:
         drawn = np.concatenate([a[name] - b[name] for a, b in parts])
         beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
         result[name] = {

@@ -71,6 +71,12 @@ def test_from_model_to_report_and_back(tmp_path, capfd, records, model_dir):
     adapted = printed(capfd, *command, "--adapter", model_dir / "adapter", "--out", out / "adapted", "--train", data)
     assert list(adapted) == ["suicide_risk", "imhi_sad"]
     assert set(adapted["imhi_sad"]["floors"]) == {"majority", "tfidf_logreg"}
+    risk = adapted["suicide_risk"]
+    for reading in (risk, risk["label_reading"]):
+        tests, floor = reading["against_tfidf"]["metrics"], risk["floors"]["tfidf_logreg"]
+        assert set(tests) == {"weighted_f1", "micro_f1", "macro_f1", "positive_f1"}
+        for name, test in tests.items():
+            assert test["difference"] == pytest.approx(reading[name] - floor[name])
     both = [read_answers(out / name).label_scores[0]["label_logprobs"]["high"] for name in ("plain", "adapted")]
     assert abs(both[0] - both[1]) > 0.01  # the adapter was used
 
