@@ -14,7 +14,7 @@ from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.sources import load_upstream
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.evaluate import compare, evaluate, floors, format_table, quotes, read_generations
+from mentalglm_jax.evaluate import evaluate, floors, format_table, quotes, read_generations
 
 AVERAGES = ("weighted_f1", "micro_f1", "macro_f1")
 
@@ -444,26 +444,3 @@ def test_table_shows_scores_beside_floors():
         f"{entry['floors']['majority']['weighted_f1']:.3f}", "1.000",
     ]  # fmt: skip
     assert [line.split()[:2] for line in lines if line.startswith("  ")][:2] == [["en", "30"], ["zh", "30"]]
-
-
-def test_the_positive_class_has_an_interval_and_a_paired_test():
-    """F1 of "high" by drawing posts, against the same statistics written out; a task without such a class has none."""
-    rows = random_rows("suicide_risk", 60, 7)
-    for item in rows:
-        item["label"] = random.Random(item["id"]).choice(["high", "low"])
-        item["parsed_label"] = random.Random(item["id"] + "x").choice([item["label"], "high", None])
-    entry = evaluate(rows, draws=400)["suicide_risk"]
-    pairs = [(item["label"], item["parsed_label"]) for item in rows]
-
-    def high(chosen):
-        hit = sum(pair == ("high", "high") for pair in chosen)
-        return 2 * hit / (sum(gold == "high" for gold, _ in chosen) + sum(said == "high" for _, said in chosen))
-
-    assert entry["positive_f1"] == pytest.approx(high(pairs))
-    rng = random.Random(0)
-    drawn = [high(rng.choices(pairs, k=60)) for _ in range(4000)]
-    assert entry["ci95_by_metric"]["positive_f1"] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.025)
-    right = [item | {"parsed_label": item["label"]} for item in rows]
-    test = compare((rows, ()), (right, ()), draws=200)["suicide_risk"]["text"]["metrics"]["positive_f1"]
-    assert test["difference"] == pytest.approx(entry["positive_f1"] - 1) and test["p_holm"] == test["p"] < 0.02
-    assert "positive_f1" not in evaluate(random_rows("imhi_sad", 20, 1), draws=5)["imhi_sad"]["ci95_by_metric"]

@@ -1,6 +1,7 @@
 """Paired tests against their definitions; the comparison of two runs never mixes up rows."""
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from mentalglm_jax.evaluate.metrics import METRICS
 from mentalglm_jax.evaluate.statistics import holm, mcnemar, paired_bootstrap
 
 
-def rows(gold: list[str], said: list[str | None], post=lambda i: f"post {i}") -> list[dict]:
+def rows(gold: Sequence[str], said: Sequence[str | None], post=lambda i: f"post {i}") -> list[dict]:
     question = tasks.TASKS["suicide_risk"].question("en")
     records = [Record(f"r{i}", "suicide_risk", "en", post(i), question, label=g) for i, g in enumerate(gold)]
     return [r.to_dict() | {"parsed_label": s, "parse_status": "ok"} for r, s in zip(records, said, strict=True)]
@@ -100,3 +101,25 @@ def test_only_the_same_records_are_compared():
             compare(whole, other)
     with pytest.raises(InputError, match="no row in the first run"):
         compare((rows(gold, gold)[:3], []), whole)
+
+
+def test_the_positive_class_has_an_interval_and_a_paired_test():
+    """F1 of "high" by drawing posts, against the same statistics written out; a task without such a class has none."""
+    rng = random.Random(7)
+    gold = [rng.choice(["high", "low"]) for _ in range(60)]
+    said = [rng.choice([key, "high", None]) for key in gold]
+    answers, pairs = rows(gold, said), list(zip(gold, said, strict=True))
+    entry = evaluate(answers, draws=400)["suicide_risk"]
+
+    def high(chosen: list) -> float:
+        hit = sum(pair == ("high", "high") for pair in chosen)
+        return 2 * hit / (sum(gold == "high" for gold, _ in chosen) + sum(said == "high" for _, said in chosen))
+
+    assert entry["positive_f1"] == pytest.approx(high(pairs))
+    many = [high(rng.choices(pairs, k=60)) for _ in range(4000)]
+    assert entry["ci95_by_metric"]["positive_f1"] == pytest.approx(np.percentile(many, [2.5, 97.5]), abs=0.025)
+    test = compare((answers, ()), (rows(gold, list(gold)), ()), draws=200)["suicide_risk"]["text"]["metrics"]
+    assert test["positive_f1"]["difference"] == pytest.approx(entry["positive_f1"] - 1)
+    assert test["positive_f1"]["p_holm"] == test["positive_f1"]["p"] < 0.02
+    levels = [item | {"task": "suicide_level", "label": "3", "parsed_label": "3"} for item in answers]
+    assert "positive_f1" not in evaluate(levels, draws=5)["suicide_level"]["ci95_by_metric"]
