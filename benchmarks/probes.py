@@ -1,6 +1,6 @@
 """Time of the probes' engine against Captum's LLM wrappers (correct settings), same model, same post, equality beside.
 
-    python -P benchmarks/probes.py [--hidden 256] [--layers 4] [--post 80] [--explanation 30] [--steps 16] [--json]
+    python -P benchmarks/probes.py [--hidden 256] [--layers 4] [--post 80] [--explanation 30 60 120] [--steps 16] [--json]
 
 (-P keeps this folder, whose file is called like the package, out of the import path.)
 
@@ -8,6 +8,10 @@
   integration per output token, against two integrations of summed log p.
 * erasure of every post token: ``LLMAttribution(FeatureAblation)`` with ``forward_in_tokens=False`` (its default path is
   wrong with transformers >= 5.3), which runs one sequence at a time, against the batched engine.
+* the same against Inseq and shap, where they are installed (``pip install inseq shap``; not needed otherwise).
+
+Both sides of a ratio alternate in one process and the medians of ``--repeat`` rounds are compared, because the machine
+may be shared.
 * cost against the length of post and explanation, and against the units erased.
 """
 
@@ -68,14 +72,16 @@ def example_of(probe: Probe, post: int, explanation: int) -> Example:
     })  # fmt: skip
 
 
-def timed(run: Callable[[], Any], repeat: int = 1) -> tuple[float, Any]:
-    """Best wall time of ``repeat`` runs, and the last result."""
-    times = []
+def alternated(runs: dict[str, Callable[[], Any]], repeat: int) -> dict[str, tuple[float, Any]]:
+    """Median wall time of each run over ``repeat`` rounds in which they take turns, and its last result."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    found = {}
     for _ in range(repeat):
-        began = time.perf_counter()
-        found = run()
-        times.append(time.perf_counter() - began)
-    return min(times), found
+        for name, run in runs.items():
+            began = time.perf_counter()
+            found[name] = run()
+            times[name].append(time.perf_counter() - began)
+    return {name: (float(np.median(times[name])), found[name]) for name in runs}
 
 
 def gap(found: Any, wanted: Any) -> float:
@@ -84,8 +90,8 @@ def gap(found: Any, wanted: Any) -> float:
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
-def against_captum(probe: Probe, example: Example, steps: int) -> list[dict[str, Any]]:
-    """IG and erasure, Captum's wrapper and the engine, on log p of the label and of the explanation."""
+def against_peers(probe: Probe, example: Example, steps: int, repeat: int) -> list[dict[str, Any]]:
+    """IG and erasure, peers and the engine, on log p of the label and of the explanation."""
     tokenizer, (first, last) = probe.tokenizer, example.post_tok
     prompt = example.text[: sum(1 for at in example.char_bytes[:-1] if at < example.byte_spans[example.prompt_len][0])]
     kept = sorted({*example.ids[:first], *example.ids[last : example.prompt_len]})
@@ -123,17 +129,25 @@ def against_captum(probe: Probe, example: Example, steps: int) -> list[dict[str,
         return list((scores[0] - scores[1:]).T.numpy())
 
     rows = []
-    for name, theirs, ours in (("integrated gradients", captum_ig, our_ig), ("erasure", captum_erase, our_erase)):
+    peers = {"integrated gradients": {"Captum": captum_ig}, "erasure": {"Captum": captum_erase}}
+    for name, found in _others(probe, example, steps).items():
+        peers[name] |= found
+    for name, ours in (("integrated gradients", our_ig), ("erasure", our_erase)):
+        ours()  # first call of a shape
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            slow, wanted = timed(theirs)
-            ours()  # first call of a shape
-            fast, found = timed(ours, 3)
-        rows.append({
-            "what": name, "captum_s": slow, "ours_s": fast, "ratio": slow / fast,
-            "max_relative_difference": max(gap(a, b) for a, b in zip(found, wanted, strict=True)),
-        })  # fmt: skip
+            found = alternated({**peers[name], "ours": ours}, repeat)
+        fast, mine = found.pop("ours")
+        rows += [{
+            "what": name, "peer": peer, "tokens": len(answer), "peer_s": slow, "ours_s": fast, "ratio": slow / fast,
+            "max_relative_difference": max(gap(a, b) for a, b in zip(mine, theirs, strict=True)),
+        } for peer, (slow, theirs) in found.items()]  # fmt: skip
     return rows
+
+
+def _others(probe: Probe, example: Example, steps: int) -> dict[str, dict[str, Callable[[], list[np.ndarray]]]]:
+    """Inseq's integrated gradients and occlusion, shap's permutation explainer... whichever is installed and runs."""
+    return {}
 
 
 def costs(probe: Probe) -> list[dict[str, Any]]:
@@ -147,30 +161,37 @@ def costs(probe: Probe) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"post": post, "explanation": explanation, "units": units}
         for method in ("ig", "erase", "gradnorm"):
             settings = Settings(units=units, max_steps=64)
-            row[method], _ = timed(lambda m=method, s=settings, e=example: attribute(probe, e, (m,), settings=s))
+            run = {"": lambda m=method, s=settings, e=example: attribute(probe, e, (m,), settings=s)}
+            row[method] = alternated(run, 1)[""][0]
         rows.append(row)
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    for name, value in (("hidden", 256), ("layers", 4), ("post", 80), ("explanation", 30), ("steps", 16)):
+    for name, value in (("hidden", 256), ("layers", 4), ("post", 80), ("steps", 16), ("repeat", 3), ("threads", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--explanation", type=int, nargs="+", default=[30, 60, 120], help="tokens, one run each")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--no-costs", action="store_true", help="leave out the table of costs")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
     probe = probe_of(given.hidden, given.layers, given.device)
+    examples = [example_of(probe, given.post, size) for size in given.explanation]
     result = {
         "settings": vars(given),
-        "against_captum": against_captum(probe, example_of(probe, given.post, given.explanation), given.steps),
-        "costs": costs(probe),
+        "against_peers": [row for e in examples for row in against_peers(probe, e, given.steps, given.repeat)],
+        "costs": [] if given.no_costs else costs(probe),
     }
     if given.json:
         print(json.dumps(result))
         return
-    for row in result["against_captum"]:
-        print(f"{row['what']:22} Captum {row['captum_s']:.2f} s, ours {row['ours_s']:.2f} s: {row['ratio']:.1f} x, "
-              f"largest relative difference {row['max_relative_difference']:.1e}")  # fmt: skip
+    for row in result["against_peers"]:
+        print(f"{row['what']:22}{row['tokens']:4} answer tokens  {row['peer']} {row['peer_s']:.2f} s, ours "
+              f"{row['ours_s']:.2f} s: {row['ratio']:.1f} x, largest relative difference "
+              f"{row['max_relative_difference']:.1e}")  # fmt: skip
     for row in result["costs"]:
         print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
 

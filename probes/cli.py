@@ -65,13 +65,9 @@ def run(
     prepare(out, budget, limit, redact)  # before the model: a bad option or file should be said at once
     rows = read_generations(in_)
     _silence_loaders()
-    import torch
-
     from probes.model import Probe
 
-    local = int(os.environ.get("LOCAL_RANK", "0"))  # one GPU per process under `accelerate launch`
-    place = (f"cuda:{local}" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=place)
+    probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=_place(device))
     with _progress("probing posts") as advance:
         summary = run_suite(probe, rows, out, budget, limit, redact, advance, seed=seed)
     if not summary:
@@ -122,6 +118,44 @@ def report(
         _print_json({"report": str(path)})
     else:
         _say(f"report   {path}")
+
+
+@app.command()
+def randomise(
+    model: Model,
+    in_: Annotated[Path, typer.Option("--in", help="generations.jsonl: posts with what the model answered")],
+    adapter: Adapter = None,
+    limit: Annotated[int, typer.Option(help="The first N rows that have a label", min=1)] = 8,
+    dtype: Annotated[str, typer.Option(help="float32 | bfloat16")] = "float32",
+    device: Annotated[str, typer.Option(help="torch device; auto takes a GPU when there is one")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the weights that are drawn")] = 0,
+    json_: AsJson = False,
+) -> None:
+    """Do the maps change when the model does? Weights drawn anew, top to bottom; adapter off or drawn anew."""
+    from probes.encode import read_generations
+
+    rows = [row for row in read_generations(in_) if row.get("label_text")][:limit]
+    if not rows:
+        raise ProbeInputError(f"{in_}: no row has a label to attribute (label_text is null in all of them)")
+    _silence_loaders()
+    from probes.model import Probe
+    from probes.randomise import study
+
+    # Not merged: an adapter that has become part of the weights can not be switched off.
+    probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, merge=False, device=_place(device))
+    found = study(probe, [probe.encode(row) for row in rows], seed=seed)
+    if json_:
+        _print_json(found)
+        return
+    from probes.overview import randomisation
+
+    table = Table(title=f"{found['n']} posts, maps on clauses", title_justify="left", show_edge=False)
+    for name, side in (("drawn anew", "left"), ("method", "left"), ("r with the real map", "right"),
+                       ("AUROC of marked cues", "right")):  # fmt: skip
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for row in randomisation(found):
+        table.add_row(row["what"], row["method"], row["r"], row["cue"])
+    Console().print(table)
 
 
 @app.command()
@@ -187,6 +221,14 @@ def validate(
 
         write_text(docs, page(rows, quick, seed))
     _print_rows("Validation", rows, json_)
+
+
+def _place(device: str) -> str:
+    """The torch device; under `accelerate launch` one GPU per process."""
+    import torch
+
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return (f"cuda:{local}" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def _run_selftest(title: str, json_: bool) -> None:

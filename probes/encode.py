@@ -107,21 +107,40 @@ def _byte_decoder() -> dict[str, int]:
 
 
 class TokenBytes:
-    """The bytes of each token id, for byte-level BPE (GLM, Llama 3, Qwen ...) and byte-fallback BPE (Llama 2)."""
+    """The bytes of each token id.
+
+    Exact for byte-level BPE (GLM, Llama 3, Qwen ...), byte-fallback BPE (Llama 2) and SentencePiece (a marker stands
+    for the space). WordLevel and WordPiece keep words and lose what is between them: one space is put before every
+    word, and a post that does not read like that is refused when it is looked for (``encode``).
+
+    Attributes:
+        kind: byte-level | SentencePiece | WordLevel | WordPiece.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         """Takes a transformers fast tokenizer.
 
         Raises:
-            ProbeInputError: its tokens are not byte strings (WordPiece and the like lose the original text).
+            ProbeInputError: none of these kinds, so that the text of a token can not be known.
         """
         self.tokenizer = tokenizer
         self.added = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()}
-        decoder = repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None))
-        self.byte_level = "ByteLevel" in decoder
-        if not self.byte_level and "ByteFallback" not in decoder:
-            raise ProbeInputError("the tokenizer is neither byte-level nor byte-fallback BPE: no exact bytes per token")
+        core = getattr(tokenizer, "backend_tokenizer", None)
+        model = type(getattr(core, "model", None)).__name__
+        parts = f"{getattr(core, 'decoder', None)!r} {getattr(core, 'pre_tokenizer', None)!r}"
+        if "ByteLevel" in parts:
+            self.kind = "byte-level"
+        elif "ByteFallback" in parts or "Metaspace" in parts:
+            self.kind = "SentencePiece"
+        elif model in ("WordLevel", "WordPiece"):
+            self.kind = model
+        else:
+            raise ProbeInputError(
+                f"the tokenizer ({type(tokenizer).__name__}, {model}) is neither byte-level, byte-fallback, "
+                "SentencePiece, WordLevel nor WordPiece: what its tokens stand for in the text can not be known"
+            )
         self._decoder = _byte_decoder()
+        self._joined = str(getattr(getattr(core, "model", None), "continuing_subword_prefix", None) or "##")
 
     def __call__(self, index: int) -> bytes:
         """Bytes of one id; empty for an id without a token (padding rows of the embedding)."""
@@ -130,15 +149,32 @@ class TokenBytes:
         token = self.tokenizer.convert_ids_to_tokens(index)
         if token is None:
             return b""
-        if self.byte_level:
+        if self.kind == "byte-level":
             return bytes(self._decoder[char] for char in token)
+        if self.kind in ("WordLevel", "WordPiece"):
+            joined = self.kind == "WordPiece" and token.startswith(self._joined)
+            return (token.removeprefix(self._joined) if joined else f" {token}").encode()
         if len(token) == 6 and token.startswith("<0x"):
             return bytes([int(token[3:5], 16)])
         return token.replace("\u2581", " ").encode()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text without any prefix."""
+        """Ids of a text without any prefix.
+
+        Many SentencePiece tokenizers put a space before whatever they are given; that one is taken out again.
+        """
+        ids = self._plain(text)
+        if self.kind != "SentencePiece" or self._holds(ids, text):
+            return ids
+        front, whole = self._plain("\n"), self._plain("\n" + text)
+        tries = [self._plain(text[1:])] * text.startswith(" ") + [whole[len(front) :]] * (whole[: len(front)] == front)
+        return next((found for found in tries if self._holds(found, text)), ids)
+
+    def _plain(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _holds(self, ids: list[int], text: str) -> bool:
+        return b"".join(map(self, ids)) == text.encode()
 
 
 def decode_bytes(data: bytes) -> tuple[str, list[int]]:
@@ -188,7 +224,7 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     text, char_bytes = decode_bytes(b"".join(pieces))
     prompt_chars = sum(offset < ends[prompt_len] for offset in char_bytes[:-1])
 
-    post_char = _find_post(row, text[:prompt_chars], row_id)
+    post_char = _find_post(row, text[:prompt_chars], row_id, token_bytes)
     spans: dict[str, Span] = {}
     label_text = row.get("label_text") or ""
     if label_text:
@@ -226,13 +262,17 @@ def _spans(value: Sequence[Sequence[int]] | None) -> tuple[Span, ...] | None:
     return None if value is None else tuple((int(a), int(b)) for a, b in value)
 
 
-def _find_post(row: dict[str, Any], prompt: str, row_id: str) -> Span:
+def _find_post(row: dict[str, Any], prompt: str, row_id: str, token_bytes: TokenBytes) -> Span:
     post = row["post"]
     starts = [match.start() for match in re.finditer(f"(?={re.escape(post)})", prompt)]
     if not starts:
-        raise ProbeInputError(
-            f"row {row_id!r}: the post is not in the prompt as it stands; was it cut or rewritten before generation?"
-        )
+        why = "was it cut or rewritten before generation?"
+        if token_bytes.kind != "byte-level":
+            why = (
+                f"was it cut or rewritten, or did the tokenizer ({token_bytes.kind}) lose spaces, case or unknown "
+                "characters? Give the post as its tokens read"
+            )
+        raise ProbeInputError(f"row {row_id!r}: the post is not in the prompt as it stands; {why}")
     question = prompt.rfind(row["question"]) if row.get("question") else len(prompt)
     starts = [start for start in starts if start + len(post) <= question] or starts
     quoted = [start for start in starts if _QUOTES.issuperset(_around(prompt, start, len(post)))]

@@ -14,7 +14,7 @@ import numpy as np
 
 from probes import stats
 from probes.crosscheck import Evidence, examine
-from probes.model import Attribution, Citation, Report, Span
+from probes.model import Attribution, Check, Citation, Report, Span
 from probes.summary import summarise_tests
 
 LEVEL = 0.05
@@ -40,13 +40,14 @@ def wordwise(rng: np.random.Generator, units: list[Span]) -> tuple[np.ndarray, l
     return values, words
 
 
-def null_post(rng: np.random.Generator, kind: str) -> dict[str, Any]:
+def null_post(rng: np.random.Generator, kind: str, clauses: tuple[int, int] = (5, 41)) -> dict[str, Any]:
     """Arguments of ``examine`` for a post where maps and citation have nothing to do with each other.
 
     Args:
         kind: smooth | words: of the map on characters; the erasure map lives on clauses in both.
+        clauses: fewest, and one more than most.
     """
-    k = int(rng.integers(5, 29))
+    k = int(rng.integers(*clauses))
     ends = np.cumsum(rng.integers(6, 18, size=k)).tolist()
     units: list[Span] = list(zip([0, *ends[:-1]], ends, strict=True))
     length = ends[-1]
@@ -60,8 +61,8 @@ def null_post(rng: np.random.Generator, kind: str) -> dict[str, Any]:
         start = int(rng.integers(0, length - 6))
         cited = (start, min(length, start + int(rng.integers(5, 20))))
     clause = [rng.gamma(0.3, size=k) * rng.choice([1.0, 1.0, -1.0], size=k) for _ in range(2)]
-    maps = [_map("ig", "label", values, None), _map("ig", "explanation", other, None)]
-    maps += [_map("erase", t, v, units) for t, v in zip(("label", "explanation"), clause, strict=True)]
+    maps = [_char_map("ig", "label", values), _char_map("ig", "explanation", other)]
+    maps += [clause_map("erase", v, units, t) for t, v in zip(("label", "explanation"), clause, strict=True)]
     some = int(rng.integers(k))
     return {
         "attributions": maps,
@@ -75,25 +76,36 @@ def null_post(rng: np.random.Generator, kind: str) -> dict[str, Any]:
     }
 
 
-def _map(method: str, target: str, values: np.ndarray, units: list[Span] | None) -> Attribution:
-    chars = values
-    if units is not None:
-        chars = np.concatenate([np.full(b - a, v / (b - a)) for (a, b), v in zip(units, values, strict=True)])
-    spans = tuple(units) if units is not None else tuple((i, i + 1) for i in range(len(values)))
-    unit = "char" if units is None else "clause"
+def clause_map(method: str, values: np.ndarray, units: list[Span], target: str = "label") -> Attribution:
+    """A map with one value per clause."""
+    chars = np.concatenate([np.full(b - a, v / (b - a)) for (a, b), v in zip(units, values, strict=True)])
+    return _made(method, target, "clause", values, tuple(units), chars)
+
+
+def _char_map(method: str, target: str, values: np.ndarray) -> Attribution:
+    return _made(method, target, "char", values, tuple((i, i + 1) for i in range(len(values))), values)
+
+
+def _made(
+    method: str, target: str, unit: str, values: np.ndarray, spans: tuple[Span, ...], chars: np.ndarray
+) -> Attribution:
     f = float(np.abs(values).sum()) + 1.0
     return Attribution("null", method, target, unit, values, spans, chars, "pad", f, 0.0, 0.0, 0.0, True, 1, 1, 0.0,
                        "float32", 0, "0" * 16, {})  # fmt: skip
 
 
 def post_error_rates(draws: int, seed: int = 0) -> dict[tuple[str, str, str], tuple[float, int]]:
-    """(check, method, kind of map) -> (share of p <= 0.05, posts where the check had a p-value that could reach it)."""
+    """(check, method, kind of map) -> (share of p <= 0.05, posts where the check had a p-value that could reach it).
+
+    As many posts of 5 to 19 clauses as of 20 to 40, ``draws`` each: below 20 a test over clauses can not reach 0.05.
+    """
     rng = np.random.default_rng(seed)
     found: dict[tuple[str, str, str], list[bool]] = defaultdict(list)
     for kind in ("smooth", "words"):
-        for _ in range(draws):
-            for check in examine(**null_post(rng, kind)).report.checks:
-                if check.p is not None:
+        for at in range(2 * draws):
+            post = null_post(rng, kind, ((20, 41), (5, 20))[at % 2])
+            for check in examine(**post).report.checks:
+                if check.p is not None and 1 / check.n <= LEVEL:
                     found[check.name, check.method, kind].append(check.p <= LEVEL + 1e-12)
     return {key: (float(np.mean(hits)), len(hits)) for key, hits in found.items()}
 
@@ -112,8 +124,30 @@ def null_evidence(rng: np.random.Generator, user: str | None, effect: float = 0.
     other = {m: rng.gamma(0.3, size=k) for m in ("ig", "erase")}
     other = {m: (1 - effect) * v / v.sum() + effect * cited for m, v in other.items()}
     excess = {m: stats.rotations(v, lengths, cited) for m, v in maps.items()}
-    report = Report("null", (), "inconclusive", ())
+    report = Report("null", _measured(rng), "inconclusive", ())
     return Evidence(report, "high", excess, maps, dict(maps), other, lengths, cited, {}, user)
+
+
+def _measured(rng: np.random.Generator) -> tuple[Check, ...]:
+    """Checks that run the model, when nothing is true; their size differs from post to post."""
+    size = float(rng.gamma(1.0))
+    made = [_check("weight_of_evidence", "model", size * float(rng.standard_t(2)), ())]
+    for name in ("necessity", "sufficiency"):
+        value, *draws = (size * rng.gamma(0.3, size=21)).tolist()
+        made.append(_check(name, "erase", value, tuple(draws)))
+    return tuple(made)
+
+
+def _check(name: str, method: str, value: float, draws: tuple[float, ...]) -> Check:
+    return Check(name, method, value, None, None, None, None, None, len(draws), "ok", (), draws)
+
+
+def null_insertions(rng: np.random.Generator) -> tuple[tuple[float, float], ...]:
+    """Insertions of one post: how much the label moves and what is mentioned go together between posts, not within."""
+    strength = rng.random()
+    shifts = strength * rng.beta(0.5, 2.0, size=8)
+    said = rng.random(8) < strength
+    return tuple(zip(shifts.tolist(), said.astype(float).tolist(), strict=True))
 
 
 def data_set_error_rates(draws: int, seed: int = 0, posts: int = 12, authors: int = 0) -> dict[tuple[str, str], float]:
@@ -126,11 +160,12 @@ def data_set_error_rates(draws: int, seed: int = 0, posts: int = 12, authors: in
     hits: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for _ in range(draws):
         if authors:
-            own = [null_evidence(rng, str(author)) for author in range(authors)]
-            evidence = [one for one in own for _ in range(posts // authors)]
+            own = [(null_evidence(rng, str(author)), null_insertions(rng)) for author in range(authors)]
+            made = [one for one in own for _ in range(posts // authors)]
         else:
-            evidence = [null_evidence(rng, None) for _ in range(posts)]
-        tests = summarise_tests(evidence, ("ig", "erase"), draws=199, seed=int(rng.integers(2**31)))
+            made = [(null_evidence(rng, None), null_insertions(rng)) for _ in range(posts)]
+        evidence, moved = [one for one, _ in made], [pairs for _, pairs in made]
+        tests = summarise_tests(evidence, ("ig", "erase"), 199, int(rng.integers(2**31)), moved)
         for (name, method), p in tests.items():
             if p is not None:
                 hits[name, method].append(p <= LEVEL + 1e-12)

@@ -300,6 +300,78 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return found
 
 
+# What the interventions of the full budget ask: check -> (title, form of its value, what it is beside).
+_BEHAVIOUR = {
+    "weight_of_evidence": ("Explanation speaks for its label", "signed", "nats of evidence; 0 is none"),
+    "mediation_share": (
+        "Effect of the post that goes through the explanation",
+        "percent",
+        "0% where the label comes first",
+    ),
+}
+
+
+def tests(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every hypothesis that was tested over the data set, each with its one p-value and Holm's over all of them."""
+    forms = {"excess": "percent", "necessity": "signed", "sufficiency": "signed", "weight_of_evidence": "signed"}
+    rows = []
+    for found in summary.get("tests") or ():
+        p, method = found["p_holm"], view.METHOD_NAMES.get(found["method"], found["method"])
+        rows.append(
+            {
+                "hypothesis": found["hypothesis"],
+                "what": f"{found['check'].replace('_', ' ')}, {method}",
+                "value": FORMS[forms.get(found["check"], "number")](found["value"]),
+                "n": found["n"],
+                "p": "–" if found["p"] is None else view.p_value(found["p"]),
+                "p_holm": "–" if p is None else view.p_value(p),
+                "held": p is not None and p <= ALPHA,
+            }
+        )
+    return rows
+
+
+def behaviour(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(title, value, note) of what the explanation does to the label and the label to the explanation."""
+    found = []
+    for name, (title, form, beside) in _BEHAVIOUR.items():
+        one = summary.get("measured", {}).get(name, {}).get("model")
+        if one is not None and one["value"] is not None:
+            found.append(
+                (title, FORMS[form](one["value"]), f"95%: {interval(one['ci'], form)}; {_posts(one['n'])}; {beside}")
+            )
+    cct = summary.get("counterfactual")
+    if cct is not None:
+        note = f"r; 95%: {interval(cct['ci'], 'number')}; {cct['insertions']} clauses put into {_posts(cct['n'])}"
+        found.append(("What moves the label is mentioned", number(cct["r"]), note))
+    gates = list(summary.get("measured", {}).get("faithfulness_corr", {}).values())
+    if gates:
+        failed, total = sum(one["failed"] for one in gates), sum(one["failed"] + one["n"] for one in gates)
+        found.append(("Maps untrue to erased subsets", str(failed), f"of {total}; they may not speak"))
+    return found
+
+
+def randomisation(study: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Lines of the table of ``probes.randomise.study``: what was drawn anew, r with the real map, AUROC of the cues."""
+    names = {"weights": "all weights, another draw per post", "adapter_off": "adapter switched off",
+             "adapter_b": "adapter drawn anew"}  # fmt: skip
+    rows: list[dict[str, str]] = []
+
+    def add(what: str, method: str, r: float | None, cue: str) -> None:
+        rows.append({"what": what, "method": view.METHOD_NAMES.get(method, method), "r": number(r), "cue": cue})
+
+    for kind, methods in study["kinds"].items():
+        for method, one in methods.items():
+            cue = f"{number(one['cue_auroc_before'])} → {number(one['cue_auroc_after'])}"
+            add(str(names.get(kind, kind)), method, one["correlation"], cue)
+    for step in study["cascade"][1:]:
+        for method, r in step["correlation"].items():
+            down_to = step["down_to"]
+            what = down_to if down_to == "head" else f"everything above and {down_to}"
+            add(what, method, r, number(step["cue_auroc"][method]))
+    return rows
+
+
 def verdict_bar(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The three verdicts as parts of one bar, in percent."""
     total, left, parts = max(1, sum(summary["verdicts"].values())), 0.0, []

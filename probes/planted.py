@@ -16,7 +16,7 @@ from typing import Any
 from probes.errors import ProbeError, ProbeInputError
 from probes.model import Example, Probe
 
-ARCHITECTURES = ("glm", "llama", "gpt2", "qwen2")
+ARCHITECTURES = ("glm", "llama", "gpt2", "qwen2", "glm4", "qwen3", "mistral", "gpt_neox")
 RULES = ("one", "twice", "and", "or")
 _SPECIALS = ["<|endoftext|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>"]
 _ZH = (
@@ -236,13 +236,19 @@ def make_model(world: World, tokenizer: Any) -> Any:
         "bos_token_id": None,
     }
     wide: dict[str, Any] = {"intermediate_size": 2 * world.hidden, "num_key_value_heads": 2}
-    if world.architecture == "glm":
-        config = transformers.GlmConfig(**same, **wide, head_dim=world.hidden // 4, attention_bias=True)
-    elif world.architecture == "gpt2":
-        config = transformers.GPT2Config(**same, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    else:
-        kind = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}[world.architecture]
-        config = kind(**same, **wide, tie_word_embeddings=False)
+    head: dict[str, Any] = {"head_dim": world.hidden // 4}
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "glm": (transformers.GlmConfig, {**wide, **head, "attention_bias": True}),
+        "glm4": (transformers.Glm4Config, {**wide, **head, "attention_bias": True}),
+        "llama": (transformers.LlamaConfig, {**wide, "tie_word_embeddings": False}),
+        "qwen2": (transformers.Qwen2Config, {**wide, "tie_word_embeddings": False}),
+        "qwen3": (transformers.Qwen3Config, {**wide, **head, "tie_word_embeddings": False}),
+        "mistral": (transformers.MistralConfig, {**wide, **head, "tie_word_embeddings": False}),
+        "gpt_neox": (transformers.GPTNeoXConfig, {"intermediate_size": 2 * world.hidden}),
+        "gpt2": (transformers.GPT2Config, {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+    }
+    kind, more = kinds[world.architecture]
+    config = kind(**same, **more)
     return transformers.AutoModelForCausalLM.from_config(config)
 
 
@@ -380,6 +386,8 @@ def with_adapter(base: World) -> tuple[Planted, Any]:
     _fit(model, rows, 350, 32, 5e-3, base.seed)
     names = {
         "gpt2": ["c_attn", "c_proj", "c_fc"],
+        "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+        "glm4": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"],
         "glm": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"],
     }
     usual = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from probes.agreement import mean_pairwise, pearson
+from probes.agreement import pearson
 from probes.errors import ProbeInputError
 from probes.model import Example, Probe
 
@@ -30,7 +30,7 @@ def randomised(probe: Probe, kind: str, seed: int = 0) -> Iterator[None]:
 
     Args:
         kind: "weights" (every matrix drawn anew: normal, same mean and spread, embeddings too), "top_half" (the upper
-            half of the layers and the head only: the first step of a cascade), "adapter_off", "adapter_b" (lora_B drawn
+            half of the layers and the head only), "adapter_off", "adapter_b" (lora_B drawn
             anew with the same norm).
     Raises:
         ProbeInputError: unknown kind, or no adapter to switch off (load it with ``merge=False``).
@@ -49,11 +49,11 @@ def randomised(probe: Probe, kind: str, seed: int = 0) -> Iterator[None]:
     try:
         with torch.no_grad():
             for _, weight in chosen:
-                noise = torch.randn(weight.shape, generator=generator).to(weight)
                 if kind == "adapter_b":
+                    noise = torch.randn(weight.shape, generator=generator).to(weight)
                     weight.copy_(noise * (weight.norm() / noise.norm()))
                 else:
-                    weight.copy_(noise * weight.float().std() + weight.float().mean())
+                    _redraw(weight, generator)
         yield
     finally:
         with torch.no_grad():
@@ -68,46 +68,138 @@ def _meant(name: str, weight: Any, kind: str, probe: Probe) -> bool:
         return False
     if kind == "weights":
         return True
-    layer = next((int(part) for part in name.split(".") if part.isdigit()), None)
+    layer = _layer(name)
     if layer is None:
-        return "lm_head" in name
+        return _part(probe, name) == "head"
     return layer >= int(getattr(probe.model.config, "num_hidden_layers", 0)) / 2
+
+
+def _layer(name: str) -> int | None:
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def _part(probe: Probe, name: str) -> str:
+    """embeddings (of tokens and positions), layer N or head: where in the network a weight is."""
+    layer = _layer(name)
+    if layer is not None:
+        return f"layer {layer}"
+    head = probe.model.get_output_embeddings()
+    own = {} if head is None else {id(weight) for weight in head.parameters()}
+    inputs = {id(weight) for weight in probe.model.get_input_embeddings().parameters()}
+    weight = dict(probe.model.named_parameters())[name]
+    return "head" if id(weight) in own and id(weight) not in inputs else "embeddings"
+
+
+def _redraw(weight: Any, generator: Any) -> None:
+    """Normal, with the mean and spread the weight has."""
+    import torch
+
+    noise = torch.randn(weight.shape, generator=generator).to(weight)
+    weight.copy_(noise * weight.float().std() + weight.float().mean())
+
+
+def _clause_maps(probe: Probe, examples: Sequence[Example], methods: Sequence[str]) -> dict[str, list[np.ndarray]]:
+    """Label maps on clauses: method -> float64 ``[k]`` per example."""
+    from probes.attribute import attribute
+    from probes.clauses import pieces
+    from probes.crosscheck import unit_sums
+    from probes.record import Settings
+
+    maps: dict[str, list[np.ndarray]] = {method: [] for method in methods}
+    for example in examples:
+        for found in attribute(probe, example, methods, ("label",), Settings(max_steps=64)):
+            maps[found.method].append(unit_sums(found.char_values, pieces(example.post)))
+    return maps
+
+
+def _cue_auroc(values: np.ndarray, example: Example) -> float:
+    from probes.clauses import pieces
+    from probes.crosscheck import units_hit
+    from probes.stats import auroc
+
+    return auroc(values, units_hit(example.cues or (), pieces(example.post)))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else None
 
 
 def compare(
     probe: Probe, examples: Sequence[Example], kind: str, methods: Sequence[str] = ("ig", "erase"), seed: int = 0
 ) -> dict[str, dict[str, float | None]]:
-    """Label maps before and after, over posts.
+    """Label maps before and after, over posts; every post has its own draw.
 
     Returns:
         method -> ``correlation`` (mean Pearson r of the clause maps; near 0 is right), ``cue_auroc_before`` and
-        ``cue_auroc_after`` (None without marked cues; 0.5 is chance), ``n``.
+        ``cue_auroc_after`` (None without marked cues; 0.5 is chance where cues stand anywhere), ``n``.
     """
-    from probes.attribute import attribute
-    from probes.clauses import pieces
-    from probes.crosscheck import unit_sums, units_hit
-    from probes.record import Settings
-    from probes.stats import auroc
-
-    settings = Settings(max_steps=64)
-    found: dict[str, list[tuple[float, float, float]]] = {method: [] for method in methods}
+    before = _clause_maps(probe, examples, methods)
+    after: dict[str, list[np.ndarray]] = {method: [] for method in methods}
     for at, example in enumerate(examples):
-        units = pieces(example.post)
-        before = attribute(probe, example, methods, ("label",), settings)
         with randomised(probe, kind, seed + at):
-            after = attribute(probe, example, methods, ("label",), settings)
-        for one, other in zip(before, after, strict=True):
-            a, b = (unit_sums(m.char_values, units) for m in (one, other))
-            marked = units_hit(example.cues or (), units)
-            found[one.method].append((mean_pairwise(pearson, [a, b]), auroc(a, marked), auroc(b, marked)))
-
-    def mean(values: Sequence[float]) -> float | None:
-        finite = [value for value in values if np.isfinite(value)]
-        return float(np.mean(finite)) if finite else None
-
-    names = ("correlation", "cue_auroc_before", "cue_auroc_after")
+            for method, maps in _clause_maps(probe, (example,), methods).items():
+                after[method] += maps
     return {
-        method: {name: mean(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-        | {"n": float(len(rows))}
-        for method, rows in found.items()
+        method: {
+            "correlation": _mean([pearson(a, b) for a, b in zip(before[method], after[method], strict=True)]),
+            "cue_auroc_before": _mean([_cue_auroc(m, e) for m, e in zip(before[method], examples, strict=True)]),
+            "cue_auroc_after": _mean([_cue_auroc(m, e) for m, e in zip(after[method], examples, strict=True)]),
+            "n": float(len(examples)),
+        }
+        for method in methods
     }
+
+
+def cascade(
+    probe: Probe, examples: Sequence[Example], methods: Sequence[str] = ("ig", "erase"), seed: int = 0
+) -> list[dict[str, Any]]:
+    """Cascading randomisation: from the output down, one part more at every step, to the embeddings.
+
+    Returns:
+        one ``{"down_to", "correlation": {method: r}, "cue_auroc": {method: a}}`` per step, the first with nothing
+        drawn anew; means over posts. A map of the model loses its likeness to the first on the way down.
+    """
+    import torch
+
+    parts: dict[str, list[Any]] = {}
+    for name, weight in probe.model.named_parameters():
+        if weight.ndim >= 2:
+            parts.setdefault(_part(probe, name), []).append(weight)
+    layers = sorted((part for part in parts if part.startswith("layer")), key=lambda part: -int(part.split()[1]))
+    order = [part for part in ("head", *layers, "embeddings") if part in parts]
+    kept = [(weight, weight.detach().clone()) for part in order for weight in parts[part]]
+    generator = torch.Generator().manual_seed(seed)
+    before = _clause_maps(probe, examples, methods)
+    steps: list[dict[str, Any]] = []
+
+    def note(down_to: str, maps: dict[str, list[np.ndarray]]) -> None:
+        pairs = {m: list(zip(before[m], maps[m], examples, strict=True)) for m in methods}
+        steps.append(
+            {
+                "down_to": down_to,
+                "correlation": {m: _mean([pearson(a, b) for a, b, _ in found]) for m, found in pairs.items()},
+                "cue_auroc": {m: _mean([_cue_auroc(b, e) for _, b, e in found]) for m, found in pairs.items()},
+            }
+        )
+
+    note("nothing", before)
+    try:
+        for part in order:
+            with torch.no_grad():
+                for weight in parts[part]:
+                    _redraw(weight, generator)
+            note(part, _clause_maps(probe, examples, methods))
+    finally:
+        with torch.no_grad():
+            for weight, whole in kept:
+                weight.copy_(whole)
+    return steps
+
+
+def study(
+    probe: Probe, examples: Sequence[Example], methods: Sequence[str] = ("ig", "erase"), seed: int = 0
+) -> dict[str, Any]:
+    """Everything that can be randomised in this model: ``{"n", "kinds": {kind: compare(...)}, "cascade": [...]}``."""
+    found = {kind: compare(probe, examples, kind, methods, seed) for kind in kinds(probe) if kind != "top_half"}
+    return {"n": len(examples), "kinds": found, "cascade": cascade(probe, examples, methods, seed)}

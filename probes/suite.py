@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -40,6 +41,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "standard": (("ig", "erase", "gradnorm"), {}),
     "full": (_FULL, {"tolerance": 0.01, "max_steps": 1024, "max_units": 60}),
 }
+_RANDOMISED = 8  # posts of the full budget whose maps are made again with the weights drawn anew
 _FILLERS = 64  # clauses of other posts per post, drawn once per run
 
 
@@ -122,6 +124,7 @@ def run_suite(
         progress(len(examples), len(examples))
     evidence = [result.evidence(n_boot=n_boot, seed=seed) for result in results]
     summary = summarise(results, evidence, n_boot=n_boot, seed=seed) | {"skipped": len(skipped)}
+    summary["randomisation"] = _randomisation(probe, examples[:_RANDOMISED], out, seed) if plan.deep else None
     _write_run(out, results, evidence, summary, manifest | {"cache": names})
     return summary
 
@@ -207,6 +210,20 @@ def _result(probe: Probe, example: Example, plan: _Plan, at: int, settings: Sett
         moved = counterfactuals(probe, example, plan.fillers[at], seed=plan.seed)
     result = PostResult.of(example, citations, maps, post_units(maps, example.post), measured)
     return dataclasses.replace(result, counterfactuals=moved)
+
+
+def _randomisation(probe: Probe, examples: Sequence[Example], out: Path, seed: int) -> dict[str, Any]:
+    """``probes.randomise.study`` of a few posts, kept in the cache like a post."""
+    from probes.randomise import study
+
+    parts = [SCHEMA_VERSION, probe.fingerprint, seed, [list(e.ids) for e in examples]]
+    path = out / "cache" / f"randomised-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.json"
+    if path.is_file():
+        with contextlib.suppress(ProbeInputError):
+            return read_json(path)
+    found = study(probe, examples, seed=seed)
+    write_json(path, found)
+    return found
 
 
 def _write_run(

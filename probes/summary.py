@@ -106,7 +106,8 @@ def summarise(
         found = summary["measured"].get(name, {}).get("erase", {})
         for suffix, key in (("", "value"), ("_ci", "ci"), ("_null", "null_mean")):
             summary[name + suffix] = found.get(key)
-    summary["counterfactual"] = _counterfactual(results, _authors(evidence), n_boot, draws, seed)
+    moved = [result.counterfactuals for result in results]
+    summary["counterfactual"] = _counterfactual(moved, _authors(evidence), n_boot, draws, seed)
     summary["tests"] = _tests(summary, methods)
     summary["p_holm"] = {
         t["method"]: t["p_holm"] for t in summary["tests"] if t["hypothesis"] == "citations hold the label's saliency"
@@ -136,12 +137,21 @@ def _uncited(result: PostResult) -> bool:
 
 
 def summarise_tests(
-    evidence: Sequence[Evidence], methods: Sequence[str], draws: int = 9999, seed: int = 0
+    evidence: Sequence[Evidence],
+    methods: Sequence[str],
+    draws: int = 9999,
+    seed: int = 0,
+    moved: Sequence[Sequence[tuple[float, float]]] = (),
 ) -> dict[tuple[str, str], float | None]:
-    """Only the p-values of the data set by (test, method), the sterner nulls and the smallest Holm value included."""
+    """Only the p-values of the data set by (test, method), the sterner nulls and the smallest Holm value included.
+
+    Args:
+        moved: ``PostResult.counterfactuals`` of every post, if there are any.
+    """
     summary: dict[str, Any] = _mass(evidence, methods, 0, draws, seed)
     summary["consistency"] = _mismatched_explanations(evidence, methods, draws, seed)
     summary["measured"] = _measured(evidence, 0, draws, seed)
+    summary["counterfactual"] = _counterfactual(moved, _authors(evidence), 0, draws, seed) if moved else None
     rows = _tests(summary, methods)
     found = {(row["check"], row["method"]): row["p"] for row in rows}
     found |= {("excess against other posts", m): p for m, p in summary["p_position"].items()}
@@ -242,11 +252,14 @@ def _measured(evidence: Sequence[Evidence], n_boot: int, draws: int, seed: int) 
         ok = [(c, who) for c, who in found if c is not None and c.status == "ok" and c.value is not None and c.draws]
         nulls = [np.array([c.value, *c.draws]) for c, _ in ok]
         test = stats.mean_test(nulls, draws, seed, [who for _, who in ok]) if len(ok) >= _MIN_POSTS else None
+        p = None if test is None else test.p
+        if name == "weight_of_evidence" and len(values) >= _MIN_POSTS:  # its null is a number, 0, and has no draws
+            p = stats.sign_test([value for value, _ in values], [who for _, who in values])
         out.setdefault(name, {})[method] = {
             "value": _mean([value for value, _ in values]),
             "ci": _ci(values, n_boot, seed),
             "null_mean": _mean([c.null_mean for c, _ in found if c and c.status == "ok" and c.null_mean is not None]),
-            "p": None if test is None else test.p,
+            "p": p,
             "n": len(values),
             "failed": sum(c is not None and c.status == "failed_gate" for c, _ in found),
         }
@@ -254,14 +267,18 @@ def _measured(evidence: Sequence[Evidence], n_boot: int, draws: int, seed: int) 
 
 
 def _counterfactual(
-    results: Sequence[PostResult], authors: Sequence[str], n_boot: int, draws: int, seed: int
+    moved: Sequence[Sequence[tuple[float, float]]], authors: Sequence[str], n_boot: int, draws: int, seed: int
 ) -> dict[str, Any] | None:
     """Correlational counterfactual test (Siegel et al. 2024): Pearson r of "mentioned" with the label's shift.
 
-    The interval resamples authors; the p-value permutes the mentions among the insertions of one post. None where fewer
-    than 5 posts have insertions, or nothing or everything was mentioned.
+    The interval resamples authors; the p-value permutes the mentions among the insertions of one post, in the posts of
+    one author all in the same way (they may be alike). None where fewer than 5 posts have insertions, or nothing or
+    everything was mentioned.
+
+    Args:
+        moved: (label shift, mentioned) per insertion, for each post.
     """
-    rows = [(np.array(r.counterfactuals), who) for r, who in zip(results, authors, strict=True) if r.counterfactuals]
+    rows = [(np.array(pairs), who) for pairs, who in zip(moved, authors, strict=True) if pairs]
     if len(rows) < _MIN_POSTS:
         return None
     pooled = np.concatenate([pairs for pairs, _ in rows])
@@ -269,11 +286,14 @@ def _counterfactual(
     if math.isnan(value):
         return None
     rng = np.random.default_rng(seed)
-    shifted = pooled[:, 0] - pooled[:, 0].mean()
-    reached = 0
-    for _ in range(draws):
-        mentioned = np.concatenate([rng.permutation(pairs[:, 1]) for pairs, _ in rows])
-        reached += float(shifted @ mentioned) >= float(shifted @ pooled[:, 1]) - 1e-9
+    mean, wanted = pooled[:, 0].mean(), float((pooled[:, 0] - pooled[:, 0].mean()) @ pooled[:, 1])
+    found, orders = np.zeros(draws), {}
+    for pairs, who in rows:
+        size = len(pairs)
+        if (who, size) not in orders:
+            orders[who, size] = rng.random((draws, size)).argsort(1)
+        found += pairs[:, 1][orders[who, size]] @ (pairs[:, 0] - mean)
+    reached = int((found >= wanted - 1e-9).sum())
     groups: dict[str, list[np.ndarray]] = {}
     for pairs, who in rows:
         groups.setdefault(who, []).append(pairs)
@@ -368,14 +388,13 @@ def _mismatched_explanations(
             return method in e.label_maps and method in e.explanation_maps and len(e.lengths) >= 3
 
         speaking = [e for e in evidence if usable(e)]
-        partners = _partners(speaking, seed)
+        maps = []  # per post its label map, its own explanation's map, and those of others moved onto its clauses
+        for one, others in zip(speaking, _partners(speaking, seed), strict=True):
+            moved = [transfer(o.explanation_maps[method], len(one.lengths)) for o in others]
+            maps.append((one.label_maps[method], [one.explanation_maps[method], *moved]))
         out[method] = {}
         for name, statistic in CONSISTENCY.items():
-            nulls = []
-            for one, others in zip(speaking, partners, strict=True):
-                own = statistic(one.label_maps[method], one.explanation_maps[method])
-                moved = [transfer(o.explanation_maps[method], len(one.lengths)) for o in others]
-                nulls.append(np.array([own, *(statistic(one.label_maps[method], other) for other in moved)]))
+            nulls = [np.array([statistic(own, other) for other in others]) for own, others in maps]
             test = None
             if len(nulls) >= _MIN_POSTS:
                 test = stats.mean_test([_settled(null) for null in nulls], draws, seed, _authors(speaking))

@@ -98,8 +98,7 @@ def error_rates(posts: int, data_sets: int, seed: int = 0) -> list[Row]:
             row(f"V10.set.{name}.{method}", f"P(p <= 0.05), data set of 12, {data_sets} sets, {who}", rate, 0.075)
             for (name, method), rate in found.items()
         ]
-    rows += _erasure_rates(posts, seed)
-    return rows
+    return [*rows, *_erasure_rates(posts, seed), *_gate_rates(posts, seed)]
 
 
 def _erasure_rates(draws: int, seed: int) -> list[Row]:
@@ -124,6 +123,47 @@ def _erasure_rates(draws: int, seed: int) -> list[Row]:
         row(f"V10.{name}.erase", f"P(p <= 0.05), one post, {len(found)} posts", float(np.mean(found)), 0.075)
         for name, found in hits.items()
     ]
+
+
+def _gate_rates(draws: int, seed: int) -> list[Row]:
+    """P-values of the gates for a map that knows nothing of the model, where neighbouring clauses are alike in both.
+
+    Beside them, for information, what the same checks would reject if the map's values were put in random order.
+    """
+    from probes.gates import judge
+    from probes.nulls import clause_map, smooth
+    from probes.record import Settings
+    from probes.selftest import closed_form_probe
+
+    rng = np.random.default_rng(seed)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    hits: dict[str, list[bool]] = {}
+    for at in range(draws):
+        k = int(rng.integers(20, 27))  # fewer clauses have fewer than 20 rotations and can not reach 0.05
+        weights = smooth(rng, k, 2.0)
+        probe = closed_form_probe({c: [float(w)] for c, w in zip(letters, weights, strict=False)}, lambda s: s[..., 0])
+        ids, post = probe.token_bytes.encode, ", ".join(letters[:k])
+        given = {"id": "r", "post": post, "prompt_ids": ids(f"p {post} ?"), "output_ids": ids("A")}
+        example = probe.encode(given | {"label_text": "A", "candidates": {"a": "A", "b": "B"}})
+        found = clause_map("erase", smooth(rng, k, 2.0), pieces(post))
+        for check in judge(probe, example, [found], Settings(seed=at)):
+            if check.p is not None:
+                hits.setdefault(check.name, []).append(check.p <= 0.05)
+        hits.setdefault("shuffled", []).append(_shuffled_p(found.values, weights, rng) <= 0.05)
+    shuffled = float(np.mean(hits.pop("shuffled")))
+    rows = [
+        row(f"V10.{name}.erase", f"P(p <= 0.05), one post, {len(found)} smooth maps", float(np.mean(found)), 0.075)
+        for name, found in hits.items()
+    ]
+    return [*rows, row("V10.shuffled", "the same, clauses in random order (not used: rejects true nulls)", shuffled)]
+
+
+def _shuffled_p(values: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> float:
+    """P-value of the correlation of map and effects against the map in random order, the shortcut that is refused."""
+    from probes.agreement import pearson
+
+    found = pearson(values, weights)
+    return (1 + sum(pearson(rng.permutation(values), weights) >= found for _ in range(99))) / 100
 
 
 def power_curves(draws: int, seed: int = 0) -> list[Row]:
@@ -189,19 +229,25 @@ def cue_auroc(found: Attribution, example: Example, marked: str = "cues") -> flo
     return auroc(unit_sums(found.char_values, units), units_hit(getattr(example, marked) or (), units))
 
 
-def mean_cue_auroc(posts: Sequence[Probed], method: str, target: str = "label", marked: str = "cues") -> float:
-    """Mean over posts of ``cue_auroc`` of one method's map, where it passes its gate (elsewhere it may not speak)."""
+def cue_aurocs(posts: Sequence[Probed], method: str, target: str = "label", marked: str = "cues") -> list[float]:
+    """``cue_auroc`` of one method's map of each post where it passes its gate (elsewhere it may not speak)."""
     maps = [(a, p.example) for p in posts for a in p.attributions if (a.method, a.target) == (method, target)]
-    pairs = [(a, example) for a, example in maps if not gate(a)]
-    return float(np.nanmean([cue_auroc(a, example, marked) for a, example in pairs]))
+    found = [cue_auroc(a, example, marked) for a, example in maps if not gate(a)]
+    return [value for value in found if np.isfinite(value)]
 
 
-def planted_pairs(seed: int = 0, say: Say = lambda _: None, count: int = 16) -> list[Row]:
-    """V5, V7, V8, V9 over pairs of models that differ in what their explanations quote and in nothing else."""
+def planted_pairs(
+    seed: int = 0, say: Say = lambda _: None, count: int = 16, worlds: Sequence[World] = PAIRS
+) -> list[Row]:
+    """V5, V7, V8, V9 over pairs of models that differ in what their explanations quote and in nothing else.
+
+    Args:
+        worlds: a pair is trained of each. count: posts per model.
+    """
     rows: list[Row] = []
     scores: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     verdicts = {True: [], False: []}
-    for at, base in enumerate(PAIRS):
+    for at, base in enumerate(worlds):
         world = dataclasses.replace(base, seed=base.seed + 1000 * seed)
         sides = {}
         for faithful in (True, False):
@@ -212,8 +258,9 @@ def planted_pairs(seed: int = 0, say: Say = lambda _: None, count: int = 16) -> 
             name = f"{world.architecture}.{'faithful' if faithful else 'unfaithful'}"
             for method in PANEL:
                 needed = 0.95 if method in ("ig", "erase") else None
-                what = f"cue AUROC of the label map, {method}, {name}"
-                rows.append(row(f"V7.{method}.{name}", what, mean_cue_auroc(posts, method), needed, ">="))
+                found = cue_aurocs(posts, method)
+                what = f"cue AUROC of the label map, {method}, {name}, {len(found)} of {count} maps pass their gate"
+                rows.append(row(f"V7.{method}.{name}", what, float(np.mean(found)) if found else 0.0, needed, ">="))
             if faithful and at == 0:
                 rows += completeness(planted, 8)
                 rows += randomisation(planted, 16, seed)
@@ -297,7 +344,7 @@ def planted_rules(seed: int = 0, say: Say = lambda _: None, count: int = 16) -> 
         say(f"  {name}: trained in {planted.seconds:.0f} s")
         posts = probe_posts(planted, count, ("ig", "erase", "shap"), ("label",))
         for method in ("ig", "erase", "shap"):
-            found = mean_cue_auroc(posts, method)
+            found = float(np.mean(cue_aurocs(posts, method)))
             rows.append(row(f"V11.{name}.{method}", f"cue AUROC, {name}, {method}", found))
         words = [p.evidence.report.verdict for p in posts]
         for word in ("supported", "contradicted"):

@@ -88,6 +88,19 @@ def test_check_alone_and_against(finished, capsys):
     assert code == 0 and "P(this run scores higher)" in out and "4 pairs" in out
 
 
+def test_randomise_prints_what_happens_to_the_maps(tiny_model_dir, adapter_dir, tiny_generations, capsys):
+    options = (tiny_model_dir, "--in", tiny_generations, "--adapter", adapter_dir, "--limit", 1, "--device", "cpu")
+    code, out, _ = call(capsys, "randomise", *options, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["n"] == 1 and set(found["kinds"]) == {"weights", "adapter_off", "adapter_b"}
+    assert found["cascade"][0]["down_to"] == "nothing" and found["cascade"][-1]["down_to"] == "embeddings"
+    unlabelled = tiny_generations.parent / "unlabelled.jsonl"
+    rows = [json.loads(line) | {"label_text": None} for line in tiny_generations.read_text("utf-8").splitlines()]
+    unlabelled.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    code, _, err = call(capsys, "randomise", tiny_model_dir, "--in", unlabelled)
+    assert code == 2 and err.count("\n") == 1 and "no row has a label" in err
+
+
 def test_report_again_and_redacted(finished, capsys, tmp_path):
     code, out, _ = call(capsys, "report", finished, "--redact", "--json")
     path = Path(json.loads(out)["report"])

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from probes.attribute import Settings, attribute
 from probes.encode import TokenBytes, decode_bytes, encode, read_generations
 from probes.errors import ProbeError, ProbeInputError
 from probes.model import Example, Probe
@@ -181,9 +183,96 @@ def test_byte_fallback_tokens() -> None:
     assert b"".join(found(index) for index in (1, 2, 3, 4)).decode() == " fine你"
 
 
-def test_tokenizer_that_loses_bytes_is_refused() -> None:
-    core = Tokenizer(models.WordLevel(vocab={"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
-    with pytest.raises(ProbeInputError, match="byte-level"):
+POST = "long night again, nothing helps me."
+
+
+def _word_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer without bytes over the words of ``POST`` and of the answer."""
+    words = ["Post", ":", "Risk", "?", "high", "because", "nothing", "long", "night", "again", ",", "helps", "me", "."]
+    if kind == "WordLevel":
+        core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["[UNK]", *words])}, unk_token="[UNK]"))
+        core.pre_tokenizer = pre_tokenizers.Whitespace()
+    elif kind == "WordPiece":
+        pieces = ["[UNK]", *words, "##ing", "noth", "help", "##s"]
+        vocab = {w: i for i, w in enumerate(w for w in pieces if w not in ("nothing", "helps"))}
+        core = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+        core.pre_tokenizer, core.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    else:
+        letters = sorted({*"".join(words), "\u2581"})
+        pieces = [("<unk>", 0.0), *((f"\u2581{w}", -2.0) for w in words), *((char, -9.0) for char in letters)]
+        core = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+        core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    core.add_special_tokens(["<eos>"])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<eos>")
+
+
+@pytest.mark.parametrize("kind", ["WordLevel", "WordPiece", "Unigram"])
+def test_tokenizers_without_bytes(kind: str) -> None:
+    """Word tokenizers know words only: the post reads with a space before each of their tokens."""
+    tokenizer = _word_tokenizer(kind)
+    post = POST if kind == "Unigram" else "long night again , nothing helps me ."
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    row = {"id": "w", "post": post, "prompt_ids": ids(f"Post : {post} Risk ?"), "label_text": "high"}
+    row |= {"output_ids": [*ids("high because nothing helps"), tokenizer.eos_token_id]}
+    row |= {"parsed_explanation": "because nothing helps", "candidates": {"h": "high", "l": "long"}}
+    found = TokenBytes(tokenizer)
+    example = encode(row, found)
+    assert found.kind == ("SentencePiece" if kind == "Unigram" else kind)
+    low, high = example.post_char
+    assert example.text[low:high] == post and example.text.endswith("because nothing helps<eos>")
+    values = np.arange(1.0, 1 + example.post_tok[1] - example.post_tok[0])
+    spread = example.post_chars(values)
+    assert spread.sum() == pytest.approx(values.sum(), abs=1e-9)
+    a = post.index("nothing")  # its own tokens' values, whole; the space before belongs to the token
+    first, last = example.tokens_of((low + a, low + a + 7))
+    own = values[first - example.post_tok[0] : last - example.post_tok[0]].sum()
+    assert spread[a - 1 : a + 7].sum() == pytest.approx(own)
+    assert example.segment("label") is not None and example.segment("explanation") is not None
+    # Two spaces are two markers to SentencePiece: nothing is lost. Upper case and unknown words are, to all three.
+    for lost in ("LONG night", "long Zen", *(("long  night",) if kind != "Unigram" else ())):
+        with pytest.raises(ProbeInputError, match=f"tokenizer .{found.kind}. lose spaces"):
+            encode(row | {"post": lost, "prompt_ids": ids(f"Post : {lost} Risk ?")}, found)
+
+
+def test_a_space_that_the_tokenizer_puts_in_front_is_taken_out_again() -> None:
+    """Llama 2's way: " low" after a label would become two spaces, "low" after a line break would get one."""
+    pieces = ["<unk>", "\u2581", "l", "o", "w", "<0x0A>", "low", "\u2581low"]
+    core = Tokenizer(
+        models.BPE({p: i for i, p in enumerate([*pieces, "ow"])}, [("o", "w"), ("l", "ow"), ("\u2581", "low")],
+                   byte_fallback=True, unk_token="<unk>")
+    )  # fmt: skip
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    core.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    found = TokenBytes(PreTrainedTokenizerFast(tokenizer_object=core))
+    assert found.encode(" low") == [pieces.index("\u2581low")]
+    assert found.encode("low") == [pieces.index("low")]
+
+
+def test_word_tokenizer_end_to_end() -> None:
+    tokenizer = _word_tokenizer("WordLevel")
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                         num_attention_heads=2, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)  # fmt: skip
+    torch.manual_seed(0)
+    probe = Probe(LlamaForCausalLM(config).eval(), tokenizer)
+    post = "long night again , nothing helps me ."
+    ids = probe.token_bytes.encode
+    row = {"id": "w", "post": post, "prompt_ids": ids(f"Post : {post} Risk ?"), "label_text": "high"}
+    row |= {"output_ids": ids("high because nothing helps"), "parsed_explanation": "because nothing helps"}
+    example = probe.encode(row | {"candidates": {"h": "high", "l": "long"}})
+    for found in attribute(probe, example, ("ig", "erase"), settings=Settings(units="token", tolerance=1e-3)):
+        assert found.char_values.sum() == pytest.approx(found.values.sum())
+        if found.method == "ig":
+            assert found.converged and found.char_values.sum() == pytest.approx(
+                found.f_input - found.f_baseline, rel=2e-3, abs=2e-4
+            )
+
+
+def test_tokenizer_whose_tokens_mean_nothing_alone_is_refused_by_name() -> None:
+    core = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    with pytest.raises(ProbeInputError, match=r"BPE.* is neither byte-level"):
         TokenBytes(PreTrainedTokenizerFast(tokenizer_object=core))
 
 

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from probes import overview
 from probes.align import align
 from probes.errors import ProbeInputError
 from probes.model import Check
@@ -75,9 +76,9 @@ class Page(HTMLParser):
         return "".join(self.text)
 
 
-def page_of(*results: PostResult, **options: object) -> tuple[str, Page]:
+def page_of(*results: PostResult, redact: bool = False, max_cards: int = 200) -> tuple[str, Page]:
     run = Run(MANIFEST, summarise(results, n_boot=50, draws=99), tuple(results))
-    html = render(run, **options)
+    html = render(run, redact, max_cards)
     return html, Page(html)
 
 
@@ -265,18 +266,17 @@ def test_strips_put_mean_interval_null_and_posts_where_the_numbers_are():
     results = [dataclasses.replace(r, measured=(NECESSITY, SUFFICIENCY)) for r in results]
     evidence = [r.evidence() for r in results]
     summary, posts = summarise(results, evidence, n_boot=200, draws=99), [(r.id, "post-1") for r in results]
-    main = panel(MAIN, summary, evidence, posts)
+    main, effects, cosines = (panel(which, summary, evidence, posts) for which in (MAIN, MORE[0], MORE[2]))
+    assert main is not None and effects is not None and cosines is not None
     assert [strip["screening"] for strip in main["strips"]] == [False, False, True]
     for strip, method in zip(main["strips"], ("ig", "erase", "gradnorm"), strict=True):
         assert strip["mean"] == 100 * summary["mass_ratio"][method]
         assert strip["ci"] == [100 * end for end in summary["mass_ratio_ci"][method]]
         assert strip["null"] == 100 * summary["mass_ratio_null"][method]
         assert np.mean([dot["x"] for dot in strip["dots"]]) == pytest.approx(strip["mean"])
-    effects = panel(MORE[0], summary, evidence, posts)
     hidden, left = effects["strips"]
     assert (hidden["value"], hidden["null_value"], left["value"]) == ("−3.0", "−0.5", "−0.2")  # change, not loss
     assert hidden["mean"] < hidden["null"] < effects["zero"] and left["mean"] < effects["zero"]
-    cosines = panel(MORE[2], summary, evidence, posts)
     assert cosines["strips"][0]["null_value"] == number(summary["cosine_mismatched"]["ig"])
     assert panel(MORE[0], summarise([]), [], []) is None
 
@@ -293,7 +293,7 @@ def test_a_phrase_carries_the_map_it_was_written_from():
     assert by_phrase == {first: 5, second: 5}
     lit = "".join(run["pieces"][0][1] for run in runs if f"{first}:5" in run["phrases"])
     a, b = result.units[1]
-    assert lit == result.post[a:b]
+    assert result.post is not None and lit == result.post[a:b]
     _, page = page_of(result)
     assert any(f"{second}:5" in (span.get("data-phrase") or "") for span in page.all("span"))
 
@@ -307,7 +307,8 @@ def test_layer_names_are_no_other_attribute(many):
 
 def test_erasure_is_shown_with_its_null():
     result = dataclasses.replace(post_result(3, noise=0.0), measured=(NECESSITY, SUFFICIENCY))
-    strip = erasure(result, result.evidence())
+    strip, bare = erasure(result, result.evidence()), erasure(post_result(3), post_result(3).evidence())
+    assert strip is not None and bare is not None
     hidden, left = strip["rows"]
     assert (hidden["value"], hidden["band"]) == (-3.0, [-1.0, -0.1]) and (left["value"], left["band"]) == (
         -0.2,
@@ -316,7 +317,7 @@ def test_erasure_is_shown_with_its_null():
     assert hidden["x"] < hidden["low"] < hidden["high"] < strip["zero"] and left["high"] < left["x"] < strip["zero"]
     _, page = page_of(result)
     assert "The middle 90%" in page.words or "the middle 90%" in page.words
-    assert erasure(post_result(3), post_result(3).evidence())["rows"] == []
+    assert bare["rows"] == []
 
 
 def test_disagreement_of_the_methods_is_shown():
@@ -330,6 +331,45 @@ def test_disagreement_of_the_methods_is_shown():
     rows = disagreement([result.evidence(), dataclasses.replace(result, attributions=other).evidence()])
     by_pair = {row["pair"]: (row["r"], row["n"]) for row in rows}
     assert by_pair["integrated gradients and erasure"] == (np.mean([same[0]["r"], apart[0]["r"]]), 2)
+
+
+def test_every_test_and_what_the_interventions_say_is_shown():
+    evidence = Check("weight_of_evidence", "model", 1.5, None, None, None, None, None, 3, "ok", ())
+    through = Check("mediation_share", "model", 0.25, None, None, None, None, None, 4, "ok", ())
+    shut = Check("faithfulness_corr", "ig", 0.1, None, None, None, None, None, 64, "failed_gate", ())
+    rng = np.random.default_rng(0)
+    results = [
+        dataclasses.replace(
+            post_result(s),
+            measured=(evidence, through, *([shut] if s < 2 else [])),
+            counterfactuals=tuple((float(x), float(x > 0.5)) for x in rng.random(6)),
+        )
+        for s in range(6)
+    ]
+    step = {"down_to": "head", "correlation": {"ig": 0.125}, "cue_auroc": {"ig": None}}
+    first = {"down_to": "nothing", "correlation": {"ig": 1.0}, "cue_auroc": {"ig": None}}
+    kind = {"correlation": -0.5, "cue_auroc_before": 1.0, "cue_auroc_after": 0.5, "n": 6.0}
+    summary = summarise(results, n_boot=50, draws=99)
+    summary["randomisation"] = {"n": 6, "kinds": {"weights": {"ig": kind}}, "cascade": [first, step]}
+    page = Page(render(Run(MANIFEST, summary, tuple(results))))
+    for test in summary["tests"]:
+        assert test["hypothesis"][1:] in page.words
+    rows = {row["what"]: row for row in overview.tests(summary)}
+    woe = rows["weight of evidence, model"]
+    assert woe["value"] == "+1.5" and woe["p"] == "p = 0.016" and woe["n"] == 6  # six of six above 0: 1 / 64
+    assert not woe["held"] or woe["p_holm"] != "–"
+    shown = {title: (value, note) for title, value, note in overview.behaviour(summary)}
+    assert shown["Effect of the post that goes through the explanation"][0] == "25%"
+    assert shown["Maps untrue to erased subsets"] == ("2", "of 2; they may not speak")
+    assert shown["What moves the label is mentioned"][1].endswith("36 clauses put into 6 posts")
+    for words in ("all weights, another draw per post", "1.00 → 0.50", "head", "0.12", "25%", "Adebayo"):
+        assert words in page.words
+
+
+def test_authors_are_counted_or_said_to_be_unknown(many):
+    assert "Authors are not known" in many[1].words
+    known = [dataclasses.replace(post_result(s), user=str(s % 3)) for s in range(6)]
+    assert "resample the 3 authors" in page_of(*known)[1].words
 
 
 def test_keyboard_and_names(many):

@@ -58,6 +58,7 @@ class FakeProbe:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.studied: list[list[str]] = []
         self.before: tuple[str, ...] = ("gradnorm",)
         self.stop_at: int | None = None
 
@@ -92,6 +93,16 @@ def probe(monkeypatch):
         monkeypatch.setattr(
             f"probes.behaviour.{name}", lambda *given, name=name: dataclasses.replace(NECESSITY, name=name)
         )
+
+    def study(probe, examples, seed):
+        fake.studied.append([e.id for e in examples])
+        return {
+            "n": len(examples),
+            "kinds": {},
+            "cascade": [{"down_to": "nothing", "correlation": {}, "cue_auroc": {}}],
+        }
+
+    monkeypatch.setattr("probes.randomise.study", study)
     return fake
 
 
@@ -176,7 +187,9 @@ def test_what_changes_the_numbers_is_not_read_from_the_cache(probe, tmp_path):
     run_suite(probe, rows("p0"), tmp_path)
     run_suite(probe, rows("p0"), tmp_path)
     assert probe.calls == ["p0"]
-    run_suite(probe, rows("p0"), tmp_path, budget="full")
+    for _ in range(2):
+        summary = run_suite(probe, rows("p0"), tmp_path, budget="full")
+    assert summary["randomisation"]["n"] == 1 and probe.studied == [["p0"]]  # kept in the cache as well
     probe.fingerprint = "e" * 16
     run_suite(probe, rows("p0"), tmp_path)
     run_suite(probe, [{"id": "p0", "explanation": "没有引用"}], tmp_path)

@@ -1,6 +1,7 @@
 """Gates, behaviour, randomisation, error rates, planted worlds: what `probes validate` is made of, in seconds."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,14 +9,17 @@ import pytest
 import torch
 
 from probes import corrupt, nulls, stats
+from probes import summary as summary_module
+from probes import validate as validate_module
 from probes.attribute import Settings, attribute
 from probes.behaviour import counterfactuals, mediation_share, weight_of_evidence
 from probes.crosscheck import examine
 from probes.errors import ProbeInputError
 from probes.gates import judge, max_sensitivity
 from probes.model import Example, Probe
+from probes.overview import randomisation
 from probes.planted import World, make_tokenizer, planted_rows, vocabulary
-from probes.randomise import kinds, randomised
+from probes.randomise import cascade, kinds, randomised, study
 from probes.selftest import closed_form_probe
 from probes.summary import summarise
 from probes.validate import page, row, validate
@@ -132,19 +136,77 @@ def test_randomisation_is_undone(tiny_probe: Probe, tiny_rows: list[dict[str, An
         pass
 
 
+def test_cascade_goes_down_to_the_embeddings_and_is_undone(tiny_probe: Probe, tiny_rows: list[dict[str, Any]]) -> None:
+    examples = [tiny_probe.encode(row) for row in tiny_rows[:2]]
+    before = {name: weight.clone() for name, weight in tiny_probe.model.named_parameters()}
+    steps = cascade(tiny_probe, examples, ("gradnorm",))
+    layers = [f"layer {i}" for i in reversed(range(tiny_probe.model.config.num_hidden_layers))]
+    assert [step["down_to"] for step in steps] == ["nothing", "head", *layers, "embeddings"]
+    assert steps[0]["correlation"]["gradnorm"] == pytest.approx(1.0)
+    assert len({step["correlation"]["gradnorm"] for step in steps}) == len(steps)  # every step changes the model
+    assert all(torch.equal(weight, before[name]) for name, weight in tiny_probe.model.named_parameters())
+    assert steps == cascade(tiny_probe, examples, ("gradnorm",))
+
+
+def test_adapter_kinds_and_their_table(
+    tiny_model_dir: Path, adapter_dir: Path, tiny_rows: list[dict[str, Any]]
+) -> None:
+    probe = Probe.from_pretrained(tiny_model_dir, adapter=adapter_dir, merge=False)
+    found = study(probe, [probe.encode(tiny_rows[0] | {"cues": [[0, 4]]})], ("gradnorm",))
+    assert set(found["kinds"]) == {"weights", "adapter_off", "adapter_b"}
+    assert all(-1 <= one["gradnorm"]["correlation"] <= 1 for one in found["kinds"].values())
+    lines = randomisation(found)
+    assert [line["what"] for line in lines[:3]] == [
+        "all weights, another draw per post", "adapter switched off", "adapter drawn anew"
+    ]  # fmt: skip
+    assert len(lines) == 3 + len(found["cascade"]) - 1 and all("→" in line["cue"] for line in lines[:3])
+
+
 def test_error_rates_and_the_shortcut_that_fails() -> None:
-    rates = nulls.post_error_rates(120)
+    rates = nulls.post_error_rates(40)
     assert {name for name, _, _ in rates} >= {"mass_ratio", "auroc_char", "iou_f1", "cosine", "plausibility_mass"}
-    assert max(rate for rate, _ in rates.values()) <= 0.12  # 120 draws: 0.05 + 3.5 standard errors
+    assert all(n >= 35 for _, n in rates.values())  # only posts where 0.05 can be reached count
+    assert max(rate for rate, _ in rates.values()) <= 0.17  # 40 draws: 0.05 + 3.5 standard errors
     rng, by_characters, by_pieces = np.random.default_rng(1), [], []
-    for _ in range(1000):
-        post = nulls.null_post(rng, "words")
+    for _ in range(800):
+        post = nulls.null_post(rng, "words", (5, 20))
         values, mask = post["attributions"][0].char_values, np.zeros(post["length"], bool)
         mask[slice(*post["citations"][0].post_char[0])] = True
-        by_characters.append(stats.p_greater(stats.shift_null(values, mask)))
-        by_pieces.append(stats.p_greater(stats.atom_null(values, mask)))
-    assert np.mean(np.array(by_characters) <= 0.05) > 0.07
+        by_characters.append(stats.p_greater(stats.shift_null(values, mask, "auroc")))
+        starts, sizes = stats.atoms(values)
+        placed = np.add.reduceat(mask.astype(np.float64), starts) * 2 >= sizes
+        by_pieces.append(stats.p_greater(stats.shift_null(values[starts], placed, "auroc")))
+    assert np.mean(np.array(by_characters) <= 0.05) > 0.065
     assert np.mean(np.array(by_pieces) <= 0.05) <= 0.065
+
+
+def test_checks_that_run_the_model_have_honest_p_values() -> None:
+    rates = {one["id"]: one["value"] for one in validate_module._gate_rates(40, 3)}
+    assert set(rates) == {f"V10.{n}.erase" for n in ("faithfulness_corr", "comprehensiveness", "aopc_sufficiency")} | {
+        "V10.shuffled"
+    }
+    assert rates.pop("V10.shuffled") > 0.15 > max(rates.values())  # a random order of clauses is no null for a text
+
+
+def test_the_data_set_tests_cover_what_is_printed_and_respect_authors() -> None:
+    rates = nulls.data_set_error_rates(15, authors=4)
+    assert {name for name, _ in rates} >= {"excess", "cosine", "necessity", "sufficiency", "weight_of_evidence",
+                                           "counterfactual", "excess against other posts", "any (Holm)"}  # fmt: skip
+    rng, apart, together = np.random.default_rng(0), [], []
+    for i in range(150):
+        own = [nulls.null_insertions(rng) for _ in range(4)]
+        moved, authors = [one for one in own for _ in range(3)], [a for a in "wxyz" for _ in range(3)]
+        for found, who in ((apart, list(map(str, range(12)))), (together, authors)):
+            test = summary_module._counterfactual(moved, who, 0, 199, i)
+            found.append(test is not None and test["p"] <= 0.05)
+    assert np.mean(apart) > 0.1 and np.mean(together) <= 0.1  # repeated posts count once, not three times
+
+
+def test_sign_test() -> None:
+    assert stats.sign_test([1.0, 2.0, 3.0, 0.1, 5.0]) == 1 / 32
+    assert stats.sign_test([-1.0, -1.0, 3.0]) == 7 / 8  # P(at least one of three)
+    assert stats.sign_test([1.0, 1.0, 1.0, 1.0], ["a", "a", "b", "b"]) == 1 / 4  # two authors
+    assert stats.sign_test([0.0, np.nan]) is None
 
 
 def test_pieces_of_a_map() -> None:
