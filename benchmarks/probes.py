@@ -1,6 +1,6 @@
 """Time of the probes' engine against Captum's LLM wrappers (correct settings), same model, same post, equality beside.
 
-    python -P benchmarks/probes.py [--hidden 256] [--layers 4] [--post 80] [--explanation 30 60 120] [--steps 16] [--json]
+    python -P benchmarks/probes.py [--hidden 256] [--layers 4] [--post 80] [--explanation 30 60 120] [--json]
 
 (-P keeps this folder, whose file is called like the package, out of the import path.)
 
@@ -8,7 +8,9 @@
   integration per output token, against two integrations of summed log p.
 * erasure of every post token: ``LLMAttribution(FeatureAblation)`` with ``forward_in_tokens=False`` (its default path is
   wrong with transformers >= 5.3), which runs one sequence at a time, against the batched engine.
-* the same against Inseq and shap, where they are installed (``pip install inseq shap``; not needed otherwise).
+* where they are installed (``pip install inseq shap``): Inseq's integrated gradients, which also run once per output
+  token, with another baseline and over the answer so far as well, so that only the cosine of the two maps of the post
+  can be shown; and exact Shapley values of four clauses by shap, over a forward as its user would write it.
 
 Both sides of a ratio alternate in one process and the medians of ``--repeat`` rounds are compared, because the machine
 may be shared.
@@ -36,7 +38,7 @@ from captum.attr import (
 )
 
 from probes.model import Example, Probe
-from probes.perturb import MaskTable
+from probes.perturb import MaskTable, _values
 from probes.record import Settings
 from probes.selftest import _tokenizer
 
@@ -57,7 +59,7 @@ def probe_of(hidden: int, layers: int, device: str) -> Probe:
     model = GlmForCausalLM(config).eval()
     with torch.no_grad():  # zero at initialisation, which would hide a wrong baseline
         model.model.embed_tokens.weight[tokenizer.pad_token_id] = torch.randn(hidden) * 0.1
-    return Probe(model.to(device), tokenizer, "random GLM")
+    return Probe(torch.nn.Module.to(model, device), tokenizer, "random GLM")
 
 
 def example_of(probe: Probe, post: int, explanation: int) -> Example:
@@ -90,6 +92,22 @@ def gap(found: Any, wanted: Any) -> float:
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
+def our_gradients(probe: Probe, example: Example, steps: int) -> Callable[[], list[np.ndarray]]:
+    """The engine: one integration of summed log p per target, all steps in as few batches as fit."""
+
+    def run() -> list[np.ndarray]:
+        found = []
+        for target in ("label", "explanation"):
+            forward = probe.scorer.forward(example, (target,))
+            ig = IntegratedGradients(lambda post, forward=forward: forward(post)[:, 0])
+            rows = probe.scorer.batch_rows(forward.tokens)
+            values = ig.attribute(forward.post[None], forward.neutral[None], n_steps=steps, internal_batch_size=rows)
+            found.append(values[0].double().sum(-1).cpu().numpy())
+        return found
+
+    return run
+
+
 def against_peers(probe: Probe, example: Example, steps: int, repeat: int) -> list[dict[str, Any]]:
     """IG and erasure, peers and the engine, on log p of the label and of the explanation."""
     tokenizer, (first, last) = probe.tokenizer, example.post_tok
@@ -112,15 +130,7 @@ def against_peers(probe: Probe, example: Example, steps: int, repeat: int) -> li
         wrapper = LLMAttribution(FeatureAblation(probe.model), tokenizer)
         return by_target(wrapper.attribute(inputs, target=answer, forward_in_tokens=False))
 
-    def our_ig() -> list[np.ndarray]:
-        found = []
-        for target in ("label", "explanation"):
-            forward = probe.scorer.forward(example, (target,))
-            ig = IntegratedGradients(lambda post, forward=forward: forward(post)[:, 0])
-            rows = probe.scorer.batch_rows(forward.tokens)
-            values = ig.attribute(forward.post[None], forward.neutral[None], n_steps=steps, internal_batch_size=rows)
-            found.append(values[0].double().sum(-1).cpu().numpy())
-        return found
+    our_ig = our_gradients(probe, example, steps)
 
     def our_erase() -> list[np.ndarray]:
         forward = probe.scorer.forward(example, ("label", "explanation"))
@@ -129,25 +139,91 @@ def against_peers(probe: Probe, example: Example, steps: int, repeat: int) -> li
         return list((scores[0] - scores[1:]).T.numpy())
 
     rows = []
-    peers = {"integrated gradients": {"Captum": captum_ig}, "erasure": {"Captum": captum_erase}}
-    for name, found in _others(probe, example, steps).items():
-        peers[name] |= found
-    for name, ours in (("integrated gradients", our_ig), ("erasure", our_erase)):
+    runs = (("integrated gradients", captum_ig, our_ig), ("erasure", captum_erase, our_erase))
+    for name, theirs, ours in runs:
         ours()  # first call of a shape
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = alternated({**peers[name], "ours": ours}, repeat)
-        fast, mine = found.pop("ours")
-        rows += [{
-            "what": name, "peer": peer, "tokens": len(answer), "peer_s": slow, "ours_s": fast, "ratio": slow / fast,
-            "max_relative_difference": max(gap(a, b) for a, b in zip(mine, theirs, strict=True)),
-        } for peer, (slow, theirs) in found.items()]  # fmt: skip
+            found = alternated({"theirs": theirs, "ours": ours}, repeat)
+        (slow, wanted), (fast, mine) = found["theirs"], found["ours"]
+        rows.append({
+            "what": name, "peer": "Captum", "tokens": len(answer), "peer_s": slow, "ours_s": fast, "ratio": slow / fast,
+            "max_relative_difference": max(gap(a, b) for a, b in zip(mine, wanted, strict=True)),
+        })  # fmt: skip
     return rows
 
 
-def _others(probe: Probe, example: Example, steps: int) -> dict[str, dict[str, Callable[[], list[np.ndarray]]]]:
-    """Inseq's integrated gradients and occlusion, shap's permutation explainer... whichever is installed and runs."""
-    return {}
+def _inseq(probe: Probe, example: Example, steps: int) -> Callable[[], list[np.ndarray]]:
+    """Inseq's integrated gradients of every answer token, summed over those of label and explanation."""
+    import inseq  # pyright: ignore[reportMissingImports]
+
+    probe.model.config.bos_token_id = probe.model.config.eos_token_id  # without one it does not load GLM
+    model = inseq.load_model(probe.model, "integrated_gradients", tokenizer=probe.tokenizer)
+    first, last = example.post_tok
+    prompt = example.text[: sum(1 for at in example.char_bytes[:-1] if at < example.byte_spans[example.prompt_len][0])]
+    spans = [s.tok for s in example.segments if s.name in ("label", "explanation")]
+
+    def run() -> list[np.ndarray]:
+        out = model.attribute(prompt, example.text, n_steps=steps, show_progress=False)
+        found = out.sequence_attributions[0].target_attributions.detach().double().sum(-1).cpu().numpy()
+        return [found[first:last, a - example.prompt_len : b - example.prompt_len].sum(1) for a, b in spans]
+
+    return run
+
+
+def _shap(probe: Probe, example: Example, owner: torch.Tensor, count: int) -> Callable[[], list[np.ndarray]]:
+    """shap's exact explainer over clauses, one plain batched forward per call of its own."""
+    import shap  # pyright: ignore[reportMissingImports]
+
+    first, last = example.post_tok
+    ids = torch.tensor(example.ids)
+    spans = [s.tok for s in example.segments if s.name in ("label", "explanation")]
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        batch = ids.repeat(len(rows), 1)
+        kept = torch.as_tensor(rows).bool()[:, owner]
+        batch[:, first:last] = torch.where(kept, batch[:, first:last], probe.pad_id)
+        with torch.no_grad():
+            logp = probe.model(input_ids=batch).logits.float().log_softmax(-1)[:, :-1]
+        picked = logp.gather(2, batch[:, 1:, None])[..., 0]
+        return np.stack([picked[:, a - 1 : b - 1].sum(1).numpy() for a, b in spans], 1)
+
+    explainer = shap.explainers.Exact(score, np.zeros((1, count)))
+    return lambda: list(explainer(np.ones((1, count))).values[0].T)
+
+
+def against_others(probe: Probe, example: Example, steps: int, repeat: int) -> list[dict[str, Any]]:
+    """Inseq and shap beside the engine, whichever is installed."""
+    from importlib.util import find_spec
+
+    rows: list[dict[str, Any]] = []
+    tokens = len(example.ids) - example.prompt_len
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if find_spec("inseq") is not None:
+            ours = our_gradients(probe, example, steps)
+            found = alternated({"inseq": _inseq(probe, example, steps), "ours": ours}, repeat)
+            (slow, theirs), (fast, mine) = found["inseq"], found["ours"]
+            near = min(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in zip(mine, theirs, strict=True))
+            rows.append({"what": "integrated gradients", "peer": "Inseq", "tokens": tokens, "peer_s": slow,
+                         "ours_s": fast, "ratio": slow / fast, "cosine": near})  # fmt: skip
+        if find_spec("shap") is not None:
+            forward = probe.scorer.forward(example, ("label", "explanation"))
+            settings = Settings(eraser="neutral", max_units=4)
+            table = MaskTable.of(forward, settings)
+
+            def ours_shap() -> list[np.ndarray]:
+                table.table.clear()
+                return [_values(table, column, "shap", settings) for column in range(2)]
+
+            theirs_shap = _shap(probe, example, table.owner, table.count)
+            theirs_shap()  # compiles on its first call
+            found = alternated({"shap": theirs_shap, "ours": ours_shap}, repeat)
+            (slow, theirs), (fast, mine) = found["shap"], found["ours"]
+            worst = max(gap(a, b) for a, b in zip(mine, theirs, strict=True))
+            rows.append({"what": "Shapley values, exact", "peer": "shap", "tokens": tokens, "peer_s": slow,
+                         "ours_s": fast, "ratio": slow / fast, "max_relative_difference": worst})  # fmt: skip
+    return rows
 
 
 def costs(probe: Probe) -> list[dict[str, Any]]:
@@ -182,16 +258,22 @@ def main() -> None:
     examples = [example_of(probe, given.post, size) for size in given.explanation]
     result = {
         "settings": vars(given),
-        "against_peers": [row for e in examples for row in against_peers(probe, e, given.steps, given.repeat)],
+        "against_peers": [
+            row
+            for e in examples
+            for side in (against_peers, against_others)
+            for row in side(probe, e, given.steps, given.repeat)
+        ],
         "costs": [] if given.no_costs else costs(probe),
     }
     if given.json:
         print(json.dumps(result))
         return
     for row in result["against_peers"]:
+        gap_ = row.get("max_relative_difference")
+        equal = f"cosine {row['cosine']:.2f}" if gap_ is None else f"largest relative difference {gap_:.1e}"
         print(f"{row['what']:22}{row['tokens']:4} answer tokens  {row['peer']} {row['peer_s']:.2f} s, ours "
-              f"{row['ours_s']:.2f} s: {row['ratio']:.1f} x, largest relative difference "
-              f"{row['max_relative_difference']:.1e}")  # fmt: skip
+              f"{row['ours_s']:.2f} s: {row['ratio']:.1f} x, {equal}")  # fmt: skip
     for row in result["costs"]:
         print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
 

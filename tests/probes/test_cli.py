@@ -268,3 +268,41 @@ def test_importing_costs_nothing_and_reading_a_run_needs_no_torch(finished):
         "assert not {'torch', 'transformers', 'captum'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(finished)], check=True, cwd=ROOT, capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_processes_share_the_posts_and_go_on_after_a_kill(tiny_model_dir, tiny_rows, tmp_path):
+    """A real launcher with two processes, killed with no warning, started again: the same run as one process makes."""
+    rows = [tiny_rows[i % len(tiny_rows)] | {"id": f"r{i}"} for i in range(16)]
+    data, out, alone = tmp_path / "rows.jsonl", tmp_path / "out", tmp_path / "alone"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    given = ["run", str(tiny_model_dir), "--in", str(data), "--device", "cpu", "--json", "--out"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "probes"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*launch, *given, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=env,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        while len(list(out.glob("cache/*.json"))) < 3:
+            assert process.poll() is None
+            time.sleep(0.02)
+        for worker in _children(process.pid):
+            os.kill(worker, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("cache/*.json")}
+    assert 3 <= len(kept) < 16 and json.loads((out / "manifest.json").read_text("utf-8"))["status"] == "running"
+    done = subprocess.run([*launch, *given, str(out)], capture_output=True, text=True, cwd=ROOT, env=env, check=True)
+    printed = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(printed) == 1  # the first process speaks, the other does not
+    assert {name: (out / "cache" / name).stat().st_mtime_ns for name in kept} == kept
+    cli.main([*given, str(alone)])
+    shared, single = read_run(out), read_run(alone)
+    assert shared.manifest["cache"] == single.manifest["cache"] and shared.summary == single.summary
+    assert json.loads(printed[0])["n"] == 16
+
+
+def _children(pid: int) -> list[int]:
+    """Every process below ``pid`` (torch's launcher puts its workers into sessions of their own)."""
+    found = [int(p) for task in Path(f"/proc/{pid}/task").glob("*/children") for p in task.read_text().split()]
+    return found + [below for child in found for below in _children(child)]
