@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from probes import overview, view
 from probes.crosscheck import Evidence
 from probes.files import write_text
-from probes.results import PostResult, Run, read_run
+from probes.results import PostResult, Run, Suite, read_run
 from probes.verdict import FAMILIES
 
 if TYPE_CHECKING:
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 MAX_CARDS = 200
 
 
-def write_report(suite: str | Path | Run, path: str | Path, redact: bool = False, max_cards: int = MAX_CARDS) -> Path:
+def write_report(
+    suite: str | Path | Run | Suite, path: str | Path, redact: bool = False, max_cards: int = MAX_CARDS
+) -> Path:
     """Writes the report of a finished run as one HTML file.
 
     Args:
-        suite: the run directory, or a ``Run``.
+        suite: the run directory, a ``Run``, or what ``run_suite`` returned.
         redact: leave out every word of posts and explanations: offsets and scores only.
         max_cards: posts shown in full, the most suspicious first; the table always lists all, and the page says so.
 
@@ -39,7 +41,7 @@ def write_report(suite: str | Path | Run, path: str | Path, redact: bool = False
         ProbeInputError: not a finished run directory.
         ProbeError: the file can not be written.
     """
-    run = suite if isinstance(suite, Run) else read_run(suite)
+    run = suite if isinstance(suite, Run) else suite.run if isinstance(suite, Suite) else read_run(suite)
     write_text(path, render(run, redact, max_cards))
     return Path(path)
 

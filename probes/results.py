@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -207,3 +208,22 @@ def read_run(directory: str | Path) -> Run:
         except (KeyError, TypeError, ProbeInputError) as error:
             raise ProbeInputError(f"{path}: missing or damaged; the same `probes run` command repairs it") from error
     return Run(manifest, read_json(directory / "summary.json"), tuple(results))
+
+
+class Suite(dict[str, Any]):
+    """What ``run_suite`` returns: the numbers of ``summary.json`` as a dict, and the run they come from.
+
+    ``write_report(suite, path)`` takes it as it is; a notebook shows the report of its run.
+    """
+
+    def __init__(self, summary: dict[str, Any], directory: str | Path) -> None:
+        super().__init__(summary)
+        self.directory = Path(directory)
+
+    @functools.cached_property
+    def run(self) -> Run:
+        """Every post with its maps and checks, read back from the directory (``read_run``)."""
+        return read_run(self.directory)
+
+    def _repr_html_(self) -> str:
+        return self.run._repr_html_()

@@ -24,7 +24,7 @@ from probes.files import write_json
 from probes.model import Attribution, Example
 from probes.normalise import is_cjk
 from probes.report import write_report
-from probes.results import SCHEMA_VERSION, PostResult, Run, cited_target, read_json
+from probes.results import SCHEMA_VERSION, PostResult, Run, Suite, cited_target, read_json
 from probes.summary import summarise
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run_suite(
     progress: Progress | None = None,
     n_boot: int = 2000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Suite:
     """Attributes, aligns and cross-checks every row, and writes the run directory (``probes.results``).
 
     Killed at any point, the same call continues: finished posts are read back from ``out/cache``. Results do not depend
@@ -71,7 +71,8 @@ def run_suite(
         progress: called with (posts done, posts in all).
 
     Returns:
-        what is written to ``summary.json`` (``probes.summary.summarise``); nothing in processes other than the first.
+        what is written to ``summary.json`` (``probes.summary.summarise``), a dict that knows its run
+        (``probes.results.Suite``); empty in processes other than the first.
 
     Raises:
         ProbeInputError: unknown budget, a row that can not be laid out, no row with a label, or ``redact`` into the
@@ -113,7 +114,7 @@ def run_suite(
             write_json(path, result.to_dict())
         made[at] = (name, result)
     if rank != 0:
-        return {}
+        return Suite({}, out)
     names, results = (list(column) for column in zip(*(made[at] for at in range(len(examples))), strict=True))
     if redact:  # which posts share an author is kept, who it is is not
         authors = {user: f"author {i}" for i, user in enumerate(dict.fromkeys(e.user for e in examples if e.user))}
@@ -126,7 +127,7 @@ def run_suite(
     summary = summarise(results, evidence, n_boot=n_boot, seed=seed) | {"skipped": len(skipped)}
     summary["randomisation"] = _randomisation(probe, examples[:_RANDOMISED], out, seed) if plan.deep else None
     _write_run(out, results, evidence, summary, manifest | {"cache": names})
-    return summary
+    return Suite(summary, out)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from probes.attribute import Settings
 from probes.errors import ProbeError, ProbeInputError
 from probes.model import Check, Example
+from probes.report import write_report
 from probes.results import SCHEMA_VERSION, PostResult, read_manifest, read_run
 from probes.suite import BUDGETS, prepare, run_suite
 from tests.probes.worlds import attribution, clause_map, post_result
@@ -29,8 +31,8 @@ FILES = {
 }
 
 
-def example(result: PostResult, **changes: object) -> Example:
-    fields = {
+def example(result: PostResult, **changes: Any) -> Example:
+    fields: dict[str, Any] = {
         "id": result.id,
         "task": result.task,
         "post": result.post or "",
@@ -154,6 +156,14 @@ def test_results_come_back_equal(probe, tmp_path):
             np.testing.assert_array_equal(a.char_values, b.char_values)
 
 
+def test_what_run_suite_returns_is_the_summary_and_knows_its_run(probe, tmp_path):
+    suite = run_suite(probe, rows("p0", "p1"), tmp_path / "run")
+    assert json.loads(json.dumps(suite)) == json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
+    page = write_report(suite, tmp_path / "again.html")
+    assert page.read_bytes() == (tmp_path / "run" / "report.html").read_bytes()
+    assert [r.id for r in suite.run.results] == ["p0", "p1"] and suite._repr_html_() == suite.run._repr_html_()
+
+
 def test_killed_anywhere_the_same_call_continues(probe, tmp_path):
     whole = tmp_path / "whole"
     run_suite(probe, rows(), whole)
@@ -187,9 +197,8 @@ def test_what_changes_the_numbers_is_not_read_from_the_cache(probe, tmp_path):
     run_suite(probe, rows("p0"), tmp_path)
     run_suite(probe, rows("p0"), tmp_path)
     assert probe.calls == ["p0"]
-    for _ in range(2):
-        summary = run_suite(probe, rows("p0"), tmp_path, budget="full")
-    assert summary["randomisation"]["n"] == 1 and probe.studied == [["p0"]]  # kept in the cache as well
+    first, second = (run_suite(probe, rows("p0"), tmp_path, budget="full")["randomisation"] for _ in range(2))
+    assert first == second and first["n"] == 1 and probe.studied == [["p0"]]  # kept in the cache as well
     probe.fingerprint = "e" * 16
     run_suite(probe, rows("p0"), tmp_path)
     run_suite(probe, [{"id": "p0", "explanation": "没有引用"}], tmp_path)
