@@ -254,7 +254,7 @@ def test_a_space_that_the_tokenizer_puts_in_front_is_taken_out_again() -> None:
 def test_word_tokenizer_end_to_end() -> None:
     tokenizer = _word_tokenizer("WordLevel")
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                         num_attention_heads=2, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)  # fmt: skip
+                         num_attention_heads=2, pad_token_id=len(tokenizer) - 1, bos_token_id=None)  # fmt: skip
     torch.manual_seed(0)
     probe = Probe(LlamaForCausalLM(config).eval(), tokenizer)
     post = "long night again , nothing helps me ."
