@@ -231,7 +231,7 @@ def generate(
     """Answers posts: label and explanation, one row each, parsed. Continues where an interrupted call stopped."""
     from mentalglm_jax.checkpoints import load
     from mentalglm_jax.data.records import read_records
-    from mentalglm_jax.generate import generate_records
+    from mentalglm_jax.generate import count_unread, generate_records
     from mentalglm_jax.hf_files import locate
     from mentalglm_jax.lora import has_lora, merge_lora
     from mentalglm_jax.tokenizer import GlmTokenizer
@@ -247,11 +247,13 @@ def generate(
         )  # fmt: skip
     finally:
         reporter.close()
-    failed = sum(row["parse_status"] != "ok" for row in rows)
+    found = count_unread(rows)
     if json_:
-        _print_json({"out": str(out), "rows": len(rows), "parse_failures": failed})
+        _print_json({"out": str(out), **found})
     else:
-        Console().print(f"{out}: {len(rows)} answers, {failed} not parsed\n{SAFETY}", soft_wrap=True)
+        Console().print(
+            f"{out}: {found['rows']} answers, {found['no_label']} without a readable label\n{SAFETY}", soft_wrap=True
+        )
 
 
 @app.command()

@@ -218,3 +218,11 @@ def _bit_sums(state: Any) -> Any:
         return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
 
     return jax.tree.map(bit_sum, state)
+
+
+def count_unread(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Of rows of ``generations.jsonl``: ``rows``, those without a readable label (``no_label``), and those with a label
+    but no explanation (``no_explanation``): right after training data that explains nothing, as some published sets."""
+    read = [row for row in rows if row["parsed_label"] is not None]
+    bare = sum(row["parsed_explanation"] is None for row in read)
+    return {"rows": len(rows), "no_label": len(rows) - len(read), "no_explanation": bare}

@@ -36,7 +36,7 @@ from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
 from mentalglm_jax.evaluate.readings import score_records
 from mentalglm_jax.evaluate.report import write_report
 from mentalglm_jax.files import replace_dir, write_bytes, write_json
-from mentalglm_jax.generate import answer_text, generate_ids, generate_records
+from mentalglm_jax.generate import answer_text, count_unread, generate_ids, generate_records
 from mentalglm_jax.glm import Glm, GlmConfig
 from mentalglm_jax.hf_files import locate
 from mentalglm_jax.lora import add_lora, merge_lora, parameter_count
@@ -383,8 +383,9 @@ def _generate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         generate_records(merge_lora(_final(job, "control")), tokenizer, records,
                          out_path=job.dir / "control" / "generations.jsonl", max_new_tokens=section.max_new_tokens,
                          batch_size=section.batch_size)  # fmt: skip
-    failed = sum(row["parse_status"] != "ok" for row in rows)
-    return {"rows": len(rows), "parse_failures": failed, "say": [f"{len(rows)} answers, {failed} not parsed"]}
+    found = count_unread(rows)
+    line = "{rows} answers; {no_label} without a readable label, {no_explanation} with a label and no explanation"
+    return {**found, "say": [line.format(**found)]}
 
 
 def _probed(job: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
