@@ -515,7 +515,7 @@ def test_a_million_rows_are_read_in_bounded_memory(tmp_path, name):
                         "0\t" * 11 + "1\t" + post + "\n", "utf-8"),
         "pathways": ("train.txt", "", post + "\t情绪反应##情感效应\n", "utf-8"),
         "imhi_dreaddit": ("instruction_data/dreaddit/train.csv", "query,gpt-3.5-turbo\n",
-                          '"' + imhi_row("post {}")[0].replace('"', '""') + '",' + imhi_row("")[1] + "\n", "utf-8"),
+                          '"' + imhi_row("post {}")[0].replace('"', '""') + '","' + imhi_row("")[1] + '"\n', "utf-8"),
         "c_imhi": ("Instruct_a.json", "[", json.dumps(dict(zip(("instruction", "input", "output"), GOOD, strict=True)),
                    ensure_ascii=False).replace("{", "{{").replace("}", "}}") + ",\n", "utf-8"),
         "records": ("records.jsonl", "", json.dumps(posts(1)[0].to_dict()).replace("{", "{{").replace("}", "}}")
