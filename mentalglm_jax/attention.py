@@ -24,6 +24,14 @@ _LANES = 128  # a TPU vector register's width: what splash's blocks are multiple
 _BLOCK = 512  # the largest block: a quarter of a 2,048-token row
 
 
+def restarting_positions(segment_ids: Int[Array, "B S"]) -> Int[Array, "B S"]:
+    """Positions that start at 0 at every change of ``segment_ids`` along a row."""
+    index = jnp.arange(segment_ids.shape[1])[None]
+    changes = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    starts = jax.lax.cummax(jnp.where(changes, index, 0), axis=1)
+    return (index - starts).astype(jnp.int32)
+
+
 def apply_rope(x: Float[Array, "B S N h"], cos: Float[Array, "B S r"], sin: Float[Array, "B S r"]) -> Array:
     """Rotates interleaved pairs ``(2i, 2i+1)`` of the first ``2r`` dimensions; the others pass through.
 

@@ -25,6 +25,8 @@ Progress = Callable[[int, int], None]  # (prompts done, prompts in all)
 # Prompt tokens prefilled at once, padding included: bounds the attention scores of long prompts (rows * bucket ** 2).
 BATCH_TOKENS = 16384
 SHORTEST_PREFIX = 32
+# On a CPU, layers up to this many bytes are laid apart for decoding, which holds them twice; see ``laid_apart``.
+APART_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,12 +175,33 @@ def first_token(
     return Decoding(jnp.int32(1), token, with_room(cache, slots), done, output, count, _noted(seen, token))
 
 
+def laid_apart(state: Any) -> list[Any] | None:
+    """The parameters of every layer as arrays of their own, or None where the stacked ones serve as well.
+
+    XLA's CPU backend copies a layer out of its stack before it multiplies by it. With one token at a time that is most
+    of the work: the products read every weight once, the copies read and write it once more.
+    """
+    layers = state["layers"]
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(layers))
+    return _cut(layers) if jax.default_backend() == "cpu" and size <= APART_BYTES else None
+
+
+@jax.jit
+def _cut(layers: Any) -> list[Any]:
+    count = jax.tree.leaves(layers)[0].shape[0]
+    return [jax.tree.map(lambda x, layer=layer: x[layer], layers) for layer in range(count)]
+
+
 @functools.partial(jax.jit, static_argnames=("graph", "sampling"), donate_argnames=("decoding",))
 def advance(
-    graph: Any, state: Any, decoding: Decoding, rules: Rules, until: Int[Array, ""], *, sampling: Sampling
+    graph: Any, state: Any, decoding: Decoding, rules: Rules, until: Int[Array, ""], apart: list[Any] | None = None, *,
+    sampling: Sampling
 ) -> Decoding:  # fmt: skip
-    """Goes on until every row has ``until`` tokens or has met a stop token."""
+    """Goes on until every row has ``until`` tokens or has met a stop token. ``apart`` is from ``laid_apart``."""
     model: Glm = nnx.merge(graph, state)
+    if apart is not None:
+        one_layer = nnx.graphdef(model.layers)
+        model.layers = nnx.List([nnx.merge(one_layer, parameters) for parameters in apart])
 
     def running(now: Decoding) -> Array:
         return (now.step < until) & ~jnp.all(now.done)
@@ -267,6 +290,7 @@ def batches(
     key, stops = jax.random.key(seed), np.asarray([*eos_ids], np.int32)
     skip, prefix = shared_prefix(graph, state, prompts) if share_prefix else (0, None)
     before = 0 if prefix is None else prefix.segment_ids.shape[1]
+    apart = laid_apart(state)
     for numbers, size, length in plan([len(prompt) - skip for prompt in prompts], batch_size):
         tokens, segment_ids = left_pad([prompts[i][skip:] for i in numbers], size, length)
         salts = np.asarray([rows[i] for i in numbers] + [0] * (size - len(numbers)), np.uint32)
@@ -281,16 +305,16 @@ def batches(
             rules, sampling=sampling, slots=bucket(before + length + max_new_tokens)
         )  # fmt: skip
         if stream is None:
-            now = advance(graph, state, now, rules, np.int32(max_new_tokens), sampling=sampling)
+            now = advance(graph, state, now, rules, np.int32(max_new_tokens), apart, sampling=sampling)
         else:
-            now = _streamed(graph, state, now, rules, sampling, max_new_tokens, numbers, stream)
+            now = _streamed(graph, state, now, rules, apart, sampling, max_new_tokens, numbers, stream)
         output, count = np.asarray(now.output), np.asarray(now.lengths)
         yield [(number, output[i, : count[i]].tolist()) for i, number in enumerate(numbers)]
 
 
 def _streamed(
-    graph: Any, state: Any, now: Decoding, rules: Rules, sampling: Sampling, limit: int, numbers: Sequence[int],
-    stream: Callable[[int, int], None]
+    graph: Any, state: Any, now: Decoding, rules: Rules, apart: list[Any] | None, sampling: Sampling, limit: int,
+    numbers: Sequence[int], stream: Callable[[int, int], None]
 ) -> Decoding:  # fmt: skip
     """The same program, one token at a time."""
     for step in range(1, limit + 1):
@@ -300,7 +324,7 @@ def _streamed(
                 stream(number, int(token[i]))
         if step == limit or done.all():
             break
-        now = advance(graph, state, now, rules, np.int32(step + 1), sampling=sampling)
+        now = advance(graph, state, now, rules, np.int32(step + 1), apart, sampling=sampling)
     return now
 
 

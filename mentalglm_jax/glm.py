@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mentalglm_jax.attention import apply_rope, attention
+from mentalglm_jax.attention import apply_rope, attention, restarting_positions
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.layout import spread_hidden
 
@@ -467,8 +467,12 @@ class Glm(nnx.Module):
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-        numbers = jnp.arange(self.config.num_hidden_layers)
-        (h, cache), _ = jax.lax.scan(body, (h, cache), (numbers, parameters))
+        if isinstance(self.layers, nnx.List):  # decode.py laid them apart, and says why
+            for layer, module in enumerate(self.layers):
+                h, cache = module(h, rope, segment_ids, cache, layer, None, self.backend)
+        else:
+            numbers = jnp.arange(self.config.num_hidden_layers)
+            (h, cache), _ = jax.lax.scan(body, (h, cache), (numbers, parameters))
         if cache is not None:
             cache = cache._replace(length=cache.length + tokens.shape[1])
         return self.norm(h), cache
@@ -485,14 +489,6 @@ REMAT_POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-def restarting_positions(segment_ids: Int[Array, "B S"]) -> Int[Array, "B S"]:
-    """Positions that start at 0 at every change of ``segment_ids`` along a row."""
-    index = jnp.arange(segment_ids.shape[1])[None]
-    changes = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    starts = jax.lax.cummax(jnp.where(changes, index, 0), axis=1)
-    return (index - starts).astype(jnp.int32)
 
 
 def abstract_model(config: GlmConfig, **options: Any) -> Glm:

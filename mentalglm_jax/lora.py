@@ -352,5 +352,10 @@ def merge_lora(model: Glm) -> Glm:
 
 
 def parameter_count(tree: Any) -> int:
-    """Number of scalars in a parameter tree or model."""
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(tree) if isinstance(tree, nnx.Module) else tree))
+    """Number of scalars in a parameter tree or model; of a quantised kernel, the weights it stands for."""
+    if not isinstance(tree, nnx.Module):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+    kernels = [node for _, node in nnx.iter_modules(tree) if hasattr(node, "method")]
+    packed = sum(leaf.size for kernel in kernels for leaf in jax.tree.leaves(nnx.state(kernel)))
+    whole = sum(math.prod(kernel.shape) for kernel in kernels)  # type: ignore[attr-defined]
+    return parameter_count(nnx.state(tree)) - packed + whole

@@ -7,7 +7,9 @@ can never open a turn of its own.
 
 import base64
 import binascii
+import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,13 +73,27 @@ class ChatFormat:
     after_metadata: str = ""  # between a message's metadata and the line break
     empty_turns: bool = True  # whether a message without content is rendered
     strip: bool = False  # user text is stripped, and an answer loses its <think>...</think> once it is history
+    tools_in_message: bool = False  # tools stand in a message, not beside the messages; the other place is ignored
+    tools_opening: str = "# 可用工具"
+    before_tool: str = "\n"
 
 
+_ANSWERS = "开发的，你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具"
 CHAT_FORMATS = {
-    "chat": ChatFormat(empty_turns=False),  # glm-4-9b-chat, -chat-1m
-    "0414": ChatFormat(after_metadata=" "),  # GLM-4-0414
-    "z1": ChatFormat(opening="\n<think>", strip=True),  # GLM-Z1-0414
-}
+    "chat": ChatFormat(  # glm-4-9b-chat, -chat-1m
+        empty_turns=False, tools_in_message=True,
+        tools_opening="你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型" + _ANSWERS,
+    ),
+    "0414": ChatFormat(after_metadata=" ", before_tool="\n\n"),  # GLM-4-0414
+    "z1": ChatFormat(  # GLM-Z1-0414
+        opening="\n<think>", strip=True,
+        tools_opening="你是一个名为 ChatGLM 的人工智能助手。你是基于智谱 AI 公司训练的语言模型 GLM-4 模型" + _ANSWERS,
+    ),
+}  # fmt: skip
+
+
+class ToolsIgnoredWarning(UserWarning):
+    """The chat template of this release does not look for tools where they were given."""
 
 
 @dataclass(frozen=True)
@@ -181,25 +197,40 @@ class GlmTokenizer:
         return self.conversation_ids([*head, {"role": "user", "content": user}], "0414")
 
     def conversation_ids(
-        self, messages: Sequence[Mapping[str, str]], release: str = "chat", answer: bool = True
-    ) -> list[int]:
+        self, messages: Sequence[Mapping[str, Any]], release: str = "chat", answer: bool = True,
+        tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:  # fmt: skip
         """Ids of a conversation as the chat template of a release renders it, its contents encoded apart from roles.
 
         Args:
-            messages: "role", "content" and, for a tool call, "metadata" (the tool's name) of each turn.
+            messages: "role", "content" and, for a tool call, "metadata" (the tool's name) of each turn; for "chat" also
+                "tools", functions as below.
             release: "chat" (glm-4-9b-chat), "0414" or "z1"; see ``CHAT_FORMATS``.
             answer: end with ``<|assistant|>`` (and Z1's opening ``<think>``) for the model to go on.
+            tools: functions the model may call, ``{"type": "function", "function": {"name": ...}}``; for 0414 and z1.
+
+        Warns:
+            ToolsIgnoredWarning: the release's template ignores tools at the place where they are; so does the result.
 
         Raises:
-            InputError: an unknown release or role, or tools, which are not supported.
+            InputError: an unknown release or role, or a tool that is no function.
         """
         if release not in CHAT_FORMATS:
             raise InputError(f"chat format {release!r} is not one of {', '.join(CHAT_FORMATS)}")
         form, ids = CHAT_FORMATS[release], [*self.prefix_ids]
+        misplaced = bool(tools) if form.tools_in_message else any(message.get("tools") for message in messages)
+        if misplaced:
+            where, right = ("tools=", "a message") if form.tools_in_message else ("a message", "tools=")
+            warnings.warn(
+                f"chat format {release!r} ignores tools in {where}; give them in {right}", ToolsIgnoredWarning,
+                stacklevel=2,
+            )  # fmt: skip
+        elif tools:
+            ids += self.turn_ids("system", _tools_text(form, tools))
         for message in messages:
-            if message.get("tools"):
-                raise InputError("chat: tools in a message are not supported; write them into the system message")
-            role, content, metadata = message["role"], message["content"], message.get("metadata", "")
+            if form.tools_in_message and message.get("tools"):
+                ids += self.turn_ids("system", _tools_text(form, message["tools"]))
+            role, content, metadata = message["role"], message.get("content", ""), message.get("metadata", "")
             if form.strip and role == "user":
                 content = content.strip()
             elif form.strip and role == "assistant":
@@ -256,6 +287,18 @@ class GlmTokenizer:
         write_text(directory / "chat_template.jinja", self._chat_template)
 
 
+def _tools_text(form: ChatFormat, tools: Any) -> str:
+    """What a system turn says of tools."""
+    text = form.tools_opening
+    for tool in tools if isinstance(tools, Sequence) and not isinstance(tools, str) else [tools]:
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise InputError(f"chat: a tool must be a function with a name, found {str(tool)[:80]!r}")
+        text += f"{form.before_tool}## {function['name']}\n\n{json.dumps(function, ensure_ascii=False, indent=4)}\n"
+        text += "在调用上述函数时，请使用 Json 格式表示调用的参数。"
+    return text
+
+
 def _check_chat(messages: Sequence[Mapping[str, str]]) -> None:
     for number, message in enumerate(messages, start=1):
         role, content = message.get("role"), message.get("content")
@@ -263,6 +306,8 @@ def _check_chat(messages: Sequence[Mapping[str, str]]) -> None:
             raise InputError(f"chat message {number}: role {role!r} is none of {', '.join(ROLES)}")
         if not isinstance(content, str) or not content:
             raise InputError(f"chat message {number} ({role}): is empty; give text or remove the turn")
+        if extra := [key for key in ("tools", "metadata") if message.get(key)]:
+            raise InputError(f"chat message {number} ({role}): {extra[0]} is not supported in training; write it out")
         after_assistant = number > 1 and messages[number - 2].get("role") == "assistant"
         if after_assistant and role not in ("user", "observation"):
             raise InputError(f"chat message {number}: {role} follows assistant; only user or observation ends its turn")

@@ -16,6 +16,7 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.glm import Glm
 from mentalglm_jax.layout import gather_projection, on_mesh
 from mentalglm_jax.lora import LoraParam
+from mentalglm_jax.quantize import quantization
 from mentalglm_jax.train.loss import LossSums, answer_loss
 from mentalglm_jax.train.recipe import TrainConfig
 
@@ -115,10 +116,13 @@ def make_step(
         mesh: the one the model's parameters are on (see ``sharding.shard_model``); None is one device.
 
     Raises:
-        InputError: nothing to train: another name than these, or "lora" for a model without adapter.
+        InputError: nothing to train: another name than these, or "lora" for a model without adapter; or "all" on a
+            quantised base, whose kernels are frozen.
     """
     if trainable not in TRAINABLE:
         raise InputError(f"trainable {trainable!r} is not one of {', '.join(TRAINABLE)}")
+    if trainable == "all" and (method := quantization(model)) is not None:
+        raise InputError(f"trainable 'all', but the base is quantised ({method}) and frozen; train 'lora' on it")
     graph, train, frozen = nnx.split(model, TRAINABLE[trainable], ...)
     if not jax.tree.leaves(train):
         raise InputError("trainable 'lora', but the model has no adapter; call lora.add_lora first")

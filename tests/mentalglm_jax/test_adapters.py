@@ -185,12 +185,11 @@ def config_of(directory: Path) -> dict:
     return {key: sorted(value) if isinstance(value, list) else value for key, value in raw.items()}
 
 
-@pytest.mark.parametrize("case", ["lora", "ranks by layer", "everything"])
-def test_training_goes_on_in_jax_and_back_in_peft(hf, base, tmp_path, case):
+def goes_on_in_jax_and_back_in_peft(hf, base, directory, options) -> None:
     """Two steps here; PEFT reads each of them and agrees. Layers and ranks without an adapter stay without one."""
-    by_peft(hf, tmp_path / "0", **CASES[case])
+    by_peft(hf, directory / "0", **options)
     ours = nnx.clone(base)
-    load_adapter(ours, tmp_path / "0")
+    load_adapter(ours, directory / "0")
     before = adapted(ours)
     for step in ("1", "2"):
         graph, adapter, rest = nnx.split(ours, LoraParam, ...)
@@ -202,14 +201,40 @@ def test_training_goes_on_in_jax_and_back_in_peft(hf, base, tmp_path, case):
             slopes = jax.grad(loss)(adapter)
         moved = jax.tree.map(lambda w, g: w + 0.02 * jnp.sign(g) + 0.1 * g, adapter, slopes)
         ours = nnx.merge(graph, moved, rest)
-        save_adapter(ours, tmp_path / step)
-        theirs = peft.PeftModel.from_pretrained(hf.model("glm"), tmp_path / step)
+        save_adapter(ours, directory / step)
+        # a missing or unexpected key is a warning there, which is an error here
+        theirs = peft.PeftModel.from_pretrained(hf.model("glm"), directory / step)
         found = hf.run(ours, TOKENS)
         assert hf.error(found, hf.logits(theirs, TOKENS)) <= 1e-5
     assert adapted(ours) == before
     again = nnx.clone(base)
-    load_adapter(again, tmp_path / "2")  # the file has no unused ranks and layers: what is zero there is zero here
+    load_adapter(again, directory / "2")  # the file has no unused ranks and layers: what is zero there is zero here
     assert hf.error(hf.run(again, TOKENS), found) == 0
+
+
+@pytest.mark.parametrize("case", ["lora", "ranks by layer", "everything"])
+def test_training_goes_on_in_jax_and_back_in_peft(hf, base, tmp_path, case):
+    goes_on_in_jax_and_back_in_peft(hf, base, tmp_path, CASES[case])
+
+
+OPTIONS = {
+    "use_rslora": True,
+    "use_dora": True,
+    "rank_pattern": {"down_proj": 2, r"layers\.2\.self_attn\.q_proj": 7},
+    "alpha_pattern": {"mlp.gate_up_proj": 5, "o_proj": 2.5},
+    "layers_to_transform": [0, 2],
+    "exclude_modules": ["k_proj", "mlp.down_proj"],
+    "modules_to_save": ["lm_head", "embed_tokens"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", range(2 ** len(OPTIONS)))
+def test_every_combination_of_options_goes_on(hf, base, tmp_path, chosen):
+    """``chosen``: one bit per option. PEFT accepts all 128; its own refusals would show as errors here."""
+    options = {name: value for bit, (name, value) in enumerate(OPTIONS.items()) if chosen >> bit & 1}
+    options["target_modules"] = list(ALL_LINEAR)
+    goes_on_in_jax_and_back_in_peft(hf, base, tmp_path, options)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +294,34 @@ def test_merged_export_equals_peft_merge(hf, base, tmp_path):
     save_pretrained(ours, tmp_path / "base", merge=False)
     plain = load(tmp_path / "base", adapter=tmp_path / "adapter")
     same_adapter(plain, ours)
+
+
+def ulps_apart(one: torch.Tensor, other: torch.Tensor) -> int:
+    """The largest number of bfloat16 steps between two tensors; 0 and -0 are the same place."""
+    bits = [value.contiguous().view(torch.int16).to(torch.int32) for value in (one, other)]
+    places = [torch.where(value < 0, -(value & 0x7FFF), value) for value in bits]
+    return int((places[0] - places[1]).abs().max())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"use_rslora": True}, {"use_dora": True}, {"use_dora": True, "use_rslora": True}],
+    ids=["lora", "rslora", "dora", "rsdora"],
+)  # fmt: skip
+def test_the_bfloat16_merge_is_within_one_ulp_of_peft(hf, tmp_path, options):
+    """Of every weight, by the exported files; on all linears and lm_head, with a table trained whole."""
+    model = hf.model("glm").bfloat16()
+    ours = trained(hf.to_jax(model, param_dtype=jnp.bfloat16), target_modules=TARGETS,
+                   modules_to_save=("embed_tokens",), **options)  # fmt: skip
+    save_adapter(ours, tmp_path / "adapter")
+    save_pretrained(ours, tmp_path / "merged")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    merged = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload().state_dict()
+    found = load_file(tmp_path / "merged" / "model.safetensors")
+    assert found.keys() == merged.keys()
+    for name, wanted in merged.items():
+        assert found[name].dtype == torch.bfloat16
+        assert ulps_apart(found[name], wanted.bfloat16()) <= 1, name
+        assert torch.equal(found[name], before[name]) == ("norm" in name or "bias" in name), name  # all others moved
 
 
 def test_vllm_split_says_the_same_with_split_names(hf, base, tmp_path):

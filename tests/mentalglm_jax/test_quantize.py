@@ -13,7 +13,7 @@ from mentalglm_jax.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints import load, save_pretrained
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.glm import Glm, GlmConfig, abstract_model
-from mentalglm_jax.lora import Adapter, LoraConfig, LoraParam, add_lora, linears, merge_lora
+from mentalglm_jax.lora import Adapter, LoraConfig, LoraParam, add_lora, linears, merge_lora, parameter_count
 from mentalglm_jax.quantize import (
     METHODS,
     NF4,
@@ -24,7 +24,8 @@ from mentalglm_jax.quantize import (
     quantization,
     quantize_model,
 )
-from tests.mentalglm_jax.tiny import parameters, same
+from mentalglm_jax.train.step import make_optimizer, make_step
+from tests.mentalglm_jax.tiny import parameters, same, tiny_config
 
 CONFIG = GlmConfig(vocab_size=96, hidden_size=128, intermediate_size=96, num_hidden_layers=3, head_dim=32,
                    num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1)  # fmt: skip
@@ -228,6 +229,13 @@ def test_a_quantised_base_is_as_small_as_stated():
         assert model.lm_head.kernel.dtype == model.embed_tokens.embedding.dtype == jnp.bfloat16
 
 
+def test_parameters_are_counted_as_the_weights_they_stand_for(base):
+    count = parameter_count(base)
+    assert count == sum(value.size for value in parameters(base).values())
+    assert [parameter_count(abstract_quantized(CONFIG, method)) for method in METHODS] == [count] * 3
+    assert parameter_count(nnx.state(base)) == count
+
+
 def test_what_does_not_go_is_refused(base, tmp_path):
     with pytest.raises(InputError, match=r"quantize='int3' is not one of int8, int4, nf4"):
         load(tmp_path, quantize="int3")
@@ -246,5 +254,8 @@ def test_what_does_not_go_is_refused(base, tmp_path):
     add_lora(adapted, LoraConfig(rank=2), nnx.Rngs(0))
     with pytest.raises(InputError, match="quantise the base first"):
         quantize_model(adapted, "int8")
+    abstract, config = abstract_quantized(CONFIG, "int8"), tiny_config()
+    with pytest.raises(InputError, match=r"'all', but the base is quantised \(int8\) and frozen"):
+        make_step(abstract, make_optimizer(config, 1), config, "all")
     with pytest.raises(InputError, match="33 inputs has no even block; use int8"):
         encode(jnp.zeros((33, 4)), "nf4")

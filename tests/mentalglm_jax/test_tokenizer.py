@@ -125,6 +125,8 @@ def test_a_tool_turn_ends_with_observation(tokenizer):
         ([{"role": "bot", "content": "x"}], "chat message 1: role 'bot'"),
         ([{"role": "user", "content": ""}], r"chat message 1 \(user\): is empty"),
         ([*CONVERSATION[:3], {"role": "assistant", "content": "x"}], "chat message 4: assistant follows assistant"),
+        ([{"role": "system", "content": "x", "tools": [{}]}], r"message 1 \(system\): tools is not supported"),
+        ([{"role": "assistant", "content": "x", "metadata": "f"}], "metadata is not supported in training"),
     ],
 )
 def test_a_chat_that_cannot_be_trained_on_is_refused(tokenizer, messages, message):

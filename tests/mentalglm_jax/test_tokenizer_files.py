@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.tokenizer import BUILTIN, SPECIALS, SPLIT, GlmTokenizer
+from mentalglm_jax.tokenizer import BUILTIN, SPECIALS, SPLIT, GlmTokenizer, ToolsIgnoredWarning
 
 RANKS = 151329  # tokens in GLM-4's tokenizer.model; its special tokens follow
 TEXTS = ["it's 12345 days,  ok?\n\n  yes ", "我最近睡不着。\n", "", " <|user|>\r\n", "naïve e\u0301 🙂\x00", "  \t x"]
@@ -306,11 +306,44 @@ def test_the_published_renderings(tokenizer, release, messages, answer, rendered
     assert ids == [i for p in pieces for i in ([frame[p]] if p in frame else tokenizer.encode(p))]
 
 
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "查询", "parameters": {}}}]
+DESCRIBED = '## f\n\n{\n    "name": "f",\n    "description": "查询",\n    "parameters": {}\n}\n'
+DESCRIBED += "在调用上述函数时，请使用 Json 格式表示调用的参数。"
+INTRODUCED = "你是一个名为 ChatGLM 的人工智能助手。你是基于{}训练的语言模型 GLM-4 模型开发的，"
+INTRODUCED += "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具\n"
+
+
+@pytest.mark.parametrize(
+    ("release", "system"),
+    [
+        ("chat", INTRODUCED.format("智谱AI") + DESCRIBED),
+        ("0414", "# 可用工具\n\n" + DESCRIBED),
+        ("z1", INTRODUCED.format("智谱 AI 公司") + DESCRIBED),
+    ],
+)
+def test_tools_stand_where_each_release_looks_for_them(tokenizer, release, system):
+    user = {"role": "user", "content": "U"}
+    with_tools = [{"role": "system", "content": "", "tools": TOOLS}, user]
+    rendered = START + f"<|system|>\n{system}<|user|>\nU"
+    right, wrong = (with_tools, ()), ([user], TOOLS)
+    ignored = START + "<|user|>\nU"
+    if release != "chat":
+        right, wrong = wrong, right
+        ignored = START + "<|system|>\n<|user|>\nU"
+    ids = tokenizer.conversation_ids(right[0], release, False, right[1])
+    assert tokenizer.decode(ids, skip_special=False) == rendered
+    assert [i for i in ids if i in tokenizer.special_ids] == [151331, 151333, 151335, 151336]
+    with pytest.warns(ToolsIgnoredWarning, match=f"'{release}' ignores tools in"):
+        ids = tokenizer.conversation_ids(wrong[0], release, False, wrong[1])
+    assert tokenizer.decode(ids, skip_special=False) == ignored
+
+
 @pytest.mark.parametrize(
     ("messages", "release", "reason"),
     [
         (TALK, "chatglm3", "chat format 'chatglm3' is not one of chat, 0414, z1"),
-        ([{"role": "system", "content": "S", "tools": "[]"}], "chat", "tools in a message are not supported"),
+        ([{"role": "system", "content": "S", "tools": "[]"}], "chat", r"a function with a name, found '\[\]'"),
+        ([{"role": "system", "tools": [{"type": "python"}]}], "chat", "a function with a name, found .*python"),
         ([{"role": "bot", "content": "x"}], "0414", "unknown role 'bot'"),
     ],
 )
