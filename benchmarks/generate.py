@@ -29,7 +29,7 @@ from mentalglm_jax import load
 from mentalglm_jax.decode import generate_ids
 from mentalglm_jax.hardware import chip_of
 
-# tiny: the demo's model. small: 58 M parameters in about GLM-4's proportions, but half of them in the vocabulary.
+# tiny: the demo's model. small: 59 M parameters in about GLM-4's proportions, but half of them in the vocabulary.
 SIZES = {
     "tiny": {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 3,
              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64},
@@ -84,7 +84,8 @@ def compare(theirs: Any, ours: Any, batch: int, new: int, rounds: int) -> dict[s
     sides = {"theirs": reference, "ours": found}
     seconds: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for side in sides.values():
-        side(new), side(new // 2)
+        side(new)
+        side(new // 2)
     equal = True
     for _ in range(rounds):
         answers = []
@@ -132,7 +133,8 @@ def main() -> None:
     for size in args.sizes:
         with tempfile.TemporaryDirectory(dir=args.dir) as directory:
             weights = write_model(Path(directory), size, dtype)
-            theirs = GlmForCausalLM.from_pretrained(directory, dtype=dtype).to(device).eval()
+            theirs: Any = GlmForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+            theirs.to(device)
             ours = load(directory, dtype=args.dtype)
         for batch in args.batches:
             found = {"size": size, "weight_bytes": weights} | compare(theirs, ours, batch, args.new, args.rounds)

@@ -201,7 +201,8 @@ def advance(
     model: Glm = nnx.merge(graph, state)
     if apart is not None:
         one_layer = nnx.graphdef(model.layers)
-        model.layers = nnx.List([nnx.merge(one_layer, parameters) for parameters in apart])
+        layers: Any = nnx.List([nnx.merge(one_layer, parameters) for parameters in apart])
+        model.layers = layers
 
     def running(now: Decoding) -> Array:
         return (now.step < until) & ~jnp.all(now.done)

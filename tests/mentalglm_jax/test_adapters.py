@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def randomise(model, seed=1):
     return model.eval()
 
 
-def by_peft(hf, directory, **options):
+def by_peft(hf, directory, **options) -> Any:
     """A PEFT model with random weights, and its directory."""
     options = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM"} | options
     model = randomise(peft.get_peft_model(hf.model("glm"), peft.LoraConfig(**options)))

@@ -137,20 +137,6 @@ def test_padding_rows_of_the_vocabulary_are_never_generated(hf):
     assert greedy == [[int(logits.argmax())]]
 
 
-def test_layers_too_large_to_lie_apart_stay_in_their_stack(hf, tiny, monkeypatch):
-    """All other tests here decode with layers laid apart, as a CPU does when they fit twice."""
-    state = nnx.split(tiny)[1]
-    apart = MODULE.laid_apart(state)
-    assert len(apart) == 3
-    for layer, parameters in enumerate(apart):
-        jax.tree.map(lambda x, y, n=layer: np.testing.assert_array_equal(x[n], y), state["layers"], parameters)
-    monkeypatch.setattr(MODULE, "APART_BYTES", 1)
-    assert MODULE.laid_apart(state) is None
-    prompts = ragged(3, 20, seed=11)
-    found = generate_ids(tiny, prompts, max_new_tokens=10, eos_ids=EOS, batch_size=4)
-    assert found == hf_greedy(hf.model(), prompts, 10)
-
-
 @pytest.mark.parametrize(("top_k", "top_p"), [(None, 0.7), (5, None), (7, 0.6), (1, 0.01), (500, 1.0), (None, 1e-6)])
 def test_filters_equal_transformers(top_k, top_p):
     logits = np.random.default_rng(0).normal(0, 3, (9, 40)).astype(np.float32)
