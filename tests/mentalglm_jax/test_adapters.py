@@ -232,7 +232,7 @@ OPTIONS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("chosen", range(2 ** len(OPTIONS)))
 def test_every_combination_of_options_goes_on(hf, base, tmp_path, chosen):
-    """``chosen``: one bit per option. PEFT accepts all 128; its own refusals would show as errors here."""
+    """``chosen``: one bit per option. What PEFT itself refused would show as an error here."""
     options = {name: value for bit, (name, value) in enumerate(OPTIONS.items()) if chosen >> bit & 1}
     options["target_modules"] = list(ALL_LINEAR)
     goes_on_in_jax_and_back_in_peft(hf, base, tmp_path, options)
