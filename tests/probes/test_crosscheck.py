@@ -275,3 +275,15 @@ def test_cross_check_takes_an_example():
     assert cross_check(no_erase, list(result.citations), example).verdict == "inconclusive"
     none = cross_check([], [Citation("c1", (0, 2), (), "quote", 0.1, "")], example)
     assert [c.name for c in none.checks] == ["fabricated_quote_rate", "coverage"] and none.verdict == "inconclusive"
+
+
+def test_what_people_marked_is_plausibility_and_decides_nothing():
+    base = post_result(0, true=(1,), cite=(1,), noise=0.0)
+    right, wrong = (dataclasses.replace(base, rationales=(base.units[i],)) for i in (1, 4))
+    for method in ("ig", "erase"):
+        assert check(right, "plausibility_mass", method).value == pytest.approx(1.0)
+        assert check(right, "plausibility_auroc_clause", method).value == 1.0
+        assert check(wrong, "plausibility_mass", method).value == pytest.approx(0.0, abs=1e-9)
+    assert [check(r, "plausibility_citations", "align").value for r in (right, wrong)] == [1.0, 0.0]
+    assert verdict(right) == verdict(wrong) == verdict(base)
+    assert not [c for c in base.evidence().report.checks if c.name.startswith("plausibility")]

@@ -443,3 +443,39 @@ def test_same_run_same_page(tmp_path):
     assert first == write_report(run, tmp_path / "b.html").read_bytes()
     with pytest.raises(ProbeInputError, match="no manifest"):
         write_report(tmp_path, tmp_path / "c.html")
+
+
+# Machado, Oliveira & Fernandes (2009), severity 1.0, in linear RGB.
+BLINDNESS = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def lab(rgb: np.ndarray, blindness: str) -> np.ndarray:
+    """CIELAB (D65) of an sRGB colour in 0..255, as somebody with that colour blindness sees it."""
+    x = rgb / 255
+    linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.array(BLINDNESS[blindness]) @ linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+    f = xyz / np.array([0.9505, 1.0, 1.089])
+    f = np.where(f > (6 / 29) ** 3, np.cbrt(f), f / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("blindness", BLINDNESS)
+def test_for_and_against_are_told_apart_without_seeing_all_colours(many, blindness):
+    style = many[1].raw["style"]
+    pairs = re.findall(
+        r"--blue: (#\w+).*?--blue-rgb: ([\d, ]+);.*?--orange: (#\w+).*?--orange-rgb: ([\d, ]+);", style, re.S
+    )
+    assert len(pairs) == 2  # light and dark
+    for words in pairs:
+        colours = [
+            np.array([int(w[i : i + 2], 16) for i in (1, 3, 5)] if w[0] == "#" else w.split(","), dtype=float)
+            for w in words
+        ]
+        for a, b in ((colours[0], colours[2]), (colours[1], colours[3])):
+            assert np.linalg.norm(lab(a, blindness) - lab(b, blindness)) > 40  # 2.3 is just noticeable
+    assert "wavy" in style and '"◆"' in style  # and shape says it again
