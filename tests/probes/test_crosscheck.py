@@ -1,6 +1,7 @@
 """Checks and verdicts on posts whose truth is known, and on posts where nothing is true."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def verdict(result: PostResult) -> str:
     return result.evidence().report.verdict
 
 
-def check(result: PostResult, name: str, method: str):
+def check(result: PostResult, name: str, method: str) -> Any:
     (found,) = [c for c in result.evidence().report.checks if c.name == name and c.method == method]
     return found
 
