@@ -158,8 +158,8 @@ def cascade(
 
     Returns:
         one ``{"down_to", "correlation": {method: r}, "cue_auroc": {method: a}}`` per step, the first with nothing
-        drawn anew; means over posts. A map of the model loses its likeness to the first on the way down. One draw of the
-        weights serves all posts, so a single r can be far from 0 by chance: repeat it with other seeds.
+        drawn anew; means over posts. A map of the model loses its likeness to the first on the way down. One draw
+        of the weights serves all posts, so a single r can be far from 0 by chance: repeat it with other seeds.
     """
     import torch
 
