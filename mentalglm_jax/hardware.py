@@ -2,8 +2,9 @@
 
 Figures are per chip, dense bfloat16, as documented (decimal units except memory). ``links`` is the bandwidth of all
 links to neighbouring chips together, both directions. A plan counts a link's one direction: half of it.
-The v5e, v5p, v6e and tpu7x figures were compared with the pages named in ``source`` on 2026-11-24; those of v4's links
-and of the GPUs were not.
+The TPUs' figures were compared with the pages named in ``source`` on 2026-11-24; those of the GPUs were not. v4's
+page says nothing of single links: 24 TB/s through the middle of its 16 x 16 x 16 torus, 2 x 16 x 16 links, are 47 GB/s
+a link and direction, taken as 50 for each of six.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ class Chip:
 TPUS = {
     chip.name: chip
     for chip in (
-        Chip(name="v4", kinds=("TPU v4",), memory=32 * GIB, flops=275e12, bandwidth=1228e9, links=600e9,
+        Chip(name="v4", kinds=("TPU v4",), memory=32 * GIB, flops=275e12, bandwidth=1200e9, links=600e9,
              source=f"{_DOCS}v4"),
         Chip(name="v5e", kinds=("TPU v5 lite", "TPU v5e"), memory=16 * GIB, flops=197e12, bandwidth=819e9,
              links=400e9, source=f"{_DOCS}v5e"),

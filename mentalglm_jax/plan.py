@@ -143,7 +143,9 @@ def tpu_devices(target: Topology) -> Sequence[Any]:
         importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         raise RunError("a plan needs the TPU compiler (not a TPU): pip install 'mentalglm-jax[tpu]'") from None
-    # Without these libtpu asks the metadata server of a Cloud TPU host, and waits for it.
+    # Without the first, libtpu refuses where another process has it open, for a plan of its own or to train; without
+    # the others it asks the metadata server of a Cloud TPU host, and waits for it.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     options: dict[str, Any] = {"chips_per_host_bounds": target.hosts}

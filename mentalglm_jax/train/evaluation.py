@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from mentalglm_jax.data.batches import Example, PackedBatches
 from mentalglm_jax.distributed import local_rows, spread
 from mentalglm_jax.glm import Glm
+from mentalglm_jax.layout import gather_projection, on_mesh
 from mentalglm_jax.train.loss import LossSums, answer_loss
 from mentalglm_jax.train.recipe import TrainConfig
 
@@ -38,8 +39,9 @@ class Evaluation:
 
         @jax.jit
         def sums(train: nnx.State, frozen: nnx.State, batch: Any) -> LossSums:
-            model = nnx.merge(graph, train, frozen)
-            return answer_loss(model, jax.tree.map(lambda x: x[0], batch), chunk=config.loss_chunk)
+            with on_mesh(mesh):  # attention kernels ask which mesh they run on
+                model = nnx.merge(graph, train, gather_projection(frozen))
+                return answer_loss(model, jax.tree.map(lambda x: x[0], batch), chunk=config.loss_chunk)
 
         self._sums = sums
 

@@ -18,10 +18,11 @@ import jax
 
 from mentalglm_jax.glm import GlmConfig
 
-# Dense bfloat16 FLOP/s of one device, by a part of ``device_kind``; the first that matches. Vendors' data sheets.
+# Dense bfloat16 FLOP/s of one device, by a part of ``device_kind``; the first that matches. Vendors' data sheets. A
+# TPU7x chip is two devices.
 PEAK_FLOPS = (
     ("TPU v5 lite", 197e12), ("TPU v5e", 197e12), ("TPU v5", 459e12), ("TPU v6 lite", 918e12), ("TPU v6e", 918e12),
-    ("TPU v4", 275e12), ("TPU7x", 2307e12), ("TPU v7", 2307e12), ("H100 PCIe", 756e12), ("H100", 989e12),
+    ("TPU v4", 275e12), ("TPU7x", 2307e12 / 2), ("TPU v7", 2307e12 / 2), ("H100 PCIe", 756e12), ("H100", 989e12),
     ("H200", 989e12), ("B200", 2250e12), ("A100", 312e12), ("L40S", 362e12), ("L4", 121e12),
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Planning: what is lowered is what training runs; the compiler's verdict; refusals in one line.
 
-The compiler itself (libtpu, a 213 MB wheel) is no dependency of the tests. The fast ones go as
-far as JAX does without it: the step is lowered for a TPU, kernel included. A slow one installs it and compiles.
+The compiler itself (libtpu, a 213 MB wheel) is no dependency of the tests. Without it they go as far as JAX does: the
+step is lowered for a TPU, kernel included. Where it is installed one more compiles; a slow one installs it.
 """
 
 import importlib.metadata
@@ -192,21 +192,15 @@ def test_the_recipes_fit_by_arithmetic(path):
         assert total < topology.chip.memory / topology.chip.devices, (stage.name, total / 2**30)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_the_tpu_compiler_compiles_it(tmp_path):
-    """A small model on four v5e chips, in an environment with the [tpu] extra; and rows that no chip can hold."""
+def compiles(python: str | Path, directory: Path) -> None:
+    """A small model on four v5e chips, with the compiler that ``python`` has; and rows that no chip can hold."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{ROOT}[tpu]"]
-    subprocess.run(install, check=True)
 
     def planned(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [python, "-m", "mentalglm_jax", "plan", write_recipe(tmp_path), *arguments, "--json"]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        command = [python, "-m", "mentalglm_jax", "plan", write_recipe(directory), *arguments, "--json"]
+        return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
 
-    done = planned("--topology", "v5e:2x2")
+    done = planned("--topology", "v5e:2x2", "--set", "stages.one.train.rows=8")
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert found["fits"] and found["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
@@ -218,3 +212,22 @@ def test_the_tpu_compiler_compiles_it(tmp_path):
     assert "train.accumulate" in found["advice"]
     done = planned("--topology", "v5e:3x5")
     assert done.returncode == 2 and "the TPU compiler has no such slice" in done.stderr
+
+
+@pytest.mark.skipif(
+    not any(importlib.metadata.distributions(name="libtpu")),
+    reason="needs the TPU compiler, a 213 MB wheel: pip install 'mentalglm-jax[tpu]' (make plan does); a slow test too",
+)
+def test_the_tpu_compiler_compiles_it(tmp_path):
+    compiles(sys.executable, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_tpu_extra_is_all_it_needs(tmp_path):
+    """In an environment of its own."""
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{ROOT}[tpu]"]
+    subprocess.run(install, check=True)
+    compiles(python, tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
@@ -67,6 +68,27 @@ def compare(found: dict[str, Any], wanted: dict[str, Any]) -> None:
         np.testing.assert_allclose(found["values"][name], value, rtol=0, atol=1e-5, err_msg=name)
 
 
+def compare_saved(found: Path, wanted: Path, step: int = STEPS) -> None:
+    """The last checkpoints of two runs: adapter, both moments, counts."""
+    found_arrays, wanted_arrays = saved(found, step), saved(wanted, step)
+    assert found_arrays.keys() == wanted_arrays.keys()
+    kinds = {kind for kind in ("trainable", "mu", "nu", "count") if any(kind in name for name in wanted_arrays)}
+    assert kinds == {"trainable", "mu", "nu", "count"}
+    for name, value in wanted_arrays.items():
+        np.testing.assert_allclose(found_arrays[name], value, rtol=0, atol=1e-5, err_msg=name)
+        assert "count" in name or np.abs(value).max() > 0, name
+
+
+def saved(directory: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, by path, on the host."""
+    path = directory / "checkpoints" / str(step) / "state"
+    reader = ocp.PyTreeCheckpointer()
+    tree = reader.metadata(path).item_metadata.tree
+    hosted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return {jax.tree_util.keystr(keys): value
+            for keys, value in jax.tree.leaves_with_path(reader.restore(path, restore_args=hosted))}  # fmt: skip
+
+
 def on_eight_devices(directory: Path, environment: dict[str, str], *sizes: str) -> dict[str, Any]:
     """``main`` below in a process with eight CPU devices."""
     root = Path(__file__).parents[2]
@@ -78,10 +100,18 @@ def on_eight_devices(directory: Path, environment: dict[str, str], *sizes: str) 
     return json.loads(done.stdout)
 
 
-def one_device(directory: Path, **changes: Any) -> dict[str, Any]:
-    model = tiny_model(dropout=0.2)
+def one_device(directory: Path, quantize: str = "", **changes: Any) -> dict[str, Any]:
+    model = trainee(quantize)
     train(model, tiny_examples(60), config(**changes), directory, trainable="lora", seed=1)
     return {"losses": [row["loss"] for row in rows(directory)], "values": parameters(model)}
+
+
+def trainee(quantize: str = "") -> Glm:
+    """The model that all runs of this file train; its base in 8 or 4 bits with ``quantize``."""
+    model = tiny_model(dropout=0.2)
+    if quantize:
+        quantize_model(model, quantize)
+    return model
 
 
 def config(**changes: Any) -> Any:
@@ -91,6 +121,7 @@ def config(**changes: Any) -> Any:
 def test_two_by_four_equals_one(compile_cache, tmp_path):
     found = on_eight_devices(tmp_path / "many", compile_cache, "2", "4", "1")
     compare(found, one_device(tmp_path / "one"))
+    compare_saved(tmp_path / "many", tmp_path / "one")
     assert found["kernel"] == str(PartitionSpec(None, "fsdp", "tensor"))
     assert found["moments"] == found["trained"]  # the optimiser's moments lie like the adapter
     assert "fsdp" in found["trained"]["layers.mlp.gate_up_proj.adapter.a"]
@@ -99,11 +130,23 @@ def test_two_by_four_equals_one(compile_cache, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("sizes", [("1", "8", "1"), ("1", "4", "2")])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_other_meshes_equal_one(compile_cache, tmp_path, sizes, accumulate):
-    found = on_eight_devices(tmp_path / "many", compile_cache, *sizes, str(accumulate))
-    compare(found, one_device(tmp_path / "one", accumulate=accumulate, rows=8 * accumulate))
+@pytest.mark.parametrize(
+    ("sizes", "accumulate", "quantize"),
+    [
+        (("1", "8", "1"), 1, ""),
+        (("1", "4", "2"), 1, ""),
+        (("2", "4", "1"), 1, ""),
+        (("1", "8", "1"), 2, ""),
+        (("1", "4", "2"), 2, ""),
+        (("1", "8", "1"), 1, "int8"),
+        (("1", "4", "2"), 1, "nf4"),
+    ],
+)
+def test_twenty_steps_on_other_meshes_equal_one_device(compile_cache, tmp_path, sizes, accumulate, quantize):
+    found = on_eight_devices(tmp_path / "many", compile_cache, *sizes, str(accumulate), "0", "20", quantize)
+    compare(found, one_device(tmp_path / "one", quantize, accumulate=accumulate, rows=8 * accumulate, steps=20))
+    compare_saved(tmp_path / "many", tmp_path / "one", 20)
+    assert len(found["losses"]) == 20 and len(set(found["losses"])) == 20
 
 
 @pytest.mark.slow
@@ -119,12 +162,13 @@ def test_a_sharded_run_goes_on_on_one_device(compile_cache, tmp_path):
     compare(on_eight_devices(tmp_path / "many", compile_cache, "1", "8", "1"), wanted)
 
 
-def main(directory: str, data: str, fsdp: str, tensor: str, accumulate: str = "1", stop_at: str = "0") -> None:
+def main(directory: str, data: str, fsdp: str, tensor: str, accumulate: str = "1", stop_at: str = "0",
+         steps: str = str(STEPS), quantize: str = "") -> None:  # fmt: skip
     """Trains on a mesh; prints losses, parameters and where they lie as JSON."""
     mesh = make_mesh(int(data), int(fsdp), int(tensor))
-    model = tiny_model(dropout=0.2)
+    model = trainee(quantize)
     rows_per_step = 8 * int(accumulate)
-    settings = config(accumulate=int(accumulate), rows=rows_per_step)
+    settings = config(accumulate=int(accumulate), rows=rows_per_step, steps=int(steps))
 
     def progress(done: int, total: int, text: str) -> None:
         if done == int(stop_at):
@@ -145,7 +189,7 @@ def main(directory: str, data: str, fsdp: str, tensor: str, accumulate: str = "1
     found: dict[str, Any] = {
         "losses": [row["loss"] for row in rows(Path(directory))],
         "values": {name: value.tolist() for name, value in parameters(model).items()},
-        "kernel": str(model.layers.mlp.gate_up_proj.kernel[...].sharding.spec),
+        "kernel": None if quantize else str(model.layers.mlp.gate_up_proj.kernel[...].sharding.spec),
         **placements(mesh),
     }
     try:

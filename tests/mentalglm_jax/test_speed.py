@@ -70,7 +70,7 @@ def test_the_clock(monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "peak"),
-    [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v6 lite", 918e12), ("TPU v4", 275e12), ("TPU7x", 2307e12),
+    [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v6 lite", 918e12), ("TPU v4", 275e12), ("TPU7x", 1153.5e12),
      ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H200", 989e12), ("NVIDIA L40S", 362e12), ("cpu", None)],
 )  # fmt: skip
 def test_peaks(monkeypatch, kind, peak):
