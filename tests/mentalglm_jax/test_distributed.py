@@ -78,7 +78,7 @@ def settings(**changes: Any) -> Any:
 
 
 def adapted(directory: Path, **options: Any) -> Glm:
-    model = load(directory, rope_theta=10000, **options)
+    model = load(directory, rope_theta=1e4, **options)
     add_lora(model, LoraConfig(rank=4, alpha=8.0, dropout=0.2), nnx.Rngs(1))
     return model
 
@@ -142,7 +142,8 @@ def test_two_processes_train_are_killed_and_one_goes_on(compile_cache, tmp_path,
     around = Surroundings(progress=lambda done, total, text: taken.append(done))
     train(model, EXAMPLES, settings(**changes), tmp_path / "killed", trainable="lora", seed=1,
           evaluation=HELD_OUT, around=around)  # fmt: skip
-    assert taken in (list(range(5, 21)), list(range(9, 21)))  # from a step that was saved, nothing done twice
+    # From a step that was saved (every 4th and the one that was evaluated), nothing done twice.
+    assert taken in (list(range(5, 21)), list(range(9, 21)), list(range(11, 21)))
     check(parameters(model, LoraParam), [row["loss"] for row in rows(tmp_path / "killed")], wanted, reference)
 
     # A signal to one of them stops both at the same step; then both go on to the end.
