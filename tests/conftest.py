@@ -6,6 +6,7 @@ left as it is; a test that needs eight fake ones starts a child process with its
 
 import os
 import random
+import signal
 import sys
 
 import hypothesis
@@ -21,6 +22,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its thread pool does not survi
 os.environ["NO_COLOR"] = "1"  # what commands print must not depend on the terminal the tests run in
 os.environ["COLUMNS"] = "160"
 os.environ.pop("FORCE_COLOR", None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background jobs; tests interrupt runs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ class Pair:
         assert seen, errors
 
     def results(self) -> list[dict[str, Any]]:
-        found = [process.communicate(timeout=1200) for process in self.processes]
+        with ThreadPoolExecutor() as pool:  # both at once: neither leaves before the other is done, and pipes fill
+            found = list(pool.map(lambda process: process.communicate(timeout=1200), self.processes))
         for process, (_, errors) in zip(self.processes, found, strict=True):
             assert process.returncode == 0, errors[-4000:]
         return [json.loads(output.splitlines()[-1]) for output, _ in found]
