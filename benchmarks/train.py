@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -75,9 +75,10 @@ class Ours:
         )
 
     def placed(self, batch: Batch) -> dict[str, Any]:
+        arrays = cast(dict[str, np.ndarray], batch)
         if self.mesh is None:
-            return {name: jax.device_put(x[None]) for name, x in batch.items()}
-        return spread(batch, self.rows, 1, self.mesh, None)
+            return {name: jax.device_put(x[None]) for name, x in arrays.items()}
+        return spread(arrays, self.rows, 1, self.mesh, None)
 
     def memory(self, batch: Batch) -> int:
         """Bytes of temporary arrays of the compiled step; compiles it."""
@@ -235,7 +236,8 @@ def packing(args: argparse.Namespace, geometry: dict[str, Any]) -> Any:
     longest += -longest % 8
     loose = padded(examples, longest, most)
     sides = {"one record per row": loose, "packed": packed}
-    steps = {name: Ours(new_model(geometry), *batch["tokens"].shape, args.devices) for name, batch in sides.items()}
+    steps = {name: Ours(new_model(geometry), len(batch["tokens"]), batch["tokens"].shape[1], args.devices)
+             for name, batch in sides.items()}  # fmt: skip
     memory = {name: steps[name].memory(batch) for name, batch in sides.items()}
     found = alternated({name: lambda n=name, b=batch: steps[n](b) for name, batch in sides.items()}, args.repeat)
     return {name: found[name] | {"mib": memory[name] / 2**20, "tokens": sides[name]["tokens"].size} for name in sides}
@@ -265,7 +267,7 @@ def loss(args: argparse.Namespace, geometry: dict[str, Any]) -> Any:
     if abs(values["all logits"] - values["chunked, answers only"]) > 1e-5:
         raise SystemExit(f"the losses differ: {values}")
     found = alternated({name: lambda p=p: jax.block_until_ready(p(train)) for name, p in programs.items()}, args.repeat)
-    memory = {name: p.memory_analysis().temp_size_in_bytes / 2**20 for name, p in programs.items()}
+    memory = {name: cast(Any, p.memory_analysis()).temp_size_in_bytes / 2**20 for name, p in programs.items()}
     return {name: found[name] | {"mib": memory[name], "loss": values[name]} for name in programs}
 
 

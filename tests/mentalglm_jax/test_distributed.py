@@ -24,7 +24,7 @@ from mentalglm_jax.sharding import make_mesh
 from mentalglm_jax.train.loop import Interrupted, Surroundings, train
 from tests.mentalglm_jax.tiny import parameters, rows, tiny_config, tiny_examples, tiny_model
 
-EXAMPLES = [{**item, "post": (0, 3)} for item in tiny_examples(60)]
+EXAMPLES: list[Any] = [{**item, "post": (0, 3)} for item in tiny_examples(60)]
 HELD_OUT = tiny_examples(11, seed=9)
 
 

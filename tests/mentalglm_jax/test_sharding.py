@@ -82,7 +82,7 @@ def compare_saved(found: Path, wanted: Path, step: int = STEPS) -> None:
 def saved(directory: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a checkpoint, by path, on the host."""
     path = directory / "checkpoints" / str(step) / "state"
-    reader = ocp.PyTreeCheckpointer()
+    reader: Any = ocp.PyTreeCheckpointer()
     tree = reader.metadata(path).item_metadata.tree
     hosted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     return {jax.tree_util.keystr(keys): value
