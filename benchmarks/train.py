@@ -16,7 +16,9 @@ rounds are printed, with the processor time beside the wall time because the mac
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -319,6 +321,10 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a tiny model: is everything in order?")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # PyTorch's threads spin while they wait: if others want the cores, that made its step ten times slower.
+        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+        os.execve(sys.executable, [sys.executable, "-P", *sys.argv], environment)
     split_cpu(args.devices)
     geometry = GEOMETRY | (SMALL if args.small else {})
     parameters = parameter_count(nnx.eval_shape(lambda: Glm(GlmConfig(**geometry), rngs=nnx.Rngs(0))))
