@@ -430,14 +430,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.showwarning = lambda message, *rest, **named: _complain(f"warning: {message}")
     try:
-        app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, standalone_mode=False)  # of typer.Exit; None where a command just ends
     except MentalGLMError as error:
         if debug:
             raise
         _complain(f"mentalglm: {error}")
         sys.exit(error.exit_code)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         if debug:
             raise
@@ -452,7 +450,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = "" if usage == 2 else " (--debug shows where)"
         _complain(f"mentalglm: {text.splitlines()[0] if text else error!r}{hint}")
         sys.exit(2 if usage == 2 else 1)
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 if __name__ == "__main__":

@@ -228,8 +228,10 @@ def compile_step(
 
 
 def refusal(error: Exception) -> float | None:
-    """Bytes of memory that a compiler says it would have needed."""
-    used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error))
+    """Bytes of memory that a compiler says it would have needed; of temporaries alone if they are too many already."""
+    used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error)) or re.search(
+        r"required for HLO temporaries \(([\d.]+)([KMGT])\)", str(error)
+    )
     return float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1) if used else None
 
 

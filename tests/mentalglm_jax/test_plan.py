@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,8 @@ def test_a_wrong_question_is_bad_input(tmp_path, capsys, arguments, reason):
 @pytest.mark.parametrize(
     ("message", "needed"),
     [
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (135.88G) "
+         "exceeds available HBM (15.75G).", 135.88 * 2**30),
         ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 17.55G of "
          "15.75G hbm. Exceeded hbm capacity by 1.80G.", 17.55 * 2**30),
         ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem", None),
@@ -212,6 +215,14 @@ def compiles(python: str | Path, directory: Path) -> None:
     assert "train.accumulate" in found["advice"]
     done = planned("--topology", "v5e:3x5")
     assert done.returncode == 2 and "the TPU compiler has no such slice" in done.stderr
+
+
+@pytest.mark.parametrize(("fits", "code"), [(True, 0), (False, 1)])
+def test_what_does_not_fit_is_told_by_the_exit_code(monkeypatch, capsys, tmp_path, fits, code):
+    monkeypatch.setattr(plan, "plan", lambda *_, **__: SimpleNamespace(fits=fits, to_dict=lambda: {"fits": fits}))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["plan", str(write_recipe(tmp_path)), "--topology", "v5e:2x2", "--json"])
+    assert stopped.value.code == code and json.loads(capsys.readouterr().out) == {"fits": fits}
 
 
 @pytest.mark.skipif(
