@@ -234,6 +234,9 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
         # After the label if it is there at all: the label sentence may itself hold the words of a short explanation.
         after = spans["label"][1] if "label" in spans and explanation in text[spans["label"][1] :] else prompt_chars
         spans["explanation"] = _find(text, explanation, after, row_id, "parsed_explanation")
+        if "label" in spans and after == prompt_chars:  # explanation first: the label follows, whatever it says
+            at = text.find(label_text, spans["explanation"][1])
+            spans["label"] = (at, at + len(label_text)) if at >= 0 else spans["label"]
 
     label = row.get("parsed_label") or ""
     return Example(

@@ -122,6 +122,13 @@ def test_explanation_before_the_label(tiny_probe: Probe, tokenizer) -> None:
     names = [segment.name for segment in example.segments if segment.name in ("label", "explanation")]
     assert names == ["explanation", "label"]
 
+    # An explanation that states the label sentence itself: the label is what follows it.
+    reason = f"{row['label_text']} {row['parsed_explanation']}"
+    text = f"\nReasoning: {reason} Answer: {row['label_text']}<|user|>"
+    example = tiny_probe.encode(row | {"parsed_explanation": reason, "output_ids": tokenizer(text)["input_ids"]})
+    found = [segment.name for segment in example.segments if segment.name in ("label", "explanation")]
+    assert found == ["explanation", "label"]
+
 
 def test_rows_without_label_or_explanation(tiny_probe: Probe, tiny_rows: list[dict[str, Any]]) -> None:
     nothing = dict.fromkeys(("parsed_label", "label_text", "parsed_explanation", "cues", "candidates"))
