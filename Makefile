@@ -14,8 +14,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 QUICK  := not slow and not gpu and not tpu
-# Large memory pages, where Linux grants them on request: a step's buffers are fresh memory each time, and in small pages a fifth of it is
-# spent on page faults (benchmarks/LOG.md). Means nothing to another C library than glibc >= 2.35.
+# Large memory pages, where Linux grants them on request: a step's buffers are fresh memory each time, and in small pages a fourth of its
+# processor time goes into page faults (benchmarks/LOG.md). Means nothing to another C library than glibc >= 2.35.
 PAGES  := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 .PHONY: help demo test test-all plan lint format clean

@@ -6,7 +6,6 @@ of the text that is scored, its special tokens included, as the authors' code ha
 """
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from mentalglm_jax import tasks
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
-from mentalglm_jax.evaluate.bertscore import LENGTHS, read_tensors, read_tokenizer
+from mentalglm_jax.evaluate.bertscore import LENGTHS, read_model, read_tokenizer
 
 _SHARED = ("model.shared.weight", "lm_head.weight", "model.encoder.embed_tokens.weight")
 _OFFSET = 2  # BART's learned positions begin at 2
@@ -38,18 +37,7 @@ class Bart:
 
     def __init__(self, directory: str | Path):
         directory = Path(directory)
-        try:
-            config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-            self._tensors = read_tensors(directory / "model.safetensors")
-        except OSError as error:
-            raise InputError(f"{directory}: not a BART directory ({error}); it needs config.json, model.safetensors "
-                             "and tokenizer.json or vocab.txt") from None  # fmt: skip
-        except ValueError as error:
-            raise InputError(f"{directory}: damaged ({error})") from None
-        kind, function = config.get("model_type"), config.get("activation_function", "gelu")
-        if kind != "bart" or function != "gelu":
-            raise InputError(f"{directory}: model_type {kind!r} with activation_function {function!r}; BARTScore here "
-                             "needs a BART with gelu")  # fmt: skip
+        config, self._tensors = read_model(directory, "bart", "activation_function")
         self._start = int(config["decoder_start_token_id"])
         self._shape = tuple(int(config[name]) for name in (
             "encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"))  # fmt: skip

@@ -39,17 +39,7 @@ class Encoder:
 
     def __init__(self, directory: str | Path, layer: int | None = None):
         directory = Path(directory)
-        try:
-            config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-            self._tensors = read_tensors(directory / "model.safetensors")
-        except OSError as error:
-            raise InputError(f"{directory}: not a BERT directory ({error}); it needs config.json, model.safetensors "
-                             "and tokenizer.json or vocab.txt") from None  # fmt: skip
-        except ValueError as error:
-            raise InputError(f"{directory}: damaged ({error})") from None
-        if config.get("model_type") != "bert" or config.get("hidden_act", "gelu") != "gelu":
-            raise InputError(f"{directory}: model_type {config.get('model_type')!r} with hidden_act "
-                             f"{config.get('hidden_act')!r}; BERTScore here needs a BERT with gelu")  # fmt: skip
+        config, self._tensors = read_model(directory, "bert", "hidden_act")
         layers = int(config["num_hidden_layers"])
         if layer is not None and not 1 <= layer <= layers:
             raise InputError(f"{directory}: has layers 1 to {layers}, not {layer}")
@@ -109,6 +99,32 @@ def reference_bert_score(encoder: Encoder, answers: Sequence[Answer]) -> dict[st
         if pairs:
             found[language] = bert_score(encoder, pairs)
     return found
+
+
+def read_model(directory: Path, kind: str, activation: str) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Configuration and float32 tensors of a Hugging Face directory.
+
+    Args:
+        kind: the ``model_type`` it must have.
+        activation: the key of the configuration that must say gelu, its default.
+
+    Raises:
+        InputError: a file is missing or damaged, or another architecture.
+    """
+    name = kind.upper()
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        tensors = read_tensors(directory / "model.safetensors")
+    except OSError as error:
+        raise InputError(f"{directory}: not a {name} directory ({error}); it needs config.json, model.safetensors "
+                         "and tokenizer.json or vocab.txt") from None  # fmt: skip
+    except ValueError as error:
+        raise InputError(f"{directory}: damaged ({error})") from None
+    found, function = config.get("model_type"), config.get(activation, "gelu")
+    if (found, function) != (kind, "gelu"):
+        raise InputError(f"{directory}: model_type {found!r} with {activation} {function!r}; {name}Score here needs a "
+                         f"{name} with gelu")  # fmt: skip
+    return config, tensors
 
 
 def read_tensors(path: Path) -> dict[str, Array]:

@@ -3,10 +3,7 @@ interpreted, against the reference, on one device and cut over a mesh."""
 
 import functools
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +18,7 @@ from mentalglm_jax.attention import attention, causal_segment_mask, chosen_backe
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.layout import BATCH_AXES, on_mesh
 from mentalglm_jax.sharding import make_mesh
+from tests.mentalglm_jax.tiny import on_eight_devices
 
 
 def by_hand(q, k, v, visible):
@@ -160,13 +158,7 @@ def test_splash_leaves_the_cache_to_xla(monkeypatch):
 
 def test_splash_on_a_mesh_agrees_with_one_device(compile_cache):
     """Two by two rows and heads, and four ways where two key/value heads must be shared out among four devices."""
-    root = Path(__file__).parents[2]
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = {**os.environ, **compile_cache, "PYTHONPATH": str(root), "XLA_FLAGS": flags}
-    done = subprocess.run([sys.executable, "-W", "error", __file__], cwd=root, env=environment, capture_output=True,
-                          text=True, timeout=280)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout)
+    found = on_eight_devices(__file__, compile_cache)
     assert all(largest < 5e-6 for largest in found["differences"].values()), found["differences"]
     assert found["refused"] == ("mesh tensor = 8 does not divide 4 attention heads over 2 key/value heads evenly")
 

@@ -1,12 +1,9 @@
 """What the compiled step moves between eight (virtual) devices: weights, never other devices' logits."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +18,7 @@ from mentalglm_jax.lora import LoraConfig, LoraParam, add_lora
 from mentalglm_jax.sharding import make_mesh, shard_model
 from mentalglm_jax.train import loss as loss_room
 from mentalglm_jax.train.loss import answer_loss
+from tests.mentalglm_jax.tiny import on_eight_devices
 
 ROWS, LENGTH, TARGETS, CHUNK, VOCAB = 8, 32, 16, 4, 512
 
@@ -35,13 +33,7 @@ def test_nothing_happens_without_a_mesh():
 
 
 def test_logits_stay_where_their_rows_are(compile_cache):
-    root = Path(__file__).parents[2]
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = {**os.environ, **compile_cache, "PYTHONPATH": str(root), "XLA_FLAGS": flags}
-    done = subprocess.run([sys.executable, "-W", "error", __file__], cwd=root, env=environment, capture_output=True,
-                          text=True, timeout=280)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout)
+    found = on_eight_devices(__file__, compile_cache)
     assert [64, VOCAB] in found["gathered"]  # the projection
     assert not [shape for shape in found["gathered"] if shape[0] == ROWS and shape[-1] == VOCAB]
     # What XLA does on its own, or this test would prove nothing.

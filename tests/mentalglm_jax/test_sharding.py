@@ -21,7 +21,7 @@ from mentalglm_jax.glm import Glm, GlmConfig
 from mentalglm_jax.quantize import quantize_model
 from mentalglm_jax.sharding import batch_sharding, logical_axes, make_mesh, parameter_shardings, shard_model
 from mentalglm_jax.train.loop import Interrupted, Surroundings, train
-from tests.mentalglm_jax.tiny import parameters, rows, tiny_config, tiny_examples, tiny_model
+from tests.mentalglm_jax.tiny import on_eight_devices, parameters, rows, tiny_config, tiny_examples, tiny_model
 
 STEPS = 4
 
@@ -89,17 +89,6 @@ def saved(directory: Path, step: int) -> dict[str, np.ndarray]:
             for keys, value in jax.tree.leaves_with_path(reader.restore(path, restore_args=hosted))}  # fmt: skip
 
 
-def on_eight_devices(directory: Path, environment: dict[str, str], *sizes: str) -> dict[str, Any]:
-    """``main`` below in a process with eight CPU devices."""
-    root = Path(__file__).parents[2]
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = {**os.environ, **environment, "PYTHONPATH": str(root), "XLA_FLAGS": flags}
-    command = [sys.executable, "-W", "error", __file__, str(directory), *sizes]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
-
-
 def one_device(directory: Path, quantize: str = "", **changes: Any) -> dict[str, Any]:
     model = trainee(quantize)
     train(model, tiny_examples(60), config(**changes), directory, trainable="lora", seed=1)
@@ -119,7 +108,7 @@ def config(**changes: Any) -> Any:
 
 
 def test_two_by_four_equals_one(compile_cache, tmp_path):
-    found = on_eight_devices(tmp_path / "many", compile_cache, "2", "4", "1")
+    found = on_eight_devices(__file__, compile_cache, str(tmp_path / "many"), "2", "4", "1")
     compare(found, one_device(tmp_path / "one"))
     compare_saved(tmp_path / "many", tmp_path / "one")
     assert found["kernel"] == str(PartitionSpec(None, "fsdp", "tensor"))
@@ -143,7 +132,8 @@ def test_two_by_four_equals_one(compile_cache, tmp_path):
     ],
 )
 def test_twenty_steps_on_other_meshes_equal_one_device(compile_cache, tmp_path, sizes, accumulate, quantize):
-    found = on_eight_devices(tmp_path / "many", compile_cache, *sizes, str(accumulate), "0", "20", quantize)
+    arguments = (*sizes, str(accumulate), "0", "20", quantize)
+    found = on_eight_devices(__file__, compile_cache, str(tmp_path / "many"), *arguments)
     compare(found, one_device(tmp_path / "one", quantize, accumulate=accumulate, rows=8 * accumulate, steps=20))
     compare_saved(tmp_path / "many", tmp_path / "one", 20)
     assert len(found["losses"]) == 20 and len(set(found["losses"])) == 20
@@ -154,12 +144,12 @@ def test_twenty_steps_on_other_meshes_equal_one_device(compile_cache, tmp_path, 
 def test_a_sharded_run_goes_on_on_one_device(compile_cache, tmp_path):
     """Saved by eight devices after step 2, continued by one; and the checkpoint read by eight again."""
     wanted = one_device(tmp_path / "one")
-    found = on_eight_devices(tmp_path / "many", compile_cache, "1", "8", "1", "1", "2")
+    found = on_eight_devices(__file__, compile_cache, str(tmp_path / "many"), "1", "8", "1", "1", "2")
     assert found["losses"] == [pytest.approx(loss, abs=1e-5) for loss in wanted["losses"][:2]]
     model = tiny_model(dropout=0.2)
     train(model, tiny_examples(60), config(), tmp_path / "many", trainable="lora", seed=1)
     compare({"losses": [row["loss"] for row in rows(tmp_path / "many")], "values": parameters(model)}, wanted)
-    compare(on_eight_devices(tmp_path / "many", compile_cache, "1", "8", "1"), wanted)
+    compare(on_eight_devices(__file__, compile_cache, str(tmp_path / "many"), "1", "8", "1"), wanted)
 
 
 def main(directory: str, data: str, fsdp: str, tensor: str, accumulate: str = "1", stop_at: str = "0",

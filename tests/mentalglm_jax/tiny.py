@@ -2,6 +2,9 @@
 
 import functools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,18 @@ def _tiny_model(dropout: float, lora: bool, dora: bool) -> tuple[nnx.GraphDef, n
         down.b.set_value(0.1 * jax.random.normal(jax.random.key(2), down.b.shape))
     graph, state = nnx.split(model)
     return graph, jax.tree.map(np.array, state)
+
+
+def on_eight_devices(script: str, environment: dict[str, str], *arguments: str) -> Any:
+    """What ``script`` prints as JSON when it is run in a process with eight CPU devices."""
+    root = Path(__file__).parents[2]
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script, *arguments], cwd=root, capture_output=True, text=True, timeout=1500,
+        env={**os.environ, **environment, "PYTHONPATH": str(root), "XLA_FLAGS": flags}
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
 
 
 def tiny_examples(count: int = 40, longest: int = 20, seed: int = 0) -> list[Example]:
