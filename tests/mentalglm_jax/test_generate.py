@@ -23,6 +23,7 @@ from mentalglm_jax.decode import advance, bucket, filter_logits, first_token, pe
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.generate import (
     Calibration,
+    count_unread,
     fit_calibration,
     generate,
     generate_ids,
@@ -365,6 +366,8 @@ def test_a_row_says_what_the_answer_says(tokenizer, record):
     assert Record.from_dict(row, allow_extra=True) == record
     lost = generation_row(record, tokenizer, [7, 8], tokenizer.encode("\nNo idea."))
     assert (lost["parsed_label"], lost["label_text"], lost["parse_status"]) == (None, None, "unknown_label")
+    bare = generation_row(record, tokenizer, [7, 8], tokenizer.encode("\n" + row["label_text"]))
+    assert count_unread([row, lost, bare, bare]) == {"rows": 4, "no_label": 1, "no_explanation": 2}
 
 
 def test_label_ids_begin_as_an_answer_does(tokenizer):
