@@ -15,6 +15,9 @@ from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.sources import load_upstream
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate import evaluate, floors, format_table, quotes, read_generations
+from mentalglm_jax.evaluate.answers import generated
+from mentalglm_jax.evaluate.metrics import indicator
+from mentalglm_jax.evaluate.scores import against_floor
 
 AVERAGES = ("weighted_f1", "micro_f1", "macro_f1")
 
@@ -444,3 +447,16 @@ def test_table_shows_scores_beside_floors():
         f"{entry['floors']['majority']['weighted_f1']:.3f}", "1.000",
     ]  # fmt: skip
     assert [line.split()[:2] for line in lines if line.startswith("  ")][:2] == [["en", "30"], ["zh", "30"]]
+
+
+def test_a_floor_is_compared_record_by_record_whatever_the_order():
+    """A floor that says what the model says does not differ from it, also where the answers come in another order."""
+    rows = random_rows("suicide_risk", 60, seed=3, failures=0)
+    answers, task = [generated(item) for item in rows], tasks.get_task("suicide_risk")
+    test = [answer.record for answer in answers]
+    floor = indicator(task, [answer.labels for answer in answers])
+    found = against_floor(answers[::-1], test, floor, draws=50)
+    assert found["mcnemar"] == {"only_first": 0, "only_second": 0, "p": 1.0}
+    assert all(one["difference"] == 0 for one in found["metrics"].values())
+    other = against_floor(answers, test, floor[::-1], draws=50)
+    assert other["mcnemar"]["only_first"] + other["mcnemar"]["only_second"] > 0
