@@ -1,14 +1,16 @@
 """One training step of ours against PEFT on transformers, in one process, same weights, batch, adapters and dtype.
 
     python -P benchmarks/train.py [--parts dense mix packing loss length rank] [--repeat 7] [--devices 2] [--json]
+    python -P benchmarks/train.py --parts mix packing --data PATH --sequence 1024      records of the upstream files
 
 (-P keeps this folder out of the import path.) Random GLM of 35 M parameters, float32, LoRA rank 16 on every linear
 layer, AdamW with clipping on both sides. What is alternated within one round shares the machine's mood; medians over
 rounds are printed, with the processor time beside the wall time because the machine may be shared.
 
 * dense: full rows of random tokens, every token a target: what packing and answer-only projection cannot help.
-* mix: instruction records (the synthetic corpus). PEFT pads a batch to its longest record and projects every position
-  onto the vocabulary, as transformers' loss does; ours packs the same records and projects the answers.
+* mix: instruction records, a random sample of the synthetic corpus or, with --data, of the upstream training files,
+  under a vocabulary made of them. PEFT pads a batch to its longest record and projects every position onto the
+  vocabulary, as transformers' Trainer does by default; ours packs the same records and projects the answers.
 * packing: our step, packed against one record per row.
 * loss: chunked over answers against all logits of all positions: peak memory of the compiled program, and time.
 * length, rank: time and memory of our step as they grow. On a CPU attention holds all scores: quadratic in the length.
@@ -35,12 +37,13 @@ from transformers import AutoModelForCausalLM
 
 from mentalglm_jax import save_adapter, save_pretrained
 from mentalglm_jax.data.batches import Batch, Example, PackedBatches, encode_records
+from mentalglm_jax.data.sources import load_upstream, present
 from mentalglm_jax.data.synthetic import SyntheticConfig, make_corpus
 from mentalglm_jax.distributed import spread
 from mentalglm_jax.glm import Glm, GlmConfig
 from mentalglm_jax.lora import LoraConfig, add_lora, parameter_count
 from mentalglm_jax.sharding import make_mesh, shard_model, split_cpu
-from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer
+from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer, train_bpe
 from mentalglm_jax.train.loss import answer_loss
 from mentalglm_jax.train.recipe import TrainConfig
 from mentalglm_jax.train.step import make_optimizer, make_step
@@ -184,11 +187,17 @@ def random_rows(rows: int, length: int, vocabulary: int, answers: float = 1.0) -
     return found
 
 
-def records(count: int) -> list[Example]:
-    """Instruction records, all tasks, both languages, shuffled."""
-    made = make_corpus(SyntheticConfig(n_train=-(-count // 4), n_dev=0, n_test=0))
-    order = np.random.default_rng(0).permutation(len(made))[:count]
-    return encode_records([made[i] for i in order], GlmTokenizer.load(BUILTIN), 512)[0]
+def records(args: argparse.Namespace) -> list[Example]:
+    """``--records`` instruction records, all tasks, both languages, none longer than ``--sequence`` tokens."""
+    if args.data is None:
+        made = make_corpus(SyntheticConfig(n_train=args.records, n_dev=0, n_test=0))
+        tokenizer = GlmTokenizer.load(BUILTIN)
+    else:
+        made = [record for record in load_upstream(args.data, present(args.data)) if record.split == "train"]
+        texts = (text for record in made[:: 1 + len(made) // 4000] for text in (record.prompt, record.answer()))
+        tokenizer = train_bpe(texts, GEOMETRY["vocab_size"])
+    order = np.random.default_rng(args.seed).permutation(len(made))[: 2 * args.records]
+    return encode_records([made[i] for i in order], tokenizer, args.sequence)[0][: args.records]
 
 
 def against_peft(args: argparse.Namespace, geometry: dict[str, Any], examples: list[Example], packed: Batch) -> Any:
@@ -221,8 +230,8 @@ def dense(args: argparse.Namespace, geometry: dict[str, Any]) -> Any:
 
 def one_pack(args: argparse.Namespace) -> tuple[list[Example], Batch]:
     """``--records`` records, all of them in one batch of rows."""
-    examples = records(args.records)
-    settings: dict[str, Any] = {"sequence_length": 512, "targets_per_row": None, "seed": 0}
+    examples = records(args)
+    settings: dict[str, Any] = {"sequence_length": args.sequence, "targets_per_row": None, "seed": 0}
     rows = PackedBatches(examples, rows=1, **settings).lengths.rows
     rows += -rows % args.devices
     return examples, next(iter(PackedBatches(examples, rows=rows, **settings)))
@@ -315,6 +324,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4, help="rows of dense and loss")
     parser.add_argument("--length", type=int, default=256, help="their tokens per row")
     parser.add_argument("--records", type=int, default=24, help="records of mix and packing")
+    parser.add_argument("--data", type=Path, help="folder of the upstream data sets; default: the synthetic corpus")
+    parser.add_argument("--sequence", type=int, default=512, help="tokens of a packed row")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample of records")
     parser.add_argument("--vocabulary", type=int, default=32768, help="of loss")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
     parser.add_argument("--memory", type=float, default=4096, help="MiB a program of length and rank may take to run")

@@ -129,6 +129,7 @@ def randomise(
     dtype: Annotated[str, typer.Option(help="float32 | bfloat16")] = "float32",
     device: Annotated[str, typer.Option(help="torch device; auto takes a GPU when there is one")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the weights that are drawn")] = 0,
+    draws: Annotated[int, typer.Option(help="Draws of the weights per post, averaged", min=1)] = 1,
     json_: AsJson = False,
 ) -> None:
     """Do the maps change when the model does? Weights drawn anew, top to bottom; adapter off or drawn anew."""
@@ -143,7 +144,7 @@ def randomise(
 
     # Not merged: an adapter that has become part of the weights can not be switched off.
     probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, merge=False, device=_place(device))
-    found = study(probe, [probe.encode(row) for row in rows], seed=seed)
+    found = study(probe, [probe.encode(row) for row in rows], seed=seed, draws=draws)
     if json_:
         _print_json(found)
         return

@@ -357,19 +357,23 @@ def randomisation(study: Mapping[str, Any]) -> list[dict[str, str]]:
              "adapter_b": "adapter drawn anew"}  # fmt: skip
     rows: list[dict[str, str]] = []
 
-    def add(what: str, method: str, r: float | None, cue: str) -> None:
-        rows.append({"what": what, "method": view.METHOD_NAMES.get(method, method), "r": number(r), "cue": cue})
+    def add(what: str, method: str, r: str, cue: str) -> None:
+        rows.append({"what": what, "method": view.METHOD_NAMES.get(method, method), "r": r, "cue": cue})
 
     for kind, methods in study["kinds"].items():
         for method, one in methods.items():
-            cue = f"{number(one['cue_auroc_before'])} → {number(one['cue_auroc_after'])}"
-            add(str(names.get(kind, kind)), method, one["correlation"], cue)
+            cue = f"{number(one['cue_auroc_before'])} → {_between(one['cue_auroc_after'], one.get('cue_auroc_ci'))}"
+            add(str(names.get(kind, kind)), method, _between(one["correlation"], one.get("correlation_ci")), cue)
     for step in study["cascade"][1:]:
         for method, r in step["correlation"].items():
             down_to = step["down_to"]
             what = down_to if down_to == "head" else f"everything above and {down_to}"
-            add(what, method, r, number(step["cue_auroc"][method]))
+            add(what, method, number(r), number(step["cue_auroc"][method]))
     return rows
+
+
+def _between(value: float | None, ci: Sequence[float] | None) -> str:
+    return number(value) if ci is None else f"{number(value)} ({number(ci[0])} to {number(ci[1])})"
 
 
 def verdict_bar(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import numpy as np
 from probes.agreement import pearson
 from probes.errors import ProbeInputError
 from probes.model import Example, Probe
+from probes.stats import bootstrap_ci
 
 KINDS = ("weights", "top_half", "adapter_off", "adapter_b")
 
@@ -125,27 +126,51 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(finite)) if finite else None
 
 
+def _mean_or_nan(values: Sequence[float]) -> float:
+    found = _mean(values)
+    return np.nan if found is None else found
+
+
 def compare(
-    probe: Probe, examples: Sequence[Example], kind: str, methods: Sequence[str] = ("ig", "erase"), seed: int = 0
-) -> dict[str, dict[str, float | None]]:
-    """Label maps before and after, over posts; every post has its own draw.
+    probe: Probe,
+    examples: Sequence[Example],
+    kind: str,
+    methods: Sequence[str] = ("ig", "erase"),
+    seed: int = 0,
+    draws: int = 1,
+) -> dict[str, dict[str, Any]]:
+    """Label maps before and after, over posts.
+
+    Args:
+        draws: of the weights, for every post its own; a post's value is their mean. One draw of a small network can
+            prefer a word, or long clauses, so that few posts with one draw each are no measure of chance.
 
     Returns:
         method -> ``correlation`` (mean Pearson r of the clause maps; near 0 is right), ``cue_auroc_before`` and
-        ``cue_auroc_after`` (None without marked cues; 0.5 is chance where cues stand anywhere), ``n``.
+        ``cue_auroc_after`` (None without marked cues; 0.5 is chance where cues stand anywhere), ``n`` posts, and
+        ``correlation_ci`` and ``cue_auroc_ci`` (after), 95 % over posts, None with fewer than 3.
     """
+    draws = 1 if kind == "adapter_off" else draws
     before = _clause_maps(probe, examples, methods)
-    after: dict[str, list[np.ndarray]] = {method: [] for method in methods}
+    likeness: dict[str, list[float]] = {method: [] for method in methods}
+    after: dict[str, list[float]] = {method: [] for method in methods}
     for at, example in enumerate(examples):
-        with randomised(probe, kind, seed + at):
-            for method, maps in _clause_maps(probe, (example,), methods).items():
-                after[method] += maps
+        found: dict[str, list[np.ndarray]] = {method: [] for method in methods}
+        for draw in range(draws):
+            with randomised(probe, kind, seed + at + draw * len(examples)):
+                for method, maps in _clause_maps(probe, (example,), methods).items():
+                    found[method] += maps
+        for method, maps in found.items():
+            likeness[method].append(_mean_or_nan([pearson(before[method][at], m) for m in maps]))
+            after[method].append(_mean_or_nan([_cue_auroc(m, example) for m in maps]))
     return {
         method: {
-            "correlation": _mean([pearson(a, b) for a, b in zip(before[method], after[method], strict=True)]),
+            "correlation": _mean(likeness[method]),
+            "correlation_ci": bootstrap_ci(likeness[method], seed=seed),
             "cue_auroc_before": _mean([_cue_auroc(m, e) for m, e in zip(before[method], examples, strict=True)]),
-            "cue_auroc_after": _mean([_cue_auroc(m, e) for m, e in zip(after[method], examples, strict=True)]),
-            "n": float(len(examples)),
+            "cue_auroc_after": _mean(after[method]),
+            "cue_auroc_ci": bootstrap_ci(after[method], seed=seed),
+            "n": len(examples),
         }
         for method in methods
     }
@@ -199,8 +224,8 @@ def cascade(
 
 
 def study(
-    probe: Probe, examples: Sequence[Example], methods: Sequence[str] = ("ig", "erase"), seed: int = 0
+    probe: Probe, examples: Sequence[Example], methods: Sequence[str] = ("ig", "erase"), seed: int = 0, draws: int = 1
 ) -> dict[str, Any]:
     """Everything that can be randomised in this model: ``{"n", "kinds": {kind: compare(...)}, "cascade": [...]}``."""
-    found = {kind: compare(probe, examples, kind, methods, seed) for kind in kinds(probe) if kind != "top_half"}
+    found = {kind: compare(probe, examples, kind, methods, seed, draws) for kind in kinds(probe) if kind != "top_half"}
     return {"n": len(examples), "kinds": found, "cascade": cascade(probe, examples, methods, seed)}

@@ -316,7 +316,7 @@ def randomisation(planted: Planted, count: int, seed: int = 0) -> list[Row]:
 
     rows = []
     for kind in ("weights", "top_half"):
-        found = compare(planted.probe, planted.examples(count), kind, seed=seed)
+        found = compare(planted.probe, planted.examples(count), kind, seed=seed, draws=4)
         for method, one in found.items():
             bound = 0.2 if kind == "weights" else None
             away = abs((one["cue_auroc_after"] or 0.0) - 0.5)

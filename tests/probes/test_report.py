@@ -348,7 +348,8 @@ def test_every_test_and_what_the_interventions_say_is_shown():
     ]
     step = {"down_to": "head", "correlation": {"ig": 0.125}, "cue_auroc": {"ig": None}}
     first = {"down_to": "nothing", "correlation": {"ig": 1.0}, "cue_auroc": {"ig": None}}
-    kind = {"correlation": -0.5, "cue_auroc_before": 1.0, "cue_auroc_after": 0.5, "n": 6.0}
+    kind = {"correlation": -0.5, "cue_auroc_before": 1.0, "cue_auroc_after": 0.5, "n": 6}
+    kind |= {"correlation_ci": [-0.625, -0.25], "cue_auroc_ci": None}
     summary = summarise(results, n_boot=50, draws=99)
     summary["randomisation"] = {"n": 6, "kinds": {"weights": {"ig": kind}}, "cascade": [first, step]}
     page = Page(render(Run(MANIFEST, summary, tuple(results))))
@@ -362,7 +363,8 @@ def test_every_test_and_what_the_interventions_say_is_shown():
     assert shown["Effect of the post that goes through the explanation"][0] == "25%"
     assert shown["Maps untrue to erased subsets"] == ("2", "of 2; they may not speak")
     assert shown["What moves the label is mentioned"][1].endswith("36 clauses put into 6 posts")
-    for words in ("all weights, another draw per post", "1.00 → 0.50", "head", "0.12", "25%", "Adebayo"):
+    for words in ("all weights, another draw per post", "1.00 → 0.50", "−0.50 (−0.62 to −0.25)", "head", "0.12",
+                  "25%", "Adebayo"):  # fmt: skip
         assert words in page.words
 
 

@@ -19,7 +19,7 @@ from probes.gates import judge, max_sensitivity
 from probes.model import Example, Probe
 from probes.overview import randomisation
 from probes.planted import World, make_tokenizer, planted_rows, vocabulary
-from probes.randomise import cascade, kinds, randomised, study
+from probes.randomise import cascade, compare, kinds, randomised, study
 from probes.selftest import closed_form_probe
 from probes.summary import summarise
 from probes.validate import page, row, validate
@@ -146,6 +146,24 @@ def test_cascade_goes_down_to_the_embeddings_and_is_undone(tiny_probe: Probe, ti
     assert len({step["correlation"]["gradnorm"] for step in steps}) == len(steps)  # every step changes the model
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_probe.model.named_parameters())
     assert steps == cascade(tiny_probe, examples, ("gradnorm",))
+
+
+def test_more_draws_of_the_weights_are_averaged_post_by_post(
+    tiny_probe: Probe, tiny_rows: list[dict[str, Any]]
+) -> None:
+    examples = [tiny_probe.encode(row | {"cues": [[0, 4]]}) for row in tiny_rows[:3]]
+
+    def correlation(seed: int, draws: int) -> dict[str, Any]:
+        return compare(tiny_probe, examples, "weights", ("gradnorm",), seed, draws)["gradnorm"]
+
+    first, second, both = correlation(7, 1), correlation(10, 1), correlation(7, 2)  # seeds 7, 8, 9; 10, 11, 12; all six
+    assert first["correlation"] != second["correlation"]
+    for name in ("correlation", "cue_auroc_after"):
+        assert both[name] == pytest.approx((first[name] + second[name]) / 2)
+    low, high = both["correlation_ci"]
+    assert low <= both["correlation"] <= high and both["n"] == 3
+    alone = compare(tiny_probe, examples[:2], "weights", ("gradnorm",), draws=2)["gradnorm"]
+    assert alone["correlation_ci"] is None and alone["cue_auroc_ci"] is None  # two posts give no interval
 
 
 def test_adapter_kinds_and_their_table(
