@@ -387,11 +387,17 @@ def _row_reader(checkpoint: Checkpoint | OrbaxCheckpoint, tensors: Mapping[str, 
 
 
 def _finite(value: np.ndarray) -> bool:
-    """By the bits of the exponent: many times faster than ``isfinite``, which works in float32."""
+    """By the bits of the exponent, in pieces that stay in the cache: many times faster than ``isfinite``."""
     unsigned, exponent = {"float32": (np.uint32, 0x7F800000), "float16": (np.uint16, 0x7C00)}.get(
         value.dtype.name, (np.uint16, 0x7F80)
     )
-    return bool(((value.view(unsigned) & unsigned(exponent)).max(initial=0)) < exponent)
+    bits = np.ascontiguousarray(value).reshape(-1).view(unsigned)
+    piece = np.empty(min(bits.size, 1 << 17), unsigned)
+    for start in range(0, bits.size, 1 << 17):
+        part = bits[start : start + (1 << 17)]
+        if np.bitwise_and(part, unsigned(exponent), out=piece[: part.size]).max() >= exponent:
+            return False
+    return True
 
 
 def _blocks(read: RowReader, tensor: Tensor, itemsize: int) -> Iterator[np.ndarray]:

@@ -11,6 +11,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,7 +222,8 @@ def check_replaceable(directory: Path, owned: Callable[[str], bool]) -> None:
 
 
 class TensorSource(NamedTuple):
-    """A tensor to be written; ``blocks`` is called once, when its turn comes, and gives its rows, first to last."""
+    """A tensor to be written; ``blocks`` is called once, when its turn comes, and gives its rows, first to last;
+    a block must not change once it was given."""
 
     name: str
     dtype: str
@@ -234,7 +236,7 @@ class TensorSource(NamedTuple):
 
 
 def write_safetensors(path: Path, tensors: Sequence[TensorSource], metadata: dict[str, str] | None = None) -> None:
-    """Writes one safetensors file, holding one block of a tensor at a time. Metadata always says ``format: pt``, which
+    """Writes one safetensors file, holding two blocks of tensors at a time. Metadata always says ``format: pt``, which
     transformers asks for."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
@@ -245,17 +247,21 @@ def write_safetensors(path: Path, tensors: Sequence[TensorSource], metadata: dic
         offset += tensor.nbytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
+    # One block is written while the next is read or computed: each is about half of the work.
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
+        written = writer.submit(file.write, struct.pack("<Q", len(encoded)) + encoded)
         for tensor in tensors:
             rows = 0
             for block in tensor.blocks():
                 if block.shape[1:] != tensor.shape[1:] or DTYPE_NAMES.get(block.dtype) != tensor.dtype:
                     raise AssertionError(f"{tensor.name}: {block.dtype}{block.shape} in {tensor.dtype}{tensor.shape}")
-                file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+                data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+                written.result()
+                written = writer.submit(file.write, data)
                 rows += len(block)
             if rows != tensor.shape[0]:
                 raise AssertionError(f"{tensor.name}: {rows} rows of {tensor.shape[0]}")
+        written.result()
         file.flush()
         os.fsync(file.fileno())
 

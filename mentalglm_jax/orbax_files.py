@@ -111,7 +111,7 @@ class ParameterSource(NamedTuple):
 
 
 def write_params(directory: Path, sources: Iterable[ParameterSource]) -> None:
-    """Writes ``directory/params``, holding one chunk at a time.
+    """Writes ``directory/params``, holding two chunks at a time.
 
     Raises:
         RunError: the file system refused.
@@ -162,9 +162,14 @@ def _fill(array: Path, source: ParameterSource) -> None:
             "delete_existing": True,
         }
     ).result()
+    written: Any = None
     for layer in range(source.shape[0]) if stacked else [None]:
         target = store if layer is None else store[layer]
         for start in range(0, rows, step):
             stop = min(start + step, rows)
             value = source.read(layer, start, stop)
-            (target.T if kernel else target)[start:stop].write(value).result()
+            if written is not None:  # one chunk is written while the next is read
+                written.result()
+            written = (target.T if kernel else target)[start:stop].write(value)
+    if written is not None:
+        written.result()

@@ -1,7 +1,7 @@
 """Planning: what is lowered is what training runs; the compiler's verdict; refusals in one line.
 
-The compiler itself (libtpu, a 213 MB wheel) is no dependency of the tests. Without it they go as far as JAX does: the
-step is lowered for a TPU, kernel included. Where it is installed one more compiles; a slow one installs it.
+The compiler itself (libtpu) comes with the [dev] extra on Linux x86-64, the only machines it exists for; elsewhere the
+tests go as far as JAX does: the step is lowered for a TPU, kernel included.
 """
 
 import importlib.metadata
@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_told_by_the_exit_code(monkeypatch, capsys, tmp_pat
 
 @pytest.mark.skipif(
     not any(importlib.metadata.distributions(name="libtpu")),
-    reason="needs the TPU compiler, a 213 MB wheel: pip install 'mentalglm-jax[tpu]' (make plan does); a slow test too",
+    reason="needs the TPU compiler, which exists for Linux x86-64: pip install 'mentalglm-jax[tpu]'",
 )
 def test_the_tpu_compiler_compiles_it(tmp_path):
     compiles(sys.executable, tmp_path)
