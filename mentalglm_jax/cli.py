@@ -20,6 +20,7 @@ from rich.table import Column, Table
 
 from mentalglm_jax.data_cli import data_app
 from mentalglm_jax.errors import MentalGLMError
+from mentalglm_jax.hardware import tpu_here
 
 if TYPE_CHECKING:
     from mentalglm_jax.plan import Plan
@@ -427,6 +428,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not tpu_here():  # libtpu, if it is installed for plans, would else fill stderr at every start of JAX
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.showwarning = lambda message, *rest, **named: _complain(f"warning: {message}")
     try:

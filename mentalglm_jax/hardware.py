@@ -10,6 +10,7 @@ a link and direction, taken as 50 for each of six.
 import dataclasses
 import math
 import re
+from pathlib import Path
 
 from mentalglm_jax.errors import InputError
 
@@ -120,3 +121,9 @@ def parse_topology(text: str) -> Topology:
         sides = "two sides, e.g. 2x4" if flat else "three sides, e.g. 2x2x1"
         raise InputError(f"topology {text!r}: a {name} slice has {sides}")
     return Topology(TPUS[name], sizes)
+
+
+def tpu_here() -> bool:
+    """Whether a chip of Google's is on this machine's PCI bus; needs no JAX."""
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    return any(path.read_text().strip() == "0x1ae0" for path in vendors)

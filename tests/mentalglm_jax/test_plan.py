@@ -225,10 +225,21 @@ def test_what_does_not_fit_is_told_by_the_exit_code(monkeypatch, capsys, tmp_pat
     assert stopped.value.code == code and json.loads(capsys.readouterr().out) == {"fits": fits}
 
 
-@pytest.mark.skipif(
+needs_libtpu = pytest.mark.skipif(
     not any(importlib.metadata.distributions(name="libtpu")),
     reason="needs the TPU compiler, which exists for Linux x86-64: pip install 'mentalglm-jax[tpu]'",
 )
+
+
+@needs_libtpu
+def test_a_compiler_without_a_tpu_is_quiet():
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS" and not k.startswith("TPU_")}
+    command = [sys.executable, "-m", "mentalglm_jax", "doctor"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+@needs_libtpu
 def test_the_tpu_compiler_compiles_it(tmp_path):
     compiles(sys.executable, tmp_path)
 

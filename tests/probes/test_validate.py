@@ -296,10 +296,22 @@ def test_everything_validates() -> None:
     assert not bad, bad
 
 
+# Nothing was chosen by looking at these: other architectures, words, posts and orders than validate.PAIRS.
+HELD_OUT = (
+    World(architecture="glm4", language="en", seed=101),
+    World(architecture="qwen3", language="zh", place="early", clauses=(5, 9), seed=102),
+    World(architecture="mistral", language="en", punctuation=False, layers=3, seed=103),
+    World(architecture="gpt_neox", language="zh", clauses=(4, 7), words=6, seed=104),
+    World(architecture="qwen2", language="en", place="late", hidden=48, seed=105),
+    World(architecture="glm4", language="zh", first="explanation", layers=3, seed=106),
+)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_planted_pairs_nobody_tuned_for() -> None:
+@pytest.mark.parametrize("world", HELD_OUT, ids=lambda world: f"{world.architecture}-{world.language}-{world.first}")
+def test_planted_pairs_nobody_tuned_for(world: World) -> None:
     from probes.validate import planted_pairs
 
-    bad = [one for one in planted_pairs(seed=5, count=10) if not one["ok"]]
+    bad = [one for one in planted_pairs(worlds=(world,)) if not one["ok"]]
     assert not bad, bad
