@@ -18,7 +18,6 @@ from mentalglm_jax import sharding
 from mentalglm_jax.checkpoints import load, save_pretrained
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.quantize import quantize_model
 from mentalglm_jax.sharding import batch_sharding, logical_axes, make_mesh, parameter_shardings, shard_model
 from mentalglm_jax.train.loop import Interrupted, Surroundings, train
 from tests.mentalglm_jax.tiny import on_eight_devices, parameters, rows, tiny_config, tiny_examples, tiny_model
@@ -27,9 +26,7 @@ STEPS = 4
 
 
 def test_every_parameter_has_its_axes():
-    quantized = [tiny_model(lora=False) for _ in range(2)]
-    quantize_model(quantized[0], "int8")
-    quantize_model(quantized[1], "nf4")
+    quantized = [tiny_model(lora=False, quantize=method) for method in ("int8", "nf4")]
     for model in (tiny_model(dora=True), tiny_model(lora=False), *quantized):
         for path, leaf in nnx.to_flat_state(nnx.state(model)):
             axes = logical_axes(".".join(map(str, path)))
@@ -97,10 +94,7 @@ def one_device(directory: Path, quantize: str = "", **changes: Any) -> dict[str,
 
 def trainee(quantize: str = "") -> Glm:
     """The model that all runs of this file train; its base in 8 or 4 bits with ``quantize``."""
-    model = tiny_model(dropout=0.2)
-    if quantize:
-        quantize_model(model, quantize)
-    return model
+    return tiny_model(dropout=0.2, quantize=quantize or None)
 
 
 def config(**changes: Any) -> Any:

@@ -16,22 +16,25 @@ from flax import nnx
 from mentalglm_jax.data.batches import Batch, Example, PackedBatches
 from mentalglm_jax.glm import Glm, GlmConfig
 from mentalglm_jax.lora import LoraConfig, add_lora
+from mentalglm_jax.quantize import quantize_model
 from mentalglm_jax.train.recipe import TrainConfig
 
 VOCAB = 96
 
 
-def tiny_model(*, dropout: float = 0.0, lora: bool = True, dora: bool = False) -> Glm:
+def tiny_model(*, dropout: float = 0.0, lora: bool = True, dora: bool = False, quantize: str | None = None) -> Glm:
     """Weights drawn at 0.2 and an adapter that already does something show mistakes that a fresh start hides."""
-    graph, state = _tiny_model(dropout, lora, dora)
+    graph, state = _tiny_model(dropout, lora, dora, quantize)
     return nnx.merge(graph, jax.tree.map(jnp.array, state))  # copies, for a training step takes its arrays
 
 
 @functools.cache
-def _tiny_model(dropout: float, lora: bool, dora: bool) -> tuple[nnx.GraphDef, nnx.State]:
+def _tiny_model(dropout: float, lora: bool, dora: bool, quantize: str | None) -> tuple[nnx.GraphDef, nnx.State]:
     config = GlmConfig(vocab_size=VOCAB, hidden_size=32, intermediate_size=40, num_hidden_layers=2, head_dim=8,
                        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2)  # fmt: skip
     model = Glm(config, rngs=nnx.Rngs(0))
+    if quantize is not None:
+        quantize_model(model, quantize)
     if lora:
         add_lora(model, LoraConfig(rank=4, alpha=8.0, dropout=dropout, use_dora=dora), nnx.Rngs(1))
         down = model.layers.mlp.down_proj.adapter
