@@ -101,7 +101,7 @@ def test_logits_and_gradients_match_peft(hf, kind):
     logits, gradients = compare(hf, config)
     assert logits <= 1e-5
     assert len(gradients) == (6 if config.use_dora else 4)
-    assert max(gradients) <= 1e-4
+    assert max(gradients) <= 1e-4  # relative L2, which puts the cosine above 1 - 5e-9
 
 
 def test_the_gradient_check_sees_a_norm_that_is_differentiated(hf, monkeypatch):
