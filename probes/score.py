@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Tokens of one batch. On a CPU larger batches leave the cache and get slower; on a GPU 8192 tokens of a 9B model with a
 # 150k vocabulary stay under 5 GB of saved activations and logits per 1000 tokens.
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 8192}
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 8192}
 ERASERS = ("attention", "neutral", "resample")
 
 
