@@ -22,6 +22,7 @@ BACKENDS = ("auto", "xla", "cudnn", "splash")
 _PLATFORM_BACKENDS = {"gpu": "cudnn", "tpu": "splash"}
 _LANES = 128  # a TPU vector register's width: what splash's blocks are multiples of
 _BLOCK = 512  # the largest block: a quarter of a 2,048-token row
+_QUERIES = 192  # of a long row at a time in XLA: the fastest of 64, 128, 192 and 256 on a CPU (benchmarks/LOG.md)
 
 
 def restarting_positions(segment_ids: Int[Array, "B S"]) -> Int[Array, "B S"]:
@@ -57,7 +58,7 @@ def attention(
     """Softmax attention, scale ``h ** -0.5``, in the dtype of ``q`` with a float32 softmax.
 
     Query ``i`` sits in slot ``offset + i`` and sees slot ``t`` when ``t <= offset + i``, both carry the same segment id
-    and that id is not 0 (padding). A padding query sees every slot with equal weight; its output means nothing.
+    and that id is not 0 (padding). A padding query sees slots with equal weight; its output means nothing.
 
     Raises:
         InputError: unknown ``backend``.
@@ -68,7 +69,14 @@ def attention(
     mask = causal_segment_mask(segment_ids, kv_segment_ids, offset)
     if backend == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="cudnn")
-    return _xla(q, k, v, mask)
+    length = q.shape[1]
+    if offset is not None or length <= 2 * _QUERIES:
+        return _xla(q, k, v, mask)
+    # Some queries at a time, and of the keys none that come after them all: nearly half of the scores are never made.
+    size = max(_QUERIES, -(-length // 16))
+    cuts = [(start, min(start + size, length)) for start in range(0, length, size)]
+    parts = [_xla(q[:, a:b], k[:, :b], v[:, :b], mask[:, a:b, :b]) for a, b in cuts]
+    return jnp.concatenate(parts, axis=1)
 
 
 def chosen_backend(backend: str, dtype: Any) -> str:

@@ -54,6 +54,34 @@ def test_segments_and_groups(heads, groups):
     assert np.isfinite(found).all()  # padding means nothing, but must not poison gradients
 
 
+@pytest.mark.parametrize(("length", "queries"), [(385, 192), (99, 40), (100, 4)])  # the last: at most 16 parts
+def test_long_rows_in_parts_are_the_whole(monkeypatch, length, queries):
+    monkeypatch.setattr(room, "_QUERIES", queries)
+    q, k, v = map(jnp.asarray, random_qkv(length=length, slots=length, heads=2, groups=1, width=4))
+    segments = jnp.sort(jnp.asarray(np.random.default_rng(1).integers(1, 5, (2, length))), axis=1).at[:, -9:].set(0)
+    real = np.asarray(segments) != 0
+
+    def parts(q, k, v):
+        out = attention(q, k, v, segment_ids=segments, kv_segment_ids=segments, backend="xla")
+        return jnp.where(real[..., None, None], out, 0)
+
+    def whole(q, k, v):
+        out = room._xla(q, k, v, causal_segment_mask(segments, segments, None))
+        return jnp.where(real[..., None, None], out, 0)
+
+    def results(function):
+        def loss(*qkv):
+            out = function(*qkv)
+            return jnp.sum(jnp.sin(out)), out
+
+        return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+
+    (gradients, out), (wanted, reference) = results(parts), results(whole)
+    np.testing.assert_allclose(out, reference, rtol=1e-5, atol=1e-6)
+    for found, one in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(found, one, rtol=1e-4, atol=1e-5)
+
+
 def test_offset_places_the_queries_in_the_cache():
     q, k, v = random_qkv(length=2, slots=9)
     kv_segments = np.array([[1] * 6 + [0] * 3, [0] * 2 + [1] * 4 + [0] * 3], np.int32)
