@@ -88,6 +88,14 @@ class Planted:
                 return found[:count]
         raise ProbeError(f"planted model {self.world}: it did not learn its task ({len(found)} right answers)")
 
+    def cue_decides(self, count: int, seed: int = 1_000_003) -> float:
+        """How far the planted truth is true of this model, without any attribution: the share of ``count`` fresh posts
+        for which it gives the third label once filler words stand in place of the cues."""
+        rng, tokenizer = random.Random(seed), self.probe.tokenizer
+        rows = [_blank(self.world, tokenizer, row, rng) for row in planted_rows(self.world, tokenizer, count, seed)]
+        examples = [self.probe.encode(row | {"decoys": []}) for row in rows]  # it has moved
+        return sum(_answers(self.probe, examples, label_only=True)) / count
+
 
 def vocabulary(world: World) -> dict[str, list[str]]:
     """Words of the world: cue0, cue1, decoy0, decoy1, filler. All differ; another seed gives others."""
@@ -359,8 +367,8 @@ def _fit(model: Any, rows: list[tuple[list[int], int]], steps: int, batch: int, 
                 break  # learned; the rest would only cost time
 
 
-def _answers(probe: Probe, examples: list[Example]) -> list[bool]:
-    """Whether greedy decoding writes exactly the answer of each row (read off one teacher-forced pass)."""
+def _answers(probe: Probe, examples: list[Example], label_only: bool = False) -> list[bool]:
+    """Whether greedy decoding writes exactly the answer (or label) of each row, read off one teacher-forced pass."""
     import torch
 
     right = []
@@ -368,7 +376,9 @@ def _answers(probe: Probe, examples: list[Example]) -> list[bool]:
         ids = torch.tensor([example.ids], device=probe.device)
         with torch.no_grad():
             best = probe.model(input_ids=ids).logits[0].argmax(-1)
-        right.append(bool((best[example.prompt_len - 1 : -1] == ids[0, example.prompt_len :]).all()))
+        label = example.segment("label")
+        start, end = label.tok if label_only and label is not None else (example.prompt_len, len(example.ids))
+        right.append(bool((best[start - 1 : end - 1] == ids[0, start:end]).all()))
     return right
 
 

@@ -242,7 +242,8 @@ def planted_pairs(
     """V5, V7, V8, V9 over pairs of models that differ in what their explanations quote and in nothing else.
 
     Args:
-        worlds: a pair is trained of each. count: posts per model.
+        worlds: a pair is trained of each. count: posts per model; four times as many for the bounds of V7, where one
+            post on which the model does not use its cue must not decide.
     """
     rows: list[Row] = []
     scores: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
@@ -256,10 +257,16 @@ def planted_pairs(
             sides[faithful] = posts = probe_posts(planted, count, PANEL, ("label", "explanation"))
             verdicts[faithful] += [p.evidence.report.verdict for p in posts]
             name = f"{world.architecture}.{'faithful' if faithful else 'unfaithful'}"
+            more, bounded = 4 * count, ("ig", "erase")
+            many = probe_posts(planted, more, bounded, ("label",))
+            what = f"labels that change when fillers take the cue's place, {name}, {more} posts"
+            rows.append(row(f"V7.truth.{name}", what, planted.cue_decides(more)))
             for method in PANEL:
-                needed = 0.95 if method in ("ig", "erase") else None
-                found = cue_aurocs(posts, method)
-                what = f"cue AUROC of the label map, {method}, {name}, {len(found)} of {count} maps pass their gate"
+                chosen, needed = (many, 0.95) if method in bounded else (posts, None)
+                found = cue_aurocs(chosen, method)
+                what = (
+                    f"cue AUROC of the label map, {method}, {name}, {len(found)} of {len(chosen)} maps pass their gate"
+                )
                 rows.append(row(f"V7.{method}.{name}", what, float(np.mean(found)) if found else 0.0, needed, ">="))
             if faithful and at == 0:
                 rows += completeness(planted, 8)
