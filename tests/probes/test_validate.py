@@ -18,7 +18,7 @@ from probes.errors import ProbeInputError
 from probes.gates import judge, max_sensitivity
 from probes.model import Example, Probe
 from probes.overview import randomisation
-from probes.planted import World, make_tokenizer, planted_rows, vocabulary
+from probes.planted import World, make_model, make_tokenizer, planted_rows, train, vocabulary
 from probes.randomise import cascade, compare, kinds, randomised, study
 from probes.selftest import closed_form_probe
 from probes.summary import summarise
@@ -294,6 +294,14 @@ def test_everything_validates() -> None:
     """The whole of `probes validate`: trains fifteen small models."""
     bad = [one for one in validate() if not one["ok"]]
     assert not bad, bad
+
+
+def test_how_far_the_planted_truth_is_true() -> None:
+    world = World(clauses=(3, 4), words=2, seed=3)
+    planted = train(world)
+    assert planted.cue_decides(32) >= 0.9
+    guessing = Probe(make_model(world, planted.probe.tokenizer).eval(), planted.probe.tokenizer, "untrained")
+    assert dataclasses.replace(planted, probe=guessing).cue_decides(32) <= 0.1
 
 
 # Nothing was chosen by looking at these: other architectures, words, posts and orders than validate.PAIRS.
