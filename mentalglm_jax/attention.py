@@ -22,7 +22,7 @@ BACKENDS = ("auto", "xla", "cudnn", "splash")
 _PLATFORM_BACKENDS = {"gpu": "cudnn", "tpu": "splash"}
 _LANES = 128  # a TPU vector register's width: what splash's blocks are multiples of
 _BLOCK = 512  # the largest block: a quarter of a 2,048-token row
-_QUERIES = 192  # of a long row at a time in XLA: the fastest of 64, 128, 192 and 256 on a CPU (benchmarks/LOG.md)
+_QUERIES = 192  # of a long row at a time in XLA; on a CPU 64 and 128 are slower, 256 is about equal (benchmarks/LOG.md)
 
 
 def restarting_positions(segment_ids: Int[Array, "B S"]) -> Int[Array, "B S"]:
