@@ -91,9 +91,12 @@ def test_schedule():
 
 
 def test_adamw_and_clipping_equal_the_formula(batch):
-    """Three steps by the formulas of Loshchilov & Hutter, in float64, with plain gradients."""
+    """Three steps by the formulas of Loshchilov & Hutter, in float64, with plain gradients.
+
+    With an eps that counts: a small one divides gradients near 0 by themselves, and shows their rounding errors alone.
+    """
     settings = {"learning_rate": 3e-2, "warmup_ratio": 0.0, "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.95,
-                "eps": 1e-6, "clip_norm": 0.5}  # fmt: skip
+                "eps": 1e-3, "clip_norm": 0.5}  # fmt: skip
     stepper = Stepper(tiny_model(), **settings)
     model = tiny_model()
     values = {name: value.astype(np.float64) for name, value in parameters(model, LoraParam).items()}
@@ -110,7 +113,7 @@ def test_adamw_and_clipping_equal_the_formula(batch):
             g = g * (0.5 / norm)
             first[name] = 0.8 * first[name] + 0.2 * g
             second[name] = 0.95 * second[name] + 0.05 * g**2
-            step = (first[name] / (1 - 0.8**t)) / (np.sqrt(second[name] / (1 - 0.95**t)) + 1e-6)
+            step = (first[name] / (1 - 0.8**t)) / (np.sqrt(second[name] / (1 - 0.95**t)) + 1e-3)
             values[name] = values[name] - rate * (step + 0.1 * values[name])
             np.testing.assert_allclose(stepper.values[name], values[name], rtol=1e-3, atol=2e-6)
         for name, leaf in nnx.to_flat_state(nnx.state(model, LoraParam)):
