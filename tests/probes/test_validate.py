@@ -296,12 +296,23 @@ def test_everything_validates() -> None:
     assert not bad, bad
 
 
-def test_how_far_the_planted_truth_is_true() -> None:
+def test_how_far_the_planted_truth_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(clauses=(3, 4), words=2, seed=3)
     planted = train(world)
     assert planted.cue_decides(32) >= 0.9
     guessing = Probe(make_model(world, planted.probe.tokenizer).eval(), planted.probe.tokenizer, "untrained")
-    assert dataclasses.replace(planted, probe=guessing).cue_decides(32) <= 0.1
+    untrained = dataclasses.replace(planted, probe=guessing)
+    assert untrained.cue_decides(32) <= 0.1
+    asked: list[Example] = []
+
+    def all_right(probe: Probe, examples: list[Example], label_only: bool = False) -> list[bool]:
+        asked.extend(examples)
+        return [label_only] * len(examples)
+
+    monkeypatch.setattr("probes.planted._answers", all_right)
+    assert untrained.cue_decides(8) == 1.0 and len(asked) == 8  # of the label alone
+    cues = [word for name in ("cue0", "cue1") for word in vocabulary(world)[name]]
+    assert all(example.label == "2" and not any(cue in example.post for cue in cues) for example in asked)
 
 
 # Nothing was chosen by looking at these: other architectures, words, posts and orders than validate.PAIRS.
