@@ -8,6 +8,8 @@ them (a kernel's chunks are column-major), so that converting moves bytes and tr
 """
 
 import math
+import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.hf_files import DTYPE_NAMES, DTYPES, ModelFiles, TensorInfo, first_line, read_json
+from mentalglm_jax.hf_files import DTYPE_NAMES, DTYPES, ModelFiles, TensorInfo, read_json
 
 PARAMS = "params"
 CHUNK_BYTES = 32 << 20
@@ -47,7 +49,7 @@ class OrbaxCheckpoint(ModelFiles):
                 for path, leaf in leaves.items()
             }
         except Exception as error:  # Orbax and TensorStore raise a dozen types for a damaged directory
-            raise InputError(f"{self._params}: not a readable Orbax checkpoint ({first_line(error)})") from error
+            raise InputError(f"{self._params}: not a readable Orbax checkpoint ({reason(error)})") from error
         self._open: tuple[str, Any] | None = None
 
     def read(self, path: str, layer: int | None, start: int, stop: int) -> np.ndarray:
@@ -77,14 +79,14 @@ class OrbaxCheckpoint(ModelFiles):
         try:
             return array[index].read(order="C").result()
         except Exception as error:  # TensorStore: ValueError and others
-            raise InputError(f"{self._params}: cannot read parameter {path} ({first_line(error)})") from error
+            raise InputError(f"{self._params}: cannot read parameter {path} ({reason(error)})") from error
 
     def _store(self, path: str) -> Any:
         if self._open is None or self._open[0] != path:
             try:
                 self._open = path, ts.open(self._spec(path), open=True, read=True).result()
             except Exception as error:
-                raise InputError(f"{self._params}: cannot read parameter {path} ({first_line(error)})") from error
+                raise InputError(f"{self._params}: cannot read parameter {path} ({reason(error)})") from error
         return self._open[1]
 
     def _spec(self, path: str) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def write_params(directory: Path, sources: Iterable[ParameterSource]) -> None:
     except InputError:
         raise
     except Exception as error:  # OSError, and what TensorStore makes of one: ValueError and others
-        raise RunError(f"{params}: cannot write ({first_line(error)}); what was there is unchanged") from error
+        raise RunError(f"{params}: cannot write ({reason(error)}); what was there is unchanged") from error
 
 
 def _fill(array: Path, source: ParameterSource) -> None:
@@ -173,3 +175,12 @@ def _fill(array: Path, source: ParameterSource) -> None:
             written = (target.T if kernel else target)[start:stop].write(value)
     if written is not None:
         written.result()
+
+
+def reason(error: Exception) -> str:
+    """One short line of what Orbax or TensorStore raised: TensorStore wraps what the system said in whole
+    specifications and keeps only its number apart."""
+    if system := re.search(r"\[os_error_code='(\d+)'\]", str(error)):
+        return os.strerror(int(system[1]))
+    text = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0][:160]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

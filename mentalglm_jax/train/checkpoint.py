@@ -21,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mentalglm_jax.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.orbax_files import reason
 
 _log = logging.getLogger(__name__)
 FIXED = ("parameters", "trainable")  # keys of an identity that say which arrays there are
@@ -48,6 +49,7 @@ class Checkpoints:
         self.directory = directory.resolve()
         self._identity = json.loads(json.dumps(identity))  # as it will be read back: lists for tuples
         self._allow_changed = allow_changed
+        self._saving = self.directory  # what a failure to write is a failure of
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
         if keep_best:
             latest = preservation_policy.LatestN(n=keep)
@@ -77,6 +79,8 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        self.wait()  # Orbax would, too, but then its failure looks like one of this step
+        self._saving = self.directory / str(step)
         try:
             # Orbax makes the step's directory in one of several threads, and the others wait minutes for one that
             # cannot be made; a disk without room or a directory that is gone is better found here.
@@ -92,10 +96,10 @@ class Checkpoints:
                 ),
                 metrics=None if loss is None else {"loss": loss},
             )
-        except Exception as error:  # OSError, or what an asynchronous write left behind: ValueError and others
-            raise RunError(f"{self.directory}/{step}: cannot save the checkpoint ({_reason(error)})") from error
+        except Exception as error:  # of many kinds, as in wait
+            raise RunError(f"{self._saving}: cannot save the checkpoint ({reason(error)})") from error
         if not started:
-            raise RunError(f"{self.directory}/{step}: not saved, a later checkpoint is there")
+            raise RunError(f"{self._saving}: not saved, a later checkpoint is there")
 
     def restore(self, like: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
         """The newest readable checkpoint as (step, state, data), or None when there is none.
@@ -119,15 +123,15 @@ class Checkpoints:
             except InputError:
                 raise
             except Exception as error:  # Orbax raises many kinds for a damaged step: ValueError, OSError, KeyError, ...
-                damaged[step] = _reason(error)
+                damaged[step] = reason(error)
             else:
                 self._set_aside(damaged, step)
                 return step, found["state"], found["data"]
         if damaged:
-            step, reason = next(iter(damaged.items()))
+            step, why = next(iter(damaged.items()))
             raise RunError(
                 f"{self.directory}: none of the checkpoints {', '.join(map(str, sorted(steps)))} can be read "
-                f"({step}: {reason}); delete that directory to train this stage again from its start"
+                f"({step}: {why}); delete that directory to train this stage again from its start"
             )
         return None
 
@@ -151,13 +155,13 @@ class Checkpoints:
         )
 
     def _set_aside(self, damaged: dict[int, str], good: int) -> None:
-        for step, reason in damaged.items():
+        for step, why in damaged.items():
             aside = self.directory / f"{step}.damaged"
             if is_primary():
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.directory / str(step)).rename(aside)
             _log.warning("%s/%d: damaged checkpoint (%s), renamed to %s; going on from step %d",
-                         self.directory, step, reason, aside.name, good)  # fmt: skip
+                         self.directory, step, why, aside.name, good)  # fmt: skip
         if damaged:
             barrier("damaged checkpoints are out of the way")
             self._manager.reload()
@@ -182,8 +186,8 @@ class Checkpoints:
         """
         try:
             self._manager.wait_until_finished()
-        except Exception as error:
-            raise RunError(f"{self.directory}: the checkpoint could not be written ({_reason(error)})") from error
+        except Exception as error:  # OSError, or what TensorStore raised in one of its threads: ValueError and others
+            raise RunError(f"{self._saving}: the checkpoint could not be written ({reason(error)})") from error
 
     def close(self) -> None:
         """Waits for the last save, as ``wait``, and releases the manager's threads."""
@@ -212,14 +216,6 @@ def _quiet_stragglers() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
-
-
-def _reason(error: Exception) -> str:
-    """One short line: TensorStore wraps what the system said in whole specifications."""
-    if system := re.search(r": ([^:\[\]]+) \[os_error_code='\d+'\]", str(error)):
-        return system[1]
-    text = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

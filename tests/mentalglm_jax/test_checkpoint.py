@@ -1,6 +1,7 @@
 """Saving, restoring, and every way a checkpoint can be unusable: each is one line, none loses what is still good."""
 
 import logging
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore as ts
 from flax import nnx
 
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.lora import LoraParam
+from mentalglm_jax.orbax_files import reason
 from mentalglm_jax.train.checkpoint import Checkpoints, _quiet_stragglers, arrays, differences, fill
 from tests.mentalglm_jax.tiny import parameters, same, tiny_model
 
@@ -249,6 +252,32 @@ def test_a_failing_save_is_one_line(tmp_path):
     with pytest.raises(RunError, match=r"here(/1)?: (cannot save|the checkpoint could not be written)") as error:
         save()
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_what_the_system_said_is_found_in_what_tensorstore_says(tmp_path):
+    """The system's words end the line or, from a driver, stand before a whole specification."""
+    (tmp_path / "file").write_text("in the way")
+    files = {"driver": "file", "path": f"{tmp_path}/file/"}
+    array = {"driver": "zarr", "kvstore": files, "metadata": {"shape": [4], "dtype": "<f4"}}
+    with pytest.raises(ValueError, match=r": Not a directory \[os_error_code") as plain:
+        ts.KvStore.open(files).result().write("key", b"value").result()
+    with pytest.raises(ValueError, match=r": Not a directory \[tensorstore_spec=.*\] \[os_error_code") as wrapped:
+        ts.open(array, create=True).result()
+    assert reason(plain.value) == reason(wrapped.value) == "Not a directory"
+
+
+def test_a_save_that_failed_is_not_taken_for_the_next(tmp_path):
+    """Saving is asynchronous: the failure of step 2 is seen when the save of step 3 starts."""
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    noise = {"trainable": {"w": jax.random.normal(jax.random.key(0), (64, 64))}}  # 16 KiB that do not compress
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        checkpoints.save(2, noise, {})
+        with pytest.raises(RunError, match=rf"^{tmp_path}/2: the checkpoint could not be written \(File too large\)$"):
+            checkpoints.save(3, noise, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_an_earlier_step_is_not_dropped_in_silence(tmp_path):

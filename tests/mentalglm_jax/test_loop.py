@@ -288,7 +288,6 @@ def test_twenty_kills_at_random_moments(compile_cache, tmp_path):
     assert same(values, wanted)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 def test_a_full_disk_stops_the_run_and_loses_nothing(whole, compile_cache, tmp_path):
     """The file system refuses what the save of step 8 writes (a limit on the size of files stands in for the space)."""
     process = child(tmp_path, compile_cache, 0, "full disk")
