@@ -24,7 +24,7 @@ from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.orbax_files import reason
 
 _log = logging.getLogger(__name__)
-FIXED = ("parameters", "trainable")  # keys of an identity that say which arrays there are
+FIXED = ("optimizer", "parameters", "trainable")  # keys of an identity that say which arrays there are
 
 
 class Checkpoints:
@@ -167,12 +167,14 @@ class Checkpoints:
             self._manager.reload()
 
     def _check_identity(self, step: int, saved: dict[str, Any]) -> None:
-        differing = sorted(differences(saved, self._identity), key=lambda line: line.partition(":")[0].count("."))
+        differing = differences(saved, self._identity)
         if not differing:
             return
+        arrays_differ = [line for line in differing if re.split(r"[.:]", line)[0] in FIXED]
+        differing.sort(key=lambda line: (line in arrays_differ, line.partition(":")[0].count(".")))  # causes first
         more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
         text = f"{self.directory}/{step} was made with another recipe: {'; '.join(differing[:4])}{more}"
-        if any(re.split(r"[.:]", line)[0] in FIXED for line in differing):
+        if arrays_differ:
             raise InputError(f"{text}. Its arrays do not fit this one: restore those values, or choose another run_dir")
         if not self._allow_changed:
             raise InputError(f"{text}. Restore those values, choose another run_dir, or go on with --allow-changed")

@@ -160,6 +160,8 @@ def train(
     identity = {
         "train": config.model_dump(), "seed": seed, "steps": steps, "trainable": trainable,
         "parameters": jax.tree.map(lambda leaf: list(leaf.shape), arrays(state.trainable)),
+        "optimizer": {jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
+                      for path, leaf in jax.tree_util.tree_leaves_with_path(state.optimizer)},
         "examples": {"count": len(examples), "sha256": fingerprint(examples)}, **(identity or {}),
     }  # fmt: skip
     iterator, schedule = iter(batches), learning_rate_schedule(config, steps)
@@ -200,9 +202,9 @@ def train(
                         "at those examples or lower learning_rate. The last good checkpoint is kept"
                     )
                 speed.count(*(float(out[name]) for name in ("tokens", "targets", "pairs")))
+                metrics = {name: float(out[name]) for name in ("loss", "accuracy", "targets", "grad_norm")}
+                tally.metrics = metrics if finite else tally.metrics
                 if done % config.log_every == 0 or done == steps:
-                    metrics = {name: float(out[name]) for name in ("loss", "accuracy", "targets", "grad_norm")}
-                    tally.metrics = metrics if finite else tally.metrics
                     rate = float(jnp.asarray(schedule(updates)))
                     if log is not None:
                         log.write(done, {**metrics, "learning_rate": rate, **speed.rates(),
@@ -245,7 +247,7 @@ class _Tally:
 
     skipped: int = 0
     bad_in_a_row: int = 0
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last logged step that was finite
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last step that was finite
     best_step: int | None = None
     best_loss: float | None = None
 

@@ -220,6 +220,10 @@ def test_a_changed_recipe_can_be_allowed(whole, tmp_path, caplog):
     # What is saved now is of the new recipe.
     with pytest.raises(InputError, match=r"train.learning_rate: 0.02 -> 0.01"):
         run(directory)
+    # An average of the parameters is one more array per parameter: the reason comes first, and nothing is deleted.
+    with pytest.raises(InputError, match=r"recipe: train.ema_decay: None -> 0.9; .*Its arrays do not fit this one"):
+        run(directory, around=Surroundings(allow_changed=True), learning_rate=2e-2, ema_decay=0.9)
+    assert steps_saved(directory)[-1] == "12"
 
 
 def child(directory: Path, cache: dict[str, str], *arguments: object) -> subprocess.Popen:
@@ -470,6 +474,15 @@ def test_a_run_without_any_good_step_says_so(tmp_path, poison):
     poison(1, 2)
     with pytest.raises(RunError, match="none of 2 steps had a finite gradient"):
         run(tmp_path, steps=2)
+
+
+def test_a_run_whose_last_step_is_no_good_ends_with_the_one_before(tmp_path, poison):
+    """Though no finite step was ever due to be logged."""
+    poison(4)
+    result, _ = run(tmp_path, steps=4, log_every=10)
+    assert result.skipped_steps == 1 and np.isfinite(result.loss)
+    [line] = rows(tmp_path)
+    assert (line["step"], line["loss"]) == (4, None)
 
 
 def test_epochs_are_batches_that_hold_every_example(tmp_path):

@@ -53,6 +53,16 @@ def test_evaluations_have_a_file_of_their_own(tmp_path):
     assert [row["step"] for row in written(tmp_path)] == [1]
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
+def test_a_sample_with_a_line_separator_is_one_row(tmp_path, separator):
+    log = MetricsLog(tmp_path, 0)
+    log.write_evaluation(1, {"loss": 2.0}, [{"id": "a", "answer": f"one{separator}two"}])
+    log.close()
+    MetricsLog(tmp_path, 1).close()
+    [line] = (tmp_path / "evaluation.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    assert json.loads(line)["samples"][0]["answer"] == f"one{separator}two"
+
+
 def test_nan_and_infinity_become_null(tmp_path):
     log = MetricsLog(tmp_path, 0)
     log.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "targets": 3.0})
