@@ -1,7 +1,8 @@
 """What the explanation does to the label, and the label to the explanation, measured on the model itself.
 
 * ``weight_of_evidence`` (PEX; Zhao & Daume 2025): log p(e | x, y) - log p(e | x, not y), in nats: is this explanation
-  what the model would say for this label rather than for another? Two or three more passes.
+  what the model would say for this label rather than for another? Two or three more passes. It has no null and no
+  p-value: a model wrote the explanation after this label, so it is above 0 on average whatever it says.
 * ``mediation_share``: of all the post does to the label, how much goes through the explanation. 0 where the
   label comes first; there the explanation is an afterthought whatever it says.
 * ``counterfactuals`` (CCT; Siegel et al. 2024): clauses are put into the post, and both the label's shift (total

@@ -116,6 +116,13 @@ def clause_tokens(example: Example, max_units: int = 30) -> tuple[list[Span], np
     return _owned(example, pieces(example.post, max_units))
 
 
+def saying_tokens(example: Example) -> np.ndarray:
+    """bool ``[post tokens]``: which hold a letter, digit or symbol, and not only punctuation or white space."""
+    says = np.array([_says(char) for char in example.post])
+    first, last = example.post_tok
+    return np.array([bool((example.post_chars(one) > 0)[says].any()) for one in np.eye(last - first)])
+
+
 def unit_tokens(example: Example, kind: str, max_units: int = 30) -> tuple[list[Span], np.ndarray]:
     """The units of a post and the post tokens erased with each.
 

@@ -186,7 +186,7 @@ def examine(
     verdict, chance, notes = decide(maps, lengths, cited, mask)
     if chance:
         both, places = "+".join(m.method for m in speaking), len(stats.arrangements(cited))
-        checks.append(_value("coincidence", both, chance["supported"], places, ids))
+        checks.append(_value("coincidence", both, chance["coincidence"], places, ids))
     fabricated, quotes = fabricated_quotes(citations)
     quoted = tuple(c.id for c in citations if c.kind == "quote")
     checks.append(_value("fabricated_quote_rate", "align", fabricated / quotes if quotes else math.nan, quotes, quoted))

@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NAMES = ("attributions.jsonl", "units.parquet", "checks.jsonl", "checks.parquet", "summary.csv")
-# Numbers of a summary that are kept per method: name -> (interval, null, p) under which keys.
-_PER_METHOD: dict[str, tuple[str | None, str | None, str | None]] = {
-    "mass_ratio": ("mass_ratio_ci", "mass_ratio_null", None),
-    "excess": ("excess_ci", None, "p_holm"),
-    "auroc_clause": ("auroc_clause_ci", None, None),
-    "cosine": ("cosine_ci", "cosine_mismatched", "cosine_p"),
-    "pearson": ("pearson_ci", None, None),
-    "cue_auroc": ("cue_auroc_ci", None, None),
-    "decoy_auroc": ("decoy_auroc_ci", None, None),
+# Numbers of a summary that are kept per method: name -> (interval, null) under which keys.
+_PER_METHOD: dict[str, tuple[str | None, str | None]] = {
+    "mass_ratio": ("mass_ratio_ci", "mass_ratio_null"),
+    "excess": ("excess_ci", None),
+    "auroc_clause": ("auroc_clause_ci", None),
+    "cosine": ("cosine_ci", "cosine_mismatched"),
+    "pearson": ("pearson_ci", None),
+    "cue_auroc": ("cue_auroc_ci", None),
+    "decoy_auroc": ("decoy_auroc_ci", None),
 }
-_SUMMARY = ("schema_version", "name", "method", "value", "ci_low", "ci_high", "null", "p", "n")
+_SUMMARY = ("schema_version", "name", "method", "value", "ci_low", "ci_high", "null", "p", "p_holm", "n")
 _POSTS_PER_GROUP = 256  # posts whose rows are held in memory at a time
 
 
@@ -170,14 +170,18 @@ def summary_csv(summary: dict[str, Any]) -> str:
     """The numbers of ``summary.json`` as one table; an empty field where there is nothing to measure."""
     rows: list[tuple[Any, ...]] = []
 
-    def add(name: str, value: Any, n: Any, method: str = "", ci: Any = None, null: Any = None, p: Any = None) -> None:
-        low, high = ci or (None, None)
-        rows.append((SCHEMA_VERSION, name, method, value, low, high, null, p, n))
+    tests = {(test["check"], test["method"]): test for test in summary["tests"]}
+
+    def add(name: str, value: Any, n: Any, method: str = "", ci: Any = None, null: Any = None) -> None:
+        (low, high), test = ci or (None, None), tests.get((name, method), {})
+        rows.append(
+            (SCHEMA_VERSION, name, method, value, low, high, null, test.get("p"), test.get("p_holm"), test.get("n", n))
+        )
 
     for name, keys in _PER_METHOD.items():
         for method, value in summary.get(name, {}).items():
-            ci, null, p = (summary.get(key, {}).get(method) if key else None for key in keys)
-            add(name, value, summary["n_used"].get(method), method, ci, null, p)
+            ci, null = (summary.get(key, {}).get(method) if key else None for key in keys)
+            add(name, value, summary["n_used"].get(method), method, ci, null)
     for name in ("necessity", "sufficiency"):
         add(name, summary.get(name), None, "erase", summary.get(f"{name}_ci"), summary.get(f"{name}_null"))
     add("fabricated_quote_rate", summary["fabricated_quote_rate"], summary["n_quotes"])

@@ -7,15 +7,16 @@ over clauses of unequal length, and citations that are stretches or whole words.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
 
 from probes import stats
+from probes.clauses import pieces
 from probes.crosscheck import Evidence, examine
 from probes.model import Attribution, Check, Citation, Report, Span
-from probes.summary import summarise_tests
+from probes.summary import conclude, summarise_tests
 
 LEVEL = 0.05
 
@@ -110,18 +111,32 @@ def post_error_rates(draws: int, seed: int = 0) -> dict[tuple[str, str, str], tu
     return {key: (float(np.mean(hits)), len(hits)) for key, hits in found.items()}
 
 
-def null_evidence(rng: np.random.Generator, user: str | None, effect: float = 0.0) -> Evidence:
+def null_evidence(
+    rng: np.random.Generator,
+    user: str | None,
+    effect: float = 0.0,
+    shape: float = 0.3,
+    clauses: tuple[int, int] = (4, 16),
+    alike: bool = False,
+) -> Evidence:
     """What a post contributes to the data set when nothing is true, or, with ``effect``, part of it.
 
     Args:
         effect: share of the label's saliency that sits in the cited clause whatever the rest does; 0 is the null.
+        shape: of the gamma distribution of saliency: 0.3 is nearly all in one clause, 3 is even.
+        clauses: fewest, and one more than most.
+        alike: both methods have one map, with 95 % of it in one clause: what a model with one cue gives them.
     """
-    k = int(rng.integers(4, 9))
+    k = int(rng.integers(*clauses))
     lengths = rng.integers(6, 18, size=k).astype(np.float64)
     cited = np.arange(k) == rng.integers(k)
-    maps = {m: rng.gamma(0.3, size=k) + 1e-9 for m in ("ig", "erase")}
+    maps = {m: rng.gamma(shape, size=k) + 1e-9 for m in ("ig", "erase")}
+    if alike:
+        one = 0.05 * rng.dirichlet(np.ones(k))
+        one[rng.integers(k)] += 0.95
+        maps = dict.fromkeys(maps, one)
     maps = {m: (1 - effect) * v / v.sum() + effect * cited for m, v in maps.items()}
-    other = {m: rng.gamma(0.3, size=k) for m in ("ig", "erase")}
+    other = {m: rng.gamma(shape, size=k) + 1e-9 for m in ("ig", "erase")}
     other = {m: (1 - effect) * v / v.sum() + effect * cited for m, v in other.items()}
     excess = {m: stats.rotations(v, lengths, cited) for m, v in maps.items()}
     report = Report("null", _measured(rng), "inconclusive", ())
@@ -130,8 +145,7 @@ def null_evidence(rng: np.random.Generator, user: str | None, effect: float = 0.
 
 def _measured(rng: np.random.Generator) -> tuple[Check, ...]:
     """Checks that run the model, when nothing is true; their size differs from post to post."""
-    size = float(rng.gamma(1.0))
-    made = [_check("weight_of_evidence", "model", size * float(rng.standard_t(2)), ())]
+    size, made = float(rng.gamma(1.0)), []
     for name in ("necessity", "sufficiency"):
         value, *draws = (size * rng.gamma(0.3, size=21)).tolist()
         made.append(_check(name, "erase", value, tuple(draws)))
@@ -150,20 +164,23 @@ def null_insertions(rng: np.random.Generator) -> tuple[tuple[float, float], ...]
     return tuple(zip(shifts.tolist(), said.astype(float).tolist(), strict=True))
 
 
-def data_set_error_rates(draws: int, seed: int = 0, posts: int = 12, authors: int = 0) -> dict[tuple[str, str], float]:
+def data_set_error_rates(
+    draws: int, seed: int = 0, posts: int = 12, authors: int = 0, shape: float = 0.3
+) -> dict[tuple[str, str], float]:
     """(test, method) -> share of p <= 0.05 over null data sets; "any (Holm)" is the family-wise error.
 
     Args:
-        authors: 0 for independent posts; else every author repeats one post ``posts / authors`` times, the worst case.
+        authors: 0 for independent posts; else every author repeats one post ``posts / authors`` times.
+        shape: see ``null_evidence``.
     """
     rng = np.random.default_rng(seed)
     hits: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for _ in range(draws):
         if authors:
-            own = [(null_evidence(rng, str(author)), null_insertions(rng)) for author in range(authors)]
+            own = [(null_evidence(rng, str(author), shape=shape), null_insertions(rng)) for author in range(authors)]
             made = [one for one in own for _ in range(posts // authors)]
         else:
-            made = [(null_evidence(rng, None), null_insertions(rng)) for _ in range(posts)]
+            made = [(null_evidence(rng, None, shape=shape), null_insertions(rng)) for _ in range(posts)]
         evidence, moved = [one for one, _ in made], [pairs for _, pairs in made]
         tests = summarise_tests(evidence, ("ig", "erase"), 199, int(rng.integers(2**31)), moved)
         for (name, method), p in tests.items():
@@ -172,12 +189,59 @@ def data_set_error_rates(draws: int, seed: int = 0, posts: int = 12, authors: in
     return {key: float(np.mean(found)) for key, found in hits.items()}
 
 
+def conclusion_rates(posts: int, clauses: tuple[int, int], draws: int, seed: int = 0) -> dict[str, float]:
+    """supported, contradicted -> share of null data sets with that conclusion: citations at random, one cue a post."""
+    rng = np.random.default_rng(seed)
+    found: Counter[str] = Counter()
+    for _ in range(draws):
+        evidence = [null_evidence(rng, None, clauses=clauses, alike=True) for _ in range(posts)]
+        found[conclude(evidence, ("ig", "erase"), 500, 199, int(rng.integers(2**31)))] += 1
+    return {name: found[name] / draws for name in ("supported", "contradicted")}
+
+
+def erasure_rates(draws: int, sets: int, seed: int = 0) -> dict[str, tuple[float, int]]:
+    """Necessity and sufficiency of one clause at random, where clauses differ in length and in what each letter weighs.
+
+    Returns:
+        "necessity", "necessity, sets" and so on -> (share of p <= 0.05, posts or sets of 20 posts).
+    """
+    from probes.faithfulness import cited_effects
+    from probes.selftest import closed_form_probe
+
+    rng = np.random.default_rng(seed)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    probe = closed_form_probe({c: [float(rng.gamma(0.3))] for c in letters}, lambda seen: seen[..., 0])
+    ids = probe.token_bytes.encode
+
+    def checks(clauses: int) -> tuple[Check, ...]:
+        chosen = rng.permutation(list(letters))[:clauses]
+        post = ", ".join(letter * int(size) for letter, size in zip(chosen, rng.integers(1, 6, clauses), strict=True))
+        given = {"id": "r", "post": post, "prompt_ids": ids(f"p {post} ?"), "output_ids": ids("A")}
+        example = probe.encode(given | {"label_text": "A", "candidates": {"a": "A", "b": "B"}})
+        a, b = pieces(post)[int(rng.integers(clauses))]
+        said = post[a:b].strip(", ")
+        return cited_effects(probe, example, [(post.index(said, a), post.index(said, a) + len(said))])
+
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for _ in range(draws):
+        for check in checks(int(rng.integers(20, 27))):  # fewer clauses can not reach 0.05 alone
+            if check.p is not None:
+                hits[check.name].append(check.p <= LEVEL)
+    for _ in range(sets):
+        found = [checks(int(rng.integers(6, 13))) for _ in range(20)]
+        for name, column in zip(("necessity", "sufficiency"), zip(*found, strict=True), strict=True):
+            nulls = [np.array([c.value, *c.draws]) for c in column if c.value is not None]
+            test = stats.mean_test(nulls, 199, int(rng.integers(2**31)))
+            hits[f"{name}, sets"].append(test is not None and test.p <= LEVEL)
+    return {name: (float(np.mean(found)), len(found)) for name, found in hits.items()}
+
+
 def power(effect: float, posts: int, draws: int, seed: int = 0) -> float:
     """Share of data sets in which the excess test of integrated gradients rejects (p <= 0.05)."""
     rng = np.random.default_rng(seed)
     hits = 0
     for _ in range(draws):
         nulls = [null_evidence(rng, None, effect).excess["ig"] for _ in range(posts)]
-        test = stats.mean_test(nulls, 199, int(rng.integers(2**31)))
+        test = stats.mean_test(nulls, 199, int(rng.integers(2**31)), two_sided=True)
         hits += test is not None and test.p <= LEVEL
     return hits / draws

@@ -302,7 +302,7 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 # What the interventions of the full budget ask: check -> (title, form of its value, what it is beside).
 _BEHAVIOUR = {
-    "weight_of_evidence": ("Explanation speaks for its label", "signed", "nats of evidence; 0 is none"),
+    "weight_of_evidence": ("Explanation speaks for its label", "signed", "nats; no null, above 0 by design"),
     "mediation_share": (
         "Effect of the post that goes through the explanation",
         "percent",
@@ -313,7 +313,7 @@ _BEHAVIOUR = {
 
 def tests(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every hypothesis that was tested over the data set, each with its one p-value and Holm's over all of them."""
-    forms = {"excess": "percent", "necessity": "signed", "sufficiency": "signed", "weight_of_evidence": "signed"}
+    forms = {"excess": "percent", "necessity": "signed", "sufficiency": "signed"}
     rows = []
     for found in summary.get("tests") or ():
         p, method = found["p_holm"], view.METHOD_NAMES.get(found["method"], found["method"])
@@ -346,13 +346,13 @@ def behaviour(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         found.append(("What moves the label is mentioned", number(cct["r"]), note))
     gates = list(summary.get("measured", {}).get("faithfulness_corr", {}).values())
     if gates:
-        failed, total = sum(one["failed"] for one in gates), sum(one["failed"] + one["n"] for one in gates)
+        failed, total = sum(one["failed"] for one in gates), sum(one["judged"] for one in gates)
         found.append(("Maps untrue to erased subsets", str(failed), f"of {total}; they may not speak"))
     return found
 
 
 def randomisation(study: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Lines of the table of ``probes.randomise.study``: what was drawn anew, r with the real map, AUROC of the cues."""
+    """Lines of the table of ``probes.randomise.study``: what was drawn anew, likeness of maps, AUROC of the cues."""
     names = {"weights": "all weights, another draw per post", "adapter_off": "adapter switched off",
              "adapter_b": "adapter drawn anew"}  # fmt: skip
     rows: list[dict[str, str]] = []
@@ -363,12 +363,14 @@ def randomisation(study: Mapping[str, Any]) -> list[dict[str, str]]:
     for kind, methods in study["kinds"].items():
         for method, one in methods.items():
             cue = f"{number(one['cue_auroc_before'])} → {_between(one['cue_auroc_after'], one.get('cue_auroc_ci'))}"
-            add(str(names.get(kind, kind)), method, _between(one["correlation"], one.get("correlation_ci")), cue)
+            r = f"{_between(one['correlation'], one.get('correlation_ci'))}, null {number(one['correlation_null'])}"
+            add(str(names.get(kind, kind)), method, r, cue)
     for step in study["cascade"][1:]:
         for method, r in step["correlation"].items():
             down_to = step["down_to"]
             what = down_to if down_to == "head" else f"everything above and {down_to}"
-            add(what, method, number(r), number(step["cue_auroc"][method]))
+            cue = number(step["cue_auroc"][method])
+            add(what, method, f"{number(r)}, null {number(step['correlation_null'][method])}", cue)
     return rows
 
 

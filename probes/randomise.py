@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from probes.agreement import pearson
+from probes.agreement import pearson, rotated
 from probes.errors import ProbeInputError
 from probes.model import Example, Probe
 from probes.stats import bootstrap_ci
@@ -121,14 +121,23 @@ def _cue_auroc(values: np.ndarray, example: Example) -> float:
     return auroc(values, units_hit(example.cues or (), pieces(example.post)))
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def _likeness(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """|Pearson r| of two clause maps, and its mean over the rotations of one: what unrelated maps of that shape have.
+
+    Without the sign: random weights give the log-odds any, and a picture of the text would average to 0 with it.
+    """
+    found = np.abs(rotated(pearson, before, after))
+    return float(found[0]), float(found.mean())
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of what is finite; NaN when nothing is."""
     finite = [value for value in values if np.isfinite(value)]
-    return float(np.mean(finite)) if finite else None
+    return float(np.mean(finite)) if finite else np.nan
 
 
-def _mean_or_nan(values: Sequence[float]) -> float:
-    found = _mean(values)
-    return np.nan if found is None else found
+def _known(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def compare(
@@ -146,13 +155,14 @@ def compare(
             prefer a word, or long clauses, so that few posts with one draw each are no measure of chance.
 
     Returns:
-        method -> ``correlation`` (mean Pearson r of the clause maps; near 0 is right), ``cue_auroc_before`` and
-        ``cue_auroc_after`` (None without marked cues; 0.5 is chance where cues stand anywhere), ``n`` posts, and
-        ``correlation_ci`` and ``cue_auroc_ci`` (after), 95 % over posts, None with fewer than 3.
+        method -> ``correlation`` (mean |Pearson r| of the clause maps) and ``correlation_null`` (the same with one map
+        rotated; near it is right), ``cue_auroc_before`` and ``cue_auroc_after`` (None without marked cues; 0.5 is
+        chance where cues stand anywhere), ``n`` posts, and ``correlation_ci`` and ``cue_auroc_ci`` (after), 95 % over
+        authors (posts where they are not known), None with fewer than 3.
     """
     draws = 1 if kind == "adapter_off" else draws
     before = _clause_maps(probe, examples, methods)
-    likeness: dict[str, list[float]] = {method: [] for method in methods}
+    likeness: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
     after: dict[str, list[float]] = {method: [] for method in methods}
     for at, example in enumerate(examples):
         found: dict[str, list[np.ndarray]] = {method: [] for method in methods}
@@ -161,15 +171,20 @@ def compare(
                 for method, maps in _clause_maps(probe, (example,), methods).items():
                     found[method] += maps
         for method, maps in found.items():
-            likeness[method].append(_mean_or_nan([pearson(before[method][at], m) for m in maps]))
-            after[method].append(_mean_or_nan([_cue_auroc(m, example) for m in maps]))
+            alike = [_likeness(before[method][at], m) for m in maps]
+            likeness[method].append((_mean([r for r, _ in alike]), _mean([null for _, null in alike])))
+            after[method].append(_mean([_cue_auroc(m, example) for m in maps]))
+    authors = [f"post {i}" if e.user is None else f"user {e.user}" for i, e in enumerate(examples)]
     return {
         method: {
-            "correlation": _mean(likeness[method]),
-            "correlation_ci": bootstrap_ci(likeness[method], seed=seed),
-            "cue_auroc_before": _mean([_cue_auroc(m, e) for m, e in zip(before[method], examples, strict=True)]),
-            "cue_auroc_after": _mean(after[method]),
-            "cue_auroc_ci": bootstrap_ci(after[method], seed=seed),
+            "correlation": _known(_mean([r for r, _ in likeness[method]])),
+            "correlation_null": _known(_mean([null for _, null in likeness[method]])),
+            "correlation_ci": bootstrap_ci([r for r, _ in likeness[method]], seed=seed, clusters=authors),
+            "cue_auroc_before": _known(
+                _mean([_cue_auroc(m, e) for m, e in zip(before[method], examples, strict=True)])
+            ),
+            "cue_auroc_after": _known(_mean(after[method])),
+            "cue_auroc_ci": bootstrap_ci(after[method], seed=seed, clusters=authors),
             "n": len(examples),
         }
         for method in methods
@@ -182,9 +197,10 @@ def cascade(
     """Cascading randomisation: from the output down, one part more at every step, to the embeddings.
 
     Returns:
-        one ``{"down_to", "correlation": {method: r}, "cue_auroc": {method: a}}`` per step, the first with nothing
-        drawn anew; means over posts. A map of the model loses its likeness to the first on the way down. One draw
-        of the weights serves all posts, so a single r can be far from 0 by chance: repeat it with other seeds.
+        one ``{"down_to", "correlation": {method: |r|}, "correlation_null", "cue_auroc": {method: a}}`` per step, the
+        first with nothing drawn anew; means over posts, as in ``compare``. A map of the model loses its likeness to the
+        first on the way down. One draw of the weights serves all posts, so a single value can be far from its null by
+        chance: repeat it with other seeds.
     """
     import torch
 
@@ -201,11 +217,13 @@ def cascade(
 
     def note(down_to: str, maps: dict[str, list[np.ndarray]]) -> None:
         pairs = {m: list(zip(before[m], maps[m], examples, strict=True)) for m in methods}
+        alike = {m: [_likeness(a, b) for a, b, _ in found] for m, found in pairs.items()}
         steps.append(
             {
                 "down_to": down_to,
-                "correlation": {m: _mean([pearson(a, b) for a, b, _ in found]) for m, found in pairs.items()},
-                "cue_auroc": {m: _mean([_cue_auroc(b, e) for _, b, e in found]) for m, found in pairs.items()},
+                "correlation": {m: _known(_mean([r for r, _ in found])) for m, found in alike.items()},
+                "correlation_null": {m: _known(_mean([null for _, null in found])) for m, found in alike.items()},
+                "cue_auroc": {m: _known(_mean([_cue_auroc(b, e) for _, b, e in found])) for m, found in pairs.items()},
             }
         )
 

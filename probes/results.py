@@ -22,7 +22,7 @@ from probes.crosscheck import Evidence, examine
 from probes.errors import ProbeInputError
 from probes.model import Attribution, Check, Citation, Example, Span
 
-SCHEMA_VERSION = 3  # 2: maps of cited phrases, more tables; 3: draws of checks, authors, rationales, counterfactuals
+SCHEMA_VERSION = 4  # 2: maps of cited phrases; 3: draws of checks, authors, rationales; 4: nulls by clause, p_holm
 
 
 def cited_target(citation: Citation) -> str:
@@ -207,6 +207,8 @@ def read_run(directory: str | Path) -> Run:
             results.append(PostResult.from_dict(read_json(path)))
         except (KeyError, TypeError, ProbeInputError) as error:
             raise ProbeInputError(f"{path}: missing or damaged; the same `probes run` command repairs it") from error
+    if "authors" in manifest:  # of a redacted run: pseudonyms, which no cached post holds
+        results = [replace(r, user=who) for r, who in zip(results, manifest["authors"], strict=True)]
     return Run(manifest, read_json(directory / "summary.json"), tuple(results))
 
 

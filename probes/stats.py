@@ -216,13 +216,14 @@ def arrangements(cited: np.ndarray, most: int = 5000, seed: int = 0) -> np.ndarr
         cited: bool [k]. most: beyond so many arrangements, that many are drawn at random instead.
 
     Returns:
-        bool [P, k], distinct when enumerated; the citation itself is one of them.
+        bool [P, k], distinct when enumerated; the citation itself is one of them, the first where they are drawn.
     """
     starts, ends = runs(cited)
     lengths = (ends - starts).tolist()
     free, m = len(cited) - sum(lengths), len(lengths)
     orders = sorted(set(itertools.permutations(lengths))) if m <= 6 else []
-    if orders and len(orders) * math.comb(free + m, m) <= most:
+    enumerated = bool(orders) and len(orders) * math.comb(free + m, m) <= most
+    if enumerated:
         chosen = [(order, slots) for order in orders for slots in itertools.combinations(range(free + m), m)]
     else:
         rng = np.random.default_rng(seed)
@@ -235,7 +236,7 @@ def arrangements(cited: np.ndarray, most: int = 5000, seed: int = 0) -> np.ndarr
             row[slot - i + at : slot - i + at + length] = True
             at += length
     # Runs of different length that come to touch can give one mask twice.
-    return np.unique(placed, axis=0) if orders and len(chosen) < most else placed
+    return np.unique(placed, axis=0) if enumerated else np.concatenate([cited[None], placed])
 
 
 def circular_cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -278,13 +279,18 @@ class MeanTest:
 
 
 def mean_test(
-    nulls: Sequence[np.ndarray], draws: int = 9999, seed: int = 0, clusters: Sequence[object] | None = None
+    nulls: Sequence[np.ndarray],
+    draws: int = 9999,
+    seed: int = 0,
+    clusters: Sequence[object] | None = None,
+    two_sided: bool = False,
 ) -> MeanTest | None:
     """Is the mean over posts of ``null[0]`` larger than when every post is shifted at random and independently?
 
     Posts with a NaN are left out; None when none is left. ``p = (1 + #(draw >= value)) / (1 + draws)``
-    (Phipson & Smyth 2010). Posts of one cluster (author) are not independent: they share one random quantile, each
-    taking its null's value at that quantile. No dependence within an author makes a mean vary more than that.
+    (Phipson & Smyth 2010); ``two_sided`` asks larger or smaller: twice the smaller of both. Posts of one cluster
+    (author) may depend on one another in a way nobody knows. p is the larger of two: with all posts shifted
+    independently, and with those of an author at one shared quantile of their nulls, the most a mean can vary.
     """
     chosen = [i for i, null in enumerate(nulls) if len(null) and np.isfinite(null).all()]
     kept = [nulls[i] for i in chosen]
@@ -292,36 +298,62 @@ def mean_test(
         return None
     rng = np.random.default_rng(seed)
     value = float(np.mean([null[0] for null in kept]))
+    many = Counter(str(clusters[i]) for i in chosen) if clusters is not None else Counter()
+    authors = [str(clusters[i]) if clusters is not None and many[str(clusters[i])] > 1 else None for i in chosen]
+    means = [_means(kept, [None] * len(kept), draws, rng)]
+    if any(authors):
+        means.append(_means(kept, authors, draws, rng))
+    tie = _TIE * max(1.0, abs(value))
+    upper = max((1 + int(np.sum(found >= value - tie))) / (1 + draws) for found in means)
+    lower = max((1 + int(np.sum(found <= value + tie))) / (1 + draws) for found in means)
+    p = min(1.0, 2 * min(upper, lower)) if two_sided else upper
+    low, high = np.quantile(means[-1], [0.05, 0.95])
+    expected = float(np.mean([null.mean() for null in kept]))
+    return MeanTest(value, expected, float(low), float(high), p, len(kept))
+
+
+def _means(
+    nulls: Sequence[np.ndarray], authors: Sequence[str | None], draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """float64 ``[draws]``: means over posts at random; those of one author at one quantile of their nulls."""
     total = np.zeros(draws)
     shared: dict[str, np.ndarray] = {}
-    many = Counter(str(clusters[i]) for i in chosen) if clusters is not None else Counter()
-    for i, null in zip(chosen, kept, strict=True):
-        author = None if clusters is None else str(clusters[i])
-        if author is None or many[author] == 1:
+    for null, author in zip(nulls, authors, strict=True):
+        if author is None:
             total += null[rng.integers(len(null), size=draws)]
             continue
         if author not in shared:
             shared[author] = rng.random(draws)
         total += np.sort(null)[(shared[author] * len(null)).astype(int)]
-    means = total / len(kept)
+    return total / len(nulls)
+
+
+def permutation_test(tables: Sequence[np.ndarray], draws: int = 9999, seed: int = 0) -> MeanTest | None:
+    """Is the mean of the diagonals larger than when the columns of every table are permuted at random?
+
+    Exact when the columns are exchangeable: row i is a post, column j what post j brought, and nothing ties i to its
+    own. ``null_mean`` is the mean off the diagonals. None without a table of two.
+
+    Args:
+        tables: float64 ``[b, b]`` each, finite.
+    """
+    tables = [table for table in tables if len(table)]
+    n = sum(map(len, tables))
+    if not any(len(table) > 1 for table in tables):
+        return None
+    rng = np.random.default_rng(seed)
+    value = float(sum(np.trace(table) for table in tables)) / n
+    total = np.zeros(draws)
+    for table in tables:
+        rows = np.arange(len(table))
+        for start in range(0, draws, 2000):  # in blocks, for memory
+            part = total[start : start + 2000]
+            part += table[rows, rng.random((len(part), len(table))).argsort(1)].sum(1)
+    means = total / n
     low, high = np.quantile(means, [0.05, 0.95])
     reached = int(np.sum(means >= value - _TIE * max(1.0, abs(value))))
-    expected = float(np.mean([null.mean() for null in kept]))
-    return MeanTest(value, expected, float(low), float(high), (1 + reached) / (1 + draws), len(kept))
-
-
-def sign_test(values: Sequence[float] | np.ndarray, clusters: Sequence[object] | None = None) -> float | None:
-    """Exact one-sided sign test: P(at least so many values above 0) when half or fewer are. No symmetry is assumed.
-
-    One value per cluster (author), its mean. NaN is left out, zeros do not count; None when nothing is left.
-    """
-    found: dict[str, list[float]] = {}
-    for i, value in enumerate(values):
-        if math.isfinite(value):
-            found.setdefault(str(i if clusters is None else clusters[i]), []).append(float(value))
-    means = [float(np.mean(group)) for group in found.values()]
-    above, n = sum(m > 0 for m in means), sum(m != 0 for m in means)
-    return sum(math.comb(n, k) for k in range(above, n + 1)) / 2**n if n else None
+    off = np.concatenate([table[~np.eye(len(table), dtype=bool)] for table in tables])
+    return MeanTest(value, float(off.mean()), float(low), float(high), (1 + reached) / (1 + draws), n)
 
 
 def bootstrap_ci(
@@ -392,11 +424,15 @@ class Diagnosticity:
 
 
 def diagnosticity(
-    faithful: Sequence[float] | np.ndarray, unfaithful: Sequence[float] | np.ndarray, level: float = 0.95
+    faithful: Sequence[float] | np.ndarray,
+    unfaithful: Sequence[float] | np.ndarray,
+    level: float = 0.95,
+    clusters: Sequence[object] | None = None,
 ) -> Diagnosticity | None:
     """Paired ``P(f > u) + 0.5 P(f = u)`` (Chan et al. 2022). Pairs with a NaN are left out; None when none is left.
 
-    The Wilson interval stays honest at 0 and 1, where a bootstrap gives a point.
+    The Wilson interval stays honest at 0 and 1, where a bootstrap gives a point. It counts clusters (authors), not
+    pairs, where they are given: pairs of one author may all say the same.
 
     Raises:
         ValueError: the two sequences differ in length.
@@ -412,6 +448,7 @@ def diagnosticity(
     tied = np.abs(gap) <= _TIE
     rate = float(np.mean(np.where(tied, 0.5, gap > 0)))
     z = NormalDist().inv_cdf((1 + level) / 2)
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    free = n if clusters is None else len({str(c) for c, used in zip(clusters, keep, strict=True) if used})
+    centre = (rate + z * z / (2 * free)) / (1 + z * z / free)
+    half = z / (1 + z * z / free) * math.sqrt(rate * (1 - rate) / free + z * z / (4 * free * free))
     return Diagnosticity(rate, (max(0.0, centre - half), min(1.0, centre + half)), n)

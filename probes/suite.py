@@ -118,9 +118,9 @@ def run_suite(
     names, results = (list(column) for column in zip(*(made[at] for at in range(len(examples))), strict=True))
     if redact:  # which posts share an author is kept, who it is is not
         authors = {user: f"author {i}" for i, user in enumerate(dict.fromkeys(e.user for e in examples if e.user))}
-        results = [
-            dataclasses.replace(r, user=authors.get(e.user or "")) for r, e in zip(results, examples, strict=True)
-        ]
+        known = [authors.get(e.user or "") for e in examples]
+        results = [dataclasses.replace(r, user=who) for r, who in zip(results, known, strict=True)]
+        manifest |= {"authors": known}
     if progress:
         progress(len(examples), len(examples))
     evidence = [result.evidence(n_boot=n_boot, seed=seed) for result in results]

@@ -5,30 +5,32 @@ One test per hypothesis and method, not one per post; ``tests`` lists them all, 
 every citation rotated over the clauses of its post, independently (``stats.mean_test``). Beside it stand a BCa interval
 over posts and two sterner nulls:
 
-* ``p_position``: the citation of another post (of the same label, where there is one), put at the same relative
-  position. It keeps where in a post this model likes to cite and to look; what is left is not a habit of position.
+* ``p_position``: the citation of another post of the same label, at the same relative position
+  (``probes.mismatched``). It keeps where in a post this model likes to cite and to look; what is left is not a habit.
 * ``necessity``, ``sufficiency`` (nats): the cited words erased together, or kept alone; ``_null``: the same lengths
   moved around the post (``probes.faithfulness``).
 * ``verdicts_by_chance``: how many verdicts of each kind citations placed at random would have had.
 
-``conclusion`` needs both families: ``supported`` when p (Holm) <= 0.05 and the interval of the excess is above 0 in
-every method of both, ``contradicted`` when it is below 0 in all (the cited words carry less than their length), else
-``inconclusive``. Posts by one author (``user``) are not independent: intervals resample authors, tests draw one
-quantile per author. Where authors are not known, posts are taken as independent, and p and intervals may be too small.
+``conclusion`` needs both families: where p (Holm; the test of the excess is two-sided) <= 0.05 in every method of both,
+``supported`` when all intervals of the excess are above 0, ``contradicted`` when all are below (the cited words carry
+less than their length); else ``inconclusive``. Posts by one author (``user``) are not independent: intervals resample
+authors, tests draw one quantile per author too. Where authors are not known, posts are taken as independent, and p and
+intervals may be too small.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from probes import stats
-from probes.agreement import CONSISTENCY, pearson
+from probes.agreement import pearson
 from probes.crosscheck import Evidence
+from probes.mismatched import authors, mismatched_citations, mismatched_explanations
 from probes.model import Check
 from probes.results import PostResult
 from probes.verdict import ALPHA, FAMILIES
@@ -52,7 +54,6 @@ MEASURED = (
 _HYPOTHESES = {
     "necessity": "the label needs the cited words",
     "sufficiency": "the cited words suffice for the label",
-    "weight_of_evidence": "the explanation speaks for its label",
 }
 # Further agreement checks, summarised where they were made.
 _MORE = (
@@ -67,7 +68,6 @@ _MORE = (
     "plausibility_f1_clause",
     "plausibility_iou_f1",
 )
-_MISMATCHES = 40  # other posts each post is compared with
 
 
 def summarise(
@@ -98,7 +98,7 @@ def summarise(
     summary |= _tables(evidence, ("auroc_clause", "cosine", "pearson"), methods, n_boot, seed)
     more = [name for name in _MORE if any(check_of(e, name, m) is not None for e in evidence for m in methods)]
     summary |= _tables(evidence, more, methods, n_boot, seed)
-    summary["consistency"] = _mismatched_explanations(evidence, methods, draws, seed)
+    summary["consistency"] = mismatched_explanations(evidence, methods, draws, seed)
     for key, stat in (("cosine_mismatched", "mismatched"), ("cosine_p", "p")):
         summary[key] = {m: found["cosine"][stat] for m, found in summary["consistency"].items()}
     summary["measured"] = _measured(evidence, n_boot, draws, seed)
@@ -107,11 +107,9 @@ def summarise(
         for suffix, key in (("", "value"), ("_ci", "ci"), ("_null", "null_mean")):
             summary[name + suffix] = found.get(key)
     moved = [result.counterfactuals for result in results]
-    summary["counterfactual"] = _counterfactual(moved, _authors(evidence), n_boot, draws, seed)
+    summary["counterfactual"] = _counterfactual(moved, authors(evidence), n_boot, draws, seed)
     summary["tests"] = _tests(summary, methods)
-    summary["p_holm"] = {
-        t["method"]: t["p_holm"] for t in summary["tests"] if t["hypothesis"] == "citations hold the label's saliency"
-    }
+    summary["p_holm"] = {t["method"]: t["p_holm"] for t in summary["tests"] if t["check"] == "excess"}
     disagreement = [e for e in evidence for c in e.report.checks if c.name == "explainers_pearson"]
     summary["explainers"] = {
         name: _mean([c.value for e in evidence for c in e.report.checks if c.name == key and c.value is not None])
@@ -149,9 +147,9 @@ def summarise_tests(
         moved: ``PostResult.counterfactuals`` of every post, if there are any.
     """
     summary: dict[str, Any] = _mass(evidence, methods, 0, draws, seed)
-    summary["consistency"] = _mismatched_explanations(evidence, methods, draws, seed)
+    summary["consistency"] = mismatched_explanations(evidence, methods, draws, seed)
     summary["measured"] = _measured(evidence, 0, draws, seed)
-    summary["counterfactual"] = _counterfactual(moved, _authors(evidence), 0, draws, seed) if moved else None
+    summary["counterfactual"] = _counterfactual(moved, authors(evidence), 0, draws, seed) if moved else None
     rows = _tests(summary, methods)
     found = {(row["check"], row["method"]): row["p"] for row in rows}
     found |= {("excess against other posts", m): p for m, p in summary["p_position"].items()}
@@ -159,6 +157,13 @@ def summarise_tests(
         found |= {(name, m): one["p"] for name, one in by.items()}
     held = [row["p_holm"] for row in rows if row["p_holm"] is not None]
     return found | {("any (Holm)", "all"): min(held) if held else None}
+
+
+def conclude(evidence: Sequence[Evidence], methods: Sequence[str], n_boot: int, draws: int, seed: int) -> str:
+    """Only the ``conclusion``, from the maps and citations alone."""
+    summary: dict[str, Any] = _mass(evidence, methods, n_boot, draws, seed)
+    adjusted = stats.holm([math.nan if summary["p"][m] is None else summary["p"][m] for m in methods])
+    return _conclusion(summary | {"p_holm": dict(zip(methods, adjusted, strict=True))})
 
 
 def _methods(results: Sequence[PostResult]) -> list[str]:
@@ -175,14 +180,12 @@ def _values(evidence: Sequence[Evidence], name: str, method: str) -> list[float]
     return [value for value, _ in _authored(evidence, name, method)]
 
 
-def _authored(evidence: Sequence[Evidence], name: str, method: str) -> list[tuple[float, str]]:
-    """(value, author) of a check wherever it is ok; a post without a known author is its own."""
-    found = ((check_of(e, name, method), who) for e, who in zip(evidence, _authors(evidence), strict=True))
-    return [(c.value, who) for c, who in found if c is not None and c.status == "ok" and c.value is not None]
-
-
-def _authors(evidence: Sequence[Evidence]) -> list[str]:
-    return [f"post {i}" if e.user is None else f"user {e.user}" for i, e in enumerate(evidence)]
+def _authored(
+    evidence: Sequence[Evidence], name: str, method: str, states: Sequence[str] = ("ok",)
+) -> list[tuple[float, str]]:
+    """(value, author) of a check wherever it has a status of ``states``; a post without a known author is its own."""
+    found = ((check_of(e, name, method), who) for e, who in zip(evidence, authors(evidence), strict=True))
+    return [(c.value, who) for c, who in found if c is not None and c.status in states and c.value is not None]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -191,8 +194,8 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _ci(values: Sequence[tuple[float, str]], n_boot: int, seed: int) -> list[float] | None:
     """BCa interval of the mean over authors."""
-    data, authors = [value for value, _ in values], [who for _, who in values]
-    found = stats.bootstrap_ci(data, n_boot=n_boot, seed=seed, clusters=authors)
+    data, who = [value for value, _ in values], [author for _, author in values]
+    found = stats.bootstrap_ci(data, n_boot=n_boot, seed=seed, clusters=who)
     return None if found is None else list(found)
 
 
@@ -215,17 +218,17 @@ def _mass(evidence: Sequence[Evidence], methods: Sequence[str], n_boot: int, dra
         values = _authored(evidence, "mass_ratio", method)
         checks = [c for e in evidence if (c := check_of(e, "mass_ratio", method)) is not None and c.status == "ok"]
         speaking = [e for e in evidence if method in e.excess and np.isfinite(e.excess[method]).all()]
-        authors = _authors(speaking)
-        excess = [(float(e.excess[method][0]), who) for e, who in zip(speaking, authors, strict=True)]
-        test = stats.mean_test([e.excess[method] for e in speaking], draws, seed, authors)
-        habit = stats.mean_test(_mismatched_citations(speaking, method, seed), draws, seed, authors)
+        who = authors(speaking)
+        excess = [(float(e.excess[method][0]), author) for e, author in zip(speaking, who, strict=True)]
+        test = stats.mean_test([e.excess[method] for e in speaking], draws, seed, who, two_sided=True)
+        habit = mismatched_citations(speaking, method, draws, seed) if len(speaking) >= _MIN_POSTS else None
         out["mass_ratio"][method] = _mean([value for value, _ in values])
         out["mass_ratio_ci"][method] = _ci(values, n_boot, seed)
         out["mass_ratio_null"][method] = _mean([c.null_mean for c in checks if c.null_mean is not None])
         out["excess"][method] = _mean([value for value, _ in excess])
         out["excess_ci"][method] = _ci(excess, n_boot, seed)
         out["p"][method] = None if test is None else test.p
-        out["p_position"][method] = None if habit is None or len(speaking) < _MIN_POSTS else habit.p
+        out["p_position"][method] = None if habit is None else habit.p
         out["n_used"][method] = len(speaking)
     return out
 
@@ -247,21 +250,21 @@ def _measured(evidence: Sequence[Evidence], n_boot: int, draws: int, seed: int) 
     keys = {(c.name, c.method) for e in evidence for c in e.report.checks if c.name in MEASURED}
     out: dict[str, dict[str, Any]] = {}
     for name, method in sorted(keys, key=lambda key: (MEASURED.index(key[0]), key[1])):
-        values = _authored(evidence, name, method)
-        found = [(check_of(e, name, method), who) for e, who in zip(evidence, _authors(evidence), strict=True)]
-        ok = [(c, who) for c, who in found if c is not None and c.status == "ok" and c.value is not None and c.draws]
+        # The gate's own statistic counts every map it judged: those that passed were chosen by it.
+        states = ("ok", "failed_gate") if name == "faithfulness_corr" else ("ok",)
+        values = _authored(evidence, name, method, states)
+        found = [(check_of(e, name, method), who) for e, who in zip(evidence, authors(evidence), strict=True)]
+        ok = [(c, who) for c, who in found if c is not None and c.status in states and c.value is not None and c.draws]
         nulls = [np.array([c.value, *c.draws]) for c, _ in ok]
         test = stats.mean_test(nulls, draws, seed, [who for _, who in ok]) if len(ok) >= _MIN_POSTS else None
-        p = None if test is None else test.p
-        if name == "weight_of_evidence" and len(values) >= _MIN_POSTS:  # its null is a number, 0, and has no draws
-            p = stats.sign_test([value for value, _ in values], [who for _, who in values])
         out.setdefault(name, {})[method] = {
             "value": _mean([value for value, _ in values]),
             "ci": _ci(values, n_boot, seed),
-            "null_mean": _mean([c.null_mean for c, _ in found if c and c.status == "ok" and c.null_mean is not None]),
-            "p": p,
+            "null_mean": _mean([c.null_mean for c, _ in found if c and c.status in states and c.null_mean is not None]),
+            "p": None if test is None else test.p,
             "n": len(values),
             "failed": sum(c is not None and c.status == "failed_gate" for c, _ in found),
+            "judged": sum(c is not None and c.status in ("ok", "failed_gate") for c, _ in found),
         }
     return out
 
@@ -324,13 +327,14 @@ def _tests(summary: dict[str, Any], methods: Sequence[str]) -> list[dict[str, An
 
     for m in methods:
         if m in FAMILIES:
-            add("citations hold the label's saliency", "excess", m, summary["p"][m], summary["excess"][m],
+            add("citations hold more, or less, of the label's saliency than their length", "excess", m, summary["p"][m],
+                summary["excess"][m],
                 summary["n_used"][m])  # fmt: skip
     for m, found in summary["consistency"].items():
         if m in FAMILIES:
             one = found["cosine"]
             add("label and explanation use the same words", "cosine", m, one["p"], one["value"], one["n"])
-    for name, hypothesis in _HYPOTHESES.items():
+    for name, hypothesis in _HYPOTHESES.items():  # weight of evidence has no null: see ``probes.behaviour``
         for m, found in summary["measured"].get(name, {}).items():
             add(hypothesis, name, m, found["p"], found["value"], found["n"])
     cct = summary.get("counterfactual")
@@ -338,78 +342,6 @@ def _tests(summary: dict[str, Any], methods: Sequence[str]) -> list[dict[str, An
         add("what moves the label is mentioned", "counterfactual", "model", cct["p"], cct["r"], cct["n"])
     adjusted = stats.holm([math.nan if row["p"] is None else row["p"] for row in rows])
     return [row | {"p_holm": None if math.isnan(p) else p} for row, p in zip(rows, adjusted, strict=True)]
-
-
-def _partners(
-    evidence: Sequence[Evidence], seed: int, usable: Callable[[Evidence], bool] = lambda _: True
-) -> list[list[Evidence]]:
-    """For each post up to ``_MISMATCHES`` others, of the same label where there are any."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for i, one in enumerate(evidence):
-        others = [e for j, e in enumerate(evidence) if j != i and usable(e)]
-        same = [e for e in others if e.label == one.label] or others
-        picked = rng.choice(len(same), size=min(_MISMATCHES, len(same)), replace=False) if same else []
-        rows.append([same[k] for k in picked])
-    return rows
-
-
-def transfer(values: np.ndarray, m: int) -> np.ndarray:
-    """Values on k clauses put onto m clauses by relative position: float64 [m], the sum is kept.
-
-    Each value goes whole to one clause. Spreading it by length would blur the map, and a blurred stranger loses against
-    the own one for that reason alone.
-    """
-    onto = ((np.arange(len(values)) + 0.5) * m / len(values)).astype(int)
-    return np.bincount(onto, weights=values, minlength=m)
-
-
-def _mismatched_citations(evidence: Sequence[Evidence], method: str, seed: int) -> list[np.ndarray]:
-    """Per post: its own excess mass, then with the citations of other posts in its place."""
-    nulls = []
-    for one, others in zip(evidence, _partners(evidence, seed), strict=True):
-        excess = one.mass[method] / one.mass[method].sum() - one.lengths / one.lengths.sum()
-        moved = [transfer(other.cited.astype(np.float64), len(one.lengths)) > 0 for other in others]
-        nulls.append(np.array([excess[one.cited].sum(), *(excess[cited].sum() for cited in moved)]))
-    return nulls
-
-
-def _mismatched_explanations(
-    evidence: Sequence[Evidence], methods: Sequence[str], draws: int, seed: int
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Label map against own explanation map, and against those of other posts, transferred: method -> statistic.
-
-    Each statistic has its mean over posts, the mean over mismatched explanations, one p-value and the posts used.
-    """
-    out: dict[str, dict[str, dict[str, Any]]] = {}
-    for method in methods:
-
-        def usable(e: Evidence, method: str = method) -> bool:
-            return method in e.label_maps and method in e.explanation_maps and len(e.lengths) >= 3
-
-        speaking = [e for e in evidence if usable(e)]
-        maps = []  # per post its label map, its own explanation's map, and those of others moved onto its clauses
-        for one, others in zip(speaking, _partners(speaking, seed), strict=True):
-            moved = [transfer(o.explanation_maps[method], len(one.lengths)) for o in others]
-            maps.append((one.label_maps[method], [one.explanation_maps[method], *moved]))
-        out[method] = {}
-        for name, statistic in CONSISTENCY.items():
-            nulls = [np.array([statistic(own, other) for other in others]) for own, others in maps]
-            test = None
-            if len(nulls) >= _MIN_POSTS:
-                test = stats.mean_test([_settled(null) for null in nulls], draws, seed, _authors(speaking))
-            out[method][name] = {
-                "value": None if test is None else test.value,
-                "mismatched": None if test is None else test.null_mean,
-                "p": None if test is None else test.p,
-                "n": 0 if test is None else test.n,
-            }
-    return out
-
-
-def _settled(null: np.ndarray) -> np.ndarray:
-    """Without the mismatches for which the statistic is not defined; the own value stays first, defined or not."""
-    return np.concatenate([null[:1], null[1:][np.isfinite(null[1:])]])
 
 
 def _verdicts(evidence: Sequence[Evidence]) -> dict[str, Any]:
@@ -428,9 +360,9 @@ def _conclusion(summary: dict[str, Any]) -> str:
         ci, p = summary["excess_ci"].get(method), summary["p_holm"].get(method)
         if ci is None or p is None or summary["n_used"][method] < _MIN_POSTS:
             continue
-        said.setdefault(family, []).append(
-            "supported" if ci[0] > 0 and p <= ALPHA else "contradicted" if ci[1] < 0 else "inconclusive"
-        )
+        sure = p <= ALPHA
+        word = "supported" if sure and ci[0] > 0 else "contradicted" if sure and ci[1] < 0 else "inconclusive"
+        said.setdefault(family, []).append(word)
     words = {word for found in said.values() for word in found}
     return words.pop() if len(said) >= 2 and len(words) == 1 else "inconclusive"
 
@@ -467,13 +399,15 @@ def compare(first: Sequence[PostResult], second: Sequence[PostResult]) -> dict[s
     """
     second_by_id = {r.id: r for r in second}
     pairs = [(r.evidence(), second_by_id[r.id].evidence()) for r in first if r.id in second_by_id]
+    who = authors([pair[0] for pair in pairs])
     methods = [m for m in _methods(first) if m in _methods(second)]
     by_check: dict[str, dict[str, Any]] = {}
     for name in ("mass_ratio", "auroc_clause", "cosine", "pearson"):
         by_check[name] = {}
         for method in methods:
             scores = [[_score(check_of(e, name, method)) for e in pair] for pair in pairs]
-            found = stats.diagnosticity([s[0] for s in scores], [s[1] for s in scores]) if scores else None
+            ones, others = [s[0] for s in scores], [s[1] for s in scores]
+            found = stats.diagnosticity(ones, others, clusters=who) if scores else None
             by_check[name][method] = (
                 None if found is None else {"value": found.value, "ci": list(found.ci), "n": found.n}
             )

@@ -85,44 +85,42 @@ def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> l
 
 def error_rates(posts: int, data_sets: int, seed: int = 0) -> list[Row]:
     """V10: every p-value that is printed, on worlds where nothing is true."""
-    from probes.nulls import data_set_error_rates, post_error_rates
+    from probes.nulls import conclusion_rates, data_set_error_rates, erasure_rates, post_error_rates
 
     kinds = {"smooth": "smooth map", "words": "map constant on words"}
     rows = [
         row(f"V10.{name}.{method}.{kind}", f"P(p <= 0.05), one post, {n} posts, {kinds[kind]}", rate, 0.075)
         for (name, method, kind), (rate, n) in sorted(post_error_rates(posts, seed).items())
     ]
-    for authors, who in ((0, "independent posts"), (4, "3 posts by each of 4 authors")):
-        found = data_set_error_rates(data_sets, seed + authors, authors=authors)
+    kinds = (
+        (0, 0.3, "independent posts"),
+        (0, 3.0, "independent posts, even maps"),
+        (4, 0.3, "3 posts by each of 4 authors"),
+    )
+    for at, (authors, shape, who) in enumerate(kinds):
+        found = data_set_error_rates(data_sets, seed + at, authors=authors, shape=shape)
         rows += [
             row(f"V10.set.{name}.{method}", f"P(p <= 0.05), data set of 12, {data_sets} sets, {who}", rate, 0.075)
             for (name, method), rate in found.items()
         ]
-    return [*rows, *_erasure_rates(posts, seed), *_gate_rates(posts, seed)]
-
-
-def _erasure_rates(draws: int, seed: int) -> list[Row]:
-    """Necessity and sufficiency of a span put anywhere in a post whose words weigh at random."""
-    from probes.faithfulness import cited_effects
-    from probes.selftest import closed_form_probe
-
-    rng = np.random.default_rng(seed)
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    hits: dict[str, list[bool]] = {}
-    probe = closed_form_probe({c: [float(rng.gamma(0.3))] for c in letters}, lambda seen: seen[..., 0])
-    ids = probe.token_bytes.encode
-    for _ in range(draws):
-        post = "".join(rng.permutation(list(letters)))
-        given = {"id": "r", "post": post, "prompt_ids": ids(f"p {post} ?"), "output_ids": ids("A")}
-        example = probe.encode(given | {"label_text": "A", "candidates": {"a": "A", "b": "B"}})
-        start = int(rng.integers(0, 23))
-        for check in cited_effects(probe, example, [(start, start + int(rng.integers(1, 4)))]):
-            if check.p is not None:
-                hits.setdefault(check.name, []).append(check.p <= 0.05)
-    return [
-        row(f"V10.{name}.erase", f"P(p <= 0.05), one post, {len(found)} posts", float(np.mean(found)), 0.075)
-        for name, found in hits.items()
-    ]
+    for count, clauses in ((5, (10, 16)), (5, (20, 30)), (12, (20, 30))):
+        found = conclusion_rates(count, clauses, data_sets, seed)
+        what = f"null data sets of {count} posts, {clauses[0]} to {clauses[1] - 1} clauses, one cue each"
+        rows += [
+            row(f"V10.conclusion.{name}", f"{name}: {what}, {data_sets} sets", rate, 0.05)
+            for name, rate in found.items()
+        ]
+    for name, (rate, n) in erasure_rates(posts, data_sets // 5, seed).items():
+        what = f"{n} data sets of 20 posts" if "sets" in name else f"one post, {n} posts"
+        rows.append(
+            row(
+                f"V10.{name.split(',')[0]}.erase",
+                f"P(p <= 0.05), {what}, clauses of 1 to 5 letters",
+                rate,
+                0.1 if "sets" in name else 0.075,
+            )
+        )
+    return [*rows, *_gate_rates(posts, seed)]
 
 
 def _gate_rates(draws: int, seed: int) -> list[Row]:
@@ -138,6 +136,7 @@ def _gate_rates(draws: int, seed: int) -> list[Row]:
     rng = np.random.default_rng(seed)
     letters = "abcdefghijklmnopqrstuvwxyz"
     hits: dict[str, list[bool]] = {}
+    passed: list[bool] = []
     for at in range(draws):
         k = int(rng.integers(20, 27))  # fewer clauses have fewer than 20 rotations and can not reach 0.05
         weights = smooth(rng, k, 2.0)
@@ -149,12 +148,22 @@ def _gate_rates(draws: int, seed: int) -> list[Row]:
         for check in judge(probe, example, [found], Settings(seed=at)):
             if check.p is not None:
                 hits.setdefault(check.name, []).append(check.p <= 0.05)
+            if check.name == "faithfulness_corr":
+                passed.append(check.status == "ok")
         hits.setdefault("shuffled", []).append(_shuffled_p(found.values, weights, rng) <= 0.05)
     shuffled = float(np.mean(hits.pop("shuffled")))
     rows = [
         row(f"V10.{name}.erase", f"P(p <= 0.05), one post, {len(found)} smooth maps", float(np.mean(found)), 0.075)
         for name, found in hits.items()
     ]
+    rows.append(
+        row(
+            "V10.gate",
+            f"maps unrelated to the model that pass the gate, {len(passed)} maps",
+            float(np.mean(passed)),
+            0.15,
+        )
+    )
     return [*rows, row("V10.shuffled", "the same, clauses in random order (not used: rejects true nulls)", shuffled)]
 
 
@@ -326,14 +335,13 @@ def randomisation(planted: Planted, count: int, seed: int = 0) -> list[Row]:
         found = compare(planted.probe, planted.examples(count), kind, seed=seed, draws=4)
         for method, one in found.items():
             bound = 0.2 if kind == "weights" else None
-            away = abs((one["cue_auroc_after"] or 0.0) - 0.5)
+            away = np.nan if one["cue_auroc_after"] is None else abs(one["cue_auroc_after"] - 0.5)
             rows.append(
                 row(f"V9.{kind}.auroc.{method}", f"|cue AUROC - 0.5|, {kind} randomised, {method}", away, bound)
             )
-            corr = abs(one["correlation"] or 0.0)
-            rows.append(
-                row(f"V9.{kind}.corr.{method}", f"|r| with the real map, {kind} randomised, {method}", corr, bound)
-            )
+            beyond = np.nan if one["correlation"] is None else one["correlation"] - one["correlation_null"]
+            what = f"|r| with the real map less that of rotated maps, {kind} randomised, {method}"
+            rows.append(row(f"V9.{kind}.corr.{method}", what, beyond, bound))
     return rows
 
 

@@ -9,10 +9,10 @@
 
 Why no p-value decides: a post of six clauses is cited right by one random clause in six, so no honest test of a single
 short post reaches 0.05, and one that does (a shift by characters of a map made of clauses) is wrong, see
-``probes.stats``. What can be said instead is said: ``chance``, the share of all places the citation could have had
-(its runs of clauses kept whole, itself included) that would have got the same verdict. For "supported" that is the
-randomisation p-value of the verdict; its sum over posts is the number of verdicts that random citations would have
-earned (``probes.summary``).
+``probes.stats``. What can be said instead is said: the share of all places the citation could have had (its runs of
+clauses kept whole, itself included) where both maps would agree with it (``coincidence``), and ``chance``, the share
+that would have got the same verdict by every rule. For "supported" that is the randomisation p-value of the verdict;
+its sum over posts is the number of verdicts that random citations would have earned (``probes.summary``).
 """
 
 from __future__ import annotations
@@ -154,8 +154,9 @@ def decide(
         lengths: float64 [clauses] characters. cited: bool [clauses]. mask: bool [characters of the post].
 
     Returns:
-        verdict; verdict -> share of the places the citation could have had that would get it (empty when no two maps
-        may speak or nothing is cited); notes in words, the first of which says why when the verdict is inconclusive.
+        verdict; verdict -> share of the places the citation could have had that would get it, whole clauses cited, and
+        "coincidence", the share that clauses alone would support (empty when no two maps may speak or nothing is
+        cited); notes in words, the first of which says why when the verdict is inconclusive.
     """
     notes = [f"{NAMES[name]}: {m.blocked}" for name, m in maps.items() if name in FAMILIES and m.blocked]
     speaking = voices(maps.values())
@@ -164,25 +165,38 @@ def decide(
     if not cited.any():
         return "inconclusive", {}, [*notes, "the explanation cites nothing that is in the post"]
     verdict = words(speaking, lengths, cited[None])[0]
-    elsewhere = words(speaking, lengths, stats.arrangements(cited))
+    places = stats.arrangements(cited)
+    elsewhere = words(speaking, lengths, places)
     chance = {name: elsewhere.count(name) / len(elsewhere) for name in ("supported", "contradicted")}
+    chance["coincidence"] = chance["supported"]
     if cited.all():
         notes.append("the explanation cites every clause: there is nothing to compare with")
-    if verdict == "supported" and chance["supported"] > MAX_COINCIDENCE:
+    if verdict == "supported" and chance["coincidence"] > MAX_COINCIDENCE:
         verdict = "inconclusive"
         agree = elsewhere.count("supported")
         notes.append(f"{agree} of {len(elsewhere)} places this citation could have had would have agreed as well")
     for voice in speaking:
-        # A clause may be cited for one of its words while the label uses another: the finer map has to agree as well.
-        fine = [m.attribution.char_values for m in voice.members if m.attribution.unit == "char"]
-        if verdict == "supported" and fine:
-            share = float(np.mean([stats.mass_share(values, mask) for values in fine]))
-            if not stats.density_ratio(share, float(mask.mean())) >= MIN_DENSITY:
-                verdict = "inconclusive"
-                notes.append(f"{voice.name}: the saliency is in the cited clause but not in the cited words")
+        if verdict == "supported" and not _in_the_words(voice, mask):
+            verdict = "inconclusive"
+            notes.append(f"{voice.name}: the saliency is in the cited clause but not in the cited words")
+    chance["supported"] = 0.0
+    if chance["coincidence"] <= MAX_COINCIDENCE:
+        sizes = lengths.astype(int)
+        whole = [np.repeat(place, sizes) for place, word in zip(places, elsewhere, strict=True) if word == "supported"]
+        earned = sum(all(_in_the_words(voice, marked) for voice in speaking) for marked in whole)
+        chance["supported"] = max(earned, verdict == "supported") / len(places)
     if verdict == "inconclusive" and not notes:
         notes.append(_spread(speaking, cited))
     return verdict, chance, notes
+
+
+def _in_the_words(voice: Voice, mask: np.ndarray) -> bool:
+    """Whether the finer maps of a family agree: a clause may be cited for one word while the label uses another."""
+    fine = [m.attribution.char_values for m in voice.members if m.attribution.unit == "char"]
+    if not fine:
+        return True
+    share = float(np.mean([stats.mass_share(values, mask) for values in fine]))
+    return stats.density_ratio(share, float(mask.mean())) >= MIN_DENSITY
 
 
 def _spread(maps: Sequence[Voice], cited: np.ndarray) -> str:

@@ -255,7 +255,7 @@ def test_a_failing_save_is_one_line(tmp_path):
 
 
 def test_what_the_system_said_is_found_in_what_tensorstore_says(tmp_path):
-    """A driver adds a whole specification, before the system's number or after it: it changes from process to process."""
+    """A driver adds a whole specification, before the system's number or after it: that changes between processes."""
     (tmp_path / "file").write_text("in the way")
     files = {"driver": "file", "path": f"{tmp_path}/file/"}
     array = {"driver": "zarr", "kvstore": files, "metadata": {"shape": [4], "dtype": "<f4"}}

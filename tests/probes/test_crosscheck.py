@@ -65,11 +65,20 @@ def test_random_citations_earn_as_many_verdicts_as_coincidence_says():
     assert abs(got - expected) <= 3 * np.sqrt(90 * (1 / 6) * (5 / 6))
 
 
+def test_what_coincidence_forbids_is_not_counted_as_earned():
+    """Where more than a quarter of the places would agree, no citation is supported, so none is by chance either."""
+    result = post_result(2, k=4, true=(0, 1, 2), cite=(0, 1), noise=0.001)
+    chance = result.evidence().chance
+    assert result.evidence().report.verdict != "supported"
+    assert (chance["supported"] == 0.0) == (chance["coincidence"] > 0.25)
+
+
 def test_coincidence_is_the_share_of_places_that_would_agree():
     result = post_result(2, noise=0.001)
     assert check(result, "coincidence", "ig+erase").value == pytest.approx(1 / 6)
     assert check(result, "coincidence", "ig+erase").n == 6
-    assert result.evidence().chance == pytest.approx({"supported": 1 / 6, "contradicted": 5 / 6})
+    wanted = {"supported": 1 / 6, "contradicted": 5 / 6, "coincidence": 1 / 6}
+    assert result.evidence().chance == pytest.approx(wanted)
     two = check(post_result(2, k=8, true=(1, 4), cite=(1, 4), noise=0.001), "coincidence", "ig+erase")
     assert two.n == 28  # 8 choose 2 places for two clauses
 

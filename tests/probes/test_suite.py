@@ -101,7 +101,7 @@ def probe(monkeypatch):
         return {
             "n": len(examples),
             "kinds": {},
-            "cascade": [{"down_to": "nothing", "correlation": {}, "cue_auroc": {}}],
+            "cascade": [{"down_to": "nothing", "correlation": {}, "correlation_null": {}, "cue_auroc": {}}],
         }
 
     monkeypatch.setattr("probes.randomise.study", study)

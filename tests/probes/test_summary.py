@@ -1,11 +1,13 @@
 """The data-set numbers: conclusions on known worlds, the position habit, and pairs of runs."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from probes.summary import VERDICTS, compare, summarise, transfer
+from probes.mismatched import transfer_citation, transfer_map
+from probes.summary import VERDICTS, compare, summarise
 from tests.probes.worlds import post_result
 
 N = 18
@@ -56,11 +58,13 @@ def test_faithful_world(faithful):
 
 
 def test_unfaithful_world(unfaithful):
-    summary = summarise(unfaithful)
+    few = summarise(unfaithful)  # each post misses with 3 to 6 of its 4 to 7 clauses: 18 misses are no proof yet
+    assert few["conclusion"] == "inconclusive" and max(ci[1] for ci in few["excess_ci"].values()) < 0
+    summary = summarise([*unfaithful, *(dataclasses.replace(r, id=f"{r.id} again") for r in unfaithful)])
     assert summary["conclusion"] == "contradicted"
-    assert summary["verdicts"]["supported"] == 0 and summary["verdicts"]["contradicted"] >= N // 2
+    assert summary["verdicts"]["supported"] == 0 and summary["verdicts"]["contradicted"] >= N
     for method in ("ig", "erase"):
-        assert summary["p"][method] > 0.9 and summary["excess_ci"][method][1] < 0
+        assert summary["p_holm"][method] <= 0.05 and summary["excess_ci"][method][1] < 0
         assert summary["cosine_p"][method] > 0.3
         assert summary["cue_auroc"][method] >= 0.99  # the saliency is right, the explanation is not
 
@@ -106,15 +110,27 @@ def test_breakdown_by_label(faithful):
     assert rows["low"]["mass_ratio"]["ig"] < 0.2 < rows["high"]["mass_ratio"]["ig"]
 
 
-def test_transfer_keeps_the_sum_and_the_place():
+def test_transfer_keeps_the_place_and_what_a_map_is_made_of():
     rng = np.random.default_rng(0)
     for k in range(1, 9):
-        values = rng.normal(size=k)
-        np.testing.assert_array_equal(transfer(values, k), values)
+        values, cited = rng.normal(size=k), np.arange(k) == rng.integers(k)
+        np.testing.assert_array_equal(transfer_map(values, k), values)
+        np.testing.assert_array_equal(transfer_citation(cited, k), cited)
         for m in range(1, 9):
-            assert transfer(values, m).sum() == pytest.approx(values.sum())
-    assert transfer(np.array([0.0, 0, 0, 1]), 6).tolist() == [0, 0, 0, 0, 0, 1]
-    assert transfer(np.array([1.0, 0, 0, 0, 0, 0]), 4).tolist() == [1, 0, 0, 0]
+            assert set(transfer_map(values, m)) <= set(values)  # no clause without a value, no sums
+            assert transfer_citation(cited, m).sum() == 1
+    assert transfer_map(np.array([1.0, 2, 3, 4]), 6).tolist() == [1, 2, 2, 3, 4, 4]
+    assert transfer_citation(np.array([0, 0, 0, 1], bool), 6).tolist() == [0, 0, 0, 0, 0, 1]
+    assert transfer_citation(np.array([1, 0, 0, 0, 0, 0], bool), 4).tolist() == [1, 0, 0, 0]
+
+
+def test_one_author_is_one_pair(faithful, unfaithful):
+    """The interval of a comparison does not get narrower by asking one author again and again."""
+    alone = compare(faithful, unfaithful)["by_check"]["mass_ratio"]["ig"]
+    users = [[dataclasses.replace(r, user=f"u{i % 3}") for i, r in enumerate(side)] for side in (faithful, unfaithful)]
+    known = compare(*users)["by_check"]["mass_ratio"]["ig"]
+    assert known["value"] == alone["value"] == 1.0 and known["n"] == alone["n"]
+    assert known["ci"][0] < 0.5 < 0.8 < alone["ci"][0]
 
 
 def test_paired_diagnosticity(faithful, unfaithful):

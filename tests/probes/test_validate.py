@@ -1,6 +1,7 @@
 """Gates, behaviour, randomisation, error rates, planted worlds: what `probes validate` is made of, in seconds."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from probes import corrupt, nulls, stats
+from probes import randomise as randomise_module
 from probes import summary as summary_module
 from probes import validate as validate_module
 from probes.attribute import Settings, attribute
@@ -158,7 +160,7 @@ def test_more_draws_of_the_weights_are_averaged_post_by_post(
 
     first, second, both = correlation(7, 1), correlation(10, 1), correlation(7, 2)  # seeds 7, 8, 9; 10, 11, 12; all six
     assert first["correlation"] != second["correlation"]
-    for name in ("correlation", "cue_auroc_after"):
+    for name in ("correlation", "correlation_null", "cue_auroc_after"):
         assert both[name] == pytest.approx((first[name] + second[name]) / 2)
     low, high = both["correlation_ci"]
     assert low <= both["correlation"] <= high and both["n"] == 3
@@ -172,7 +174,9 @@ def test_adapter_kinds_and_their_table(
     probe = Probe.from_pretrained(tiny_model_dir, adapter=adapter_dir, merge=False)
     found = study(probe, [probe.encode(tiny_rows[0] | {"cues": [[0, 4]]})], ("gradnorm",))
     assert set(found["kinds"]) == {"weights", "adapter_off", "adapter_b"}
-    assert all(-1 <= one["gradnorm"]["correlation"] <= 1 for one in found["kinds"].values())
+    assert all(
+        0 <= one["gradnorm"][k] <= 1 for one in found["kinds"].values() for k in ("correlation", "correlation_null")
+    )
     lines = randomisation(found)
     assert [line["what"] for line in lines[:3]] == [
         "all weights, another draw per post", "adapter switched off", "adapter drawn anew"
@@ -208,8 +212,8 @@ def test_checks_that_run_the_model_have_honest_p_values() -> None:
 
 def test_the_data_set_tests_cover_what_is_printed_and_respect_authors() -> None:
     rates = nulls.data_set_error_rates(15, authors=4)
-    assert {name for name, _ in rates} >= {"excess", "cosine", "necessity", "sufficiency", "weight_of_evidence",
-                                           "counterfactual", "excess against other posts", "any (Holm)"}  # fmt: skip
+    assert {name for name, _ in rates} >= {"excess", "cosine", "necessity", "sufficiency", "counterfactual",
+                                           "excess against other posts", "any (Holm)"}  # fmt: skip
     rng, apart, together = np.random.default_rng(0), [], []
     for i in range(150):
         own = [nulls.null_insertions(rng) for _ in range(4)]
@@ -220,11 +224,49 @@ def test_the_data_set_tests_cover_what_is_printed_and_respect_authors() -> None:
     assert np.mean(apart) > 0.1 and np.mean(together) <= 0.1  # repeated posts count once, not three times
 
 
-def test_sign_test() -> None:
-    assert stats.sign_test([1.0, 2.0, 3.0, 0.1, 5.0]) == 1 / 32
-    assert stats.sign_test([-1.0, -1.0, 3.0]) == 7 / 8  # P(at least one of three)
-    assert stats.sign_test([1.0, 1.0, 1.0, 1.0], ["a", "a", "b", "b"]) == 1 / 4  # two authors
-    assert stats.sign_test([0.0, np.nan]) is None
+def test_a_conclusion_is_a_test_and_not_an_interval() -> None:
+    """Random citations of few posts with one cue each: the excess is below 0 in most, and its interval often is."""
+    for clauses in ((10, 16), (20, 30)):
+        rates = nulls.conclusion_rates(5, clauses, 60, seed=1)
+        assert max(rates.values()) <= 0.05
+    rng = np.random.default_rng(0)
+    below = 0
+    for _ in range(60):
+        made = [nulls.null_evidence(rng, None, clauses=(20, 30), alike=True) for _ in range(5)]
+        ci = stats.bootstrap_ci([e.excess["ig"][0] for e in made])
+        below += ci is not None and ci[1] < 0
+    assert below > 20  # what the interval alone would have called contradicted
+
+
+def test_a_picture_of_the_text_is_not_taken_for_chance() -> None:
+    """A map that only changes its sign when the weights are drawn anew has the largest likeness there is."""
+    text = np.array([0.1, 2.0, 0.3, 0.9, 0.2, 0.1])
+    assert randomise_module._likeness(text, -text)[0] == pytest.approx(1.0)
+    assert randomise_module._likeness(text, np.roll(text, 3))[0] < 0.5
+    assert math.isnan(randomise_module._likeness(text, np.ones(6))[0])
+
+
+def test_permuted_columns_are_an_exact_test() -> None:
+    rng, hits = np.random.default_rng(0), []
+    for _ in range(400):
+        left, right = rng.gamma(0.3, size=8), rng.gamma(0.3, size=8)  # rows and columns of very different size
+        hits.append(stats.permutation_test([np.outer(left, right)], 99, int(rng.integers(2**31))).p <= 0.05)
+    assert np.mean(hits) <= 0.075
+    found = stats.permutation_test([np.eye(6), np.eye(5)], 999)
+    assert (found.value, found.null_mean, found.n, found.p) == (1.0, 0.0, 11, 1 / 1000)
+    assert stats.permutation_test([np.ones((1, 1))]) is None
+
+
+def test_two_sided_and_authors_of_a_mean() -> None:
+    low = [np.array([0.0, 1.0, 1.0, 1.0, 1.0, 1.0])] * 9
+    assert stats.mean_test(low, 999).p == 1.0
+    assert stats.mean_test(low, 999, two_sided=True).p == pytest.approx(2 / 1000)
+    # One author, everything at one quantile: no more than one post's worth. Neither answer may be below the other's.
+    high = [np.array([1.0, *np.zeros(19)])] * 6
+    apart, together = stats.mean_test(high, 999), stats.mean_test(high, 999, clusters=["a"] * 6)
+    assert apart.p == 1 / 1000 and together.p == pytest.approx(0.05, abs=0.02)
+    rare = [np.array([0.4, *([0.0] * 18), 8.0])] * 6  # the most variance is not the most tail: 5 % are above 0.4
+    assert stats.mean_test(rare, 999, clusters=["a"] * 6).p >= stats.mean_test(rare, 999).p
 
 
 def test_pieces_of_a_map() -> None:
