@@ -26,8 +26,8 @@ from mentalglm_jax.data.imhi import load_imhi_experts
 from mentalglm_jax.data.prompts import Prompts, load_prompts, pick_examples
 from mentalglm_jax.data.records import SPLITS, Record, iter_records, read_records, write_records
 from mentalglm_jax.data.sources import dev_split, load_upstream, present
-from mentalglm_jax.data.teacher import AnswerCache, OpenAITeacher, Teacher, TeacherConfig
-from mentalglm_jax.errors import InputError
+from mentalglm_jax.data.teacher import CONTENT_FILTER, AnswerCache, OpenAITeacher, Teacher, TeacherConfig
+from mentalglm_jax.errors import InputError, MentalGLMError
 from mentalglm_jax.files import replace_dir, write_json, write_text
 
 Progress = Callable[..., None]
@@ -126,7 +126,8 @@ def build(recipe: BuildRecipe, progress: Progress, teacher: Teacher | None = Non
 
     Raises:
         InputError: recipe, data, experts or prompts are wrong, or ``out`` holds something else.
-        RunError: the teacher failed or the budget is spent; answers so far are in the cache, the same call goes on.
+        RunError: the teacher failed or the budget is spent; all answers, those under way included, are in the cache and
+            the same call goes on. A post that the teacher's content filter refuses is no failure: it is rejected.
     """
     if recipe.out.exists() and any(recipe.out.iterdir()) and not (recipe.out / MANIFEST).is_file():
         raise InputError(f"{recipe.out}: not empty and not written by this command; choose another out")
@@ -195,6 +196,7 @@ async def _ask_all(
     limits = Limits(recipe.checks.zh_characters, recipe.checks.en_words)
     outcomes: list[Outcome | None] = [None] * len(records)
     waiting = iter(range(len(records)))
+    failures: list[MentalGLMError] = []
     done = 0
     async with contextlib.AsyncExitStack() as stack:
         if teacher is None:
@@ -203,7 +205,13 @@ async def _ask_all(
         async def work() -> None:
             nonlocal done
             for number in waiting:
-                outcomes[number] = await _explain(recipe, records[number], experts, prompts, limits, teacher)
+                if failures:
+                    return
+                try:  # a failure in a task would cancel the others, and what they were about to get is paid for
+                    outcomes[number] = await _explain(recipe, records[number], experts, prompts, limits, teacher)
+                except MentalGLMError as failure:
+                    failures.append(failure)
+                    return
                 done += 1
                 progress(
                     done, len(records), f"{teacher.stats['asked']} asked, {teacher.stats['cached']} from the cache"
@@ -219,6 +227,8 @@ async def _ask_all(
             while isinstance(first, BaseExceptionGroup):
                 first = first.exceptions[0]
             raise first from None
+        if failures:
+            raise failures[0]
     return _Asked([outcome for outcome in outcomes if outcome is not None], dict(teacher.stats))
 
 
@@ -286,8 +296,8 @@ def _write(
                 write_records(folder / "data" / f"{split}.parquet", rows)
                 write_records(folder / "records" / f"{split}.jsonl", rows)
                 write_json(folder / "alpaca" / f"{split}.json", [alpaca_row(record) for record in rows])
-        lines = [json.dumps({"id": o.candidate.record.id, "failed": o.failed, "answer": o.candidate.text},
-                            ensure_ascii=False) for o in rejected]  # fmt: skip
+        lines = [json.dumps({"id": o.candidate.record.id, "failed": o.failed, "finish": o.candidate.finish,
+                             "answer": o.candidate.text}, ensure_ascii=False) for o in rejected]  # fmt: skip
         write_text(folder / "rejected.jsonl", "".join(f"{line}\n" for line in lines))
         manifest = {
             "recipe": recipe.model_dump(  # no path of the machine it ran on
@@ -295,7 +305,8 @@ def _write(
             ),
             "inputs": inputs,
             "prompts": {p.language: {"version": p.version, "sha256": p.sha256} for p in prompts.values()},
-            "records": {"asked": len(outcomes), "accepted": len(accepted), "rejected": len(rejected)},
+            "records": {"asked": len(outcomes), "accepted": len(accepted), "rejected": len(rejected),
+                        "filtered": sum(o.candidate.finish == CONTENT_FILTER for o in rejected)},
             "counts": _counts(accepted),
             "checks": check_rates(outcomes),
             "consistency": consistency,

@@ -38,7 +38,8 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n",
         _HEAD,
         "## Composition\n",
-        f"{records['accepted']} of {records['asked']} explanations passed the required checks.\n",
+        f"{records['accepted']} of {records['asked']} explanations passed the required checks; "
+        f"{records['filtered']} posts were refused by the teacher's content filter.\n",
         "| task | split | records | labels |\n|---|---|---|---|",
         *(f"| {task} | {split} | {entry['records']} | "
           f"{', '.join(f'{label} {count}' for label, count in entry['labels'].items())} |"
