@@ -298,6 +298,51 @@ def test_c_imhi_reads_what_we_write_and_what_is_known_of_the_authors_files(tmp_p
     assert (second.label, second.post) == ("low", "我吃了面")
 
 
+CD_ASKED, CD_SAID = "这个帖子体现了什么认知歪曲？", "该帖子体现了乱贴标签。推理：他说“没用”"
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "post"),
+    [
+        (CD_ASKED, "他说“你真没用”，我就是没用", "他说“你真没用”，我就是没用"),
+        ("请回答：" + CD_ASKED, "我搜了“自杀风险”，都是“自杀风险”", "我搜了“自杀风险”，都是“自杀风险”"),
+        ("指出其中的“认知歪曲”。", '她说"好"，就走了', '她说"好"，就走了'),
+        ("请回答：" + CD_ASKED, "考虑以下这个帖子：“他说“好”，走了”", "他说“好”，走了"),
+        ("你是心理学家。", f'考虑以下这个帖子："他说“好”" 问题：{CD_ASKED}', "他说“好”"),
+        ("你是心理学家。", f"帖子：“他说“好”，走了”。{CD_ASKED}", "他说“好”，走了"),
+        (f"考虑以下这个帖子：“他说“好”，走了” 问题：{CD_ASKED}", " ", "他说“好”，走了"),
+    ],
+)
+def test_c_imhi_takes_the_post_whole_where_it_stands_alone(tmp_path, asked, given, post):
+    (record,) = iter_c_imhi(put(tmp_path / "Instruct_CD.json", alpaca((asked, given, CD_SAID))))
+    assert (record.post, record.labels) == (post, ("labeling",))
+
+
+@pytest.mark.parametrize(
+    ("task", "said", "gold"),
+    [
+        ("自杀风险", "没有体现高自杀风险。推理：x", "没"),
+        ("自杀风险", "不属于高风险", "不"),
+        ("自杀风险", "并非低自杀风险。因为x", "非"),
+        ("认知歪曲", "乱贴标签，而不是以偏概全。推理：x", "不"),
+        ("认知歪曲", "体现了乱贴标签，未体现“读心术”。推理：x", "未"),
+        ("自杀风险", "不，这个帖子非常明显体现了高自杀风险，没有别的。推理：x", ("high",)),
+        ("自杀风险", "毫无疑问是低自杀风险。因为没有高自杀风险的表现", ("low",)),
+        ("认知歪曲", "他说“我不好”，不仅有非此即彼和否定正面思考，还有“乱贴标签”。推理：x",
+         ("all_or_nothing", "disqualifying_positive", "labeling")),
+        ("认知歪曲", "“我不行”体现了乱贴标签。推理：没有以偏概全", ("labeling",)),
+    ],
+)  # fmt: skip
+def test_c_imhi_reads_no_label_that_is_denied(tmp_path, task, said, gold):
+    path = put(tmp_path / "Instruct_a.json", alpaca((f"有什么{task}？", "面条", said)))
+    if isinstance(gold, tuple):
+        (record,) = iter_c_imhi(path)
+        assert record.gold == gold
+    else:
+        with pytest.raises(InputError, match=f":2, column 'output': '{gold}' stands beside a label and may deny it"):
+            list(iter_c_imhi(path))
+
+
 # --- damage ---
 
 
