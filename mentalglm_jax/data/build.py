@@ -25,6 +25,7 @@ from mentalglm_jax.data.datasheet import datasheet
 from mentalglm_jax.data.imhi import load_imhi_experts
 from mentalglm_jax.data.prompts import Prompts, load_prompts, pick_examples
 from mentalglm_jax.data.records import SPLITS, Record, iter_records, read_records, write_records
+from mentalglm_jax.data.selection import limited
 from mentalglm_jax.data.sources import dev_split, load_upstream, present
 from mentalglm_jax.data.teacher import CONTENT_FILTER, AnswerCache, OpenAITeacher, Teacher, TeacherConfig
 from mentalglm_jax.errors import InputError, MentalGLMError
@@ -41,7 +42,8 @@ class _Strict(BaseModel):
 
 class BuildData(_Strict):
     """Labelled posts: ``sets`` below ``root`` (upstream files), or ``root`` itself a record file. ``dev_fraction`` of
-    the training part becomes the development part; ``limit`` keeps at most that many records per task and split."""
+    the training part becomes the development part; ``limit`` keeps at most that many records per task, language and
+    split, spread evenly over the file."""
 
     root: Path
     sets: tuple[str, ...] = ()
@@ -161,12 +163,8 @@ def _gold_records(recipe: BuildRecipe) -> list[Record]:
         records = list(iter_records(section.root))
     else:
         records = dev_split(load_upstream(section.root, section.sets or present(section.root)), section.dev_fraction)
-    kept, seen = [], Counter()
-    for record in records:
-        part = (record.task, record.split)
-        if record.split in section.splits and (section.limit is None or seen[part] < section.limit):
-            seen[part] += 1
-            kept.append(scrub_record(record) if section.scrub else record)
+    kept = limited([record for record in records if record.split in section.splits], section.limit)
+    kept = [scrub_record(record) for record in kept] if section.scrub else kept
     if not kept:
         raise InputError(f"{section.root}: no record of the splits {', '.join(section.splits)}")
     if repeated := [one for one, count in Counter(record.id for record in kept).items() if count > 1]:

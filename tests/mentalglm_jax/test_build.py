@@ -286,6 +286,15 @@ def test_contact_details_never_reach_the_teacher(made, tmp_path):
     assert "13812345678" not in json.dumps(server.requests) and "[phone]" in json.dumps(server.requests)
 
 
+def test_a_limit_takes_of_a_file_sorted_by_label_some_of_each(made, tmp_path):
+    rows = [r for r in records(24) if r.task == "suicide_risk"]
+    write_records(tmp_path / "posts.jsonl", sorted(rows, key=lambda r: r.label))
+    with endpoint() as server:
+        manifest = build(made(server.url, data={"root": tmp_path / "posts.jsonl", "limit": 4}), quiet)
+    assert manifest["records"]["asked"] == 4
+    assert manifest["counts"]["suicide_risk"]["train"]["labels"] == {"high": 2, "low": 2}
+
+
 # --- prompts ---
 
 
