@@ -38,8 +38,8 @@ _ALPACA_COLUMNS = ("instruction", "input", "output")
 
 
 def iter_sos_hl_1k(path: str | Path) -> Iterator[Record]:
-    """Suicide risk, high or low. ``path``: one file in any of the three formats, or a folder (the best format there is
-    read).
+    """Suicide risk, high or low. ``path``: one file in any of the three formats, or a folder (of each part the best
+    format there is read).
 
     Raises: InputError naming file, line and column.
     """
@@ -67,10 +67,10 @@ def load_sos_hl_1k(path: str | Path) -> list[Record]:
 
 
 def _sos_files(folder: Path) -> list[Path]:
-    for ending in _SOS_FORMATS:
-        if files := [f for part in _SOS_SPLITS if (f := folder / f"suicide_{part}{ending}").is_file()]:
-            return files
-    return []
+    """Of each part the file in the best format that it is there in."""
+    found = [[f for ending in _SOS_FORMATS if (f := folder / f"suicide_{part}{ending}").is_file()]
+             for part in _SOS_SPLITS]  # fmt: skip
+    return [files[0] for files in found if files]
 
 
 def _sos_onehot_rows(path: Path) -> Iterator[Row]:

@@ -119,6 +119,14 @@ def test_sos_folder_takes_one_format_and_val_is_the_test_part(tmp_path):
     assert [record.split for record in load_sos_hl_1k(tmp_path)] == ["train"] * 3 + ["test"]
 
 
+def test_sos_folder_takes_the_best_format_of_each_part(tmp_path):
+    put(tmp_path / "suicide_train_LLM.csv", sos_table())
+    put(tmp_path / "suicide_train.jsonl", sos_chat(SOS[:1]))
+    put(tmp_path / "suicide_val_BERT.tsv", sos_onehot(SOS[:2]))
+    put(tmp_path / "suicide_val.jsonl", sos_chat(SOS[:1]))
+    assert [record.split for record in load_sos_hl_1k(tmp_path)] == ["train"] * 3 + ["test"] * 2
+
+
 def test_socialcd_reads_several_labels_and_both_parts(tmp_path):
     put(tmp_path / "train_data_with_header.tsv", b"\xef\xbb\xbf" + cd_table(CD))
     renamed = cd_table(CD[:1]).replace("应该式".encode(), "应该句式".encode())
