@@ -245,6 +245,21 @@ def test_expert_explanations_are_read_apart(tmp_path):
         load_imhi_experts(tmp_path / "gone")
 
 
+@pytest.mark.parametrize("folder", ["expert", "human_evaluation/test_instruction_expert", "human_evaluation"])
+def test_expert_explanations_are_no_test_set(tmp_path, monkeypatch, folder):
+    clone = tmp_path / "clone"
+    put(clone / folder / "dreaddit.csv", imhi_table(imhi_row("an expert's")))
+    put(clone / folder / "CAMS.csv", imhi_table(imhi_row("an expert's")))
+    put(clone / "instruction_data" / "dreaddit" / "train.csv", imhi_table(imhi_row("a post")))
+    for root in (clone, tmp_path):
+        assert present(root) == ["imhi_dreaddit"]
+        assert [record.split for record in load_upstream(root, ["imhi_dreaddit"])] == ["train"]
+    monkeypatch.chdir(clone / folder)
+    for root in (clone / folder, clone / folder / "..", "."):
+        with pytest.raises(InputError, match="not found|no file of IMHI set CAMS"):
+            load_upstream(root, ["imhi_cams"])
+
+
 LEVELS = [["comment", "myLabel"], ["今天我把东西都交代好了", "10"], ["面条不错", "0"]]
 
 
