@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mentalglm_jax.data import checks
-from mentalglm_jax.data.checks import CHECKS, CORPUS_CHECKS, ROW_CHECKS, Candidate, Limits
+from mentalglm_jax.data.checks import CHECKS, ROW_CHECKS, Candidate, Limits
 from mentalglm_jax.data.contacts import scrub_record
 from mentalglm_jax.data.datasheet import datasheet
 from mentalglm_jax.data.imhi import load_imhi_experts
@@ -80,11 +80,12 @@ class BuildRecipe(_Strict):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One candidate with the checks it failed."""
+    """One candidate with the checks it failed, and those that could not judge it."""
 
     candidate: Candidate
     failed: tuple[str, ...]
     attempts: int
+    unjudged: tuple[str, ...] = ()
 
 
 def load_build_recipe(path: str | Path, overrides: Sequence[str] = ()) -> BuildRecipe:
@@ -234,8 +235,9 @@ async def _explain(
     recipe: BuildRecipe, record: Record, experts: Sequence[Record], prompts: Mapping[str, Prompts], limits: Limits,
     teacher: Teacher
 ) -> Outcome:  # fmt: skip
-    """The first answer that passes the required row checks, else the one that fails the fewest."""
-    best, tries = None, 0
+    """The first answer that can be kept: it has an explanation and passes the required row checks. Else the one that
+    fails the fewest of these, and of such the one that fails the fewest of all."""
+    best, best_faults, tries = None, (0, 0), 0
     for attempt in range(recipe.attempts):
         seed = recipe.seed + attempt
         examples = pick_examples(record, experts, recipe.examples_per_class, seed)
@@ -243,9 +245,10 @@ async def _explain(
         candidate = Candidate(record, answer.text.strip(), answer.finish)
         failed = tuple(name for name, check in ROW_CHECKS.items() if not check(candidate, limits))
         outcome, tries = Outcome(candidate, failed, attempt + 1), attempt + 1
-        if best is None or len(failed) < len(best.failed):
-            best = outcome
-        if not set(failed) & set(recipe.checks.require):
+        faults = (len(set(failed) & set(recipe.checks.require)) + (not candidate.explanation), len(failed))
+        if best is None or faults < best_faults:
+            best, best_faults = outcome, faults
+        if not faults[0]:
             break
     assert best is not None
     return replace(best, attempts=tries)
@@ -254,28 +257,38 @@ async def _explain(
 def _corpus_checked(
     recipe: BuildRecipe, outcomes: Sequence[Outcome]
 ) -> tuple[list[Outcome], dict[str, dict[str, float | int | None]]]:
-    """Adds the corpus checks to those answers that have an explanation; also the consistency figures per task."""
+    """Adds the corpus checks; also the consistency figures per task.
+
+    Consistency looks at the answers that have an explanation. Near duplicates are looked for among those that pass all
+    other required checks, so that nothing is lost for resembling an answer that is refused anyway.
+    """
     failed = [list(outcome.failed) for outcome in outcomes]
-    explained = [n for n, outcome in enumerate(outcomes) if outcome.candidate.explanation]
-    unique = checks.not_near_duplicate([outcomes[n].candidate for n in explained], recipe.checks.near_threshold)
-    for number, passed in zip(explained, unique, strict=True):
-        if not passed:
-            failed[number].append("not_near_duplicate")
+    unjudged: list[list[str]] = [[] for _ in outcomes]
     figures: dict[str, dict[str, float | int | None]] = {}
     parts: dict[tuple[str, str], list[int]] = {}
-    for number in explained:
-        record = outcomes[number].candidate.record
-        parts.setdefault((record.task, record.language), []).append(number)
+    for number, outcome in enumerate(outcomes):
+        if outcome.candidate.explanation:
+            record = outcome.candidate.record
+            parts.setdefault((record.task, record.language), []).append(number)
+        else:
+            unjudged[number].append("label_recoverable")
     for (task, language), numbers in sorted(parts.items()):
         found = checks.consistency([outcomes[n].candidate for n in numbers], recipe.seed)
         figures[f"{task} ({language})"] = {"n": found.n, "weighted_f1": found.f1,
                                            "weighted_f1_label_names_removed": found.f1_masked}  # fmt: skip
         for number, agrees in zip(numbers, found.agrees, strict=True):
-            if agrees is False:
-                failed[number].append("label_recoverable")
-    for number in set(range(len(outcomes))) - set(explained):
-        failed[number] += CORPUS_CHECKS  # nothing to look at
-    return [replace(o, failed=tuple(f)) for o, f in zip(outcomes, failed, strict=True)], figures
+            if not agrees:
+                (unjudged if agrees is None else failed)[number].append("label_recoverable")
+    required = set(recipe.checks.require)
+    kept = [n for n, o in enumerate(outcomes) if o.candidate.explanation and not required & set(failed[n])]
+    unique = checks.not_near_duplicate([outcomes[n].candidate for n in kept], recipe.checks.near_threshold)
+    for number, passed in zip(kept, unique, strict=True):
+        if not passed:
+            failed[number].append("not_near_duplicate")
+    for number in set(range(len(outcomes))) - set(kept):
+        unjudged[number].append("not_near_duplicate")
+    both = zip(outcomes, failed, unjudged, strict=True)
+    return [replace(o, failed=tuple(f), unjudged=tuple(u)) for o, f, u in both], figures
 
 
 # --- writing ---
@@ -328,15 +341,18 @@ def alpaca_row(record: Record) -> dict[str, str]:
 
 
 def check_rates(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
-    """Per check: how many answers pass, of how many, the rate, and the rate per task."""
+    """Per check: how many answers pass, of how many that it could judge, the rate (None if it judged none), and the
+    rate per task."""
     found: dict[str, dict[str, Any]] = {}
     for name in CHECKS:
         by_task: dict[str, list[bool]] = {}
         for outcome in outcomes:
-            by_task.setdefault(outcome.candidate.record.task, []).append(name not in outcome.failed)
-        passed, total = sum(map(sum, by_task.values())), len(outcomes)
+            if name not in outcome.unjudged:
+                by_task.setdefault(outcome.candidate.record.task, []).append(name not in outcome.failed)
+        passed, total = sum(map(sum, by_task.values())), sum(map(len, by_task.values()))
         rates = {task: round(sum(values) / len(values), 4) for task, values in sorted(by_task.items())}
-        found[name] = {"passed": passed, "n": total, "rate": round(passed / total, 4), "by_task": rates}
+        rate = round(passed / total, 4) if total else None
+        found[name] = {"passed": passed, "n": total, "rate": rate, "by_task": rates}
     return found
 
 

@@ -149,7 +149,8 @@ def _unsafe() -> dict[str, dict[str, re.Pattern[str]]]:
 
 
 def not_near_duplicate(candidates: Sequence[Candidate], threshold: float) -> list[bool]:
-    """False for each explanation whose own words (quotes left out) nearly repeat an earlier one's of the same task."""
+    """False for each explanation whose own words (quotes left out) nearly repeat those of an earlier one of the same
+    task that passes."""
     kept = [True] * len(candidates)
     by_task: dict[str, list[int]] = {}
     for number, candidate in enumerate(candidates):

@@ -83,7 +83,9 @@ def test_build_writes_a_data_set_and_a_second_time_costs_nothing_and_changes_not
         sent = server.requests[0]
     assert sent["path"] == "/v1/chat/completions" and sent["model"] == "oracle" and sent["temperature"] == 0.7
     assert manifest["records"] == {"asked": 12, "accepted": 12, "rejected": 0, "filtered": 0}
-    assert {name: entry["rate"] for name, entry in manifest["checks"].items()} == dict.fromkeys(room.CHECKS, 1.0)
+    few = {"label_recoverable": None}  # six of a task are too few to learn from
+    assert {name: entry["rate"] for name, entry in manifest["checks"].items()} == dict.fromkeys(room.CHECKS, 1.0) | few
+    assert manifest["checks"]["label_recoverable"] == {"passed": 0, "n": 0, "rate": None, "by_task": {}}
     by_hand = hashes(recipe.out)
     assert manifest["files"] == {n: h for n, h in by_hand.items() if n not in ("README.md", "manifest.json")}
     assert str(tmp_path) not in (recipe.out / "manifest.json").read_text() + (recipe.out / "README.md").read_text()
@@ -100,7 +102,8 @@ def test_build_writes_a_data_set_and_a_second_time_costs_nothing_and_changes_not
     readme = (recipe.out / "README.md").read_text()
     header = yaml.safe_load(readme.split("---")[1])
     assert [entry["split"] for entry in header["configs"][0]["data_files"]] == ["validation", "train"]
-    for words in ("12 of 12 explanations", "| quotes_the_post | 12 | 12 | 100.0% | yes |", "prompts: zh version 1",
+    for words in ("12 of 12 explanations", "| quotes_the_post | 12 | 12 | 100.0% | yes |",
+                  "| label_recoverable | 0 | 0 | too few | no |", "prompts: zh version 1",
                   "not a diagnosis", manifest["files"]["data/train.parquet"]):  # fmt: skip
         assert words in readme
 
@@ -274,6 +277,42 @@ def test_what_is_refused_is_listed_with_its_reasons(made):
         "passed": 11, "n": 12, "rate": 0.9167, "by_task": {"cognitive_distortion": 1.0, "suicide_risk": 0.8333}
     }  # fmt: skip
     assert "r0" not in {r.id for r in read_records(recipe.out / "records" / "train.jsonl")}
+
+
+def test_the_attempt_that_passes_what_is_required_is_taken(made):
+    """The first answer fails only what is required, the second only what is not, and more of it."""
+
+    def second_thoughts(messages):
+        text = oracle(messages)
+        asked[text] += 1
+        if asked[text] == 1:
+            return text.replace("推理：帖子里写道“", "推理：帖子里写道“编造出来的另外一句话")
+        return text + "可以联系13812345678。" + "这与给定的标签一致。"
+
+    asked = Counter()
+    with endpoint(second_thoughts) as server:
+        manifest = build(made(server.url, checks={"require": ["quotes_the_post"]}, examples_per_class=1), quiet)
+    assert manifest["records"]["accepted"] == 12 and manifest["attempts"] == {"2": 12}
+    assert manifest["checks"]["no_contacts"]["passed"] == manifest["checks"]["no_label_leak"]["passed"] == 0
+
+
+def test_a_good_explanation_is_not_lost_for_resembling_a_refused_one(made):
+    def alike(messages):
+        label, _, text = oracle(messages).partition(" 推理：")
+        quote = text[text.index("“") : text.index("”") + 1]
+        if post(0)[:12] in quote:
+            quote = "“编造出来的另外一句话”"  # refused
+        return f"{label} 推理：帖子里写道{quote}，这段话直接体现了发帖人当时的处境和想法，符合相应的判断标准。"
+
+    with endpoint(alike) as server:
+        recipe = made(server.url)
+        manifest = build(recipe, quiet)
+    kept = [record.id for record in read_records(recipe.out / "records" / "train.jsonl")]
+    assert kept == ["r1", "r2"]  # the first of each task that is not refused; r0 came before r2
+    near = manifest["checks"]["not_near_duplicate"]
+    assert (near["passed"], near["n"], manifest["checks"]["quotes_the_post"]["passed"]) == (2, 11, 11)
+    rows = [json.loads(line) for line in (recipe.out / "rejected.jsonl").read_text().splitlines()]
+    assert {row["id"]: row["failed"] for row in rows}["r0"] == ["quotes_the_post"]
 
 
 def test_contact_details_never_reach_the_teacher(made, tmp_path):
