@@ -221,8 +221,8 @@ async def _ask_all(
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
                     group.create_task(work())
-        except BaseExceptionGroup as failures:
-            first: BaseException = failures
+        except BaseExceptionGroup as group_failure:
+            first: BaseException = group_failure
             while isinstance(first, BaseExceptionGroup):
                 first = first.exceptions[0]
             raise first from None

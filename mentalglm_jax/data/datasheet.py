@@ -58,7 +58,7 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
           for language, entry in manifest["prompts"].items()),
         f"* attempts needed: {', '.join(f'{count} took {n}' for n, count in manifest['attempts'].items())}\n",
         "## Quality control\n",
-        "`of`: the answers that the check could judge (near duplicates are looked for among those that pass the others; "
+        "`of`: the answers that the check could judge (near duplicates are told among those that pass the others; "
         "`label_recoverable` needs some of each label).\n",
         "| check | passed | of | rate | required |\n|---|---|---|---|---|",
         *(f"| {name} | {entry['passed']} | {entry['n']} | {_rate(entry['rate'])} | "

@@ -310,8 +310,8 @@ class OpenAITeacher:
         return self._config.base_url or "the endpoint"
 
     def _said(self, error: Any, asked: dict[str, Any]) -> str:
-        """": " and the server's own reason in one line; nothing if it gave none, or repeats what it was sent (a post)
-        or the key."""
+        """The server's own reason in one line, after a colon; nothing if it gave none, or repeats what it was sent (a
+        post) or the key."""
         text = " ".join(_message(error).split())
         size = 24 if text.isascii() else 8
         sent = " ".join(" ".join(message["content"].split()) for message in asked["messages"])

@@ -225,7 +225,8 @@ def test_a_budget_is_never_passed_and_counts_what_is_cached(made):
 
 def billed(server):
     """What the server of ``endpoint`` counted for all that it was asked."""
-    return sum(sum(len(m["content"]) for m in one["messages"]) + len(oracle(one["messages"])) for one in server.requests)
+    chats = [one["messages"] for one in server.requests]
+    return sum(sum(len(message["content"]) for message in chat) + len(oracle(chat)) for chat in chats)
 
 
 def test_what_was_paid_for_answers_of_no_use_counts_against_the_budget(made):

@@ -256,7 +256,7 @@ def test_expert_explanations_are_no_test_set(tmp_path, monkeypatch, folder):
         assert [record.split for record in load_upstream(root, ["imhi_dreaddit"])] == ["train"]
     monkeypatch.chdir(clone / folder)
     for root in (clone / folder, clone / folder / "..", "."):
-        with pytest.raises(InputError, match="not found|no file of IMHI set CAMS"):
+        with pytest.raises(InputError, match="data set imhi_cams not found"):
             load_upstream(root, ["imhi_cams"])
 
 
