@@ -126,7 +126,8 @@ def data_build(
     table.add_column("check")
     table.add_column("passed", justify="right")
     for name, entry in manifest["checks"].items():
-        table.add_row(name, f"{entry['passed']}/{entry['n']} ({entry['rate']:.1%})")
+        rate = "too few" if entry["rate"] is None else f"{entry['rate']:.1%}"
+        table.add_row(name, f"{entry['passed']}/{entry['n']} ({rate})")
     Console().print(table)
     counts, stats = manifest["records"], manifest["teacher"]
     Console().print(f"{counts['accepted']} of {counts['asked']} explanations kept; teacher: "

@@ -19,15 +19,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mentalglm_jax.data import checks
-from mentalglm_jax.data.checks import CHECKS, CORPUS_CHECKS, ROW_CHECKS, Candidate, Limits
+from mentalglm_jax.data.checks import CHECKS, ROW_CHECKS, Candidate, Limits
 from mentalglm_jax.data.contacts import scrub_record
 from mentalglm_jax.data.datasheet import datasheet
 from mentalglm_jax.data.imhi import load_imhi_experts
 from mentalglm_jax.data.prompts import Prompts, load_prompts, pick_examples
 from mentalglm_jax.data.records import SPLITS, Record, iter_records, read_records, write_records
+from mentalglm_jax.data.selection import limited
 from mentalglm_jax.data.sources import dev_split, load_upstream, present
-from mentalglm_jax.data.teacher import AnswerCache, OpenAITeacher, Teacher, TeacherConfig
-from mentalglm_jax.errors import InputError
+from mentalglm_jax.data.teacher import CONTENT_FILTER, AnswerCache, OpenAITeacher, Teacher, TeacherConfig
+from mentalglm_jax.errors import InputError, MentalGLMError
 from mentalglm_jax.files import replace_dir, write_json, write_text
 
 Progress = Callable[..., None]
@@ -41,7 +42,8 @@ class _Strict(BaseModel):
 
 class BuildData(_Strict):
     """Labelled posts: ``sets`` below ``root`` (upstream files), or ``root`` itself a record file. ``dev_fraction`` of
-    the training part becomes the development part; ``limit`` keeps at most that many records per task and split."""
+    the training part becomes the development part; ``limit`` keeps at most that many records per task, language and
+    split, spread evenly over the file."""
 
     root: Path
     sets: tuple[str, ...] = ()
@@ -78,11 +80,12 @@ class BuildRecipe(_Strict):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One candidate with the checks it failed."""
+    """One candidate with the checks it failed, and those that could not judge it."""
 
     candidate: Candidate
     failed: tuple[str, ...]
     attempts: int
+    unjudged: tuple[str, ...] = ()
 
 
 def load_build_recipe(path: str | Path, overrides: Sequence[str] = ()) -> BuildRecipe:
@@ -126,7 +129,8 @@ def build(recipe: BuildRecipe, progress: Progress, teacher: Teacher | None = Non
 
     Raises:
         InputError: recipe, data, experts or prompts are wrong, or ``out`` holds something else.
-        RunError: the teacher failed or the budget is spent; answers so far are in the cache, the same call goes on.
+        RunError: the teacher failed or the budget is spent; all answers, those under way included, are in the cache and
+            the same call goes on. A post that the teacher's content filter refuses is no failure: it is rejected.
     """
     if recipe.out.exists() and any(recipe.out.iterdir()) and not (recipe.out / MANIFEST).is_file():
         raise InputError(f"{recipe.out}: not empty and not written by this command; choose another out")
@@ -160,12 +164,8 @@ def _gold_records(recipe: BuildRecipe) -> list[Record]:
         records = list(iter_records(section.root))
     else:
         records = dev_split(load_upstream(section.root, section.sets or present(section.root)), section.dev_fraction)
-    kept, seen = [], Counter()
-    for record in records:
-        part = (record.task, record.split)
-        if record.split in section.splits and (section.limit is None or seen[part] < section.limit):
-            seen[part] += 1
-            kept.append(scrub_record(record) if section.scrub else record)
+    kept = limited([record for record in records if record.split in section.splits], section.limit)
+    kept = [scrub_record(record) for record in kept] if section.scrub else kept
     if not kept:
         raise InputError(f"{section.root}: no record of the splits {', '.join(section.splits)}")
     if repeated := [one for one, count in Counter(record.id for record in kept).items() if count > 1]:
@@ -195,6 +195,7 @@ async def _ask_all(
     limits = Limits(recipe.checks.zh_characters, recipe.checks.en_words)
     outcomes: list[Outcome | None] = [None] * len(records)
     waiting = iter(range(len(records)))
+    failures: list[MentalGLMError] = []
     done = 0
     async with contextlib.AsyncExitStack() as stack:
         if teacher is None:
@@ -203,7 +204,13 @@ async def _ask_all(
         async def work() -> None:
             nonlocal done
             for number in waiting:
-                outcomes[number] = await _explain(recipe, records[number], experts, prompts, limits, teacher)
+                if failures:
+                    return
+                try:  # a failure in a task would cancel the others, and what they were about to get is paid for
+                    outcomes[number] = await _explain(recipe, records[number], experts, prompts, limits, teacher)
+                except MentalGLMError as failure:
+                    failures.append(failure)
+                    return
                 done += 1
                 progress(
                     done, len(records), f"{teacher.stats['asked']} asked, {teacher.stats['cached']} from the cache"
@@ -214,11 +221,13 @@ async def _ask_all(
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
                     group.create_task(work())
-        except BaseExceptionGroup as failures:
-            first: BaseException = failures
+        except BaseExceptionGroup as group_failure:
+            first: BaseException = group_failure
             while isinstance(first, BaseExceptionGroup):
                 first = first.exceptions[0]
             raise first from None
+        if failures:
+            raise failures[0]
     return _Asked([outcome for outcome in outcomes if outcome is not None], dict(teacher.stats))
 
 
@@ -226,8 +235,9 @@ async def _explain(
     recipe: BuildRecipe, record: Record, experts: Sequence[Record], prompts: Mapping[str, Prompts], limits: Limits,
     teacher: Teacher
 ) -> Outcome:  # fmt: skip
-    """The first answer that passes the required row checks, else the one that fails the fewest."""
-    best, tries = None, 0
+    """The first answer that can be kept: it has an explanation and passes the required row checks. Else the one that
+    fails the fewest of these, and of such the one that fails the fewest of all."""
+    best, best_faults, tries = None, (0, 0), 0
     for attempt in range(recipe.attempts):
         seed = recipe.seed + attempt
         examples = pick_examples(record, experts, recipe.examples_per_class, seed)
@@ -235,9 +245,10 @@ async def _explain(
         candidate = Candidate(record, answer.text.strip(), answer.finish)
         failed = tuple(name for name, check in ROW_CHECKS.items() if not check(candidate, limits))
         outcome, tries = Outcome(candidate, failed, attempt + 1), attempt + 1
-        if best is None or len(failed) < len(best.failed):
-            best = outcome
-        if not set(failed) & set(recipe.checks.require):
+        faults = (len(set(failed) & set(recipe.checks.require)) + (not candidate.explanation), len(failed))
+        if best is None or faults < best_faults:
+            best, best_faults = outcome, faults
+        if not faults[0]:
             break
     assert best is not None
     return replace(best, attempts=tries)
@@ -246,28 +257,38 @@ async def _explain(
 def _corpus_checked(
     recipe: BuildRecipe, outcomes: Sequence[Outcome]
 ) -> tuple[list[Outcome], dict[str, dict[str, float | int | None]]]:
-    """Adds the corpus checks to those answers that have an explanation; also the consistency figures per task."""
+    """Adds the corpus checks; also the consistency figures per task.
+
+    Consistency looks at the answers that have an explanation. Near duplicates are looked for among those that pass all
+    other required checks, so that nothing is lost for resembling an answer that is refused anyway.
+    """
     failed = [list(outcome.failed) for outcome in outcomes]
-    explained = [n for n, outcome in enumerate(outcomes) if outcome.candidate.explanation]
-    unique = checks.not_near_duplicate([outcomes[n].candidate for n in explained], recipe.checks.near_threshold)
-    for number, passed in zip(explained, unique, strict=True):
-        if not passed:
-            failed[number].append("not_near_duplicate")
+    unjudged: list[list[str]] = [[] for _ in outcomes]
     figures: dict[str, dict[str, float | int | None]] = {}
     parts: dict[tuple[str, str], list[int]] = {}
-    for number in explained:
-        record = outcomes[number].candidate.record
-        parts.setdefault((record.task, record.language), []).append(number)
+    for number, outcome in enumerate(outcomes):
+        if outcome.candidate.explanation:
+            record = outcome.candidate.record
+            parts.setdefault((record.task, record.language), []).append(number)
+        else:
+            unjudged[number].append("label_recoverable")
     for (task, language), numbers in sorted(parts.items()):
         found = checks.consistency([outcomes[n].candidate for n in numbers], recipe.seed)
         figures[f"{task} ({language})"] = {"n": found.n, "weighted_f1": found.f1,
                                            "weighted_f1_label_names_removed": found.f1_masked}  # fmt: skip
         for number, agrees in zip(numbers, found.agrees, strict=True):
-            if agrees is False:
-                failed[number].append("label_recoverable")
-    for number in set(range(len(outcomes))) - set(explained):
-        failed[number] += CORPUS_CHECKS  # nothing to look at
-    return [replace(o, failed=tuple(f)) for o, f in zip(outcomes, failed, strict=True)], figures
+            if not agrees:
+                (unjudged if agrees is None else failed)[number].append("label_recoverable")
+    required = set(recipe.checks.require)
+    kept = [n for n, o in enumerate(outcomes) if o.candidate.explanation and not required & set(failed[n])]
+    unique = checks.not_near_duplicate([outcomes[n].candidate for n in kept], recipe.checks.near_threshold)
+    for number, passed in zip(kept, unique, strict=True):
+        if not passed:
+            failed[number].append("not_near_duplicate")
+    for number in set(range(len(outcomes))) - set(kept):
+        unjudged[number].append("not_near_duplicate")
+    both = zip(outcomes, failed, unjudged, strict=True)
+    return [replace(o, failed=tuple(f), unjudged=tuple(u)) for o, f, u in both], figures
 
 
 # --- writing ---
@@ -286,8 +307,8 @@ def _write(
                 write_records(folder / "data" / f"{split}.parquet", rows)
                 write_records(folder / "records" / f"{split}.jsonl", rows)
                 write_json(folder / "alpaca" / f"{split}.json", [alpaca_row(record) for record in rows])
-        lines = [json.dumps({"id": o.candidate.record.id, "failed": o.failed, "answer": o.candidate.text},
-                            ensure_ascii=False) for o in rejected]  # fmt: skip
+        lines = [json.dumps({"id": o.candidate.record.id, "failed": o.failed, "finish": o.candidate.finish,
+                             "answer": o.candidate.text}, ensure_ascii=False) for o in rejected]  # fmt: skip
         write_text(folder / "rejected.jsonl", "".join(f"{line}\n" for line in lines))
         manifest = {
             "recipe": recipe.model_dump(  # no path of the machine it ran on
@@ -295,7 +316,8 @@ def _write(
             ),
             "inputs": inputs,
             "prompts": {p.language: {"version": p.version, "sha256": p.sha256} for p in prompts.values()},
-            "records": {"asked": len(outcomes), "accepted": len(accepted), "rejected": len(rejected)},
+            "records": {"asked": len(outcomes), "accepted": len(accepted), "rejected": len(rejected),
+                        "filtered": sum(o.candidate.finish == CONTENT_FILTER for o in rejected)},
             "counts": _counts(accepted),
             "checks": check_rates(outcomes),
             "consistency": consistency,
@@ -319,15 +341,18 @@ def alpaca_row(record: Record) -> dict[str, str]:
 
 
 def check_rates(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
-    """Per check: how many answers pass, of how many, the rate, and the rate per task."""
+    """Per check: how many answers pass, of how many that it could judge, the rate (None if it judged none), and the
+    rate per task."""
     found: dict[str, dict[str, Any]] = {}
     for name in CHECKS:
         by_task: dict[str, list[bool]] = {}
         for outcome in outcomes:
-            by_task.setdefault(outcome.candidate.record.task, []).append(name not in outcome.failed)
-        passed, total = sum(map(sum, by_task.values())), len(outcomes)
+            if name not in outcome.unjudged:
+                by_task.setdefault(outcome.candidate.record.task, []).append(name not in outcome.failed)
+        passed, total = sum(map(sum, by_task.values())), sum(map(len, by_task.values()))
         rates = {task: round(sum(values) / len(values), 4) for task, values in sorted(by_task.items())}
-        found[name] = {"passed": passed, "n": total, "rate": round(passed / total, 4), "by_task": rates}
+        rate = round(passed / total, 4) if total else None
+        found[name] = {"passed": passed, "n": total, "rate": rate, "by_task": rates}
     return found
 
 

@@ -96,11 +96,11 @@ def right_language(candidate: Candidate, limits: Limits) -> bool:
 
 
 def right_length(candidate: Candidate, limits: Limits) -> bool:
-    """Within the limits, and not cut off by the token limit."""
+    """Within the limits, and not cut off by the token limit or a content filter."""
     text = candidate.explanation
     low, high = limits.zh_characters if candidate.record.language == "zh" else limits.en_words
     size = len(text) if candidate.record.language == "zh" else len(text.split())
-    return low <= size <= high and candidate.finish != "length"
+    return low <= size <= high and candidate.finish not in ("length", "content_filter")
 
 
 def no_contacts(candidate: Candidate, limits: Limits) -> bool:
@@ -149,7 +149,8 @@ def _unsafe() -> dict[str, dict[str, re.Pattern[str]]]:
 
 
 def not_near_duplicate(candidates: Sequence[Candidate], threshold: float) -> list[bool]:
-    """False for each explanation whose own words (quotes left out) nearly repeat an earlier one's of the same task."""
+    """False for each explanation whose own words (quotes left out) nearly repeat those of an earlier one of the same
+    task that passes."""
     kept = [True] * len(candidates)
     by_task: dict[str, list[int]] = {}
     for number, candidate in enumerate(candidates):

@@ -38,8 +38,8 @@ _ALPACA_COLUMNS = ("instruction", "input", "output")
 
 
 def iter_sos_hl_1k(path: str | Path) -> Iterator[Record]:
-    """Suicide risk, high or low. ``path``: one file in any of the three formats, or a folder (the best format there is
-    read).
+    """Suicide risk, high or low. ``path``: one file in any of the three formats, or a folder (of each part the best
+    format there is read).
 
     Raises: InputError naming file, line and column.
     """
@@ -67,10 +67,10 @@ def load_sos_hl_1k(path: str | Path) -> list[Record]:
 
 
 def _sos_files(folder: Path) -> list[Path]:
-    for ending in _SOS_FORMATS:
-        if files := [f for part in _SOS_SPLITS if (f := folder / f"suicide_{part}{ending}").is_file()]:
-            return files
-    return []
+    """Of each part the file in the best format that it is there in."""
+    found = [[f for ending in _SOS_FORMATS if (f := folder / f"suicide_{part}{ending}").is_file()]
+             for part in _SOS_SPLITS]  # fmt: skip
+    return [files[0] for files in found if files]
 
 
 def _sos_onehot_rows(path: Path) -> Iterator[Row]:
@@ -277,8 +277,13 @@ def _is_pathway(name: str, language: str) -> bool:
 # --- C-IMHI ---
 
 _QUOTED = re.compile(r"[“\"「](.+)[”\"」]", re.DOTALL)
+_PROMPT = re.compile(r"\s*考虑以下这个帖子\s*[：:]\s*" + _QUOTED.pattern, re.DOTALL)
 _ASKED = {"suicide_risk": "自杀风险", "cognitive_distortion": "认知歪曲"}
 _REASONS = re.compile(r"(?:推理|解释|理由|原因|分析)\s*[：:]|(?:因为|理由是)")
+_QUOTES = re.compile(r'“[^”]*”|「[^」]*」|"[^"]*"')
+_PART = re.compile(r"[，,。；;！!？?\n]")
+# What denies a label; not "非常", "不仅", "毫无疑问", "未来".
+_NOT = re.compile(r"没|不(?![仅但只光])|非(?!常)|无(?!疑)|未(?!来)|否")
 _RISK = re.compile(r"(高|低)(?:自杀风险|风险)|自杀风险(?:是|为|等级为|较|很)?(高|低)")
 
 
@@ -286,9 +291,9 @@ def iter_c_imhi(path: str | Path) -> Iterator[Record]:
     """C-IMHI's instruction files: JSON lists of objects with ``instruction``, ``input`` and ``output``.
 
     What ``mentalglm data build`` wrote is read back exactly. Of the authors' files (suicide risk, distortions) the
-    question and the place of the post are known: it stands in quotation marks inside the text, or alone in ``input``.
-    The wording of their answers is not: the label names before the reason are read, and an answer that names none is
-    refused.
+    question and the place of the post are known: it stands in quotation marks inside the prompt, or alone in ``input``
+    (whole, its own quotation marks included). The wording of their answers is not: the label names before the reason
+    are read, and an answer that names none, or denies one, is refused.
 
     Args:
         path: one file, a folder with ``Instruct*.json``, or one with ``{train,dev,test}.json``.
@@ -344,19 +349,31 @@ def _alpaca_row(path: Path, line: int, item: object) -> tuple[str, str, Row]:
     asked, given, said = (item[column] for column in _ALPACA_COLUMNS)
     if own := _own_row(line, asked, given, said):
         return own
-    text = f"{asked}\n{given}"
-    found = [task for task, words in _ASKED.items() if words in _QUOTED.sub("", text)]
+    prompt, post = _prompt_and_post(asked, given)
+    found = [task for task, words in _ASKED.items() if words in prompt]
     if len(found) != 1:
         known = ", ".join(_ASKED.values())
         raise InputError(f"{path}:{line}, column 'instruction': expected a question about one of {known}")
-    quoted = _QUOTED.search(text)
-    post = quoted[1] if quoted else given
     head = _REASONS.split(said, maxsplit=1)
     labels = _named_labels(found[0], head[0])
     if not labels:
         raise InputError(f"{path}:{line}, column 'output': no label of task {found[0]} before the reason; fix the row")
+    if denial := _denial(found[0], head[0]):
+        raise InputError(f"{path}:{line}, column 'output': {denial!r} stands beside a label and may deny it; "
+                         "name only labels that hold before the reason")  # fmt: skip
     explanation = head[1].strip() if len(head) > 1 else ""
     return found[0], "zh", Row(line, post, labels, explanation or None)
+
+
+def _prompt_and_post(asked: str, given: str) -> tuple[str, str]:
+    """What asks, and the post. Quotation marks hold the post only where the prompt stands before them."""
+    if not given.strip():
+        quoted = _QUOTED.search(asked)
+        return _QUOTED.sub("", asked), quoted[1] if quoted else ""
+    asks = any(words in asked for words in _ASKED.values())
+    if quoted := (_PROMPT.match(given) if asks else _QUOTED.search(given)):
+        return f"{asked}\n{given[: quoted.start()]}{given[quoted.end() :]}", quoted[1]
+    return asked, given
 
 
 def _own_row(line: int, asked: str, given: str, said: str) -> tuple[str, str, Row] | None:
@@ -384,10 +401,35 @@ def _named_labels(task: str, text: str) -> tuple[str, ...]:
     if task == "suicide_risk":
         said = {match[1] or match[2] for match in _RISK.finditer(text)}
         return ({"高": "high", "低": "low"}[said.pop()],) if len(said) == 1 else ()
+    names = _label_names(task)
+    found = _any_name(task).finditer(text)
+    return tasks.TASKS[task].ordered(keys) if (keys := {names[match[0]] for match in found}) else ()
+
+
+def _label_names(task: str) -> dict[str, str]:
     names = {label.zh: label.key for label in tasks.TASKS[task].labels}
-    names |= _CD_NAMES if task == "cognitive_distortion" else {}
-    pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
-    return tasks.TASKS[task].ordered(keys) if (keys := {names[match[0]] for match in pattern.finditer(text)}) else ()
+    return names | (_CD_NAMES if task == "cognitive_distortion" else {})
+
+
+def _any_name(task: str) -> re.Pattern[str]:
+    if task == "suicide_risk":
+        return _RISK
+    return re.compile("|".join(map(re.escape, sorted(_label_names(task), key=len, reverse=True))))
+
+
+def _denial(task: str, text: str) -> str:
+    """The first word of ``text`` that may deny a label: it stands in one part of a sentence with the label's name, in
+    neither name nor quotation marks. Empty if there is none."""
+    for part in _PART.split(_QUOTES.sub(lambda quote: f" {_names_only(task, quote[0])} ", text)):
+        rest, names = _any_name(task).subn(" ", part)
+        if names and (found := _NOT.search(rest)):
+            return found[0]
+    return ""
+
+
+def _names_only(task: str, text: str) -> str:
+    """The label names in ``text``."""
+    return " ".join(match[0] for match in _any_name(task).finditer(text))
 
 
 _CD_NAMES = {"应该句式": "should_statements"}

@@ -38,7 +38,8 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n",
         _HEAD,
         "## Composition\n",
-        f"{records['accepted']} of {records['asked']} explanations passed the required checks.\n",
+        f"{records['accepted']} of {records['asked']} explanations passed the required checks; "
+        f"{records['filtered']} posts were refused by the teacher's content filter.\n",
         "| task | split | records | labels |\n|---|---|---|---|",
         *(f"| {task} | {split} | {entry['records']} | "
           f"{', '.join(f'{label} {count}' for label, count in entry['labels'].items())} |"
@@ -57,8 +58,10 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
           for language, entry in manifest["prompts"].items()),
         f"* attempts needed: {', '.join(f'{count} took {n}' for n, count in manifest['attempts'].items())}\n",
         "## Quality control\n",
+        "`of`: the answers that the check could judge (near duplicates are told among those that pass the others; "
+        "`label_recoverable` needs some of each label).\n",
         "| check | passed | of | rate | required |\n|---|---|---|---|---|",
-        *(f"| {name} | {entry['passed']} | {entry['n']} | {entry['rate']:.1%} | "
+        *(f"| {name} | {entry['passed']} | {entry['n']} | {_rate(entry['rate'])} | "
           f"{'yes' if name in recipe['checks']['require'] else 'no'} |" for name, entry in manifest["checks"].items()),
         "\nExplanation to label, TF-IDF and logistic regression, 5-fold (weighted F1; in the last column without the "
         "label names):\n",
@@ -76,3 +79,7 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
 
 def _figure(value: float | None) -> str:
     return "too few" if value is None else f"{value:.3f}"
+
+
+def _rate(value: float | None) -> str:
+    return "too few" if value is None else f"{value:.1%}"

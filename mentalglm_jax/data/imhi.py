@@ -40,6 +40,8 @@ _ANSWERS = ("gpt-3.5-turbo", "response")
 _TRAIN_FOLDERS = {"instruction": "instruction_data", "completion": "complete_data"}
 _TEST_FOLDERS = {"instruction": "test_instruction", "completion": "test_complete"}
 _EXPERT_FOLDER = "test_instruction_expert"
+# Their SET.csv are the experts' few-shot examples, no part of a set.
+_EXPERT_FOLDERS = (_EXPERT_FOLDER, "expert", "human_evaluation")
 # Names of the parts in either form, as published: DR/reddit_train.csv, dreaddit/dreaddit-train.csv, SAD/val.csv.
 _PARTS = {"train": "train", "val": "dev", "valid": "dev"}
 
@@ -129,8 +131,8 @@ def imhi_files(path: Path, name: str) -> list[tuple[Path, str]]:
 
 def _is_form(path: Path, folder: str) -> bool:
     """Whether ``path`` may itself be ``folder``: it has that name, or none of the names that mean something else."""
-    others = {*_TRAIN_FOLDERS.values(), *_TEST_FOLDERS.values()} - {folder}
-    return path.name not in others
+    others = {*_TRAIN_FOLDERS.values(), *_TEST_FOLDERS.values(), *_EXPERT_FOLDERS} - {folder}
+    return path.resolve().name not in others
 
 
 def _imhi_file(path: Path, name: str, split: str, source: str | None = None) -> Iterator[Record]:

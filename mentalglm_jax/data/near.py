@@ -51,8 +51,12 @@ class NearIndex:
 
 
 def near_duplicates(texts: Iterable[tuple[str, str]], threshold: float) -> Iterator[int | None]:
-    """For each (text, language) the number of the first earlier text that it nearly repeats, or None."""
-    index = NearIndex(threshold)
-    for text, language in texts:
-        found = index.neighbours(text, language)
-        yield found[0][0] if found else None
+    """For each (text, language) the number of the first earlier text that it nearly repeats, or None. Compared are
+    only texts that repeat none themselves: what resembles a repeat, and nothing else, is left."""
+    index, kept = NearIndex(threshold), []
+    for number, (text, language) in enumerate(texts):
+        found = index.neighbours(text, language, add=False)
+        if not found:
+            index.neighbours(text, language)
+            kept.append(number)
+        yield kept[found[0][0]] if found else None

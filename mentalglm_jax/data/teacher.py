@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,13 @@ from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import write_json
 
 _LONGEST_WAIT = 120.0  # seconds, also when the server asks for more
+CONTENT_FILTER = "content_filter"  # ``Answer.finish`` of a request that the server's filter refused
+# How servers name it: OpenAI and Azure, older OpenAI, DashScope, Zhipu; DeepSeek gives a message and no code.
+_FILTER_CODES = (CONTENT_FILTER, "content_policy_violation", "data_inspection_failed", "1301")
+_FILTER_MESSAGE = "content exists risk"
+_FILTER_FINISHES = (CONTENT_FILTER, "sensitive")
+_LONGEST_REASON = 200  # characters of a server's message
+_UNUSED = "unused"  # folder of the cache: what was paid for answers of no use
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -56,7 +64,8 @@ class TeacherConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. ``finish`` is the server's reason ("length": cut off); tokens as the server counts them."""
+    """What came back. ``finish`` is the server's reason ("length": cut off; "content_filter": refused by a filter, the
+    text is empty or cut); tokens as the server counts them."""
 
     text: str
     finish: str
@@ -97,10 +106,20 @@ class AnswerCache:
         """Keeps the answer, on disk when this returns."""
         write_json(self._path(key), {"asked": asked, "answer": asdict(answer)})
 
+    def put_unused(self, prompt: int, completion: int) -> None:
+        """Keeps what was paid for an answer that is of no use."""
+        write_json(self._directory / _UNUSED / f"{uuid.uuid4().hex}.json",
+                   {"prompt_tokens": prompt, "completion_tokens": completion})  # fmt: skip
+
     def tokens(self) -> tuple[int, int]:
-        """(prompt, completion) tokens of all answers kept."""
-        found = [answer for path in self._directory.glob("??/*.json") if (answer := self.get(path.stem))]
-        return sum(a.prompt_tokens for a in found), sum(a.completion_tokens for a in found)
+        """(prompt, completion) tokens of all that was paid for: answers kept, and those of no use."""
+        paid = [(a.prompt_tokens, a.completion_tokens)
+                for path in self._directory.glob("??/*.json") if (a := self.get(path.stem))]  # fmt: skip
+        for path in self._directory.glob(f"{_UNUSED}/*.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                found = json.loads(path.read_text(encoding="utf-8"))
+                paid.append((int(found["prompt_tokens"]), int(found["completion_tokens"])))
+        return sum(prompt for prompt, _ in paid), sum(completion for _, completion in paid)
 
     def _path(self, key: str) -> Path:
         return self._directory / key[:2] / f"{key}.json"
@@ -111,7 +130,8 @@ class BudgetSpent(RunError):
 
 
 class Budget:
-    """Caps on tokens and money. A request reserves the most it can cost before it is sent, so a cap is never passed."""
+    """Caps on tokens and money. Each try of a request reserves the most it can cost before it is sent, and what comes
+    back is spent whether it is of use or not, so a cap is never passed."""
 
     def __init__(self, config: TeacherConfig, spent: tuple[int, int]):
         self._config = config
@@ -155,10 +175,10 @@ class Budget:
             money is None or self.cost(prompt, completion) <= money
         )
 
-    def spend(self, answer: Answer) -> None:
-        """Counts a paid answer."""
-        self.prompt += answer.prompt_tokens
-        self.completion += answer.completion_tokens
+    def spend(self, prompt: int, completion: int) -> None:
+        """Counts what was paid."""
+        self.prompt += prompt
+        self.completion += completion
 
 
 class _Malformed(Exception):
@@ -167,6 +187,8 @@ class _Malformed(Exception):
 
 class OpenAITeacher:
     """Any OpenAI-compatible endpoint: bounded concurrency, retries with exponential back-off, budget, cache.
+
+    The first failure stops it: requests under way finish and are kept, none is sent any more.
 
     Raises: InputError if the [data] extra or the key is missing.
     """
@@ -183,6 +205,8 @@ class OpenAITeacher:
         self._config, self._cache = config, cache
         self._client = openai.AsyncOpenAI(base_url=config.base_url, api_key=key, timeout=config.timeout, max_retries=0)
         self._slots = asyncio.Semaphore(config.concurrency)
+        self._failure: RunError | None = None
+        self._failed = asyncio.Event()
         self.budget = Budget(config, cache.tokens())
         self.stats: Counter[str] = Counter()
 
@@ -201,23 +225,33 @@ class OpenAITeacher:
         if (known := self._cache.get(key)) is not None:
             self.stats["cached"] += 1
             return known
-        # A byte-level tokenizer makes at most one token of a byte; the chat format adds a few per message.
-        most = sum(len(message["content"].encode()) + 16 for message in messages)
-        async with self._slots, self.budget.request(most, config.max_tokens):
-            answer = await self._patiently(asked)
-            self._cache.put(key, asked, answer)
-            self.budget.spend(answer)
+        async with self._slots:
+            try:
+                answer = await self._patiently(asked)
+                self._cache.put(key, asked, answer)
+            except RunError as error:
+                self._failure = self._failure or error
+                self._failed.set()
+                raise
         self.stats["asked"] += 1
+        if answer.finish == CONTENT_FILTER:
+            self.stats["filtered"] += 1
         return answer
 
     async def _patiently(self, asked: dict[str, Any]) -> Answer:
         openai, reason, wait = self._openai, "", 0.0
+        # A byte-level tokenizer makes at most one token of a byte; the chat format adds a few per message.
+        most = (sum(len(message["content"].encode()) + 16 for message in asked["messages"]), asked["max_tokens"])
         for attempt in range(self._config.retries + 1):
             if attempt:
-                await asyncio.sleep(min(wait, _LONGEST_WAIT))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._failed.wait(), min(wait, _LONGEST_WAIT))
             wait = self._config.backoff * 2**attempt * random.uniform(0.5, 1.5)
             try:
-                return await self._once(asked)
+                async with self.budget.request(*most):
+                    if self._failure is not None:
+                        raise self._failure
+                    return await self._once(asked, most)
             except openai.RateLimitError as error:
                 if error.code == "insufficient_quota":
                     raise RunError(f"teacher: no quota left at {self._where}; what was answered is kept") from None
@@ -231,10 +265,13 @@ class OpenAITeacher:
             except openai.APIConnectionError:
                 reason = "no connection"
             except openai.APIStatusError as error:
+                if _is_filter(error):
+                    return Answer("", CONTENT_FILTER, asked["model"], 0, 0)
                 raise RunError(
-                    f"teacher: {self._where} refused the request ({error.status_code}); check model, key and base_url"
+                    f"teacher: {self._where} refused the request ({error.status_code}{self._said(error, asked)}); "
+                    "check model, key and base_url"
                 ) from None
-            except (_Malformed, ValueError, openai.APIResponseValidationError):
+            except _Malformed:
                 reason = "malformed answer"
             self.stats[reason.split(" (")[0]] += 1
         raise RunError(
@@ -242,25 +279,59 @@ class OpenAITeacher:
             "what was answered is kept, the same command continues"
         )
 
-    async def _once(self, asked: dict[str, Any]) -> Answer:
-        found: Any = await self._client.chat.completions.create(**{k: v for k, v in asked.items() if k != "base_url"})
+    async def _once(self, asked: dict[str, Any], most: tuple[int, int]) -> Answer:
+        """One try. Spends what the server counted, of what it did not count all that was reserved."""
+        found: Any = None
+        with contextlib.suppress(ValueError, self._openai.APIResponseValidationError):  # 200 and no JSON
+            found = await self._client.chat.completions.create(
+                **{name: value for name, value in asked.items() if name != "base_url"}
+            )
+        usage = getattr(found, "usage", None)
+        counted = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
+        prompt, completion = (
+            count if isinstance(count, int) else reserved for count, reserved in zip(counted, most, strict=True)
+        )
+        self.budget.spend(prompt, completion)
         try:
             choice = found.choices[0]
             text, finish = choice.message.content, choice.finish_reason
-            usage = found.usage
-            prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
+            refused = finish in _FILTER_FINISHES or getattr(choice.message, "refusal", None)
         except (AttributeError, IndexError, TypeError):
-            raise _Malformed from None
-        if not isinstance(text, str) or not text.strip():
+            text, finish, refused = None, None, None
+        if refused:
+            text, finish = text or "", CONTENT_FILTER
+        elif not isinstance(text, str) or not text.strip():
+            self._cache.put_unused(prompt, completion)
             raise _Malformed
-        # A server that does not count is taken to have used all that was reserved.
-        return Answer(text, finish or "", str(found.model or asked["model"]),
-                      prompt if isinstance(prompt, int) else sum(len(m["content"]) for m in asked["messages"]),
-                      completion if isinstance(completion, int) else asked["max_tokens"])  # fmt: skip
+        return Answer(text, finish or "", str(found.model or asked["model"]), prompt, completion)
 
     @property
     def _where(self) -> str:
         return self._config.base_url or "the endpoint"
+
+    def _said(self, error: Any, asked: dict[str, Any]) -> str:
+        """The server's own reason in one line, after a colon; nothing if it gave none, or repeats what it was sent (a
+        post) or the key."""
+        text = " ".join(_message(error).split())
+        size = 24 if text.isascii() else 8
+        sent = " ".join(" ".join(message["content"].split()) for message in asked["messages"])
+        repeats = any(text[at : at + size] in sent for at in range(len(text) - size + 1))
+        if not text or repeats or self._client.api_key in text:
+            return ""
+        return f": {text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + '…'}"
+
+
+def _message(error: Any) -> str:
+    """What the server says about an error, in either of the places where servers say it."""
+    body = error.body if isinstance(error.body, dict) else {}
+    return next((said for name in ("message", "detail") if isinstance(said := body.get(name), str)), "")
+
+
+def _is_filter(error: Any) -> bool:
+    """Whether a refusal is about what this one request says."""
+    if error.status_code != 400:
+        return False
+    return error.code in _FILTER_CODES or error.type in _FILTER_CODES or _FILTER_MESSAGE in _message(error).lower()
 
 
 def _retry_after(error: Any) -> float:

@@ -98,6 +98,10 @@ def spoiling(upstream: str, faults: list[str]) -> Iterator[str]:
             code = "insufficient_quota" if fault == "402" else "busy"
             failed = json.dumps({"error": {"message": "no", "code": code}}).encode()
             return reply(handler, 429 if fault == "402" else int(fault), failed, {"retry-after": "0"})
+        if fault.startswith("400 "):  # code and message; "post": the message repeats the request
+            code, _, message = fault[4:].partition(" ")
+            message = json.loads(body)["messages"][-1]["content"] if message == "post" else message
+            return reply(handler, 400, json.dumps({"error": {"message": message, "code": code}}).encode())
         if fault == "timeout":
             time.sleep(1.0)
         connection = http.client.HTTPConnection(host, timeout=30)
@@ -122,6 +126,16 @@ def spoiling(upstream: str, faults: list[str]) -> Iterator[str]:
                 else text.split("推理：")[0] + "推理：The writer says that things were handed over."
             )
             changed["choices"][0]["message"]["content"] = other
+            found = json.dumps(changed).encode()
+        elif fault in ("null", "half", "no usage"):
+            changed = json.loads(found)
+            choice = changed["choices"][0]
+            if fault == "no usage":
+                del changed["usage"]
+            else:
+                text = choice["message"]["content"]
+                choice["message"]["content"] = None if fault == "null" else text
+                choice["finish_reason"] = "content_filter"
             found = json.dumps(changed).encode()
         elif fault == "no choices":
             found = b'{"id": "1", "choices": []}'

@@ -82,8 +82,10 @@ def test_build_writes_a_data_set_and_a_second_time_costs_nothing_and_changes_not
         assert hashes(recipe.out) == first
         sent = server.requests[0]
     assert sent["path"] == "/v1/chat/completions" and sent["model"] == "oracle" and sent["temperature"] == 0.7
-    assert manifest["records"] == {"asked": 12, "accepted": 12, "rejected": 0}
-    assert {name: entry["rate"] for name, entry in manifest["checks"].items()} == dict.fromkeys(room.CHECKS, 1.0)
+    assert manifest["records"] == {"asked": 12, "accepted": 12, "rejected": 0, "filtered": 0}
+    few = {"label_recoverable": None}  # six of a task are too few to learn from
+    assert {name: entry["rate"] for name, entry in manifest["checks"].items()} == dict.fromkeys(room.CHECKS, 1.0) | few
+    assert manifest["checks"]["label_recoverable"] == {"passed": 0, "n": 0, "rate": None, "by_task": {}}
     by_hand = hashes(recipe.out)
     assert manifest["files"] == {n: h for n, h in by_hand.items() if n not in ("README.md", "manifest.json")}
     assert str(tmp_path) not in (recipe.out / "manifest.json").read_text() + (recipe.out / "README.md").read_text()
@@ -100,7 +102,8 @@ def test_build_writes_a_data_set_and_a_second_time_costs_nothing_and_changes_not
     readme = (recipe.out / "README.md").read_text()
     header = yaml.safe_load(readme.split("---")[1])
     assert [entry["split"] for entry in header["configs"][0]["data_files"]] == ["validation", "train"]
-    for words in ("12 of 12 explanations", "| quotes_the_post | 12 | 12 | 100.0% | yes |", "prompts: zh version 1",
+    for words in ("12 of 12 explanations", "| quotes_the_post | 12 | 12 | 100.0% | yes |",
+                  "| label_recoverable | 0 | 0 | too few | no |", "prompts: zh version 1",
                   "not a diagnosis", manifest["files"]["data/train.parquet"]):  # fmt: skip
         assert words in readme
 
@@ -143,7 +146,10 @@ def test_the_wrong_language_is_caught_and_asked_for_once_more(made):
     ("faults", "retries", "message"),
     [
         (["500"] * 99, 2, r"gave no answer in 3 tries, last: server error \(500\); what was answered is kept"),
-        (["401"], 2, r"refused the request \(401\); check model, key and base_url"),
+        (["401"], 2, r"refused the request \(401: no\); check model, key and base_url"),
+        (["400 bad the\nmodel  is gone"], 2, r"refused the request \(400: the model is gone\); check"),
+        (["400 bad " + "long " * 99], 2, r"refused the request \(400: (long ){39}long…\); check"),
+        (["400 bad post"], 2, r"refused the request \(400\); check"),
         (["402"], 2, "no quota left"),
     ],
 )
@@ -153,6 +159,38 @@ def test_a_teacher_that_fails_ends_the_build_in_one_line(made, faults, retries, 
         with pytest.raises(RunError, match=message):
             build(recipe, quiet)
     assert not recipe.out.exists()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["null", "half", "400 content_filter no", "400 content_policy_violation no", "400 bad Content Exists Risk"],
+)
+def test_a_post_that_the_filter_refuses_is_rejected_and_counted_and_asked_once(made, fault):
+    with endpoint() as server, spoiling(server.url, [fault]) as url:
+        recipe = made(url, attempts=1)
+        manifest = build(recipe, quiet)
+        first = hashes(recipe.out)
+        assert manifest["teacher"] == {"asked": 12, "filtered": 1}
+        seen = len(server.requests)
+        assert build(recipe, quiet)["teacher"] == {"cached": 12} and len(server.requests) == seen
+    assert hashes(recipe.out) == first
+    assert manifest["records"] == {"asked": 12, "accepted": 11, "rejected": 1, "filtered": 1}
+    (row,) = [json.loads(line) for line in (recipe.out / "rejected.jsonl").read_text().splitlines()]
+    assert row["finish"] == "content_filter" and "right_length" in row["failed"]
+    assert "1 posts were refused by the teacher's content filter" in (recipe.out / "README.md").read_text()
+
+
+def test_when_the_teacher_fails_what_is_under_way_is_kept_and_nothing_more_is_asked(made):
+    def slow(messages):
+        time.sleep(0.5)
+        return oracle(messages)
+
+    with endpoint(slow) as server:
+        with spoiling(server.url, ["401", "english"]) as url:
+            recipe = made(url, teacher={"concurrency": 3})
+            with pytest.raises(RunError, match="401: no"):
+                build(recipe, quiet)
+        assert len(server.requests) == 2 and len(list(recipe.cache.glob("??/*.json"))) == 2
 
 
 def test_a_build_that_stopped_never_pays_twice(made):
@@ -183,6 +221,32 @@ def test_a_budget_is_never_passed_and_counts_what_is_cached(made):
         assert len(server.requests) == seen
         with pytest.raises(RunError, match=r"the budget is spent: \d+ tokens \(\d+\.\d\d\) used"):
             build(made(server.url, seed=9, teacher={"max_spend": 0.01, "input_price": 5.0}), quiet)
+
+
+def billed(server):
+    """What the server of ``endpoint`` counted for all that it was asked."""
+    chats = [one["messages"] for one in server.requests]
+    return sum(sum(len(message["content"]) for message in chat) + len(oracle(chat)) for chat in chats)
+
+
+def test_what_was_paid_for_answers_of_no_use_counts_against_the_budget(made):
+    with endpoint() as server, spoiling(server.url, ["empty"] * 99) as url:
+        cap = {"max_total_tokens": 20_000, "retries": 98}
+        with pytest.raises(RunError, match="the budget is spent"):
+            build(made(url, teacher=cap), quiet)
+        seen = len(server.requests)
+        assert seen > 2 and sum(AnswerCache(made(url).cache).tokens()) == billed(server) <= 20_000
+        with pytest.raises(RunError, match="the budget is spent"):
+            build(made(url, teacher=cap), quiet)
+        assert len(server.requests) == seen
+
+
+def test_what_the_server_does_not_count_costs_what_was_reserved(made):
+    with endpoint() as server, spoiling(server.url, ["no usage"] * 12) as url:
+        recipe = made(url, teacher={"max_tokens": 333})
+        build(recipe, quiet)
+    sent = [message["content"] for one in server.requests for message in one["messages"]]
+    assert AnswerCache(recipe.cache).tokens() == (sum(len(text.encode()) + 16 for text in sent), 12 * 333)
 
 
 def test_as_many_requests_at_once_as_allowed(made):
@@ -216,6 +280,42 @@ def test_what_is_refused_is_listed_with_its_reasons(made):
     assert "r0" not in {r.id for r in read_records(recipe.out / "records" / "train.jsonl")}
 
 
+def test_the_attempt_that_passes_what_is_required_is_taken(made):
+    """The first answer fails only what is required, the second only what is not, and more of it."""
+
+    def second_thoughts(messages):
+        text = oracle(messages)
+        asked[text] += 1
+        if asked[text] == 1:
+            return text.replace("推理：帖子里写道“", "推理：帖子里写道“编造出来的另外一句话")
+        return text + "可以联系13812345678。" + "这与给定的标签一致。"
+
+    asked = Counter()
+    with endpoint(second_thoughts) as server:
+        manifest = build(made(server.url, checks={"require": ["quotes_the_post"]}, examples_per_class=1), quiet)
+    assert manifest["records"]["accepted"] == 12 and manifest["attempts"] == {"2": 12}
+    assert manifest["checks"]["no_contacts"]["passed"] == manifest["checks"]["no_label_leak"]["passed"] == 0
+
+
+def test_a_good_explanation_is_not_lost_for_resembling_a_refused_one(made):
+    def alike(messages):
+        label, _, text = oracle(messages).partition(" 推理：")
+        quote = text[text.index("“") : text.index("”") + 1]
+        if post(0)[:12] in quote:
+            quote = "“编造出来的另外一句话”"  # refused
+        return f"{label} 推理：帖子里写道{quote}，这段话直接体现了发帖人当时的处境和想法，符合相应的判断标准。"
+
+    with endpoint(alike) as server:
+        recipe = made(server.url)
+        manifest = build(recipe, quiet)
+    kept = [record.id for record in read_records(recipe.out / "records" / "train.jsonl")]
+    assert kept == ["r1", "r2"]  # the first of each task that is not refused; r0 came before r2
+    near = manifest["checks"]["not_near_duplicate"]
+    assert (near["passed"], near["n"], manifest["checks"]["quotes_the_post"]["passed"]) == (2, 11, 11)
+    rows = [json.loads(line) for line in (recipe.out / "rejected.jsonl").read_text().splitlines()]
+    assert {row["id"]: row["failed"] for row in rows}["r0"] == ["quotes_the_post"]
+
+
 def test_contact_details_never_reach_the_teacher(made, tmp_path):
     rows = records(12)
     write_records(
@@ -224,6 +324,15 @@ def test_contact_details_never_reach_the_teacher(made, tmp_path):
     with endpoint() as server:
         build(made(server.url), quiet)
     assert "13812345678" not in json.dumps(server.requests) and "[phone]" in json.dumps(server.requests)
+
+
+def test_a_limit_takes_of_a_file_sorted_by_label_some_of_each(made, tmp_path):
+    rows = [r for r in records(24) if r.task == "suicide_risk"]
+    write_records(tmp_path / "posts.jsonl", sorted(rows, key=lambda r: r.label))
+    with endpoint() as server:
+        manifest = build(made(server.url, data={"root": tmp_path / "posts.jsonl", "limit": 4}), quiet)
+    assert manifest["records"]["asked"] == 4
+    assert manifest["counts"]["suicide_risk"]["train"]["labels"] == {"high": 2, "low": 2}
 
 
 # --- prompts ---

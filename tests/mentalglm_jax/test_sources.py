@@ -119,6 +119,14 @@ def test_sos_folder_takes_one_format_and_val_is_the_test_part(tmp_path):
     assert [record.split for record in load_sos_hl_1k(tmp_path)] == ["train"] * 3 + ["test"]
 
 
+def test_sos_folder_takes_the_best_format_of_each_part(tmp_path):
+    put(tmp_path / "suicide_train_LLM.csv", sos_table())
+    put(tmp_path / "suicide_train.jsonl", sos_chat(SOS[:1]))
+    put(tmp_path / "suicide_val_BERT.tsv", sos_onehot(SOS[:2]))
+    put(tmp_path / "suicide_val.jsonl", sos_chat(SOS[:1]))
+    assert [record.split for record in load_sos_hl_1k(tmp_path)] == ["train"] * 3 + ["test"] * 2
+
+
 def test_socialcd_reads_several_labels_and_both_parts(tmp_path):
     put(tmp_path / "train_data_with_header.tsv", b"\xef\xbb\xbf" + cd_table(CD))
     renamed = cd_table(CD[:1]).replace("应该式".encode(), "应该句式".encode())
@@ -237,6 +245,21 @@ def test_expert_explanations_are_read_apart(tmp_path):
         load_imhi_experts(tmp_path / "gone")
 
 
+@pytest.mark.parametrize("folder", ["expert", "human_evaluation/test_instruction_expert", "human_evaluation"])
+def test_expert_explanations_are_no_test_set(tmp_path, monkeypatch, folder):
+    clone = tmp_path / "clone"
+    put(clone / folder / "dreaddit.csv", imhi_table(imhi_row("an expert's")))
+    put(clone / folder / "CAMS.csv", imhi_table(imhi_row("an expert's")))
+    put(clone / "instruction_data" / "dreaddit" / "train.csv", imhi_table(imhi_row("a post")))
+    for root in (clone, tmp_path):
+        assert present(root) == ["imhi_dreaddit"]
+        assert [record.split for record in load_upstream(root, ["imhi_dreaddit"])] == ["train"]
+    monkeypatch.chdir(clone / folder)
+    for root in (clone / folder, clone / folder / "..", "."):
+        with pytest.raises(InputError, match="data set imhi_cams not found"):
+            load_upstream(root, ["imhi_cams"])
+
+
 LEVELS = [["comment", "myLabel"], ["今天我把东西都交代好了", "10"], ["面条不错", "0"]]
 
 
@@ -296,6 +319,51 @@ def test_c_imhi_reads_what_we_write_and_what_is_known_of_the_authors_files(tmp_p
     assert (first.labels, first.post) == (("should_statements", "labeling"), "他说“我懂了”，都怪我")
     assert (first.explanation, first.split) == ("他认为放大", "train")
     assert (second.label, second.post) == ("low", "我吃了面")
+
+
+CD_ASKED, CD_SAID = "这个帖子体现了什么认知歪曲？", "该帖子体现了乱贴标签。推理：他说“没用”"
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "post"),
+    [
+        (CD_ASKED, "他说“你真没用”，我就是没用", "他说“你真没用”，我就是没用"),
+        ("请回答：" + CD_ASKED, "我搜了“自杀风险”，都是“自杀风险”", "我搜了“自杀风险”，都是“自杀风险”"),
+        ("指出其中的“认知歪曲”。", '她说"好"，就走了', '她说"好"，就走了'),
+        ("请回答：" + CD_ASKED, "考虑以下这个帖子：“他说“好”，走了”", "他说“好”，走了"),
+        ("你是心理学家。", f'考虑以下这个帖子："他说“好”" 问题：{CD_ASKED}', "他说“好”"),
+        ("你是心理学家。", f"帖子：“他说“好”，走了”。{CD_ASKED}", "他说“好”，走了"),
+        (f"考虑以下这个帖子：“他说“好”，走了” 问题：{CD_ASKED}", " ", "他说“好”，走了"),
+    ],
+)
+def test_c_imhi_takes_the_post_whole_where_it_stands_alone(tmp_path, asked, given, post):
+    (record,) = iter_c_imhi(put(tmp_path / "Instruct_CD.json", alpaca((asked, given, CD_SAID))))
+    assert (record.post, record.labels) == (post, ("labeling",))
+
+
+@pytest.mark.parametrize(
+    ("task", "said", "gold"),
+    [
+        ("自杀风险", "没有体现高自杀风险。推理：x", "没"),
+        ("自杀风险", "不属于高风险", "不"),
+        ("自杀风险", "并非低自杀风险。因为x", "非"),
+        ("认知歪曲", "乱贴标签，而不是以偏概全。推理：x", "不"),
+        ("认知歪曲", "体现了乱贴标签，未体现“读心术”。推理：x", "未"),
+        ("自杀风险", "不，这个帖子非常明显体现了高自杀风险，没有别的。推理：x", ("high",)),
+        ("自杀风险", "毫无疑问是低自杀风险。因为没有高自杀风险的表现", ("low",)),
+        ("认知歪曲", "他说“我不好”，不仅有非此即彼和否定正面思考，还有“乱贴标签”。推理：x",
+         ("all_or_nothing", "disqualifying_positive", "labeling")),
+        ("认知歪曲", "“我不行”体现了乱贴标签。推理：没有以偏概全", ("labeling",)),
+    ],
+)  # fmt: skip
+def test_c_imhi_reads_no_label_that_is_denied(tmp_path, task, said, gold):
+    path = put(tmp_path / "Instruct_a.json", alpaca((f"有什么{task}？", "面条", said)))
+    if isinstance(gold, tuple):
+        (record,) = iter_c_imhi(path)
+        assert record.gold == gold
+    else:
+        with pytest.raises(InputError, match=f":2, column 'output': '{gold}' stands beside a label and may deny it"):
+            list(iter_c_imhi(path))
 
 
 # --- damage ---
