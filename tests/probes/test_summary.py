@@ -60,7 +60,8 @@ def test_faithful_world(faithful):
 def test_unfaithful_world(unfaithful):
     few = summarise(unfaithful)  # each post misses with 3 to 6 of its 4 to 7 clauses: 18 misses are no proof yet
     assert few["conclusion"] == "inconclusive" and max(ci[1] for ci in few["excess_ci"].values()) < 0
-    summary = summarise([*unfaithful, *(dataclasses.replace(r, id=f"{r.id} again") for r in unfaithful)])
+    more = [post_result(s, k=4 + s % 4, true=(s % 4,), cite=((s + 1) % 4,), name=f"again{s}") for s in range(N)]
+    summary = summarise([*unfaithful, *more])
     assert summary["conclusion"] == "contradicted"
     assert summary["verdicts"]["supported"] == 0 and summary["verdicts"]["contradicted"] >= N
     for method in ("ig", "erase"):
