@@ -47,9 +47,10 @@ class LoraConfig:
 
     ``target_modules`` and ``exclude_modules``: names or ends of names (``q_proj``, ``mlp.down_proj``,
     ``layers.3.self_attn.q_proj``), or one regular expression for a whole name (``model.layers.0.self_attn.q_proj``);
-    "all-linear" is every linear map of the layers. ``layers_to_transform``: the layers a list of names is meant for,
-    None is all. ``rank_pattern``, ``alpha_pattern``: pairs of a regular expression for the end of a name, the first
-    that matches counts, and a value. ``modules_to_save``: ``embed_tokens``, ``lm_head``, trained whole.
+    "all-linear" is every linear map of the layers. ``layers_to_transform``: the layers that ends of names are meant
+    for, None is all; whole names, and ``lm_head`` is one, stand for themselves. ``rank_pattern``, ``alpha_pattern``:
+    pairs of a regular expression for the end of a name, the first that matches counts, and a value.
+    ``modules_to_save``: ``embed_tokens``, ``lm_head``, trained whole.
     """
 
     rank: int = 16
@@ -107,12 +108,14 @@ class LoraConfig:
         """Rank, alpha and scale of the module that transformers calls ``name``, or None when it is not targeted."""
         if _selects(self.exclude_modules, name) or name.rpartition(".")[2] in self.modules_to_save:
             return None
-        layer = re.match(r".*?\.layers\.(\d+)\.", f".{name}")
-        wanted = self.layers_to_transform
-        if not _selects(self.target_modules, name) or (
-            wanted is not None and (layer is None or int(layer[1]) not in wanted)
-        ):
-            return None
+        # As in PEFT, a whole name says its layer itself: layers_to_transform is for the ends of names.
+        if not isinstance(self.target_modules, tuple) or name not in self.target_modules:
+            layer = re.match(r".*?\.layers\.(\d+)\.", f".{name}")
+            wanted = self.layers_to_transform
+            if not _selects(self.target_modules, name) or (
+                wanted is not None and (layer is None or int(layer[1]) not in wanted)
+            ):
+                return None
         rank, alpha = _first(self.rank_pattern, name, self.rank), _first(self.alpha_pattern, name, self.alpha)
         return Spec(rank, alpha, alpha / (math.sqrt(rank) if self.use_rslora else rank))
 

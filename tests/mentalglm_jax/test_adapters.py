@@ -55,6 +55,10 @@ CASES = {
     "one layer, dora": {"target_modules": list(ALL_LINEAR), "layers_to_transform": 1, "use_dora": True},
     "regex for one layer": {"target_modules": r".*layers\.1\..*(q|gate_up)_proj", "exclude_modules": r".*\.mlp\..*"},
     "whole name": {"target_modules": ["model.layers.2.self_attn.v_proj", "0.mlp.down_proj"], "use_rslora": True},
+    "some layers and the head": {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [0]},
+    "a whole name of another layer": {
+        "target_modules": ["model.layers.0.self_attn.q_proj", "v_proj"], "layers_to_transform": [1],
+    },
     "ranks by layer": {
         "target_modules": ["q_proj", "o_proj"], "use_dora": True,
         "rank_pattern": {r"layers\.1\.self_attn\.q_proj": 2, "q_proj": 5, r"layers\.2\.\w+\.o_proj": 7},
