@@ -225,7 +225,7 @@ def to_native(
     Raises:
         InputError: the configuration does not fit ``names``.
     """
-    theirs = from_peft(raw, file, _Foreign)
+    theirs = from_peft(raw, file, _Foreign, names)
     lows: dict[str, Low] = {}
     for name in names:
         spec = theirs.spec_of(name)

@@ -106,13 +106,13 @@ class LoraConfig:
 
     def spec_of(self, name: str) -> "Spec | None":
         """Rank, alpha and scale of the module that transformers calls ``name``, or None when it is not targeted."""
-        if _selects(self.exclude_modules, name) or name.rpartition(".")[2] in self.modules_to_save:
+        if selects(self.exclude_modules, name) or name.rpartition(".")[2] in self.modules_to_save:
             return None
         # As in PEFT, a whole name says its layer itself: layers_to_transform is for the ends of names.
         if not isinstance(self.target_modules, tuple) or name not in self.target_modules:
             layer = re.match(r".*?\.layers\.(\d+)\.", f".{name}")
             wanted = self.layers_to_transform
-            if not _selects(self.target_modules, name) or (
+            if not selects(self.target_modules, name) or (
                 wanted is not None and (layer is None or int(layer[1]) not in wanted)
             ):
                 return None
@@ -134,7 +134,7 @@ def _order(name: str) -> tuple[int, str]:
     return (known.index(last) if last in known else len(known), name)
 
 
-def _selects(rule: tuple[str, ...] | str, module: str) -> bool:
+def selects(rule: tuple[str, ...] | str, module: str) -> bool:
     """PEFT's matching: a string is a regular expression for the whole name, a list holds names or endings of names."""
     if isinstance(rule, str):
         return re.fullmatch(rule, module) is not None
@@ -142,7 +142,12 @@ def _selects(rule: tuple[str, ...] | str, module: str) -> bool:
 
 
 def _first(patterns: tuple[tuple[str, Any], ...], module: str, default: Any) -> Any:
-    return next((value for key, value in patterns if re.match(rf"(.*\.)?({key})$", module)), default)
+    return next((value for key, value in patterns if matches(key, module)), default)
+
+
+def matches(pattern: str, module: str) -> bool:
+    """Whether a key of ``rank_pattern`` or ``alpha_pattern`` is meant for a module, as PEFT sees it."""
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
 class Adapter(nnx.Module):
@@ -282,11 +287,11 @@ def resolve(model: Glm, config: LoraConfig) -> dict[str, tuple[Spec | None, ...]
         here = {path.rpartition(".")[2] for path in found}
         if missing := sorted({name for name in config.target_modules if name.rpartition(".")[2] not in here}):
             raise InputError(f"LoRA: this model has no module {', '.join(missing)} to adapt")
-        if missing := [item for item in config.target_modules if not any(_selects((item,), name) for name in every)]:
+        if missing := [item for item in config.target_modules if not any(selects((item,), name) for name in every)]:
             raise InputError(
                 f"LoRA: target_modules {', '.join(missing)} not found in this model ({', '.join(sorted(here))})"
             )
-    elif _selects(config.target_modules, EMBEDDING) and not _selects(config.exclude_modules, EMBEDDING):
+    elif selects(config.target_modules, EMBEDDING) and not selects(config.exclude_modules, EMBEDDING):
         raise InputError("LoRA: target_modules selects embed_tokens; only modules_to_save trains embeddings")
     if beyond := [layer for layer in config.layers_to_transform or () if not 0 <= layer < count]:
         raise InputError(
