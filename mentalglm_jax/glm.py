@@ -478,11 +478,11 @@ class Glm(nnx.Module):
             cache = cache._replace(length=cache.length + tokens.shape[1])
         return self.norm(h), cache
 
-    def unembed(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Vocabulary logits of normed hidden states, in float32."""
+    def unembed(self, hidden: Float[Array, "... D"], key: Array | None = None) -> Float[Array, "... V"]:
+        """Vocabulary logits of normed hidden states, in float32. ``key`` turns adapter dropout on."""
         if self.lm_head is None:
             return matmul(hidden, self.embed_tokens.embedding[...].T).astype(jnp.float32)
-        return self.lm_head(hidden).astype(jnp.float32)
+        return self.lm_head(hidden, key).astype(jnp.float32)
 
 
 REMAT_POLICIES: dict[str, Any] = {

@@ -139,7 +139,7 @@ def test_the_check_sees(hf, monkeypatch, mutation):
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_dropout_acts_where_it_acts_in_peft(hf, monkeypatch, kind):
     """Both sides get the same mask in place of a random one. DoRA's y = W x must stay whole."""
-    config = LoraConfig(rank=4, alpha=6.0, dropout=0.5, target_modules=("q_proj", "down_proj"), **KINDS[kind])
+    config = LoraConfig(rank=4, alpha=6.0, dropout=0.5, target_modules=("q_proj", "down_proj", "lm_head"), **KINDS[kind])
     model = peft_model(hf, config, dropout=0.5)
 
     def mask(shape):
@@ -152,8 +152,10 @@ def test_dropout_acts_where_it_acts_in_peft(hf, monkeypatch, kind):
     reference = hf.logits(model, TOKENS)
     with jax.disable_jit():
         hidden, _ = ours.hidden_states(jnp.asarray(TOKENS), key=jax.random.key(0))
-        found = ours.unembed(hidden)
+        found = ours.unembed(hidden, jax.random.key(0))
+        without = ours.unembed(hidden)
     assert hf.error(found, reference) <= 1e-5
+    assert hf.error(without, reference) > 1e-3
     assert hf.error(hf.run(ours, TOKENS), reference) > 1e-3  # without a key there is no dropout
 
 
