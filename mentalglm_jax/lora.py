@@ -235,8 +235,8 @@ class Replacement(nnx.Module):
 
 @partial(jax.checkpoint, prevent_cse=False)  # so that no float32 copy of an activation is kept for the backward pass
 def _rescaled(
-    y: Float[Array, "*batch out"], base: Float[Array, "*batch out"], more: Float[Array, "out"],
-    update: Float[Array, "*batch out"], factor: Float[Array, "out"],
+    y: Float[Array, "*batch out"], base: Float[Array, "*batch out"], more: Float[Array, " out"],
+    update: Float[Array, "*batch out"], factor: Float[Array, " out"],
 ) -> Float[Array, "*batch out"]:  # fmt: skip
     """DoRA's sum, in float32 and rounded once. As in PEFT ``y`` stays whole: dropout thins only what is added to it."""
     return (y + more * base + factor * update).astype(y.dtype)

@@ -134,11 +134,14 @@ def from_peft(
     def rule(value: list[str] | str | None) -> tuple[str, ...] | str:
         if isinstance(value, str):
             return value
-        return tuple(item for item in value or () if modules is None or any(selects((item,), name) for name in modules))
+        here = [item for item in value or () if modules is None or any(selects((item,), name) for name in modules)]
+        return tuple(here)
 
     def table(key: str) -> list[tuple[str, Any]]:
-        return [(name, value) for name, value in (raw.get(key) or {}).items()
-                if modules is None or not name.isidentifier() or any(matches(name, module) for module in modules)]  # fmt: skip
+        pairs = list((raw.get(key) or {}).items())
+        if modules is None:
+            return pairs
+        return [pair for pair in pairs if not pair[0].isidentifier() or any(matches(pair[0], name) for name in modules)]
 
     if raw["target_modules"] and not rule(raw["target_modules"]):
         raise refuse(f"target_modules {some(raw['target_modules'])} selects nothing in this model")

@@ -139,7 +139,9 @@ def test_the_check_sees(hf, monkeypatch, mutation):
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_dropout_acts_where_it_acts_in_peft(hf, monkeypatch, kind):
     """Both sides get the same mask in place of a random one. DoRA's y = W x must stay whole."""
-    config = LoraConfig(rank=4, alpha=6.0, dropout=0.5, target_modules=("q_proj", "down_proj", "lm_head"), **KINDS[kind])
+    config = LoraConfig(
+        rank=4, alpha=6.0, dropout=0.5, target_modules=("q_proj", "down_proj", "lm_head"), **KINDS[kind]
+    )
     model = peft_model(hf, config, dropout=0.5)
 
     def mask(shape):
