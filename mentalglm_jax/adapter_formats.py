@@ -1,7 +1,8 @@
 """The same adapter under other names: what vLLM, llama.cpp and the chatglm layout call and fuse differently.
 
     peft        GLM's own modules: q_proj, k_proj, v_proj, o_proj, gate_up_proj, down_proj
-    vllm-split  gate_up_proj in its halves gate_proj and up_proj (the same A, the rows of B), for vLLM's own GLM code
+    vllm-split  gate_up_proj in its halves gate_proj and up_proj (the same A, the rows of B), for vLLM's own GLM code;
+                one rank and one scale for all, as older readers drop rank_pattern and alpha_pattern
     llama.cpp   as peft with every factor s folded into B: convert_lora_to_gguf knows alpha / rank only
     chatglm     names of the remote-code layout, q, k and v as one query_key_value
 
@@ -69,6 +70,7 @@ def formatted(
     if format == "llama.cpp":
         return _folded(modules, config, base)
     if format == "vllm-split":
+        modules, config = _uniform(modules, config)
         renamed = {new: low for name, each in modules.items() for new, low in _split_halves(name, each).items()}
     else:
         renamed = _to_chatglm(modules, config, _outputs(model))
@@ -155,6 +157,25 @@ def _folded(modules: Mapping[str, Low], config: LoraConfig, base: str | None) ->
     return folded, to_peft(dataclasses.replace(config, use_rslora=False, alpha_pattern=()), base)
 
 
+def _uniform(modules: Mapping[str, Low], config: LoraConfig) -> tuple[dict[str, Low], LoraConfig]:
+    """The same maps with one rank and one scale: older vLLMs know ``r`` and
+    ``lora_alpha`` only and drop the patterns.
+
+    Ranks are filled up with zeros; the scale most modules have is everyone's, the others' B take the rest.
+    """
+    specs = [low.spec for low in modules.values()]
+    scales = [spec.scale for spec in specs if spec.scale] or [0.0]
+    rank, scale = max(spec.rank for spec in specs), max(scales, key=scales.count)
+    whole = next((spec for spec in specs if (spec.rank, spec.scale) == (rank, scale)), None)
+    spec = whole or Spec(rank, scale * (math.sqrt(rank) if config.use_rslora else rank), scale)
+    filled = {}
+    for name, low in modules.items():
+        more = rank - low.spec.rank
+        b = low.b if low.spec.scale == scale else low.b * np.float32(low.spec.scale / scale)
+        filled[name] = Low(np.pad(low.a, ((0, more), (0, 0))), np.pad(b, ((0, 0), (0, more))), low.magnitude, spec)
+    return filled, dataclasses.replace(config, rank=rank, alpha=spec.alpha, rank_pattern=(), alpha_pattern=())
+
+
 def _outputs(model: Glm) -> dict[str, int]:
     return {name: getattr(model.layers.self_attn, name).kernel.shape[-1] for name in _QKV}
 
@@ -204,7 +225,7 @@ def to_native(
     Raises:
         InputError: the configuration does not fit ``names``.
     """
-    theirs = from_peft(raw, file, _Foreign)
+    theirs = from_peft(raw, file, _Foreign, names)
     lows: dict[str, Low] = {}
     for name in names:
         spec = theirs.spec_of(name)

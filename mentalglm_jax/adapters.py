@@ -111,7 +111,9 @@ def load_adapter(model: Glm, directory: str | Path) -> None:
     _check_base(model, files, directory)
     found = _entries(files, directory / WEIGHTS)
     if dialect(list(found)) == "peft":
-        config = from_peft(raw, directory / CONFIG)
+        count = model.config.num_hidden_layers
+        names = [name for path, _ in linears(model) for name in module_names(path, count)]
+        config = from_peft(raw, directory / CONFIG, modules=[*names, EMBEDDING])
     else:
         found, config = _translate(model, raw, found, directory / CONFIG)
     try:

@@ -194,13 +194,14 @@ def _from_native(raw: Mapping[str, Any]) -> dict[str, Any]:
         fields["yarn"] = Yarn(**{"original_max_position_embeddings": raw.get("max_position_embeddings"), **stated})
     elif kind != "default":
         raise InputError(f"config.json: rope type {kind!r} is not supported (default and yarn are)")
+    # What transformers 5.23 takes for an absent key; its GlmConfig and Glm4Config have the same defaults.
     return fields | {
-        "head_dim": raw.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"],
+        "head_dim": raw.get("head_dim", 128) or fields["hidden_size"] // fields["num_attention_heads"],
         "max_position_embeddings": raw.get("max_position_embeddings", 131072),
-        "rms_norm_eps": float(raw.get("rms_norm_eps", 1e-5 if glm4 else 1.5625e-07)),
+        "rms_norm_eps": float(raw.get("rms_norm_eps", 1.5625e-07)),
         "rope_theta": float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
         "partial_rotary_factor": rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 0.5)),
-        "attention_bias": raw.get("attention_bias", not glm4),
+        "attention_bias": raw.get("attention_bias", True),
         "tie_word_embeddings": raw.get("tie_word_embeddings", False),
         "initializer_range": float(raw.get("initializer_range", 0.02)),
         "sandwich_norm": glm4,
@@ -477,11 +478,11 @@ class Glm(nnx.Module):
             cache = cache._replace(length=cache.length + tokens.shape[1])
         return self.norm(h), cache
 
-    def unembed(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Vocabulary logits of normed hidden states, in float32."""
+    def unembed(self, hidden: Float[Array, "... D"], key: Array | None = None) -> Float[Array, "... V"]:
+        """Vocabulary logits of normed hidden states, in float32. ``key`` turns adapter dropout on."""
         if self.lm_head is None:
             return matmul(hidden, self.embed_tokens.embedding[...].T).astype(jnp.float32)
-        return self.lm_head(hidden).astype(jnp.float32)
+        return self.lm_head(hidden, key).astype(jnp.float32)
 
 
 REMAT_POLICIES: dict[str, Any] = {

@@ -47,9 +47,10 @@ class LoraConfig:
 
     ``target_modules`` and ``exclude_modules``: names or ends of names (``q_proj``, ``mlp.down_proj``,
     ``layers.3.self_attn.q_proj``), or one regular expression for a whole name (``model.layers.0.self_attn.q_proj``);
-    "all-linear" is every linear map of the layers. ``layers_to_transform``: the layers a list of names is meant for,
-    None is all. ``rank_pattern``, ``alpha_pattern``: pairs of a regular expression for the end of a name, the first
-    that matches counts, and a value. ``modules_to_save``: ``embed_tokens``, ``lm_head``, trained whole.
+    "all-linear" is every linear map of the layers. ``layers_to_transform``: the layers that ends of names are meant
+    for, None is all; whole names, and ``lm_head`` is one, stand for themselves. ``rank_pattern``, ``alpha_pattern``:
+    pairs of a regular expression for the end of a name, the first that matches counts, and a value.
+    ``modules_to_save``: ``embed_tokens``, ``lm_head``, trained whole.
     """
 
     rank: int = 16
@@ -105,14 +106,16 @@ class LoraConfig:
 
     def spec_of(self, name: str) -> "Spec | None":
         """Rank, alpha and scale of the module that transformers calls ``name``, or None when it is not targeted."""
-        if _selects(self.exclude_modules, name) or name.rpartition(".")[2] in self.modules_to_save:
+        if selects(self.exclude_modules, name) or name.rpartition(".")[2] in self.modules_to_save:
             return None
-        layer = re.match(r".*?\.layers\.(\d+)\.", f".{name}")
-        wanted = self.layers_to_transform
-        if not _selects(self.target_modules, name) or (
-            wanted is not None and (layer is None or int(layer[1]) not in wanted)
-        ):
-            return None
+        # As in PEFT, a whole name says its layer itself: layers_to_transform is for the ends of names.
+        if not isinstance(self.target_modules, tuple) or name not in self.target_modules:
+            layer = re.match(r".*?\.layers\.(\d+)\.", f".{name}")
+            wanted = self.layers_to_transform
+            if not selects(self.target_modules, name) or (
+                wanted is not None and (layer is None or int(layer[1]) not in wanted)
+            ):
+                return None
         rank, alpha = _first(self.rank_pattern, name, self.rank), _first(self.alpha_pattern, name, self.alpha)
         return Spec(rank, alpha, alpha / (math.sqrt(rank) if self.use_rslora else rank))
 
@@ -131,7 +134,7 @@ def _order(name: str) -> tuple[int, str]:
     return (known.index(last) if last in known else len(known), name)
 
 
-def _selects(rule: tuple[str, ...] | str, module: str) -> bool:
+def selects(rule: tuple[str, ...] | str, module: str) -> bool:
     """PEFT's matching: a string is a regular expression for the whole name, a list holds names or endings of names."""
     if isinstance(rule, str):
         return re.fullmatch(rule, module) is not None
@@ -139,7 +142,12 @@ def _selects(rule: tuple[str, ...] | str, module: str) -> bool:
 
 
 def _first(patterns: tuple[tuple[str, Any], ...], module: str, default: Any) -> Any:
-    return next((value for key, value in patterns if re.match(rf"(.*\.)?({key})$", module)), default)
+    return next((value for key, value in patterns if matches(key, module)), default)
+
+
+def matches(pattern: str, module: str) -> bool:
+    """Whether a key of ``rank_pattern`` or ``alpha_pattern`` is meant for a module, as PEFT sees it."""
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
 class Adapter(nnx.Module):
@@ -175,18 +183,19 @@ class Adapter(nnx.Module):
         self, x: Float[Array, "... in"], y: Float[Array, "... out"], kernel: Float[Array, "in out"], key: Array | None
     ) -> Float[Array, "... out"]:
         """``y = x @ kernel`` with the update added. ``key`` turns dropout on."""
-        base = y
+        base, gain = y, 1.0
         if key is not None and self.dropout > 0:
             keep = jax.random.bernoulli(jax.random.fold_in(key, self.salt), 1 - self.dropout, x.shape)
-            x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+            x, gain = jnp.where(keep, x, 0), 1 / (1 - self.dropout)
             base = y if self.magnitude is None else matmul(x, kernel)
-        update = self.scale[...].astype(y.dtype) * matmul(matmul(x, self.a[...]), self.b[...])
+        # Factors in float32, where they cost nothing: in bfloat16 4/3 is 0.2 % more, and 1.003 is 1. So B takes them
+        # before its cast, as s (x A) B = (x A) (s B).
+        update = matmul(matmul(x, self.a[...]), gain * self.scale[...] * self.b[...])
         if self.magnitude is None:
             return y + update
         norms = jax.lax.stop_gradient(column_norms(kernel.astype(jnp.float32) + self.delta()))
-        factor = self._factor(norms).astype(y.dtype)
-        # As in PEFT: y itself stays whole, dropout thins only what DoRA adds to it.
-        return y + (factor - 1) * base + factor * update
+        factor = self._factor(norms)
+        return _rescaled(y, base, gain * (factor - 1), update, factor)
 
     def _factor(self, norms: Float[Array, "*stack out"]) -> Float[Array, "*stack out"]:
         """DoRA's ``m / norm``."""
@@ -222,6 +231,15 @@ class Replacement(nnx.Module):
     def merged(self, kernel: Float[Array, "in out"]) -> Float[Array, "in out"]:
         """The copy in the dtype of the original."""
         return self.weight[...].astype(kernel.dtype)
+
+
+@partial(jax.checkpoint, prevent_cse=False)  # so that no float32 copy of an activation is kept for the backward pass
+def _rescaled(
+    y: Float[Array, "*batch out"], base: Float[Array, "*batch out"], more: Float[Array, " out"],
+    update: Float[Array, "*batch out"], factor: Float[Array, " out"],
+) -> Float[Array, "*batch out"]:  # fmt: skip
+    """DoRA's sum, in float32 and rounded once. As in PEFT ``y`` stays whole: dropout thins only what is added to it."""
+    return (y + more * base + factor * update).astype(y.dtype)
 
 
 def column_norms(kernel: Float[Array, "*stack in out"]) -> Float[Array, "*stack out"]:
@@ -269,11 +287,11 @@ def resolve(model: Glm, config: LoraConfig) -> dict[str, tuple[Spec | None, ...]
         here = {path.rpartition(".")[2] for path in found}
         if missing := sorted({name for name in config.target_modules if name.rpartition(".")[2] not in here}):
             raise InputError(f"LoRA: this model has no module {', '.join(missing)} to adapt")
-        if missing := [item for item in config.target_modules if not any(_selects((item,), name) for name in every)]:
+        if missing := [item for item in config.target_modules if not any(selects((item,), name) for name in every)]:
             raise InputError(
                 f"LoRA: target_modules {', '.join(missing)} not found in this model ({', '.join(sorted(here))})"
             )
-    elif _selects(config.target_modules, EMBEDDING) and not _selects(config.exclude_modules, EMBEDDING):
+    elif selects(config.target_modules, EMBEDDING) and not selects(config.exclude_modules, EMBEDDING):
         raise InputError("LoRA: target_modules selects embed_tokens; only modules_to_save trains embeddings")
     if beyond := [layer for layer in config.layers_to_transform or () if not 0 <= layer < count]:
         raise InputError(

@@ -1,24 +1,22 @@
 """PEFT's ``adapter_config.json`` <-> ``LoraConfig``. What PEFT can say and this model can not is refused by name."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.hf_files import some
-from mentalglm_jax.lora import LoraConfig
+from mentalglm_jax.lora import LoraConfig, matches, selects
 
 PEFT_VERSION = "0.21.2"
 # Every key of PEFT's LoraConfig that this model has no counterpart for, with the values that switch it off.
 SWITCHED_OFF: dict[str, tuple[Any, ...]] = {
     "alora_invocation_tokens": (None,),
     "arrow_config": (None,),
-    "auto_mapping": (None,),
     "bias": ("none",),
     "corda_config": (None,),
     "ensure_weight_tying": (False,),
-    "eva_config": (None,),
     "fan_in_fan_out": (False,),
     "kasa_config": (None,),
     "layer_replication": (None, []),
@@ -34,9 +32,11 @@ SWITCHED_OFF: dict[str, tuple[Any, ...]] = {
     "use_qalora": (False,),
     "velora_config": (None,),
 }
-# Keys that mean nothing for the weights, or that are read below.
+# Keys that mean nothing for the weights, or that are read below. auto_mapping is the base's class, which PEFT writes
+# when no task_type was given; eva_config says how A was initialised, with the base left as it is.
 UNDERSTOOD = {
-    "alpha_pattern", "base_model_name_or_path", "exclude_modules", "inference_mode", "init_lora_weights",
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules", "inference_mode",
+    "init_lora_weights",
     "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "modules_to_save", "peft_type",
     "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules",
     "task_type", "use_dora", "use_rslora",
@@ -55,6 +55,7 @@ def to_peft(config: LoraConfig, base: str | None) -> dict[str, Any]:
         return value if isinstance(value, str) and value else list(value) or None
 
     off = {key: values[0] for key, values in SWITCHED_OFF.items()} | {"loftq_config": {}}
+    off |= {"auto_mapping": None, "eva_config": None}
     layers = config.layers_to_transform
     written = off | {
         "alpha_pattern": {name: number(value) for name, value in config.alpha_pattern},
@@ -81,8 +82,13 @@ def to_peft(config: LoraConfig, base: str | None) -> dict[str, Any]:
     return dict(sorted(written.items()))
 
 
-def from_peft(raw: Mapping[str, Any], file: Path, kind: type[LoraConfig] = LoraConfig) -> LoraConfig:
+def from_peft(
+    raw: Mapping[str, Any], file: Path, kind: type[LoraConfig] = LoraConfig, modules: Collection[str] | None = None
+) -> LoraConfig:
     """The ``LoraConfig`` (or one of its subclasses) that says the same as ``raw``, the content of ``file``.
+
+    PEFT passes over listed names that nothing in the model has, as long as there are others: the usual lists are for
+    many models. So do we where ``modules``, the names of the model's modules, is given.
 
     Raises:
         InputError: keys are missing or of the wrong type, or ask for what this model does not have.
@@ -126,8 +132,19 @@ def from_peft(raw: Mapping[str, Any], file: Path, kind: type[LoraConfig] = LoraC
                 raise refuse(f"{key} for {name} is {value!r}, not a number")
 
     def rule(value: list[str] | str | None) -> tuple[str, ...] | str:
-        return value if isinstance(value, str) else tuple(value or ())
+        if isinstance(value, str):
+            return value
+        here = [item for item in value or () if modules is None or any(selects((item,), name) for name in modules)]
+        return tuple(here)
 
+    def table(key: str) -> list[tuple[str, Any]]:
+        pairs = list((raw.get(key) or {}).items())
+        if modules is None:
+            return pairs
+        return [pair for pair in pairs if not pair[0].isidentifier() or any(matches(pair[0], name) for name in modules)]
+
+    if raw["target_modules"] and not rule(raw["target_modules"]):
+        raise refuse(f"target_modules {some(raw['target_modules'])} selects nothing in this model")
     try:
         return kind(
             rank=raw["r"],
@@ -139,8 +156,8 @@ def from_peft(raw: Mapping[str, Any], file: Path, kind: type[LoraConfig] = LoraC
             modules_to_save=tuple(name.rpartition(".")[2] for name in raw.get("modules_to_save") or ()),
             use_rslora=bool(raw.get("use_rslora")),
             use_dora=bool(raw.get("use_dora")),
-            rank_pattern=tuple((raw.get("rank_pattern") or {}).items()),
-            alpha_pattern=tuple((name, float(value)) for name, value in (raw.get("alpha_pattern") or {}).items()),
+            rank_pattern=tuple(table("rank_pattern")),
+            alpha_pattern=tuple((name, float(value)) for name, value in table("alpha_pattern")),
         )
     except InputError as error:
         raise refuse(str(error)) from error

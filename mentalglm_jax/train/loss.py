@@ -4,7 +4,7 @@ Hidden states of the target positions are gathered first, so that prompt and pad
 vocabulary projection; the projection then runs chunk by chunk and is computed again in the backward pass.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +38,14 @@ def answer_loss(model: Glm, batch: Batch, *, chunk: int, key: Array | None = Non
     hidden = jnp.take_along_axis(hidden, jnp.asarray(batch["target_index"])[..., None], axis=1)
     hidden = spread_rows(hidden)
     ids, weights = jnp.asarray(batch["target_ids"]), jnp.asarray(batch["target_weights"])
-    return chunked_sums(model, hidden, ids, weights, chunk)
+    adapted = model.lm_head is not None and model.lm_head.adapter is not None
+    return chunked_sums(model, hidden, ids, weights, chunk, key if adapted else None)
 
 
 def chunked_sums(
-    model: Glm, hidden: Float[Array, "B M D"], ids: Int[Array, "B M"], weights: Float[Array, "B M"], chunk: int
-) -> LossSums:
+    model: Glm, hidden: Float[Array, "B M D"], ids: Int[Array, "B M"], weights: Float[Array, "B M"], chunk: int,
+    key: Array | None = None,
+) -> LossSums:  # fmt: skip
     """``LossSums`` of hidden states that predict ``ids``; logits exist for ``B * chunk`` positions at a time.
 
     Args:
@@ -52,6 +54,8 @@ def chunked_sums(
         weights: of each prediction in all three sums; 0 for an unused slot.
         chunk: positions per row in one chunk, at most; all chunks get the same size, with as little padding as that
             allows.
+        key: turns the dropout of an adapter on lm_head on; every chunk has a mask of its own, the same when it is
+            computed again.
     """
     count = hidden.shape[1]
     chunks = -(-count // chunk)
@@ -61,15 +65,15 @@ def chunked_sums(
         x = jnp.pad(x, [(0, 0), (0, chunks * chunk - count), *[(0, 0)] * (x.ndim - 2)])
         return jnp.moveaxis(x.reshape(x.shape[0], chunks, chunk, *x.shape[2:]), 1, 0)
 
-    def body(sums: LossSums, inputs: tuple[Array, Array, Array]) -> tuple[LossSums, None]:
-        h, target, weight = inputs
-        logits = model.unembed(h)
+    def body(sums: LossSums, inputs: Any) -> tuple[LossSums, None]:
+        h, target, weight, number = inputs
+        logits = model.unembed(h, None if key is None else jax.random.fold_in(key, number))
         chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
         nll = jax.nn.logsumexp(logits, axis=-1) - chosen
         correct = (jnp.argmax(logits, axis=-1) == target) * weight
         return LossSums(sums.nll + (nll * weight).sum(), sums.correct + correct.sum(), sums.weight + weight.sum()), None
 
     zero = LossSums(*(jnp.float32(0) for _ in range(3)))
-    parts = split(hidden), split(ids), split(weights)
+    parts = split(hidden), split(ids), split(weights), None if key is None else jnp.arange(chunks)
     sums, _ = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), zero, parts)  # a scan already prevents CSE
     return sums

@@ -55,6 +55,10 @@ CASES = {
     "one layer, dora": {"target_modules": list(ALL_LINEAR), "layers_to_transform": 1, "use_dora": True},
     "regex for one layer": {"target_modules": r".*layers\.1\..*(q|gate_up)_proj", "exclude_modules": r".*\.mlp\..*"},
     "whole name": {"target_modules": ["model.layers.2.self_attn.v_proj", "0.mlp.down_proj"], "use_rslora": True},
+    "some layers and the head": {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [0]},
+    "a whole name of another layer": {
+        "target_modules": ["model.layers.0.self_attn.q_proj", "v_proj"], "layers_to_transform": [1],
+    },
     "ranks by layer": {
         "target_modules": ["q_proj", "o_proj"], "use_dora": True,
         "rank_pattern": {r"layers\.1\.self_attn\.q_proj": 2, "q_proj": 5, r"layers\.2\.\w+\.o_proj": 7},
@@ -144,6 +148,33 @@ def same_adapter(one, other):
             states = [jax.tree.leaves_with_path(nnx.state(linear.adapter)) for linear in (ours, theirs)]
             for (where, found), (_, wanted) in zip(*states, strict=True):
                 np.testing.assert_array_equal(found, wanted, err_msg=f"{path} {where}")
+
+
+MANY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+FOR_MANY_MODELS = {
+    "the usual list": {"target_modules": MANY},
+    "excluded elsewhere": {"target_modules": ["q_proj"], "exclude_modules": ["visual", "k_proj"]},
+    "patterns for others": {"target_modules": MANY, "rank_pattern": {"gate_proj": 4, "q_proj": 2},
+                            "alpha_pattern": {"up_proj": 1}},
+    "no task": {"target_modules": ["q_proj"], "task_type": None},
+    "eva": {"target_modules": ["q_proj"], "init_lora_weights": "eva"},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match", "ignore:.init_lora_weights")
+@pytest.mark.filterwarnings("ignore:You have passed exclude_modules", "ignore:lora with eva initialization")
+@pytest.mark.parametrize("case", FOR_MANY_MODELS)
+def test_what_peft_passes_over_is_passed_over(hf, base, tmp_path, case):
+    """Names that nothing in this model has, beside names that something has; and what says nothing of the weights."""
+    model = by_peft(hf, tmp_path / "adapter", **FOR_MANY_MODELS[case])
+    raw = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (raw["auto_mapping"] is None) == (case != "no task")
+    assert (raw["eva_config"] is None) == (case != "eva")
+    ours = nnx.clone(base)
+    load_adapter(ours, tmp_path / "adapter")
+    assert hf.error(hf.run(ours, TOKENS), hf.logits(model, TOKENS)) <= 1e-5
+    wrapped = {name for name, module in model.base_model.model.named_modules() if hasattr(module, "lora_A")}
+    assert wrapped == adapted(ours)
 
 
 def edit_config(directory: Path, **changes):
@@ -327,12 +358,10 @@ def test_the_bfloat16_merge_is_within_one_ulp_of_peft(hf, tmp_path, options):
 
 
 def test_vllm_split_says_the_same_with_split_names(hf, base, tmp_path):
-    ours = trained(base, alpha_pattern=(("gate_up_proj", 3.0),), rank_pattern=(("gate_up_proj", 2),))
+    ours = trained(base)
     save_adapter(ours, tmp_path / "split", format="vllm-split")
     config = json.loads((tmp_path / "split" / "adapter_config.json").read_text())
     assert config["target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    assert config["rank_pattern"] == {"gate_proj": 2, "up_proj": 2}
-    assert config["alpha_pattern"] == {"gate_proj": 3, "up_proj": 3}
     tensors = load_file(tmp_path / "split" / "adapter_model.safetensors")
     name = "base_model.model.model.layers.1.mlp.{}_proj.lora_{}.weight"
     adapter = ours.layers.mlp.gate_up_proj.adapter
@@ -421,9 +450,10 @@ FAULTS = {
     "several": (change(bias="all", lora_bias=True), "bias='all', lora_bias=True"),
     "pissa": (change(init_lora_weights="pissa_niter_4"), "pissa"),
     "a future option": (change(use_tomorrow=True), "use_tomorrow=True"),
-    "module not there": (change(target_modules=["q_proj", "gate"]), "no module named gate; GLM-4 has q_proj"),
-    "layer not there": (change(target_modules=["layers.9.self_attn.q_proj"]), "layers.9.self_attn.q_proj not found"),
-    "chatglm names": (change(target_modules=["query_key_value"]), "no module named query_key_value"),
+    "module not there": (change(target_modules=["q_proj", "gate"]), "6 tensors unexpected: .*v_proj"),
+    "module without tensors": (change(target_modules=["q_proj", "v_proj", "o_proj"]), "6 tensors missing: .*o_proj"),
+    "layer not there": (change(target_modules=["layers.9.self_attn.q_proj"]), "layers.9.self_attn.q_proj selects noth"),
+    "chatglm names": (change(target_modules=["query_key_value"]), "query_key_value selects nothing in this model"),
     "embeddings": (change(target_modules=["q_proj", "embed_tokens"]), "no module named embed_tokens"),
     "embeddings by regex": (change(target_modules=r".*(q_proj|embed_tokens)"), "only modules_to_save trains"),
     "regex for nothing": (change(target_modules="nothing"), "selects nothing"),

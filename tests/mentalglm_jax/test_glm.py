@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from flax import nnx
 
 from mentalglm_jax import attention, glm
@@ -456,6 +457,15 @@ def test_every_published_form_of_the_configuration(raw, expected):
     assert GlmConfig.from_dict(raw) == wanted
     assert GlmConfig.from_dict(wanted.to_dict()) == wanted
     assert GlmConfig.from_dict(raw, rope_theta=123.0).rope_theta == 123.0
+
+
+@pytest.mark.parametrize("kind", ["glm", "glm4"])
+def test_absent_keys_mean_what_they_mean_to_transformers(kind):
+    sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 3,
+             "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    theirs = {"glm": transformers.GlmConfig, "glm4": transformers.Glm4Config}[kind](**sizes).to_dict()
+    assert {"rms_norm_eps", "attention_bias", "head_dim", "max_position_embeddings"} <= theirs.keys()
+    assert GlmConfig.from_dict(sizes | {"model_type": kind}) == GlmConfig.from_dict(theirs)
 
 
 @pytest.mark.parametrize(

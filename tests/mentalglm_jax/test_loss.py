@@ -213,3 +213,38 @@ def test_real_conversations_and_mutations():
     np.testing.assert_allclose(loss_of(model, batch), wanted, rtol=1e-6)
     for mutation in (shift, without_stop, unweighted, leaking, running_positions):
         assert abs(loss_of(model, mutation(batch))[0] / wanted[0] - 1) > 1e-4, mutation.__name__
+
+
+def test_dropout_reaches_an_adapter_on_lm_head(inputs):
+    """A mask per chunk, the same in the backward pass, where the projection is computed again."""
+    model = tiny_model(lora=False)
+    add_lora(model, LoraConfig(rank=4, alpha=8.0, dropout=0.5, target_modules=("lm_head",)), nnx.Rngs(1))
+    head = model.lm_head.adapter
+    head.b.set_value(0.1 * jax.random.normal(jax.random.key(2), head.b.shape))
+    graph, adapter, rest = nnx.split(model, LoraParam, ...)
+
+    @jax.jit
+    def batch_loss(key):
+        return answer_loss(nnx.merge(graph, adapter, rest), tiny_batch(), chunk=8, key=key).nll
+
+    found = {float(batch_loss(key)) for key in (None, jax.random.key(1), jax.random.key(2), jax.random.key(1))}
+    assert len(found) == 3
+
+    hidden, ids, weights = inputs
+    hidden, ids = (jnp.broadcast_to(x[:1, :1], x.shape) for x in (hidden, ids))  # every slot the same
+
+    @jax.jit
+    def one_chunk(slot):
+        only = jnp.zeros_like(weights).at[0, slot].set(1)
+        return chunked_sums(nnx.merge(graph, adapter, rest), hidden, ids, only, 1, jax.random.key(3)).nll
+
+    assert len({float(one_chunk(slot)) for slot in range(4)}) == 4
+
+    @jax.jit
+    def loss(adapter):
+        return chunked_sums(nnx.merge(graph, adapter, rest), *inputs, 4, jax.random.key(3)).nll
+
+    slopes = jax.grad(loss)(adapter)
+    moved = [float(loss(jax.tree.map(lambda w, g, way=way: w + way * g, adapter, slopes))) for way in (1e-4, -1e-4)]
+    squared = sum(float((g * g).sum()) for g in jax.tree.leaves(slopes))
+    assert (moved[0] - moved[1]) / 2e-4 == pytest.approx(squared, rel=5e-3)
