@@ -113,7 +113,9 @@ def run(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, allo
 
 def summary_lines(summary: dict[str, Any]) -> list[Table]:
     """The one table a run ends with: parity, scores beside their floors, probes."""
-    table = Table(title="Result", title_justify="left", show_edge=False, header_style="bold")
+    split = summary.get("eval_split")  # a run finished by an earlier version does not say
+    table = Table(title=f"Result on the {split} records" if split else "Result", title_justify="left", show_edge=False,
+                  header_style="bold")  # fmt: skip
     for name, justify in (("what", "left"), ("value", "right"), ("beside", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for name in ("merged", "adapter"):
