@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm_jax import tasks
-from mentalglm_jax.data.chinese import PATHWAYS, SOCIALCD_3K, SOS_HL_1K
-from mentalglm_jax.data.records import Record, read_records
+from mentalglm_jax.data.chinese import PATHWAYS, SOCIALCD_3K, SOS_1K, SOS_HL_1K
+from mentalglm_jax.data.records import SPLITS, Record, read_records
 from mentalglm_jax.data.sources import dev_split, load_upstream
 from mentalglm_jax.data.tables import read_named_rows
 from mentalglm_jax.errors import InputError
@@ -18,7 +18,9 @@ from mentalglm_jax.glm import Glm
 from mentalglm_jax.tokenizer import GlmTokenizer
 
 GENERATIONS, LABEL_SCORES = "generations.jsonl", "label_scores.jsonl"
-_UPSTREAM = {"suicide_risk": SOS_HL_1K, "cognitive_distortion": SOCIALCD_3K, "cognitive_pathway": PATHWAYS}
+_UPSTREAM = {"suicide_risk": SOS_HL_1K, "suicide_level": SOS_1K, "cognitive_distortion": SOCIALCD_3K,
+             "cognitive_pathway": PATHWAYS}  # fmt: skip
+_OTHER_NAMES = {"cognitive_distortion": {"应该句式": "should_statements"}}  # as upstream's files spell it, too
 
 
 @dataclass(frozen=True)
@@ -137,15 +139,17 @@ def read_labelled(path: Path, task: str, language: str) -> list[Record]:
     """Records from a table of somebody else's posts, for a task the model was trained on elsewhere (zero-shot).
 
     The table is UTF-8 with a header, separated by commas (``.csv``) or tabs (``.tsv``), with columns ``post`` and
-    ``label``. A label is a key ("high", "mental_filter") or its name in ``language`` ("高", "心理过滤"); several
-    labels are separated by ``;``.
+    ``label``. A label is a key ("high", "mental_filter") or its name in either language ("高", "mental filter"),
+    whatever the ``language`` of the posts; several labels are separated by ``;``.
 
     Raises:
         InputError: naming file, line and column of what is wrong.
     """
     chosen = tasks.get_task(task)
     question = chosen.question(language)
-    names = {label.name(language): label.key for label in chosen.labels} | {key: key for key in chosen.keys}
+    both = (language, *(other for other in tasks.LANGUAGES if other != language))
+    names = {name: label.key for spoken in both for label in chosen.labels if (name := label.name(spoken))}
+    names |= {key: key for key in chosen.keys} | _OTHER_NAMES.get(task, {})
     records = []
     for line, row in read_named_rows(path, ("post", "label"), "\t" if path.suffix == ".tsv" else ","):
         if not row["post"].strip():

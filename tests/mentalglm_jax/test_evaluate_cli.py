@@ -207,3 +207,16 @@ def test_upstream_folders_are_split_by_post(tmp_path):
     assert {r.split for r in found} == {"dev"}
     with pytest.raises(Exception, match="no record of task 'suicide_risk' in split 'test'"):
         read_data(tmp_path, "suicide_risk", split="test")
+    only = printed(capfd, "evaluate", run_dir, "--ratings", form, "--task", "suicide_risk")
+    assert only["suicide_risk"]["explanation"]["human"] == human  # although the form has another task's answer, too
+    path.write_text("post\tlabel\n很累\tmental filter; 应该句式\n难过\t应该式\n", encoding="utf-8")
+    for language in ("zh", "en"):  # of the question; the names may be of either
+        found = read_data(path, "cognitive_distortion", language=language)
+        assert [r.labels for r in found] == [("mental_filter", "should_statements"), ("should_statements",)]
+    levels = tmp_path / "sos_1k"
+    levels.mkdir()
+    for name in ("train_data4", "val_data4", "test_data"):
+        lines = "".join(f"{name} 帖子 {i}\t{i % 11}\n" for i in range(20))
+        (levels / f"{name}.tsv").write_text("comment\tmyLabel\n" + lines, encoding="utf-8")
+    assert {r.source for r in read_data(tmp_path, "suicide_level")} == {"sos_1k"}
+    assert [r.label for r in read_data(tmp_path, "suicide_level", "test")][:3] == ["0", "1", "2"]
