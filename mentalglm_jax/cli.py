@@ -285,7 +285,7 @@ def evaluate(
     given --train, beside baselines; given --against, compared with another run."""
     import tempfile
 
-    from mentalglm_jax.errors import InputError
+    from mentalglm_jax.errors import InputError, RunError
     from mentalglm_jax.evaluate.assess import assess
     from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data
     from mentalglm_jax.evaluate.report import write_report
@@ -300,7 +300,12 @@ def evaluate(
             raise InputError(f"{model}: is a model; say what it is to answer with --data PATH")
         records = read_data(data, task, split, language)
         with tempfile.TemporaryDirectory() as scratch:
-            answers = _answer(model, adapter, records, out or Path(scratch), max_new_tokens, batch_size, dtype)
+            try:
+                answers = _answer(model, adapter, records, out or Path(scratch), max_new_tokens, batch_size, dtype)
+            except KeyboardInterrupt:
+                if out is not None:
+                    raise
+                raise RunError("interrupted; nothing is kept: with --out DIR the same command would continue") from None
     result, compared = assess(
         answers,
         train=[] if train_data is None else read_data(train_data, task, "train", language),
@@ -441,6 +446,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         _complain(f"mentalglm: {error}")
+        if code == 130:  # what newer versions of Typer make of Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         if debug:

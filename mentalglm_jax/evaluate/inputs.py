@@ -13,7 +13,7 @@ from mentalglm_jax.data.tables import read_named_rows
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
 from mentalglm_jax.evaluate.readings import score_records
-from mentalglm_jax.generate import generate_records
+from mentalglm_jax.generate import generate_records, partial_file
 from mentalglm_jax.glm import Glm
 from mentalglm_jax.tokenizer import GlmTokenizer
 
@@ -80,7 +80,8 @@ def answer_records(
     model: Glm, tokenizer: GlmTokenizer, records: Sequence[Record], out: Path, *, max_new_tokens: int = 256,
     batch_size: int = 32, progress: Callable[[str], Callable[..., None]] | None = None,
 ) -> Answers:  # fmt: skip
-    """Both readings of ``records`` by ``model``, also written to ``out``; an interrupted call goes on where it stopped.
+    """Both readings of ``records`` by ``model``, also written to ``out``; after an interruption the same call has the
+    answers generated so far from there (and scores all labels anew, which takes a fraction of the time).
 
     Labels are scored after the model's own explanations if more than half of its answers begin with one.
 
@@ -92,8 +93,9 @@ def answer_records(
     """
     stage = progress if progress is not None else lambda name: None
     rows = generate_records(model, tokenizer, records, out_path=out / GENERATIONS, max_new_tokens=max_new_tokens,
-                            batch_size=batch_size, progress=stage("generate"))  # fmt: skip
+                            batch_size=batch_size, keep_partial=True, progress=stage("generate"))  # fmt: skip
     first = sum(tasks.explains_first(row["language"], row["output_text"]) for row in rows)
+    partial_file(out / GENERATIONS).unlink(missing_ok=True)
     values = score_records(model, tokenizer, records, written=rows if 2 * first > len(rows) else None,
                            out_path=out / LABEL_SCORES, batch_size=batch_size,
                            progress=stage("label log-probabilities"))  # fmt: skip

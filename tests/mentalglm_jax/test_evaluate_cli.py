@@ -6,7 +6,7 @@ import jax
 import pytest
 from flax import nnx
 
-from mentalglm_jax import tasks
+from mentalglm_jax import decode, tasks
 from mentalglm_jax.adapters import save_adapter
 from mentalglm_jax.checkpoints import save_pretrained
 from mentalglm_jax.cli import main
@@ -14,6 +14,8 @@ from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.review import SCALES, form_id
 from mentalglm_jax.evaluate.inputs import read_answers, read_data
 from mentalglm_jax.glm import Glm, GlmConfig
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.evaluate import inputs
 from mentalglm_jax.lora import LoraConfig, LoraParam, add_lora
 from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer
 
@@ -97,6 +99,30 @@ def test_generations_alone_are_enough(tmp_path, capfd, records):
     rows = [r.to_dict() | {"parsed_label": r.label, "parsed_explanation": None} for r in records]
     path = tmp_path / "generations.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def test_interrupted_while_labels_are_scored(tmp_path, capfd, records, model_dir, monkeypatch):
+    """With --out the answers are not generated again; without, nothing is said to be kept."""
+
+    def pull_the_plug(*arguments, **options):
+        raise KeyboardInterrupt
+
+    data, out = tmp_path / "posts.jsonl", tmp_path / "out"
+    write_records(data, records)
+    command = ("evaluate", model_dir / "base", "--data", data, "--max-new-tokens", 4, "--batch-size", 4, "--task",
+               "suicide_risk")  # fmt: skip
+    with monkeypatch.context() as during:
+        during.setattr(inputs, "score_records", pull_the_plug)
+        for more, message in (((), "nothing is kept: with --out"), (("--out", out), "what was finished is kept")):
+            assert run(*command, *more) == 1
+            assert message in capfd.readouterr().err
+    kept = (out / "generations.jsonl").read_bytes()
+    with monkeypatch.context() as after:
+        after.setattr(decode, "first_token", pull_the_plug)
+        found = printed(capfd, *command, "--out", out)
+    assert found["suicide_risk"]["n"] == found["suicide_risk"]["label_reading"]["n"] == 4
+    assert (out / "generations.jsonl").read_bytes() == kept
+    assert not list(out.glob("*.partial"))
+
+
     found = printed(capfd, "evaluate", path)
     assert [entry["weighted_f1"] for entry in found.values()] == [1.0, 1.0]
     assert all(entry["label_reading"] is None for entry in found.values())
