@@ -1,5 +1,7 @@
 """What `mentalglm evaluate` is pointed at: finished answers, or a model and records to answer."""
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +42,6 @@ class Answers:
         if not kept.generations and not kept.label_scores:
             raise InputError(f"no answer to task {task!r}; there are: {', '.join(self.tasks())}")
         return kept
-
-    def records(self) -> list[Record]:
-        """The records answered in either reading, each once."""
-        rows = {row["id"]: row for row in (*self.generations, *self.label_scores)}
-        return [Record.from_dict(row, allow_extra=True) for row in rows.values()]
 
     def tasks(self) -> list[str]:
         """Names of the tasks that are answered."""
@@ -95,26 +92,30 @@ def answer_records(
     rows = generate_records(model, tokenizer, records, out_path=out / GENERATIONS, max_new_tokens=max_new_tokens,
                             batch_size=batch_size, keep_partial=True, progress=stage("generate"))  # fmt: skip
     first = sum(tasks.explains_first(row["language"], row["output_text"]) for row in rows)
-    partial_file(out / GENERATIONS).unlink(missing_ok=True)
     values = score_records(model, tokenizer, records, written=rows if 2 * first > len(rows) else None,
                            out_path=out / LABEL_SCORES, batch_size=batch_size,
                            progress=stage("label log-probabilities"))  # fmt: skip
+    partial_file(out / GENERATIONS).unlink(missing_ok=True)
     return Answers(rows, values)
 
 
-def read_data(path: Path, task: str | None, split: str = "dev", language: str | None = None) -> list[Record]:
+def read_data(path: Path, task: str | None, split: str | None = None, language: str | None = None) -> list[Record]:
     """Records to evaluate on.
 
     Args:
         path: records (``.jsonl``); a labelled table (``.csv`` or ``.tsv``, columns ``post`` and ``label``); or a folder
             with upstream files, whose ``split`` is used.
         task: only its records; a table and a folder need it.
-        split: "dev" (20 % of the published training part, by hash of the post) or "test" of a folder.
+        split: of a folder "dev" (20 % of the published training part, by hash of the post; None is this), "test" or
+            "train"; of records, those to take. None takes all records of a file that has one split, and with a warning
+            "dev" where there are several. A table has none.
         language: of a table: "en" or "zh".
 
     Raises:
-        InputError: the file is damaged, or holds nothing for ``task``.
+        InputError: the file is damaged, or holds nothing for ``task`` or in ``split``.
     """
+    if split not in (None, *SPLITS):
+        raise InputError(f"--split {split!r} is none of {', '.join(SPLITS)}")
     if task is not None:
         tasks.get_task(task)
     if path.suffix in (".csv", ".tsv"):
@@ -125,16 +126,28 @@ def read_data(path: Path, task: str | None, split: str = "dev", language: str | 
         if task is None:
             raise InputError(f"{path}: a folder of upstream files needs --task")
         records = dev_split(load_upstream(path, [_UPSTREAM.get(task, task)]))
-        found = [record for record in records if record.task == task and record.split == split]
+        found = [record for record in records if record.task == task and record.split == (split or "dev")]
         if not found:
-            raise InputError(f"{path}: no record of task {task!r} in split {split!r}")
+            raise InputError(f"{path}: no record of task {task!r} in split {split or 'dev'!r}")
         return found
     records = read_records(path, allow_extra=True)
     found = [record for record in records if task in (None, record.task)]
     if not found:
         known = ", ".join(sorted({record.task for record in records}))
         raise InputError(f"{path}: no record of task {task!r}; there are: {known}")
-    return found
+    return _of_split(path, found, split)
+
+
+def _of_split(path: Path, records: list[Record], split: str | None) -> list[Record]:
+    there = Counter(record.split for record in records)
+    if split is None and len(there) == 1:
+        return records
+    wanted, shown = split or "dev", ", ".join(f"{count} {name}" for name, count in there.items())
+    if wanted not in there:
+        raise InputError(f"{path}: no {wanted} record; there are: {shown}; name another file, or another --split")
+    if split is None:
+        warnings.warn(f"{path}: holds {shown} records; the {wanted} ones are taken, --split takes others", stacklevel=3)
+    return [record for record in records if record.split == wanted]
 
 
 def read_labelled(path: Path, task: str, language: str) -> list[Record]:
