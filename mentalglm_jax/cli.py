@@ -113,7 +113,9 @@ def run(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, allo
 
 def summary_lines(summary: dict[str, Any]) -> list[Table]:
     """The one table a run ends with: parity, scores beside their floors, probes."""
-    table = Table(title="Result", title_justify="left", show_edge=False, header_style="bold")
+    split = summary.get("eval_split")  # a run finished by an earlier version does not say
+    table = Table(title=f"Result on the {split} records" if split else "Result", title_justify="left", show_edge=False,
+                  header_style="bold")  # fmt: skip
     for name, justify in (("what", "left"), ("value", "right"), ("beside", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for name in ("merged", "adapter"):
@@ -263,9 +265,11 @@ def evaluate(
                                               "generations.jsonl")],
     adapter: Annotated[Path | None, typer.Option(help="PEFT adapter directory")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task")] = None,
-    data: Annotated[Path | None, typer.Option(help="What a model is to answer: records (.jsonl), a labelled table "
-                                                   "(.csv, .tsv: post, label) or a folder of upstream files")] = None,
-    split: Annotated[str, typer.Option(help="Of a folder: dev (20 % of its training part) or test")] = "dev",
+    data: Annotated[Path | None, typer.Option(help="What is to be answered: records (.jsonl), a labelled table (.csv, "
+                                                   ".tsv: post, label) or a folder of upstream files; of finished "
+                                                   "answers, those that are missing then count as wrong")] = None,
+    split: Annotated[str | None, typer.Option(help="Of --data: dev (of a folder 20 % of its training part; the default "
+                                                   "where there are several), test or train")] = None,
     language: Annotated[str | None, typer.Option(help="Of a labelled table: en or zh")] = None,
     train_data: Annotated[Path | None, typer.Option("--train", help="Training records (as --data), for floors")] = None,
     against: Annotated[Path | None, typer.Option(help="Compare with these finished answers to the same posts")] = None,
@@ -283,24 +287,31 @@ def evaluate(
     given --train, beside baselines; given --against, compared with another run."""
     import tempfile
 
-    from mentalglm_jax.errors import InputError
+    from mentalglm_jax.errors import InputError, RunError
     from mentalglm_jax.evaluate.assess import assess
     from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data
     from mentalglm_jax.evaluate.report import write_report
     from mentalglm_jax.evaluate.tables import format_comparison, format_table
 
     if finished(Path(model)):
-        if adapter is not None or data is not None:
-            raise InputError(f"{model}: holds finished answers; --adapter and --data go with a model")
+        if adapter is not None:
+            raise InputError(f"{model}: holds finished answers; --adapter goes with a model")
         answers = read_answers(model).of_task(task)
+        records = None if data is None else read_data(data, task, split, language)
     else:
         if data is None:
             raise InputError(f"{model}: is a model; say what it is to answer with --data PATH")
         records = read_data(data, task, split, language)
         with tempfile.TemporaryDirectory() as scratch:
-            answers = _answer(model, adapter, records, out or Path(scratch), max_new_tokens, batch_size, dtype)
+            try:
+                answers = _answer(model, adapter, records, out or Path(scratch), max_new_tokens, batch_size, dtype)
+            except KeyboardInterrupt:
+                if out is not None:
+                    raise
+                raise RunError("interrupted; nothing is kept: with --out DIR the same command would continue") from None
     result, compared = assess(
         answers,
+        records,
         train=[] if train_data is None else read_data(train_data, task, "train", language),
         against=None if against is None else read_answers(against).of_task(task),
         encoder=encoder,
@@ -435,6 +446,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.showwarning = lambda message, *rest, **named: _complain(f"warning: {message}")
     try:
         code = app(args=arguments, standalone_mode=False)  # of typer.Exit; None where a command just ends
+        if code == 130:  # what newer versions of Typer make of Ctrl-C
+            raise KeyboardInterrupt
     except MentalGLMError as error:
         if debug:
             raise

@@ -25,7 +25,7 @@ from mentalglm_jax.tokenizer import GlmTokenizer
 
 __all__ = [
     "Calibration", "Sampling", "answer_text", "explanation_ids", "fit_calibration", "generate", "generate_ids",
-    "generate_records", "generation_row", "label_ids", "log_odds", "model_fingerprint", "score_labels",
+    "generate_records", "generation_row", "label_ids", "log_odds", "model_fingerprint", "partial_file", "score_labels",
 ]  # fmt: skip
 
 
@@ -115,12 +115,17 @@ def generate_records(
     seed: int = 0,
     batch_size: int = 32,
     system: str | None = None,
+    keep_partial: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Answers every record and writes ``out_path`` (``generations.jsonl``), rows in the order of ``records``.
 
     Finished batches are kept in ``<out_path>.partial``; after an interruption the same call goes on from there.
     A record's draws depend on ``seed`` and its id only.
+
+    Args:
+        keep_partial: leave the finished batches there (``partial_file``), so that the same call gives the same rows
+            without generating again, until the caller has done what it wants them for and deletes the file.
 
     Returns:
         The rows written.
@@ -140,7 +145,7 @@ def generate_records(
     out_path = Path(out_path)
     made_by = {"model": model_fingerprint(model), "sampling": dataclasses.asdict(sampling), "seed": seed,
                "max_new_tokens": max_new_tokens, "eos_ids": list(tokenizer.eos_ids)}  # fmt: skip
-    partial = out_path.with_name(out_path.name + ".partial")
+    partial = partial_file(out_path)
     rows = {i: row for i, row in _open_partial(partial, made_by).items() if prompts.get(i) == row["prompt_ids"]}
     todo = [record for record in records if record.id not in rows]
     if progress is not None and rows:
@@ -157,8 +162,14 @@ def generate_records(
             progress(len(rows), len(records))
     ordered = [rows[record.id] for record in records]
     write_text(out_path, _jsonl(ordered))
-    partial.unlink(missing_ok=True)
+    if not keep_partial:
+        partial.unlink(missing_ok=True)
     return ordered
+
+
+def partial_file(out_path: Path) -> Path:
+    """Where ``generate_records`` keeps its finished batches."""
+    return out_path.with_name(out_path.name + ".partial")
 
 
 def _open_partial(path: Path, made_by: dict[str, Any]) -> dict[str, dict[str, Any]]:

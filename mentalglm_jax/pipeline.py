@@ -5,6 +5,7 @@ not finish, and training and generation go on inside a stage where they stopped.
 reached through files and a child process only.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from mentalglm_jax.adapter_formats import FORMATS
 from mentalglm_jax.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints import save_pretrained
 from mentalglm_jax.data.batches import Example, encode_chats, encode_posts, encode_records
-from mentalglm_jax.data.records import Record, read_records, write_records
+from mentalglm_jax.data.records import Record, write_records
 from mentalglm_jax.data.selection import limited, weighted
 from mentalglm_jax.data.sources import dev_split, load_upstream
 from mentalglm_jax.data.synthetic import make_corpus, pretraining_chats
@@ -42,7 +43,7 @@ from mentalglm_jax.hf_files import locate
 from mentalglm_jax.lora import add_lora, merge_lora, parameter_count
 from mentalglm_jax.plan import expected
 from mentalglm_jax.reference import write_reference
-from mentalglm_jax.run_dir import Run
+from mentalglm_jax.run_dir import Run, read_splits
 from mentalglm_jax.sharding import make_mesh, split_cpu
 from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer, train_bpe
 from mentalglm_jax.train.evaluation import Sampler
@@ -91,6 +92,8 @@ def run(
     barrier("the run directory is read")
     for name, function in _stages(recipe, until):
         if name in job.result:
+            if name == "data" and until is None and "summary" not in job.result:
+                job.check_evaluable()  # data that `mentalglm train` read
             continue
         started = time.perf_counter()
         try:
@@ -116,7 +119,7 @@ Stage = Callable[[Run, Callable[..., None]], dict[str, Any]]
 
 
 def _stages(recipe: Recipe, until: str | None) -> Iterable[tuple[str, Stage]]:
-    yield "data", _data
+    yield "data", functools.partial(_data, evaluated=until is None)
     if recipe.pretrain is not None:
         yield "pretrain", _pretrain
     previous: str | None = None
@@ -138,8 +141,8 @@ def _stages(recipe: Recipe, until: str | None) -> Iterable[tuple[str, Stage]]:
     yield "summary", _summary
 
 
-def _data(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
-    recipe, section = job.recipe, job.recipe.data
+def _data(job: Run, progress: Callable[..., None], evaluated: bool = False) -> dict[str, Any]:
+    recipe, section, lines = job.recipe, job.recipe.data, []
     if section.source == "synthetic":
         corpora = {"faithful": make_corpus(section.synthetic)}
         if recipe.probe.control is not None:
@@ -149,9 +152,12 @@ def _data(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         corpora = {"faithful": dev_split(load_upstream(section.root, section.sets), section.dev_fraction)}
     else:
         assert section.root is not None
-        files = {split: section.root / f"{split}.jsonl" for split in ("train", "dev", "test")}
-        corpora = {"faithful": [r for split, file in files.items() if split == "train" or file.exists()
-                                for r in read_records(file)]}  # fmt: skip
+        records, lines = read_splits(section.root)
+        corpora = {"faithful": records}
+    if not any(record.split == "train" for record in corpora["faithful"]):
+        raise InputError(f"the recipe's data has no training records{''.join(f'; {line}' for line in lines)}")
+    if evaluated:  # better said before training than after it
+        lines.append(job.check_evaluable(corpora["faithful"]))
     counts: dict[str, dict[str, int]] = {}
     for variant, records in corpora.items():
         kept = limited(records, section.limit)
@@ -162,9 +168,6 @@ def _data(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
             for record in kept:
                 counts.setdefault(record.task, {}).setdefault(record.split, 0)
                 counts[record.task][record.split] += 1
-    posts = [record.post for record in job.records("train")]
-    if not posts:
-        raise InputError("the recipe's data has no training records")
     if recipe.tokenizer.vocab_size is not None:
         texts = [text for record in job.records("train")
                  for text in (record.prompt, record.answer(recipe.answer_order))]  # fmt: skip
@@ -174,8 +177,8 @@ def _data(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         tokenizer = GlmTokenizer.load(source)
     with replace_dir(job.dir / "tokenizer") as directory:
         tokenizer.save(directory)
-    lines = [f"{task}: " + ", ".join(f"{n} {split}" for split, n in splits.items()) for task, splits in counts.items()]
-    return {"counts": counts, "say": lines}
+    said = [f"{task}: " + ", ".join(f"{n} {split}" for split, n in splits.items()) for task, splits in counts.items()]
+    return {"counts": counts, "say": said + lines}
 
 
 def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
@@ -417,7 +420,7 @@ def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _probe(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
@@ -439,7 +442,7 @@ def _probe(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
 
 
 def _summary(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
-    summary: dict[str, Any] = {"parity": {}, "eval": {}, "probes": {}}
+    summary: dict[str, Any] = {"eval_split": job.eval_split, "parity": {}, "eval": {}, "probes": {}}
     if "verify" in job.result:
         for name in ("merged", "adapter"):
             found = job.result["verify"][name]

@@ -2,14 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from mentalglm_jax.checkpoints import load
-from mentalglm_jax.data.records import Record, read_records
+from mentalglm_jax.data.records import SPLITS, Record, read_records
+from mentalglm_jax.data.sources import dev_split
 from mentalglm_jax.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json
@@ -17,6 +19,26 @@ from mentalglm_jax.glm import Glm
 from mentalglm_jax.tokenizer import GlmTokenizer
 from mentalglm_jax.train.checkpoint import differences
 from mentalglm_jax.train.recipe import Recipe
+
+
+def read_splits(root: Path) -> tuple[list[Record], list[str]]:
+    """The records of ``root``/train.jsonl and, where they are there, dev.jsonl and test.jsonl.
+
+    What stands in dev.jsonl or test.jsonl is of that split, whatever its rows say. A training record whose post is
+    evaluated too is left out (``dev_split`` would move it, into results that are to be on the files as they are).
+
+    Returns:
+        The records, and lines that say what was left out.
+    """
+    records = read_records(root / "train.jsonl")
+    for split in ("dev", "test"):
+        if (file := root / f"{split}.jsonl").exists():
+            records += [replace(record, split=split) for record in read_records(file)]
+    sides = [record.split for record in dev_split(records, 0.0)]
+    kept = [record for record, side in zip(records, sides, strict=True) if record.split == side]
+    if not (left_out := len(records) - len(kept)):
+        return kept, []
+    return kept, [f"{left_out} training records are left out: their posts stand in the development or test part too"]
 
 
 class Run:
@@ -77,8 +99,43 @@ class Run:
 
     @property
     def eval_split(self) -> str:
-        """The split results are reported on; upstream test files stay untouched, so there it is the development one."""
-        return "dev" if self.recipe.data.source == "upstream" else "test"
+        """The split results are reported on: the test one, or the development one where there is no test record.
+        Upstream test files stay untouched, so there it is the development one.
+
+        Raises:
+            InputError: the run's data has none of them.
+        """
+        files = {split: self.dir / "data" / "faithful" / f"{split}.jsonl" for split in SPLITS}
+        return self._evaluated({split for split, file in files.items() if file.is_file() and file.stat().st_size})
+
+    def _evaluated(self, there: Set[str]) -> str:
+        data = self.recipe.data
+        splits = ("dev",) if data.source == "upstream" else ("test", "dev")
+        if found := [split for split in splits if split in there]:
+            return found[0]
+        todo = {
+            "upstream": "set data.dev_fraction higher", "synthetic": "set data.synthetic.n_test above 0",
+            "jsonl": f"add {data.root}/test.jsonl or dev.jsonl",
+        }[data.source]  # fmt: skip
+        raise InputError(f"the data has no {' or '.join(splits)} record, so nothing can be evaluated; {todo} (where "
+                         "`mentalglm train` was here before: with --restart), or use `mentalglm train`")  # fmt: skip
+
+    def check_evaluable(self, records: Sequence[Record] | None = None) -> str:
+        """Whether what comes after training will find records; a line that says which.
+
+        Args:
+            records: all of the data; None is what the run directory has.
+
+        Raises:
+            InputError: no split to evaluate on, or none of its records is of the task that is to be probed.
+        """
+        split = self.eval_split if records is None else self._evaluated({record.split for record in records})
+        there = self.records(split) if records is None else [record for record in records if record.split == split]
+        probe = self.recipe.probe
+        if probe.posts and not any(record.task == probe.task for record in there):
+            raise InputError(f"probe.task {probe.task!r} has no {split} record, so nothing could be probed; set "
+                             "probe.task to a task that has some, or probe.posts=0")  # fmt: skip
+        return f"results are on the {split} records"
 
     def records(self, split: str, variant: str = "faithful") -> list[Record]:
         """The records of one split."""

@@ -4,6 +4,7 @@ Gold label and answer stand in one row and rows are told apart by id; an answer 
 is a wrong answer, never a dropped one.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -69,7 +70,8 @@ def _read_rows(path: Path, kind: str, check: Callable[[Mapping[str, Any]], Answe
             check(row)
         except json.JSONDecodeError as error:
             raise InputError(
-                f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); delete the line"
+                f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); make the file again: its record is to "
+                "be answered, too"
             ) from None
         except InputError as error:
             raise InputError(f"{path}:{number}: {error}") from None
@@ -129,6 +131,21 @@ def softmax(scores: Float[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
     return weights / weights.sum()
 
 
+def expected_records(*readings: Iterable[Answer]) -> list[Record]:
+    """The records answered in any reading of one system, each once: what is not in one of them is missing there.
+
+    Raises:
+        InputError: two readings state different tasks, posts or gold labels for one id.
+    """
+    found: dict[str, Record] = {}
+    for answer in itertools.chain(*readings):
+        one, other = found.setdefault(answer.record.id, answer.record), answer.record
+        if (one.task, one.post, one.gold) != (other.task, other.post, other.gold):
+            raise InputError(f"record {one.id!r}: its parsed and its label-scored answer have different tasks, posts "
+                             "or gold labels; make both with one `mentalglm evaluate MODEL --out DIR`")  # fmt: skip
+    return list(found.values())
+
+
 def by_task(answers: Iterable[Answer], records: Iterable[Record] | None = None) -> dict[str, list[Answer]]:
     """Answers by task, one per record: ids met twice or not asked for are refused, records without row are failures.
 
@@ -137,7 +154,7 @@ def by_task(answers: Iterable[Answer], records: Iterable[Record] | None = None) 
         records: what should have been answered; default: the answers' own records.
 
     Raises:
-        InputError: an id occurs twice or is not among ``records``.
+        InputError: an id occurs twice, is not among ``records``, or has another task or post there.
     """
     found: dict[str, Answer] = {}
     for answer in answers:
@@ -151,6 +168,9 @@ def by_task(answers: Iterable[Answer], records: Iterable[Record] | None = None) 
                 raise InputError(f"record {record.id!r} is given twice; ids must differ")
         if extra := [i for i in found if i not in expected]:
             raise InputError(f"record {extra[0]!r} is answered but not among the records to evaluate on")
+        for i, answer in found.items():
+            if (answer.record.task, answer.record.post) != (expected[i].task, expected[i].post):
+                raise InputError(f"record {i!r}: the answer is to another task or post than the record to evaluate on")
         found = {
             i: Answer(record, found[i].labels, found[i].explanation, found[i].status, found[i].probabilities)
             if i in found

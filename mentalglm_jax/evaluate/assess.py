@@ -2,12 +2,15 @@
 
 import functools
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.evaluate.answers import Answer, by_task, generated, scored
+from mentalglm_jax.data.sources import normalize_post
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.evaluate.answers import Answer, by_task, expected_records, generated, scored
 from mentalglm_jax.evaluate.bartscore import Bart, bart_score
 from mentalglm_jax.evaluate.baselines import floor_predictions, floor_scores
 from mentalglm_jax.evaluate.bertscore import Encoder, reference_bert_score
@@ -18,14 +21,15 @@ from mentalglm_jax.evaluate.scores import against_floor, compare, evaluate
 
 
 def assess(
-    answers: Answers, *, train: Sequence[Record] = (), against: Answers | None = None, encoder: Path | None = None,
-    ratings: Path | None = None,
+    answers: Answers, records: Sequence[Record] | None = None, *, train: Sequence[Record] = (),
+    against: Answers | None = None, encoder: Path | None = None, ratings: Path | None = None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:  # fmt: skip
     """Scores of ``answers``, and their comparison with ``against`` (None without it).
 
     Args:
+        records: what should have been answered. Default: what is answered in either reading.
         train: training records: adds ``floors``, to each reading its difference from TF-IDF (``against_tfidf``), and
-            to ``explanation`` its ``consistency``.
+            to ``explanation`` its ``consistency``. Those whose post is evaluated are left out, with a warning.
         against: another system's answers to the same records.
         encoder: a BERT or BART directory: adds ``bert_score`` or ``bart_score`` to ``explanation``.
         ratings: a folder of `mentalglm data review`: adds ``human`` to ``explanation``.
@@ -34,17 +38,22 @@ def assess(
         ``evaluate``'s result with these additions, and ``compare``'s.
 
     Raises:
-        InputError: as ``evaluate``, ``floor_predictions``, ``compare``, ``Encoder``, ``Bart`` and ``human_ratings``.
+        InputError: all training records of a task are left out; or as ``evaluate``, ``floor_predictions``, ``compare``,
+            ``Encoder``, ``Bart`` and ``human_ratings``.
     """
-    result = evaluate(answers.generations, label_scores=answers.label_scores)
-    texts = by_task(map(generated, answers.generations))
+    said_texts, said_values = list(map(generated, answers.generations)), list(map(scored, answers.label_scores))
+    if records is None:
+        records = expected_records(said_texts, said_values)
+    result = evaluate(answers.generations, records, label_scores=answers.label_scores)
+    texts = by_task(said_texts, records if said_texts else None)
     if train:
-        values = by_task(map(scored, answers.label_scores))
-        for task, (records, predictions) in floor_predictions(train, answers.records()).items():
-            result[task]["floors"] = floor_scores(task, records, predictions)
+        train = _apart(train, records)
+        values = by_task(said_values, records if said_values else None)
+        for task, (asked, predictions) in floor_predictions(train, records).items():
+            result[task]["floors"] = floor_scores(task, asked, predictions)
             for said, entry in ((texts, result[task]), (values, result[task]["label_reading"])):
                 if task in said:
-                    entry["against_tfidf"] = against_floor(said[task], records, predictions["tfidf_logreg"])
+                    entry["against_tfidf"] = against_floor(said[task], asked, predictions["tfidf_logreg"])
         for task, said in texts.items():
             result[task]["explanation"]["consistency"] = consistency(said, train)
     if encoder is not None:
@@ -57,6 +66,20 @@ def assess(
     if against is None:
         return result, None
     return result, compare((answers.generations, answers.label_scores), (against.generations, against.label_scores))
+
+
+def _apart(train: Sequence[Record], evaluated: Sequence[Record]) -> list[Record]:
+    """The training records whose post is not evaluated for the same task: a floor that has seen the answers is none."""
+    asked = {(record.task, normalize_post(record.post)) for record in evaluated}
+    kept = [record for record in train if (record.task, normalize_post(record.post)) not in asked]
+    if len(kept) < len(train):
+        for task in {task for task, _ in asked} & {record.task for record in train}:
+            if not any(record.task == task for record in kept):
+                raise InputError(f"task {task}: all training records have posts that are evaluated, so nothing is left "
+                                 "to fit baselines on; give other records to --train")  # fmt: skip
+        warnings.warn(f"{len(train) - len(kept)} of {len(train)} training records have posts that are evaluated, and "
+                      "are left out of the baselines", stacklevel=3)  # fmt: skip
+    return kept
 
 
 def _encoder_score(directory: Path) -> tuple[str, Callable[[Sequence[Answer]], Any]]:

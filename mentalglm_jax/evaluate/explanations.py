@@ -2,19 +2,18 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from mentalglm_jax import tasks
+from mentalglm_jax.data.quotes import quotes_of_post
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.baselines import tfidf_logreg
 from mentalglm_jax.evaluate.metrics import indicator
 
-# What explanations put between quotation marks; ASCII apostrophes are no quotes ("don't ... can't").
-_QUOTE = re.compile(r'"([^"]+)"|“([^”]+)”|‘([^’]+)’|「([^」]+)」|『([^』]+)』')
 # A quote counts as found in the post when this share of it can be aligned.
 GROUNDED = 0.7
 # Reference explanations that the consistency classifier learns from, per language and question, at most.
@@ -22,10 +21,10 @@ MOST_EXPLANATIONS = 1000
 _EDGE = " \t\n,.;:!?，。；：！？、…"
 
 
-def quotes(explanation: str) -> list[str]:
-    """What stands between quotation marks, without white space and punctuation at its ends."""
-    found = (next(group for group in match.groups() if group) for match in _QUOTE.finditer(explanation))
-    return [quote for text in found if (quote := text.strip(_EDGE))]
+def quotes(explanation: str, own_words: Collection[str] = ()) -> list[str]:
+    """What stands between quotation marks and claims to be the post's (``data.quotes``: apostrophes are no marks, and
+    ``own_words`` are the explainer's), without white space and punctuation at its ends."""
+    return [quote for text in quotes_of_post(explanation, own_words) if (quote := text.strip(_EDGE))]
 
 
 def _letters(text: str) -> str:
@@ -58,7 +57,7 @@ def explanation_scores(answers: Sequence[Answer]) -> dict[str, float | int | Non
 
     Returns:
         n: answers that have an explanation, rate: their share of all answers.
-        with_quote_rate: explanations that quote anything.
+        with_quote_rate: explanations that quote anything but label names, which are no quotes of the post below either.
         quotes_verbatim_rate: quotes that occur word for word in the post.
         verbatim_rate: quoting explanations all of whose quotes do.
         quotes_grounded_rate: quotes that occur in the post but for small changes (``grounding`` of at least 0.7); the
@@ -69,9 +68,12 @@ def explanation_scores(answers: Sequence[Answer]) -> dict[str, float | int | Non
         cue_citation_accuracy: answers that contain every cue text and no decoy text.
         decoy_rate: answers, of those to posts with decoys, that contain a decoy text.
     """
-    explained = [(a.record.post, a.explanation) for a in answers if a.explanation is not None]
-    verbatim = [[quote in post for quote in found] for post, text in explained if (found := quotes(text))]
-    grounded = [grounding(quote, post) >= GROUNDED for post, text in explained for quote in quotes(text)]
+    from mentalglm_jax.data.checks import Candidate  # with it comes scikit-learn
+
+    explained = [a for a in answers if a.explanation is not None]
+    quoted = [(a.record.post, quotes(str(a.explanation), Candidate(a.record, "").label_words)) for a in explained]
+    verbatim = [[quote in post for quote in found] for post, found in quoted if found]
+    grounded = [grounding(quote, post) >= GROUNDED for post, found in quoted for quote in found]
     references = [a.record.explanation for a in answers if a.record.explanation is not None]
     recalls, right, decoyed = [], [], []
     for answer in answers:
@@ -88,11 +90,11 @@ def explanation_scores(answers: Sequence[Answer]) -> dict[str, float | int | Non
     return {
         "n": len(explained),
         "rate": len(explained) / len(answers),
-        "with_quote_rate": _mean([bool(quotes(text)) for _, text in explained]),
+        "with_quote_rate": _mean([bool(found) for _, found in quoted]),
         "quotes_verbatim_rate": _mean([hit for hits in verbatim for hit in hits]),
         "verbatim_rate": _mean([all(hits) for hits in verbatim]),
         "quotes_grounded_rate": _mean(grounded),
-        "median_characters": _median([text for _, text in explained]),
+        "median_characters": _median([str(a.explanation) for a in explained]),
         "reference_median_characters": _median(references),
         "cue_n": len(right),
         "cue_recall": _mean(recalls),

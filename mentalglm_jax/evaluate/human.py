@@ -11,7 +11,8 @@ from mentalglm_jax.evaluate.answers import Answer
 
 
 def human_ratings(folder: str | Path, answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
-    """The ratings of these answers per task, as `mentalglm data review import` left them in ``folder``.
+    """The ratings of these answers per task, as `mentalglm data review import` left them in ``folder``; a form may ask
+    about other tasks, too.
 
     Args:
         answers: the parsed text reading of the run that was rated.
@@ -33,10 +34,14 @@ def human_ratings(folder: str | Path, answers: Sequence[Answer]) -> dict[str, di
                          "first") from None  # fmt: skip
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{file}: not what `mentalglm data review import` writes; run it again") from None
-    said = {answer.record.id: answer for answer in answers}
-    for record in read_records(folder / "sample.jsonl"):
+    said, asked = {answer.record.id: answer for answer in answers}, {answer.record.task for answer in answers}
+    sample = read_records(folder / "sample.jsonl")
+    if not asked & {record.task for record in sample}:
+        raise InputError(f"{folder}: nothing was rated of {', '.join(sorted(asked)) or 'these answers'}; export the "
+                         "form from this run's generations.jsonl")  # fmt: skip
+    for record in (record for record in sample if record.task in asked):
         answer = said.get(record.id)
         if answer is None or (answer.labels, answer.explanation) != (record.gold, record.explanation):
             raise InputError(f"{folder}: record {record.id!r} was rated with another answer than this run gives; "
                              "export the form from this run's generations.jsonl")  # fmt: skip
-    return {task: {"raters": raters, **entry} for task, entry in by_task.items()}
+    return {task: {"raters": raters, **entry} for task, entry in by_task.items() if task in asked}

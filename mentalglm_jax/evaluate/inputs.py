@@ -1,24 +1,28 @@
 """What `mentalglm evaluate` is pointed at: finished answers, or a model and records to answer."""
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mentalglm_jax import tasks
-from mentalglm_jax.data.chinese import PATHWAYS, SOCIALCD_3K, SOS_HL_1K
-from mentalglm_jax.data.records import Record, read_records
+from mentalglm_jax.data.chinese import PATHWAYS, SOCIALCD_3K, SOS_1K, SOS_HL_1K
+from mentalglm_jax.data.records import SPLITS, Record, read_records
 from mentalglm_jax.data.sources import dev_split, load_upstream
 from mentalglm_jax.data.tables import read_named_rows
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
 from mentalglm_jax.evaluate.readings import score_records
-from mentalglm_jax.generate import generate_records
+from mentalglm_jax.generate import generate_records, partial_file
 from mentalglm_jax.glm import Glm
 from mentalglm_jax.tokenizer import GlmTokenizer
 
 GENERATIONS, LABEL_SCORES = "generations.jsonl", "label_scores.jsonl"
-_UPSTREAM = {"suicide_risk": SOS_HL_1K, "cognitive_distortion": SOCIALCD_3K, "cognitive_pathway": PATHWAYS}
+_UPSTREAM = {"suicide_risk": SOS_HL_1K, "suicide_level": SOS_1K, "cognitive_distortion": SOCIALCD_3K,
+             "cognitive_pathway": PATHWAYS}  # fmt: skip
+_OTHER_NAMES = {"cognitive_distortion": {"应该句式": "should_statements"}}  # as upstream's files spell it, too
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,6 @@ class Answers:
         if not kept.generations and not kept.label_scores:
             raise InputError(f"no answer to task {task!r}; there are: {', '.join(self.tasks())}")
         return kept
-
-    def records(self) -> list[Record]:
-        """The records answered in either reading, each once."""
-        rows = {row["id"]: row for row in (*self.generations, *self.label_scores)}
-        return [Record.from_dict(row, allow_extra=True) for row in rows.values()]
 
     def tasks(self) -> list[str]:
         """Names of the tasks that are answered."""
@@ -78,7 +77,8 @@ def answer_records(
     model: Glm, tokenizer: GlmTokenizer, records: Sequence[Record], out: Path, *, max_new_tokens: int = 256,
     batch_size: int = 32, progress: Callable[[str], Callable[..., None]] | None = None,
 ) -> Answers:  # fmt: skip
-    """Both readings of ``records`` by ``model``, also written to ``out``; an interrupted call goes on where it stopped.
+    """Both readings of ``records`` by ``model``, also written to ``out``; after an interruption the same call has the
+    answers generated so far from there (and scores all labels anew, which takes a fraction of the time).
 
     Labels are scored after the model's own explanations if more than half of its answers begin with one.
 
@@ -90,27 +90,32 @@ def answer_records(
     """
     stage = progress if progress is not None else lambda name: None
     rows = generate_records(model, tokenizer, records, out_path=out / GENERATIONS, max_new_tokens=max_new_tokens,
-                            batch_size=batch_size, progress=stage("generate"))  # fmt: skip
+                            batch_size=batch_size, keep_partial=True, progress=stage("generate"))  # fmt: skip
     first = sum(tasks.explains_first(row["language"], row["output_text"]) for row in rows)
     values = score_records(model, tokenizer, records, written=rows if 2 * first > len(rows) else None,
                            out_path=out / LABEL_SCORES, batch_size=batch_size,
                            progress=stage("label log-probabilities"))  # fmt: skip
+    partial_file(out / GENERATIONS).unlink(missing_ok=True)
     return Answers(rows, values)
 
 
-def read_data(path: Path, task: str | None, split: str = "dev", language: str | None = None) -> list[Record]:
+def read_data(path: Path, task: str | None, split: str | None = None, language: str | None = None) -> list[Record]:
     """Records to evaluate on.
 
     Args:
         path: records (``.jsonl``); a labelled table (``.csv`` or ``.tsv``, columns ``post`` and ``label``); or a folder
             with upstream files, whose ``split`` is used.
         task: only its records; a table and a folder need it.
-        split: "dev" (20 % of the published training part, by hash of the post) or "test" of a folder.
+        split: of a folder "dev" (20 % of the published training part, by hash of the post; None is this), "test" or
+            "train"; of records, those to take. None takes all records of a file that has one split, and with a warning
+            "dev" where there are several. A table has none.
         language: of a table: "en" or "zh".
 
     Raises:
-        InputError: the file is damaged, or holds nothing for ``task``.
+        InputError: the file is damaged, or holds nothing for ``task`` or in ``split``.
     """
+    if split not in (None, *SPLITS):
+        raise InputError(f"--split {split!r} is none of {', '.join(SPLITS)}")
     if task is not None:
         tasks.get_task(task)
     if path.suffix in (".csv", ".tsv"):
@@ -121,31 +126,45 @@ def read_data(path: Path, task: str | None, split: str = "dev", language: str | 
         if task is None:
             raise InputError(f"{path}: a folder of upstream files needs --task")
         records = dev_split(load_upstream(path, [_UPSTREAM.get(task, task)]))
-        found = [record for record in records if record.task == task and record.split == split]
+        found = [record for record in records if record.task == task and record.split == (split or "dev")]
         if not found:
-            raise InputError(f"{path}: no record of task {task!r} in split {split!r}")
+            raise InputError(f"{path}: no record of task {task!r} in split {split or 'dev'!r}")
         return found
     records = read_records(path, allow_extra=True)
     found = [record for record in records if task in (None, record.task)]
     if not found:
         known = ", ".join(sorted({record.task for record in records}))
         raise InputError(f"{path}: no record of task {task!r}; there are: {known}")
-    return found
+    return _of_split(path, found, split)
+
+
+def _of_split(path: Path, records: list[Record], split: str | None) -> list[Record]:
+    there = Counter(record.split for record in records)
+    if split is None and len(there) == 1:
+        return records
+    wanted, shown = split or "dev", ", ".join(f"{count} {name}" for name, count in there.items())
+    if wanted not in there:
+        raise InputError(f"{path}: no {wanted} record; there are: {shown}; name another file, or another --split")
+    if split is None:
+        warnings.warn(f"{path}: holds {shown} records; the {wanted} ones are taken, --split takes others", stacklevel=3)
+    return [record for record in records if record.split == wanted]
 
 
 def read_labelled(path: Path, task: str, language: str) -> list[Record]:
     """Records from a table of somebody else's posts, for a task the model was trained on elsewhere (zero-shot).
 
     The table is UTF-8 with a header, separated by commas (``.csv``) or tabs (``.tsv``), with columns ``post`` and
-    ``label``. A label is a key ("high", "mental_filter") or its name in ``language`` ("高", "心理过滤"); several
-    labels are separated by ``;``.
+    ``label``. A label is a key ("high", "mental_filter") or its name in either language ("高", "mental filter"),
+    whatever the ``language`` of the posts; several labels are separated by ``;``.
 
     Raises:
         InputError: naming file, line and column of what is wrong.
     """
     chosen = tasks.get_task(task)
     question = chosen.question(language)
-    names = {label.name(language): label.key for label in chosen.labels} | {key: key for key in chosen.keys}
+    both = (language, *(other for other in tasks.LANGUAGES if other != language))
+    names = {name: label.key for spoken in both for label in chosen.labels if (name := label.name(spoken))}
+    names |= {key: key for key in chosen.keys} | _OTHER_NAMES.get(task, {})
     records = []
     for line, row in read_named_rows(path, ("post", "label"), "\t" if path.suffix == ".tsv" else ","):
         if not row["post"].strip():

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.evaluate.answers import THRESHOLD, Answer, by_task, generated, scored
+from mentalglm_jax.evaluate.answers import THRESHOLD, Answer, by_task, expected_records, generated, scored
 from mentalglm_jax.evaluate.explanations import explanation_scores, reference_overlap
 from mentalglm_jax.evaluate.metrics import confusion, indicator, per_class, positive_place, task_scores
 from mentalglm_jax.evaluate.readings import calibration
@@ -39,7 +39,7 @@ def evaluate(
     Args:
         rows: rows of ``generations.jsonl``, any tasks and languages: the parsed text reading.
         records: what should have been answered; records without a row then count as wrong, in both readings. Default:
-            the rows' own.
+            those answered in either reading.
         label_scores: rows of ``label_scores.jsonl``: the label log-probability reading.
         threshold: of that reading, see ``answers.scored``.
         draws: bootstrap samples.
@@ -52,14 +52,15 @@ def evaluate(
         (``explanation_scores``, and ``overlap`` with reference explanations); floors (empty: see ``floors``). All of
         these are the parsed text reading's. ``label_reading`` has the same scores without explanation and floors, and
         ``calibration``, of the label log-probabilities, and the number of labels scored ``after_explanation``; None
-        without them. A task that has only label
-        log-probabilities has n = 0 and no parsed text scores.
+        without them. Without any
+        row of ``generations.jsonl`` n = 0 and there are no parsed text scores.
 
     Raises:
         InputError: a row is not of the format, has an unknown label, or an id occurs twice or is not asked for.
     """
-    records, label_scores = None if records is None else list(records), list(label_scores)
+    label_scores = list(label_scores)
     texts, values = [generated(row) for row in rows], [scored(row, threshold) for row in label_scores]
+    records = expected_records(texts, values) if records is None else list(records)
     by_text = by_task(texts, records if texts else None)
     by_value = by_task(values, records if values else None)
     explained = Counter(row["task"] for row in label_scores if row.get("answer_order") == "explanation_first")
@@ -133,7 +134,8 @@ def compare(
     """Two systems on the same records: differences with intervals and tests, per task and reading.
 
     Args:
-        first, second: each (rows of ``generations.jsonl``, rows of ``label_scores.jsonl``), either may be empty.
+        first, second: each (rows of ``generations.jsonl``, rows of ``label_scores.jsonl``), either may be empty; what
+            is in one of the two only is a wrong answer in the other.
         threshold: of the label log-probability reading.
         draws: bootstrap samples.
         seed: of the bootstrap.
@@ -147,9 +149,12 @@ def compare(
         InputError: the two do not answer the same records, gold labels differ, or nothing is there for both.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for reading, read in (("text", generated), ("label", lambda row: scored(row, threshold))):
-        column = 0 if reading == "text" else 1
-        sides = [by_task(read(row) for row in system[column]) for system in (first, second)]
+    systems: list[list[dict[str, list[Answer]]]] = []
+    for rows, label_scores in (first, second):
+        answered = [generated(row) for row in rows], [scored(row, threshold) for row in label_scores]
+        expected = expected_records(*answered)
+        systems.append([by_task(answers, expected if answers else None) for answers in answered])
+    for reading, *sides in zip(("text", "label"), *systems, strict=True):
         for name in (name for name in tasks.TASKS if name in sides[0] and name in sides[1]):
             task, (left, right) = tasks.get_task(name), _aligned(sides[0][name], sides[1][name])
             gold, predicted = _sides(task, left)

@@ -72,7 +72,7 @@ def _continued(path: Path, resume_step: int) -> IO[str]:
     """``path`` opened for appending, without rows beyond ``resume_step`` and what is not a row."""
     kept = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").split("\n"):  # not splitlines: U+2028 may stand inside a row
+        for line in path.read_text(encoding="utf-8").split("\n"):  # an answer may hold other line separators
             try:
                 keep = json.loads(line)["step"] <= resume_step
             except (ValueError, TypeError, KeyError):  # the line a killed process was writing

@@ -73,6 +73,23 @@ def test_made_up_quotes_are_counted():
     assert 0 < GROUNDED < 0.88
 
 
+@pytest.mark.parametrize(
+    ("language", "post", "said"),
+    [
+        ("zh", "感觉活着没有任何意义。", "写道“感觉活着没有任何意义”，所以是“高”，即“高自杀风险”，不是「低」。"),
+        ("en", "I can't go on.", '\'I can\'t go on\' and "can\'t go on" are "high suicide risk", not "low".'),
+    ],
+)
+def test_a_label_in_quotation_marks_is_no_quote(language, post, said):
+    """The same rule as the builder's: what the teacher may write is not counted as made up afterwards."""
+    item = row(0, "high", "high", said, language=language) | {"post": post}
+    found = evaluate([item], draws=2)["suicide_risk"]["explanation"]
+    assert found["quotes_verbatim_rate"] == found["quotes_grounded_rate"] == found["with_quote_rate"] == 1.0
+    only = row(0, "high", "high", "是“高”。" if language == "zh" else 'It is "high".', language=language)
+    found = evaluate([only], draws=2)["suicide_risk"]["explanation"]
+    assert (found["with_quote_rate"], found["quotes_grounded_rate"]) == (0.0, None)
+
+
 def test_consistency_tells_fitting_explanations_from_swapped_ones():
     rng = random.Random(0)
     reasons = {"high": ["有计划", "写了遗书", "定了日期"], "low": ["只是累了", "没有计划过", "想好好睡"]}

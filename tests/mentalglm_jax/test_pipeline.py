@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.pipeline import export_run, run
 from mentalglm_jax.run_dir import Run
 from mentalglm_jax.train.loop import Interrupted
+from mentalglm_jax.train.metrics import _continued
 from mentalglm_jax.train.recipe import load_recipe
 
 TRAIN = {"rows": 2, "sequence_length": 256, "learning_rate": 1e-3, "save_every": 2, "log_every": 1}
@@ -93,6 +95,7 @@ def test_the_run_leaves_what_the_contract_names(whole):
                  "model_card.md"):  # fmt: skip
         assert (directory / name).exists(), name
     assert set(summary) >= {"parity", "eval", "probes", "seconds"}
+    assert summary["eval_split"] == "test"
     entry = summary["eval"]["suicide_risk"]
     assert set(entry) >= {"weighted_f1", "micro_f1", "macro_f1", "n", "ci95", "floors"}
     assert entry["n"] == 4
@@ -237,9 +240,88 @@ def test_bad_data_files(recipe_file, tmp_path, capsys, content, says):
     assert says in line
 
 
+def written(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def jsonl_data(recipe_file, tmp_path, *more):
+    """The data stage of `mentalglm run` on the files in ``tmp_path``: the run and what the stage says."""
+    data = f"data={{source: jsonl, root: {tmp_path}}}"
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    job = Run(load_recipe(recipe_file, [data, f"run_dir={tmp_path / 'run'}", *more]))
+    _, stage = next(iter(pipeline._stages(job.recipe, None)))
+    return job, stage(job, lambda *_: None)["say"]
+
+
+def rows_of(part, count=4, **more):
+    return [{**RECORD, "id": f"{part}{i}", "post": f"{part} post {i}", "split": part, **more} for i in range(count)]
+
+
+def test_results_are_on_test_records_or_else_on_development_ones(recipe_file, tmp_path):
+    written(tmp_path / "train.jsonl", rows_of("train"))
+    written(tmp_path / "dev.jsonl", [{k: v for k, v in row.items() if k != "split"} for row in rows_of("dev", 2)])
+    job, said = jsonl_data(recipe_file, tmp_path)
+    assert (job.eval_split, said[-1]) == ("dev", "results are on the dev records")
+    assert [len(job.records(split)) for split in ("train", "dev")] == [4, 2]  # the file says it, not the missing field
+    written(tmp_path / "test.jsonl", rows_of("test", 3))
+    job, said = jsonl_data(recipe_file, tmp_path)
+    assert (job.eval_split, said[-1]) == ("test", "results are on the test records")
+    assert {record.id for record in pipeline._eval_records(job)} == {"test0", "test1", "test2"}
+    with pytest.raises(InputError, match=r"probe\.task 'cognitive_distortion' has no test record"):
+        jsonl_data(recipe_file, tmp_path, "probe={task: cognitive_distortion, posts: 3}")
+
+
+def test_without_records_to_evaluate_nothing_is_trained(recipe_file, tmp_path):
+    written(tmp_path / "train.jsonl", rows_of("train"))
+    data = f"data={{source: jsonl, root: {tmp_path}}}"
+    recipe = load_recipe(recipe_file, [data, f"run_dir={tmp_path / 'run'}"])
+    reporter = Script()
+    with pytest.raises(InputError, match=r"no test or dev record.*add .*test\.jsonl or dev\.jsonl") as refused:
+        run(recipe, reporter)
+    assert reporter.seen == ["data"] and "\n" not in str(refused.value)
+    written(tmp_path / "dev.jsonl", rows_of("dev"))
+    stopped = Script("pretrain", 1)
+    with pytest.raises(Interrupted):  # the same command, once the file is there
+        run(recipe, stopped)
+    assert stopped.seen == ["data", "pretrain"]
+
+
+def test_training_alone_needs_no_records_to_evaluate(recipe_file, tmp_path):
+    written(tmp_path / "train.jsonl", rows_of("train"))
+    data = f"data={{source: jsonl, root: {tmp_path}}}"
+    recipe = load_recipe(recipe_file, [data, f"run_dir={tmp_path / 'run'}"])
+    with pytest.raises(Interrupted):
+        run(recipe, Script("pretrain", 1), until="train")
+    with pytest.raises(InputError, match=r"so nothing can be evaluated.*--restart"):  # before the rest of the training
+        run(recipe, Script())
+
+
+def test_no_post_is_trained_on_and_evaluated(recipe_file, tmp_path):
+    written(tmp_path / "train.jsonl", [*rows_of("train"), {**RECORD, "id": "x", "post": " TEST  post 1"}])
+    written(tmp_path / "dev.jsonl", rows_of("dev", 2))
+    written(tmp_path / "test.jsonl", rows_of("test", 2))
+    job, said = jsonl_data(recipe_file, tmp_path)
+    assert [[r.id for r in job.records(split)] for split in ("train", "dev", "test")] == [
+        ["train0", "train1", "train2", "train3"], ["dev0", "dev1"], ["test0", "test1"]]  # fmt: skip
+    assert "1 training records are left out" in " ".join(said)
+    written(tmp_path / "train.jsonl", [{**RECORD, "post": "test post 1"}])
+    with pytest.raises(InputError, match="no training records; 1 training records are left out"):
+        jsonl_data(recipe_file, tmp_path)
+
+
+def test_a_line_separator_inside_a_post_is_no_line_end(tmp_path):
+    rows = [{"post": f"one{mark}two"} for mark in "\u2028\u2029\x85\x0b\x0c\x1c"]
+    written(tmp_path / "generations.jsonl", rows)
+    assert pipeline._read_jsonl(tmp_path / "generations.jsonl") == rows
+    written(tmp_path / "evaluation.jsonl", [{"step": step, **row} for step, row in enumerate(rows)])
+    _continued(tmp_path / "evaluation.jsonl", 3).close()
+    assert [row["step"] for row in pipeline._read_jsonl(tmp_path / "evaluation.jsonl")] == [0, 1, 2, 3]
+
+
 def test_a_post_longer_than_the_rows_is_named(recipe_file, tmp_path, capsys):
     row = {**RECORD, "post": "rain and wind and " * 400}
     (tmp_path / "train.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    written(tmp_path / "dev.jsonl", rows_of("dev"))
     code, line = refused(capsys, *jsonl_run(recipe_file, tmp_path, tmp_path))
     assert code == 2
     assert "sequence_length" in line
@@ -284,6 +366,7 @@ def test_the_table_shows_every_score_and_the_safety_note(whole, recipe_file, cap
         main(["run", str(recipe_file), "--set", f"run_dir={directory}"])
     out = capsys.readouterr().out
     assert f"{expected['eval']['suicide_risk']['weighted_f1']:.3f}" in out
+    assert "Result on the test records" in out
     assert "not a diagnosis" in out.replace("\n", " ")
     assert "summary.json" in out
 
