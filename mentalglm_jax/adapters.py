@@ -127,6 +127,20 @@ def load_adapter(model: Glm, directory: str | Path) -> None:
         raise
 
 
+def trained_rope_theta(directory: str | Path) -> float | None:
+    """The rotary base of the model that an adapter of ours was trained on; None where its file does not say.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    file = Path(directory).expanduser() / WEIGHTS
+    stated = TensorFiles([inside(file.parent, WEIGHTS)]).metadata.get("rope_theta") if file.exists() else None
+    try:
+        return None if stated is None else float(stated)
+    except ValueError as error:
+        raise InputError(f"{file}: its rope_theta {stated!r} is not a number; save the adapter again") from error
+
+
 class _Entry(NamedTuple):
     """A tensor of a file: its name there, and how to get it."""
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from mentalglm_jax.adapters import load_adapter
+from mentalglm_jax.adapters import load_adapter, trained_rope_theta
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, write_json
 from mentalglm_jax.glm import Glm, GlmConfig
@@ -88,7 +88,8 @@ def load(
         mesh: devices to spread the parameters over, by the rules of ``sharding.py``; None is the default device.
         quantize: "int8", "int4" or "nf4" keeps the kernels of the decoder layers frozen in that form, see
             ``quantize.py``; each is quantised as it is read. None keeps them in ``dtype``.
-        rope_theta: overrides the base of the rotary frequencies that config.json states.
+        rope_theta: overrides the base of the rotary frequencies that config.json states. None is what the adapter was
+            trained with, where there is one and it says so.
 
     Raises:
         InputError: the checkpoint is missing, malformed, incomplete, holds tensors that do not belong or NaN; or an
@@ -98,6 +99,8 @@ def load(
         check_method(quantize)
     dtype = _model_dtype(dtype)
     checkpoint = _opened(locate(path_or_hub_id))
+    if rope_theta is None and adapter is not None:
+        rope_theta = trained_rope_theta(adapter)
     config = read_config(checkpoint, rope_theta)
     layout = detect_layout(checkpoint.tensors)
     tensors = check_tensors(checkpoint, config, layout)

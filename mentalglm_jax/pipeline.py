@@ -52,6 +52,7 @@ from mentalglm_jax.train.recipe import Recipe, StageSection
 
 REFERENCE_ROWS = 8
 GREEDY_ROWS = 16
+MAX_DIFFERENCE = 0.05  # of the largest logit: bfloat16 stays far below it, a wrong rotary base far above
 
 
 @runtime_checkable
@@ -367,12 +368,13 @@ def _verify(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     progress(1, 2)
     adapter = _probes("verify", str(job.base), "--adapter", job.dir / "adapter", "--reference", reference)
     progress(2, 2)
-    line = "; ".join(
-        f"{name}: max |Δ logit| {found['max_abs_logit_diff']:.1e}, greedy identical "
-        f"{found['greedy_identical']}/{found['greedy_total']}"
-        for name, found in (("merged", merged), ("adapter", adapter))
-    )
-    return {"merged": merged, "adapter": adapter, "say": [line]}
+    lines = []
+    for name, found in (("merged", merged), ("adapter", adapter)):
+        lines.append(f"{name}: max |Δ logit| {found['max_abs_logit_diff']:.1e}, greedy identical "
+                     f"{found['greedy_identical']}/{found['greedy_total']}")  # fmt: skip
+        if found["max_abs_logit_diff"] > MAX_DIFFERENCE * found["max_abs_logit"]:
+            raise RunError(f"{job.dir / name}: transformers computes another model than the one trained ({lines[-1]})")
+    return {"merged": merged, "adapter": adapter, "say": ["; ".join(lines)]}
 
 
 def _generate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:

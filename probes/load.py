@@ -42,11 +42,13 @@ def load_model(
 
     if dtype not in _DTYPES:
         raise ProbeInputError(f"dtype {dtype!r}: not one of {', '.join(_DTYPES)}")
+    config = _config(model_dir, adapter)
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             model_dir,
+            config=config,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
             use_safetensors=True,
@@ -65,6 +67,35 @@ def load_model(
         if merge:
             model = model.merge_and_unload(safe_merge=True)
     return model.eval(), keys
+
+
+def _config(model_dir: str | Path, adapter: str | Path | None) -> Any:
+    """The model's configuration, with the rotary base that the adapter's file says it was trained with.
+
+    PEFT does not look: a base whose config.json says another one would answer, and be explained, as another model.
+    """
+    import transformers
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+    except Exception as error:  # as below
+        raise ProbeInputError(f"{model_dir}: cannot load a causal LM ({_first_line(error)})") from error
+    file = Path(adapter) / "adapter_model.safetensors" if adapter is not None else None
+    if file is None or not file.exists():
+        return config
+    try:
+        with safe_open(file, framework="pt") as opened:
+            stated = (opened.metadata() or {}).get("rope_theta")
+        theta = None if stated is None else float(stated)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ProbeInputError(f"{adapter}: cannot load this PEFT adapter ({_first_line(error)})") from error
+    if theta is None:
+        return config
+    if not isinstance(getattr(config, "rope_parameters", None), dict):
+        raise ProbeInputError(f"{adapter}: trained with rope_theta {theta}, but {model_dir} has no rotary positions")
+    config.rope_parameters["rope_theta"] = theta
+    return config
 
 
 def _with_adapter(model: Any, adapter: str | Path) -> tuple[Any, dict[str, list[str]]]:

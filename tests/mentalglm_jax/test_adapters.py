@@ -506,6 +506,12 @@ def test_another_base_is_refused(hf, base, tmp_path):
     other = hf.to_jax(hf.model("glm", rope_theta=5e6))
     with pytest.raises(InputError, match=r"rope_theta 10000.0, this model has 5000000.0"):
         load_adapter(other, tmp_path / "ours")
+    # ``load`` opens the base as the adapter was trained on it, whatever its config.json says.
+    hf.model("glm", rope_theta=5e6).save_pretrained(tmp_path / "base")
+    assert load(tmp_path / "base").config.rope_theta == 5e6
+    assert load(tmp_path / "base", adapter=tmp_path / "ours").config.rope_theta == 10000.0
+    with pytest.raises(InputError, match=r"rope_theta 10000.0, this model has 5000000.0"):
+        load(tmp_path / "base", adapter=tmp_path / "ours", rope_theta=5e6)
     for changes, message in (
         ({"hidden_size": 64}, "trained on another base: with hidden_size 32; this model has 64"),
         ({"num_hidden_layers": 2, "head_dim": 16}, "num_hidden_layers 3, head_dim 8; this model has 2, 16"),

@@ -50,6 +50,34 @@ def reference_of(model_dir: Path, adapter: Path | None, prompts: list[list[int]]
     }
 
 
+def test_the_base_is_read_as_the_adapter_was_trained_on_it(
+    tiny_model_dir: Path, adapter_dir: Path, tmp_path: Path
+) -> None:
+    """The trainer writes its rotary base into the adapter's file; PEFT would take config.json's without a word."""
+    config = transformers.AutoConfig.from_pretrained(tiny_model_dir)
+    assert config.rope_parameters["rope_theta"] == 10000.0
+    shutil.copytree(tiny_model_dir, tmp_path / "base")
+    config.rope_parameters["rope_theta"] = 5e6
+    config.save_pretrained(tmp_path / "base")
+    shutil.copytree(adapter_dir, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(load_file(file), file, metadata={"format": "pt", "rope_theta": "5000000.0"})
+    ids = torch.arange(1, 40)[None]
+    with torch.no_grad():
+        wanted, plain, found = (
+            load_model(base, adapter)[0](input_ids=ids).logits
+            for base, adapter in (
+                (tmp_path / "base", adapter_dir),
+                (tiny_model_dir, adapter_dir),
+                (tiny_model_dir, tmp_path / "adapter"),
+            )
+        )
+    assert torch.equal(found, wanted) and not torch.allclose(found, plain)
+    save_file(load_file(file), file, metadata={"format": "pt", "rope_theta": "much"})
+    with pytest.raises(ProbeInputError, match="cannot load this PEFT adapter .*much"):
+        load_model(tiny_model_dir, tmp_path / "adapter")
+
+
 @pytest.fixture(scope="module")
 def prompts(tiny_rows: list[dict[str, Any]]) -> list[list[int]]:
     return [row["prompt_ids"][:length] for row, length in zip(tiny_rows, (40, 12, 25, 50), strict=True)]
