@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from mentalglm_jax.adapter_formats import FORMATS, Low, chatglm_name, dialect, formatted, glm_name, to_native
+from mentalglm_jax.distributed import gathered
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, write_json, write_text
 from mentalglm_jax.glm import Glm, GlmConfig, Linear
@@ -333,14 +334,19 @@ def _fill(model: Glm, found: dict[str, _Entry], file: Path) -> None:
 
 def _unfilled(variable: nnx.Variable, key: str) -> np.ndarray:
     if key.endswith(".lora_magnitude_vector"):
-        return np.array(jax.device_get(variable[...]))
+        return np.array(_whole(variable[...]))
     return np.zeros(variable.shape, np.float32)
+
+
+def _whole(array: jax.Array) -> np.ndarray:
+    """On this host, also where the array is spread over several."""
+    return np.asarray(jax.device_get(array) if array.is_fully_addressable else gathered(array))
 
 
 def _check_head(model: Glm, head: _Entry, file: Path) -> None:
     linear = model.lm_head
     if isinstance(linear, Linear) and head.shape == linear.kernel.shape[::-1]:
-        ours = np.asarray(jax.device_get(linear.kernel[...]))
+        ours = _whole(linear.kernel[...])
         if np.array_equal(head.read().astype(ours.dtype), ours.T):
             return
     raise InputError(f"{file}: {head.name} differs from this model's lm_head; the adapter was trained on another base")

@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 
 from mentalglm_jax import distributed
+from mentalglm_jax.adapters import save_adapter
 from mentalglm_jax.checkpoints import load, save_pretrained
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.glm import Glm
@@ -162,9 +163,32 @@ def test_two_processes_train_are_killed_and_one_goes_on(compile_cache, tmp_path,
         assert result["best"] == results[0]["best"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_read_a_dora_adapter(compile_cache, tmp_path):
+    """Its magnitudes start as norms of the base, which is spread over both; a layer without an adapter keeps them."""
+    save_pretrained(tiny_model(lora=False), tmp_path / "base")
+    model = load(tmp_path / "base", rope_theta=1e4)
+    config = LoraConfig(rank=4, alpha=8.0, use_dora=True, layers_to_transform=(0,))
+    add_lora(model, config, nnx.Rngs(1))
+    save_adapter(model, tmp_path / "adapter")
+    for result in Pair(tmp_path / "base", tmp_path / "adapter", compile_cache, 0).results():
+        for name, value in parameters(model, LoraParam).items():
+            np.testing.assert_allclose(np.array(result["values"][name]), value, rtol=1e-6, err_msg=name)
+
+
 def main(base: str, directory: str, accumulate: str, stop_at: str = "0") -> None:
-    """One of two processes: trains on all eight devices, prints its steps and at the end what it has."""
+    """One of two processes: trains on all eight devices, prints its steps and at the end what it has.
+
+    With ``accumulate`` 0 it only reads the adapter in ``directory``.
+    """
     distributed.start()
+    if accumulate == "0":
+        model = load(base, rope_theta=1e4, mesh=make_mesh(1, 8, 1), adapter=directory)
+        flat = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, LoraParam))}
+        values = {name: np.asarray(x).tolist() for name, x in distributed.gathered(flat).items()}
+        sys.stdout.write(json.dumps({"values": values}) + "\n")
+        return
     mesh = make_mesh(1, 8, 1)
     model = adapted(Path(base), mesh=mesh)
     kernel = model.layers.mlp.gate_up_proj.kernel[...]

@@ -74,7 +74,7 @@ def test_the_base_is_read_as_the_adapter_was_trained_on_it(
         )
     assert torch.equal(found, wanted) and not torch.allclose(found, plain)
     save_file(load_file(file), file, metadata={"format": "pt", "rope_theta": "much"})
-    with pytest.raises(ProbeInputError, match="cannot load this PEFT adapter .*much"):
+    with pytest.raises(ProbeInputError, match=r"cannot load this PEFT adapter .*much"):
         load_model(tiny_model_dir, tmp_path / "adapter")
 
 
