@@ -5,7 +5,7 @@ resampling by attention erasure, maps made by attention erasure by the pad token
 
 * ``faithfulness_corr`` (Bhatt et al. 2020): Pearson r, over random subsets of clauses, of the saliency erased with the
   score lost, both without what the number of erased clauses alone explains (partial correlation: any positive map adds
-  up to more where more is erased). The gate: below 0.3, or not above nine in ten of its null, a map may not speak.
+  up to more where more is erased). The gate: below 0.3, or not above 95 % of its null, a map may not speak.
 * ``infidelity`` (Yeh et al. 2019), scaled: mean squared error of the best multiple of the saliency erased as a
   prediction of the score lost, as a share of the mean square of the loss; 0 is perfect, 1 no better than silence.
 * ``comprehensiveness``, ``aopc_sufficiency`` (DeYoung et al. 2020): the score lost when the top clauses are erased, and
@@ -39,7 +39,7 @@ from probes.record import METHODS, Settings
 from probes.score import Forward
 
 MIN_FAITHFULNESS = 0.3
-MIN_RANK = 0.9
+MIN_RANK = 0.95
 BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
 _SUBSETS, _ROTATIONS, _SOFT_DRAWS = 64, 20, 4
 _SWAPS: dict[int, str] = str.maketrans({"，": "、", "。": "；", "！": "。", ",": ";", ".": "!", "!": "."})

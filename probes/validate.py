@@ -256,7 +256,7 @@ def planted_pairs(
     """
     rows: list[Row] = []
     scores: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
-    verdicts = {True: [], False: []}
+    verdicts, chances = {True: [], False: []}, {True: [], False: []}
     for at, base in enumerate(worlds):
         world = dataclasses.replace(base, seed=base.seed + 1000 * seed)
         sides = {}
@@ -265,6 +265,7 @@ def planted_pairs(
             say(f"  {world.architecture} {world.language}, faithful={faithful}: trained in {planted.seconds:.0f} s")
             sides[faithful] = posts = probe_posts(planted, count, PANEL, ("label", "explanation"))
             verdicts[faithful] += [p.evidence.report.verdict for p in posts]
+            chances[faithful] += [p.evidence.chance for p in posts]
             name = f"{world.architecture}.{'faithful' if faithful else 'unfaithful'}"
             more, bounded = 4 * count, ("ig", "erase")
             many = probe_posts(planted, more, bounded, ("label",))
@@ -299,7 +300,9 @@ def planted_pairs(
     rows.append(row("V8.wrong", f"wrong verdicts among {total} posts", wrong / total, 0.05))
     for faithful, right in ((True, "supported"), (False, "contradicted")):
         share = verdicts[faithful].count(right) / len(verdicts[faithful])
-        rows.append(row(f"V8.{right}", f"posts of the {'' if faithful else 'un'}faithful models found {right}", share))
+        luck = sum(chance.get(right, 0.0) for chance in chances[faithful]) / len(chances[faithful])
+        what = f"posts of the {'' if faithful else 'un'}faithful models found {right} (random citations: {luck:.2f})"
+        rows.append(row(f"V8.{right}", what, share))
     for barred in ("gxi", "gradnorm", "gradshap", "ig_filler"):
         rows.append(row(f"V8.barred.{barred}", f"{barred} can produce a verdict (0 = no)", barred in FAMILIES, 0.0))
     return rows

@@ -205,8 +205,9 @@ def test_error_rates_and_the_shortcut_that_fails() -> None:
 def test_checks_that_run_the_model_have_honest_p_values() -> None:
     rates = {one["id"]: one["value"] for one in validate_module._gate_rates(40, 3)}
     assert set(rates) == {f"V10.{n}.erase" for n in ("faithfulness_corr", "comprehensiveness", "aopc_sufficiency")} | {
-        "V10.shuffled"
-    }
+        "V10.gate", "V10.shuffled"
+    }  # fmt: skip
+    assert rates.pop("V10.gate") <= 0.25
     assert rates.pop("V10.shuffled") > 0.15 > max(rates.values())  # a random order of clauses is no null for a text
 
 
