@@ -66,7 +66,7 @@ MORE = (
     Panel(
         "What happens to the label without them",
         "Change of the label's log-odds when the cited words are hidden, and when everything else is.",
-        "other words of the same length",
+        "the same part of other clauses",
         (
             Metric(
                 "necessity", "signed", None, null="necessity_null", sign=-1, methods={"erase": "cited words hidden"}

@@ -248,7 +248,7 @@ def erasure(result: PostResult, evidence: Evidence) -> dict[str, Any] | None:
     """The erasure strip: change of the log-odds on a common axis, in percent.
 
     ``dots``: each clause hidden alone. ``rows``: the cited words hidden together, and only they left, each with the
-    middle nine tenths of what other words of the same length do (``probes.faithfulness``); the band is None where the
+    middle nine tenths of what the same part of other clauses does (``probes.faithfulness``); the band is None where the
     post is too short for such a null.
     """
     a = next((a for a in result.attributions if (a.method, a.target) == ("erase", "label")), None)
