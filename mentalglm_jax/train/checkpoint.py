@@ -24,7 +24,7 @@ from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.orbax_files import reason
 
 _log = logging.getLogger(__name__)
-FIXED = ("optimizer", "parameters", "trainable")  # keys of an identity that say which arrays there are
+FIXED = ("trainable", "parameters", "optimizer")  # keys of an identity that say which arrays there are, causes first
 
 
 class Checkpoints:
@@ -170,11 +170,11 @@ class Checkpoints:
         differing = differences(saved, self._identity)
         if not differing:
             return
-        arrays_differ = [line for line in differing if re.split(r"[.:]", line)[0] in FIXED]
-        differing.sort(key=lambda line: (line in arrays_differ, line.partition(":")[0].count(".")))  # causes first
+        place = {line: 1 + FIXED.index(key) for line in differing if (key := re.split(r"[.:]", line)[0]) in FIXED}
+        differing.sort(key=lambda line: (place.get(line, 0), line.partition(":")[0].count(".")))
         more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
         text = f"{self.directory}/{step} was made with another recipe: {'; '.join(differing[:4])}{more}"
-        if arrays_differ:
+        if place:
             raise InputError(f"{text}. Its arrays do not fit this one: restore those values, or choose another run_dir")
         if not self._allow_changed:
             raise InputError(f"{text}. Restore those values, choose another run_dir, or go on with --allow-changed")
