@@ -67,7 +67,9 @@ class FakeProbe:
     def encode(self, row: dict) -> Example:
         if row["id"] == "bad":
             raise ProbeInputError("row 'bad': the post is not in the prompt")
-        return example(WORLDS[row["id"]], **{k: v for k, v in row.items() if k in ("label_text", "explanation")})
+        return example(
+            WORLDS[row["id"]], **{k: v for k, v in row.items() if k in ("label_text", "explanation", "user")}
+        )
 
 
 @pytest.fixture
@@ -233,6 +235,15 @@ def test_redacted_run_holds_no_text(probe, tmp_path):
     assert run.results[1].evidence().report == whole.evidence().report  # nothing the checks need is lost
     run_suite(probe, rows(), tmp_path, redact=True)
     assert len(probe.calls) == 6
+
+
+def test_a_redacted_run_still_knows_which_posts_share_an_author(probe, tmp_path):
+    given = [
+        row | ({} if user is None else {"user": user}) for row, user in zip(rows(), ("ann", None, "ann"), strict=False)
+    ]
+    run_suite(probe, given, tmp_path, redact=True)
+    assert [r.user for r in read_run(tmp_path).results] == ["author 0", None, "author 0"]
+    assert b"ann" not in b"".join(tree(tmp_path / "cache").values())
 
 
 def test_redaction_does_not_go_over_an_unredacted_run(probe, tmp_path):
