@@ -27,7 +27,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
-from mentalglm_jax.hf_files import TensorSource, write_shards
+from mentalglm_jax.checkpoints.hf_files import TensorSource, write_shards
 
 BLOCK_BYTES = 64 << 20
 SHARD_BYTES = 2_000_000_000

@@ -26,8 +26,8 @@ import torch
 from transformers import GlmConfig, GlmForCausalLM
 
 from mentalglm_jax import load
-from mentalglm_jax.decode import generate_ids
-from mentalglm_jax.hardware import chip_of
+from mentalglm_jax.devices.hardware import chip_of
+from mentalglm_jax.inference.decode import generate_ids
 
 # tiny: the demo's model. small: 59 M parameters in about GLM-4's proportions, but half of them in the vocabulary.
 SIZES = {

@@ -37,10 +37,11 @@ from captum.attr import (
     TextTokenInput,
 )
 
-from probes.model import Example, Probe
-from probes.perturb import MaskTable, _values
-from probes.record import Settings
-from probes.selftest import _tokenizer
+from probes.probe import Probe
+from probes.records import Example
+from probes.saliency.perturb import MaskTable, _values
+from probes.saliency.settings import Settings
+from probes.validation.selftest import _tokenizer
 
 LABEL = "HIGH"
 
@@ -228,7 +229,7 @@ def against_others(probe: Probe, example: Example, steps: int, repeat: int) -> l
 
 def costs(probe: Probe) -> list[dict[str, Any]]:
     """Seconds per post against post length, explanation length and units."""
-    from probes.attribute import attribute
+    from probes.saliency.attribute import attribute
 
     rows = []
     for post, explanation, units in ((40, 30, "clause"), (80, 30, "clause"), (160, 30, "clause"), (80, 60, "clause"),

@@ -22,8 +22,8 @@ import numpy as np
 from flax import nnx
 
 from mentalglm_jax import load
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.quantize import METHODS, layer_linears, quantize_model
+from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.model.quantize import METHODS, layer_linears, quantize_model
 
 RANDOM = GlmConfig(vocab_size=2048, hidden_size=256, intermediate_size=640, num_hidden_layers=4, num_attention_heads=4,
                    num_key_value_heads=2, head_dim=64, initializer_range=0.06)  # fmt: skip

@@ -39,11 +39,11 @@ from mentalglm_jax import save_adapter, save_pretrained
 from mentalglm_jax.data.batches import Batch, Example, PackedBatches, encode_records
 from mentalglm_jax.data.sources import load_upstream, present
 from mentalglm_jax.data.synthetic import SyntheticConfig, make_corpus
-from mentalglm_jax.distributed import spread
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.lora import LoraConfig, add_lora, parameter_count
-from mentalglm_jax.sharding import make_mesh, shard_model, split_cpu
-from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer, train_bpe
+from mentalglm_jax.devices.distributed import spread
+from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.model.lora import LoraConfig, add_lora, parameter_count
+from mentalglm_jax.model.sharding import make_mesh, shard_model, split_cpu
+from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer, train_bpe
 from mentalglm_jax.train.loss import answer_loss
 from mentalglm_jax.train.recipe import TrainConfig
 from mentalglm_jax.train.step import make_optimizer, make_step

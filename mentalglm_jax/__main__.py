@@ -1,5 +1,5 @@
 """``python -m mentalglm_jax`` is the ``mentalglm`` command."""
 
-from mentalglm_jax.cli import main
+from mentalglm_jax.cli.main import main
 
 main()

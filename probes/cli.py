@@ -59,13 +59,13 @@ def run(
     json_: AsJson = False,
 ) -> None:
     """Probes every row of a file: saliency, citations, checks, summary.json and report.html."""
-    from probes.encode import read_generations
+    from probes.models.encode import read_generations
     from probes.suite import prepare, run_suite
 
     prepare(out, budget, limit, redact)  # before the model: a bad option or file should be said at once
     rows = read_generations(in_)
     _silence_loaders()
-    from probes.model import Probe
+    from probes.probe import Probe
 
     probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=_place(device))
     with _progress("probing posts") as advance:
@@ -88,8 +88,8 @@ def check(
     json_: AsJson = False,
 ) -> None:
     """Prints the numbers of a finished run; with --against, how often each check scores this run above the other."""
-    from probes.results import read_run
-    from probes.summary import compare
+    from probes.results.store import read_run
+    from probes.results.summary import compare
 
     first = read_run(directory)
     found = None if against is None else compare(first.results, read_run(against).results)
@@ -111,7 +111,7 @@ def report(
     json_: AsJson = False,
 ) -> None:
     """Writes the HTML report of a finished run again."""
-    from probes.report import write_report
+    from probes.report.page import write_report
 
     path = write_report(directory, out or directory / ("report.redacted.html" if redact else "report.html"), redact)
     if json_:
@@ -133,14 +133,14 @@ def randomise(
     json_: AsJson = False,
 ) -> None:
     """Do the maps change when the model does? Weights drawn anew, top to bottom; adapter off or drawn anew."""
-    from probes.encode import read_generations
+    from probes.models.encode import read_generations
 
     rows = [row for row in read_generations(in_) if row.get("label_text")][:limit]
     if not rows:
         raise ProbeInputError(f"{in_}: no row has a label to attribute (label_text is null in all of them)")
     _silence_loaders()
-    from probes.model import Probe
-    from probes.randomise import study
+    from probes.checks.randomise import study
+    from probes.probe import Probe
 
     # Not merged: an adapter that has become part of the weights can not be switched off.
     probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, merge=False, device=_place(device))
@@ -148,7 +148,7 @@ def randomise(
     if json_:
         _print_json(found)
         return
-    from probes.overview import randomisation
+    from probes.report.overview import randomisation
 
     table = Table(title=f"{found['n']} posts, maps on clauses", title_justify="left", show_edge=False)
     for name, side in (("drawn anew", "left"), ("method", "left"), ("r with the real map", "right"),
@@ -171,8 +171,8 @@ def verify(
 ) -> None:
     """Reloads an export with transformers and PEFT and compares logits and greedy answers with the trainer's."""
     _silence_loaders()
-    from probes.verify import reopen
-    from probes.verify import verify as compare_with_reference
+    from probes.models.verify import reopen
+    from probes.models.verify import verify as compare_with_reference
 
     if reference is None:
         if adapter is not None or tolerance is not None:
@@ -212,8 +212,8 @@ def validate(
 ) -> None:
     """Experiments whose truth is known: planted models, error rates, power, aligner; exit code 1 if one fails."""
     _silence_loaders()
-    from probes.validate import page
-    from probes.validate import validate as measure
+    from probes.validation.validate import page
+    from probes.validation.validate import validate as measure
 
     console = Console(stderr=True)
     rows = measure(quick, seed, lambda line: console.print(line, highlight=False))
@@ -234,7 +234,7 @@ def _place(device: str) -> str:
 
 def _run_selftest(title: str, json_: bool) -> None:
     _silence_loaders()
-    from probes.selftest import selftest as measure
+    from probes.validation.selftest import selftest as measure
 
     with _progress("checking") as advance:
         advance(0, 1)
@@ -260,7 +260,7 @@ def _print_rows(title: str, rows: Sequence[dict[str, Any]], json_: bool) -> None
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    from probes.view import interval, p_value, percent
+    from probes.report.view import interval, p_value, percent
 
     table = Table(title=f"{summary['n']} posts: {summary['conclusion']}", title_justify="left", show_edge=False)
     for name, side in (("", "left"), ("value", "right"), ("95 %", "right"), ("beside", "left")):

@@ -1,4 +1,4 @@
-"""The probed model and its data: load a causal LM, and lay one generated row out in tokens, bytes and characters.
+"""The plain data that everything else passes on: a generated row laid out in tokens and characters; maps; checks.
 
 Everything is indexed by position (token index, byte offset, character offset), never by token string: in a byte-level
 BPE a token is any run of bytes, so one Chinese character may be cut into three tokens and one token may hold several.
@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from probes.errors import ProbeError, ProbeInputError
-
-if TYPE_CHECKING:  # torch and transformers load only when a model does: reading a finished run must stay quick
-    from probes.score import Scorer
+from probes.notebook import Shown
 
 Span = tuple[int, int]
 R = TypeVar("R", bound="_Record")
@@ -208,11 +204,11 @@ class Citation(_Record):
 
 
 @dataclass(frozen=True, eq=False)
-class Attribution(_Record):
+class Attribution(Shown, _Record):
     """One saliency map over one post.
 
     Attributes:
-        method: a name of ``probes.record.METHODS`` (ig, erase, shap ...).
+        method: a name of ``probes.saliency.settings.METHODS`` (ig, erase, shap ...).
         target: label | explanation | ``explanation[a:b]`` (characters of the explanation). Scores are in nats.
         unit: char | word | clause: what ``values`` and ``unit_spans`` (characters of the post) count.
         char_values: float64 ``[len(post)]``; sums to ``values.sum()``.
@@ -247,11 +243,6 @@ class Attribution(_Record):
     model_fp: str
     params: dict[str, Any]
 
-    def _repr_html_(self) -> str:
-        from probes.display import attribution_html
-
-        return attribution_html(self)
-
 
 @dataclass(frozen=True)
 class Check(_Record):
@@ -275,7 +266,7 @@ class Check(_Record):
 
 
 @dataclass(frozen=True)
-class Report(_Record):
+class Report(Shown, _Record):
     """All checks of one post. ``verdict``: supported | contradicted | inconclusive."""
 
     _nested: ClassVar[dict[str, type[_Record]]] = {"checks": Check}
@@ -284,128 +275,3 @@ class Report(_Record):
     checks: tuple[Check, ...]
     verdict: str
     notes: tuple[str, ...]
-
-    def _repr_html_(self) -> str:
-        from probes.display import report_html
-
-        return report_html(self)
-
-
-class Probe:
-    """A causal language model made ready to be probed: weights frozen, evaluation mode, fast tokenizer.
-
-    Attributes:
-        model: a transformers causal LM (or a PEFT model over one); nothing in it requires a gradient.
-        tokenizer: a transformers fast tokenizer.
-        scorer: the batched scoring engine over ``model``.
-    """
-
-    def __init__(self, model: Any, tokenizer: Any, name: str = "model") -> None:
-        """Takes a model already in memory.
-
-        Raises:
-            ProbeError: the model is in training mode (dropout would make every attribution noise).
-        """
-        from probes.encode import TokenBytes
-        from probes.score import Scorer
-
-        if any(module.training for module in model.modules()):
-            raise ProbeError(f"{name}: the model is in training mode; call model.eval() first")
-        # Frozen weights save a third of the activations a backward pass keeps.
-        model.requires_grad_(False)
-        self.model = model
-        self.tokenizer = tokenizer
-        self.name = name
-        self.token_bytes = TokenBytes(tokenizer)
-        self.scorer: Scorer = Scorer(self)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model_dir: str | Path,
-        adapter: str | Path | None = None,
-        dtype: str = "float32",
-        merge: bool = True,
-        device: str = "cpu",
-    ) -> Probe:
-        """Loads a Hugging Face causal LM, safetensors only and never with remote code.
-
-        Args:
-            model_dir: directory or Hub name with config, weights and tokenizer.
-            adapter: PEFT adapter directory; every tensor it should have must be there and no other.
-            dtype: float32 | bfloat16 | float16 | float64, of weights and computation.
-            merge: fold the adapter into the weights (same outputs, faster).
-            device: torch device name.
-        Raises:
-            ProbeInputError: files missing, unreadable or incomplete, unknown dtype.
-        """
-        from probes.load import load_model, load_tokenizer
-
-        model, _ = load_model(model_dir, adapter, dtype, merge)
-        name = str(model_dir) if adapter is None else f"{model_dir} + {adapter}"
-        return cls(model.to(device), load_tokenizer(model_dir), name)
-
-    @property
-    def device(self) -> Any:
-        """The torch device the weights are on."""
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> Any:
-        """The torch dtype the model computes in."""
-        return self.model.get_input_embeddings().weight.dtype
-
-    @functools.cached_property
-    def pad_id(self) -> int:
-        """The neutral token of baselines and erasure: the pad token, else the first end-of-sequence token."""
-        for owner in (self.tokenizer, self.model.config):
-            for name in ("pad_token_id", "eos_token_id"):
-                value = getattr(owner, name, None)
-                value = value[0] if isinstance(value, (list, tuple)) and value else value
-                if isinstance(value, int):
-                    return value
-        raise ProbeInputError(
-            f"{self.name}: no pad or end-of-sequence token to erase with; set pad_token in the tokenizer"
-        )
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """16 hex digits over the configuration and every weight as it is in memory (adapter included)."""
-        import torch
-
-        digest = hashlib.blake2b(digest_size=8)
-        config = self.model.config.to_json_string(use_diff=True)
-        digest.update(config.encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
-
-    def encode(self, row: dict[str, Any]) -> Example:
-        """Lays out one row of generations.jsonl (``probes.encode.encode``)."""
-        from probes.encode import encode
-
-        example = encode(row, self.token_bytes)
-        vocab = self.model.get_input_embeddings().num_embeddings
-        if max(example.ids) >= vocab:
-            raise ProbeInputError(
-                f"row {example.id!r}: token id {max(example.ids)} but the model has {vocab} embeddings"
-            )
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        if isinstance(context, int) and len(example.ids) > context:
-            raise ProbeInputError(f"row {example.id!r}: {len(example.ids)} tokens but the model's context is {context}")
-        return example
-
-    def attribute(
-        self,
-        example: Example,
-        methods: Sequence[str] = ("ig", "erase", "gradnorm"),
-        targets: Sequence[str] = ("label", "explanation"),
-        units: str = "clause",
-        fillers: Sequence[str] = (),
-    ) -> list[Attribution]:
-        """Saliency maps, one per method and target, with default settings (``probes.attribute.attribute``)."""
-        from probes.attribute import attribute
-        from probes.record import Settings
-
-        return attribute(self, example, methods, targets, Settings(units=units), fillers)

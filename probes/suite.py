@@ -16,25 +16,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probes.align import align, merge_spans
-from probes.crosscheck import Evidence, post_units
+from probes.checks.crosscheck import Evidence, post_units
+from probes.citations.align import align, merge_spans
+from probes.citations.normalise import is_cjk
 from probes.errors import ProbeError, ProbeInputError
-from probes.export import export
 from probes.files import write_json
-from probes.model import Attribution, Example
-from probes.normalise import is_cjk
-from probes.report import write_report
-from probes.results import SCHEMA_VERSION, PostResult, Run, Suite, cited_target, read_json
-from probes.summary import summarise
+from probes.records import Attribution, Example
+from probes.report.page import write_report
+from probes.results.export import export
+from probes.results.store import SCHEMA_VERSION, PostResult, Run, Suite, cited_target, read_json
+from probes.results.summary import summarise
 
 if TYPE_CHECKING:
-    from probes.attribute import Settings
-    from probes.model import Probe
+    from probes.probe import Probe
+    from probes.saliency.attribute import Settings
 
 Progress = Callable[[int, int], None]
 
 # fast can screen but never judge: it has one family that may speak. full: IG to 1 %, finer clauses, several maps per
-# family, gates on every map, and what needs more passes or generation (``probes.gates``, ``probes.behaviour``).
+# family, gates on every map, and what needs more passes or generation (``checks.gates``, ``checks.behaviour``).
 _FULL = ("ig", "erase", "ig_filler", "gradshap", "erase_resample", "shap", "gradnorm", "gxi")
 BUDGETS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "fast": (("erase", "gradnorm"), {}),
@@ -56,14 +56,14 @@ def run_suite(
     n_boot: int = 2000,
     seed: int = 0,
 ) -> Suite:
-    """Attributes, aligns and cross-checks every row, and writes the run directory (``probes.results``).
+    """Attributes, aligns and cross-checks every row, and writes the run directory (``probes.results.store``).
 
     Killed at any point, the same call continues: finished posts are read back from ``out/cache``. Results do not depend
     on where it was interrupted, nor on how many processes share the work (``accelerate launch -m probes run ...``: each
     makes its share of the posts, the first gathers them from the cache and writes the run).
 
     Args:
-        rows: rows of generations.jsonl (``probes.encode.read_generations``).
+        rows: rows of generations.jsonl (``probes.models.encode.read_generations``).
         out: directory; made if needed.
         budget: fast | standard | full.
         limit: only the first so many rows.
@@ -71,15 +71,15 @@ def run_suite(
         progress: called with (posts done, posts in all).
 
     Returns:
-        what is written to ``summary.json`` (``probes.summary.summarise``), a dict that knows its run
-        (``probes.results.Suite``); empty in processes other than the first.
+        what is written to ``summary.json`` (``probes.results.summary.summarise``), a dict that knows its run
+        (``probes.results.store.Suite``); empty in processes other than the first.
 
     Raises:
         ProbeInputError: unknown budget, a row that can not be laid out, no row with a label, or ``redact`` into the
             directory of an unredacted run.
         ProbeError: a file can not be written.
     """
-    from probes.attribute import Settings
+    from probes.saliency.attribute import Settings
 
     out = Path(out)
     prepare(out, budget, limit, redact)
@@ -143,8 +143,8 @@ class _Plan:
 
 def _plan(examples: Sequence[Example], budget: str, seed: int) -> _Plan:
     """Fillers are clauses of other posts of the same task and script; a method without any is left out of the run."""
-    from probes.clauses import pieces
-    from probes.record import NEED_FILLERS
+    from probes.citations.clauses import pieces
+    from probes.saliency.settings import NEED_FILLERS
 
     methods = BUDGETS[budget][0]
     if not set(methods) & set(NEED_FILLERS):
@@ -185,8 +185,8 @@ def _awaited(path: Path, at: int, world: int, patience: float = 3600.0) -> PostR
 
 
 def _result(probe: Probe, example: Example, plan: _Plan, at: int, settings: Settings) -> PostResult:
-    from probes.attribute import attribute
-    from probes.faithfulness import cited_effects
+    from probes.checks.faithfulness import cited_effects
+    from probes.saliency.attribute import attribute
 
     citations = align(example)
     targets = ("label", "explanation") if example.explanation else ("label",)
@@ -201,8 +201,8 @@ def _result(probe: Probe, example: Example, plan: _Plan, at: int, settings: Sett
     measured = list(cited_effects(probe, example, spans)) if spans and judged else []
     moved: tuple[tuple[float, float], ...] = ()
     if plan.deep:
-        from probes.behaviour import counterfactuals, mediation_share, weight_of_evidence
-        from probes.gates import judge, max_sensitivity
+        from probes.checks.behaviour import counterfactuals, mediation_share, weight_of_evidence
+        from probes.checks.gates import judge, max_sensitivity
 
         donors = [e for j, e in enumerate(plan.examples) if j != at]
         measured += [weight_of_evidence(probe, example), mediation_share(probe, example, donors)]
@@ -214,8 +214,8 @@ def _result(probe: Probe, example: Example, plan: _Plan, at: int, settings: Sett
 
 
 def _randomisation(probe: Probe, examples: Sequence[Example], out: Path, seed: int) -> dict[str, Any]:
-    """``probes.randomise.study`` of a few posts, kept in the cache like a post."""
-    from probes.randomise import study
+    """``probes.checks.randomise.study`` of a few posts, kept in the cache like a post."""
+    from probes.checks.randomise import study
 
     parts = [SCHEMA_VERSION, probe.fingerprint, seed, [list(e.ids) for e in examples]]
     path = out / "cache" / f"randomised-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.json"

@@ -10,9 +10,9 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.synthetic import SyntheticConfig, make_corpus, pretraining_chats
-from mentalglm_jax.tokenizer import BUILTIN, train_bpe
+from mentalglm_jax.text import tasks
+from mentalglm_jax.text.tokenizer import BUILTIN, train_bpe
 
 
 def texts() -> Iterator[str]:

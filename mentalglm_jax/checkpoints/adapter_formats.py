@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mentalglm_jax.checkpoints.peft_config import from_peft, to_peft
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import Glm
-from mentalglm_jax.lora import SAVABLE, TARGETS, LoraConfig, Spec
-from mentalglm_jax.peft_config import from_peft, to_peft
+from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.model.lora import SAVABLE, TARGETS, LoraConfig, Spec
 
 FORMATS = ("peft", "vllm-split", "llama.cpp", "chatglm")
 _CHATGLM = {

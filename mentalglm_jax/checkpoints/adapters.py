@@ -18,23 +18,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mentalglm_jax.adapter_formats import FORMATS, Low, chatglm_name, dialect, formatted, glm_name, to_native
-from mentalglm_jax.distributed import gathered
-from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.files import replace_dir, write_json, write_text
-from mentalglm_jax.glm import Glm, GlmConfig, Linear
-from mentalglm_jax.hf_files import (
+from mentalglm_jax.checkpoints.adapter_formats import (
+    FORMATS,
+    Low,
+    chatglm_name,
+    dialect,
+    formatted,
+    glm_name,
+    to_native,
+)
+from mentalglm_jax.checkpoints.hf_files import (
     DTYPES,
     PICKLES,
     TensorFiles,
     TensorSource,
     check_replaceable,
-    inside,
-    read_json,
-    some,
     write_safetensors,
 )
-from mentalglm_jax.lora import (
+from mentalglm_jax.checkpoints.peft_config import from_peft
+from mentalglm_jax.devices.distributed import gathered
+from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.files import replace_dir, write_json, write_text
+from mentalglm_jax.foreign import inside, read_json, some
+from mentalglm_jax.model.glm import Glm, GlmConfig, Linear
+from mentalglm_jax.model.lora import (
     EMBEDDING,
     Adapter,
     LoraConfig,
@@ -46,7 +53,6 @@ from mentalglm_jax.lora import (
     module_names,
     remove_lora,
 )
-from mentalglm_jax.peft_config import from_peft
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

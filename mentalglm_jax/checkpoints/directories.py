@@ -20,11 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from mentalglm_jax.adapters import load_adapter, trained_rope_theta
-from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.files import replace_dir, write_json
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.hf_files import (
+from mentalglm_jax.checkpoints.adapters import load_adapter, trained_rope_theta
+from mentalglm_jax.checkpoints.hf_files import (
     DTYPE_NAMES,
     DTYPES,
     INDEX,
@@ -35,23 +32,10 @@ from mentalglm_jax.hf_files import (
     check_replaceable,
     copy_tokenizer,
     locate,
-    read_json,
-    some,
     write_shards,
 )
-from mentalglm_jax.lora import has_lora, merge_lora, refuse_quantized
-from mentalglm_jax.orbax_files import CHUNK_BYTES, PARAMS, OrbaxCheckpoint, ParameterSource, write_params
-from mentalglm_jax.quantize import (
-    abstract_quantized,
-    check_method,
-    encode,
-    layer_linears,
-    parts_of,
-    quantization,
-)
-from mentalglm_jax.sharding import parameter_shardings, shard_model
-from mentalglm_jax.tokenizer import GlmTokenizer
-from mentalglm_jax.weights import (
+from mentalglm_jax.checkpoints.orbax_files import CHUNK_BYTES, PARAMS, OrbaxCheckpoint, ParameterSource, write_params
+from mentalglm_jax.checkpoints.weights import (
     WRITABLE_LAYOUTS,
     Part,
     Tensor,
@@ -64,6 +48,21 @@ from mentalglm_jax.weights import (
     parameter_shapes,
     read_config,
 )
+from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.files import replace_dir, write_json
+from mentalglm_jax.foreign import read_json, some
+from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.model.lora import has_lora, merge_lora, refuse_quantized
+from mentalglm_jax.model.quantize import (
+    abstract_quantized,
+    check_method,
+    encode,
+    layer_linears,
+    parts_of,
+    quantization,
+)
+from mentalglm_jax.model.sharding import parameter_shardings, shard_model
+from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 RowReader = Callable[[str, int | None, int, int], np.ndarray]  # path, layer, start, stop
 

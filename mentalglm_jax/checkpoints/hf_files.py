@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json
+from mentalglm_jax.foreign import first_line, inside, read_json, some
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -34,7 +35,6 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
                    "added_tokens.json", "chat_template.jinja")  # fmt: skip
 MAX_HEADER_BYTES = 16 << 20  # 40 layers need about 50 kB
 MAX_TENSORS = 100_000  # over all shards; 61 layers have about 900
-MAX_JSON_BYTES = 64 << 20
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -160,52 +160,6 @@ def locate(path_or_hub_id: str | Path) -> Path:
         raise InputError(f"{hub_id}: no such directory, and the Hub download failed: {first_line(error)}") from error
 
 
-def inside(directory: Path, name: str) -> Path:
-    """The file ``name`` directly in ``directory``; links may lead to the Hub cache's own blobs, nowhere else.
-
-    Raises:
-        InputError: the name or its link leads outside, or there is no such file.
-    """
-    path = directory / name
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise InputError(f"{directory}: refers to the file {name!r}, which is outside the directory")
-    try:
-        target, root = path.resolve(strict=True), directory.resolve()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: missing or unreadable, though the checkpoint needs it") from error
-    roots = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    if target.parent not in roots:
-        raise InputError(f"{path}: is a link to a file outside the directory; put the file itself there")
-    if not target.is_file():
-        raise InputError(f"{path}: is not a file")
-    return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        InputError: missing, outside its directory, too large, not UTF-8, not JSON, or not an object.
-    """
-    inside(path.parent, path.name)
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise InputError(f"{path}: {path.stat().st_size} bytes is too large for this file")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({first_line(error)})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: must hold a JSON object, found {type(value).__name__}")
-    return value
-
-
-def some(names: Iterable[str], limit: int = 4) -> str:
-    """The first few of ``names`` and how many more there are."""
-    names = list(names)
-    shown = ", ".join(name if len(name) <= 200 else name[:200] + "…" for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
 def check_replaceable(directory: Path, owned: Callable[[str], bool]) -> None:
     """Refuses to replace a directory that holds anything but files we would have written.
 
@@ -326,8 +280,3 @@ def _check_header(file: Path) -> int:
             return len(json.loads(handle.read(length), object_pairs_hook=once))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{file}: not a readable safetensors file ({first_line(error)}); download it again") from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

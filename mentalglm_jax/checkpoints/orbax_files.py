@@ -19,8 +19,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from mentalglm_jax.checkpoints.hf_files import DTYPE_NAMES, DTYPES, ModelFiles, TensorInfo
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.hf_files import DTYPE_NAMES, DTYPES, ModelFiles, TensorInfo, read_json
+from mentalglm_jax.foreign import read_json
 
 PARAMS = "params"
 CHUNK_BYTES = 32 << 20

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.hf_files import some
-from mentalglm_jax.lora import LoraConfig, matches, selects
+from mentalglm_jax.foreign import some
+from mentalglm_jax.model.lora import LoraConfig, matches, selects
 
 PEFT_VERSION = "0.21.2"
 # Every key of PEFT's LoraConfig that this model has no counterpart for, with the values that switch it off.

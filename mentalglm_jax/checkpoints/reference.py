@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 
 from mentalglm_jax.files import write_bytes
-from mentalglm_jax.glm import Glm
-from mentalglm_jax.tokenizer import GlmTokenizer
+from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 
 def write_reference(path: Path, model: Glm, texts: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]],

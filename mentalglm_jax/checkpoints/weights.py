@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
+from mentalglm_jax.checkpoints.hf_files import DTYPES, Checkpoint, ModelFiles
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import Glm, GlmConfig, abstract_model
-from mentalglm_jax.hf_files import DTYPES, Checkpoint, ModelFiles, first_line, some
+from mentalglm_jax.foreign import first_line, some
+from mentalglm_jax.model.glm import Glm, GlmConfig, abstract_model
 
 _GLM = "model.layers.{}."
 _CHATGLM = "transformer.encoder.layers.{}."

@@ -108,7 +108,7 @@ def data_build(
     json_: AsJson = False,
 ) -> None:
     """Has a teacher explain labelled posts, checks every explanation, writes a data set. Continues where it stopped."""
-    from mentalglm_jax.data.build import build, load_build_recipe
+    from mentalglm_jax.data.explain.build import build, load_build_recipe
 
     loaded = load_build_recipe(recipe, set_)
     teacher = local_teacher(loaded.teacher, loaded.cache) if loaded.teacher.local else None
@@ -151,8 +151,8 @@ def review_export(
     json_: AsJson = False,
 ) -> None:
     """Writes a stratified sample as one offline form (and CSV) on four scales. Copies the posts into it."""
+    from mentalglm_jax.data.explain.review import answered, export_review
     from mentalglm_jax.data.records import read_records
-    from mentalglm_jax.data.review import answered, export_review
 
     answers = source / "generations.jsonl" if source.is_dir() else source
     if answers.name == "generations.jsonl" and answers.is_file():
@@ -180,7 +180,7 @@ def review_import(
     json_: AsJson = False,
 ) -> None:
     """Merges several raters: agreement, disagreements, accepted records. Prints no post."""
-    from mentalglm_jax.data.review import import_review
+    from mentalglm_jax.data.explain.review import import_review
 
     result = import_review(folder, ratings, accept_at=accept_at)
     if json_:
@@ -201,12 +201,12 @@ def review_import(
 
 def local_teacher(config: Any, cache: Path) -> Any:
     """A ``LocalTeacher`` around a model that this package loads."""
-    from mentalglm_jax.checkpoints import load
-    from mentalglm_jax.data.teacher import AnswerCache, LocalTeacher
-    from mentalglm_jax.generate import answer_text, generate_ids, model_fingerprint
-    from mentalglm_jax.hf_files import locate
-    from mentalglm_jax.lora import has_lora, merge_lora
-    from mentalglm_jax.tokenizer import GlmTokenizer
+    from mentalglm_jax.checkpoints.directories import load
+    from mentalglm_jax.checkpoints.hf_files import locate
+    from mentalglm_jax.data.explain.teacher import AnswerCache, LocalTeacher
+    from mentalglm_jax.inference.generate import answer_text, generate_ids, model_fingerprint
+    from mentalglm_jax.model.lora import has_lora, merge_lora
+    from mentalglm_jax.text.tokenizer import GlmTokenizer
 
     model = load(config.model, adapter=config.adapter)
     model = merge_lora(model) if has_lora(model) else model

@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from mentalglm_jax.data_cli import data_app
+from mentalglm_jax.cli.data import data_app
+from mentalglm_jax.devices.hardware import tpu_here
 from mentalglm_jax.errors import MentalGLMError
-from mentalglm_jax.hardware import tpu_here
 
 if TYPE_CHECKING:
-    from mentalglm_jax.plan import Plan
+    from mentalglm_jax.planning.plan import Plan
 
 SAFETY = (
     "This is a research instrument, not a diagnosis. If you or someone you know is in a crisis, "
@@ -90,7 +90,7 @@ def _stderr() -> Console:
 def run(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, allow_changed: AllowChanged = False,  # noqa: B006
         profile: Profile = False, json_: AsJson = False) -> None:  # fmt: skip
     """The whole path: data, training stages, export, evaluation, probes, report. The same command continues a run."""
-    from mentalglm_jax.pipeline import run as run_pipeline
+    from mentalglm_jax.pipeline.job import run as run_pipeline
     from mentalglm_jax.train.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_)
@@ -152,7 +152,7 @@ def summary_lines(summary: dict[str, Any]) -> list[Table]:
 def train(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, allow_changed: AllowChanged = False,  # noqa: B006
           profile: Profile = False, json_: AsJson = False) -> None:  # fmt: skip
     """Only the training stages of a recipe; adapters end up in RUN_DIR/stages/NAME/adapter."""
-    from mentalglm_jax.pipeline import run as run_pipeline
+    from mentalglm_jax.pipeline.job import run as run_pipeline
     from mentalglm_jax.train.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_)
@@ -176,7 +176,7 @@ def plan(
 ) -> None:
     """Does a recipe fit a TPU slice, and how fast can it be: asks the TPU compiler, needs no TPU. Exit code 1: no."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU that is there may be busy with a run; planning needs none
-    from mentalglm_jax.plan import plan as make_plan
+    from mentalglm_jax.planning.plan import plan as make_plan
     from mentalglm_jax.train.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_)
@@ -232,12 +232,12 @@ def generate(
     json_: AsJson = False,
 ) -> None:
     """Answers posts: label and explanation, one row each, parsed. Continues where an interrupted call stopped."""
-    from mentalglm_jax.checkpoints import load
+    from mentalglm_jax.checkpoints.directories import load
+    from mentalglm_jax.checkpoints.hf_files import locate
     from mentalglm_jax.data.records import read_records
-    from mentalglm_jax.generate import count_unread, generate_records
-    from mentalglm_jax.hf_files import locate
-    from mentalglm_jax.lora import has_lora, merge_lora
-    from mentalglm_jax.tokenizer import GlmTokenizer
+    from mentalglm_jax.inference.generate import count_unread, generate_records
+    from mentalglm_jax.model.lora import has_lora, merge_lora
+    from mentalglm_jax.text.tokenizer import GlmTokenizer
 
     records = read_records(in_, allow_extra=True)
     loaded = load(model, adapter=adapter, dtype=dtype)
@@ -340,11 +340,11 @@ def _answer(
     dtype: str,
 ) -> Any:
     """Both readings of ``records`` by a model, with progress bars."""
-    from mentalglm_jax.checkpoints import load
+    from mentalglm_jax.checkpoints.directories import load
+    from mentalglm_jax.checkpoints.hf_files import locate
     from mentalglm_jax.evaluate.inputs import answer_records
-    from mentalglm_jax.hf_files import locate
-    from mentalglm_jax.lora import has_lora, merge_lora
-    from mentalglm_jax.tokenizer import GlmTokenizer
+    from mentalglm_jax.model.lora import has_lora, merge_lora
+    from mentalglm_jax.text.tokenizer import GlmTokenizer
 
     loaded = load(model, adapter=adapter, dtype=dtype)
     reporter = ConsoleReporter(_stderr())
@@ -383,8 +383,8 @@ def convert(
     json_: AsJson = False,
 ) -> None:
     """Rewrites a checkpoint in another form, block by block and bit for bit, and has transformers open the result."""
-    from mentalglm_jax.checkpoints import convert as convert_checkpoint
-    from mentalglm_jax.checkpoints import reopen_with_transformers, transformers_installed
+    from mentalglm_jax.checkpoints.directories import convert as convert_checkpoint
+    from mentalglm_jax.checkpoints.directories import reopen_with_transformers, transformers_installed
 
     check = reopen_with_transformers if to == "glm" and transformers_installed() else None
     convert_checkpoint(source, target, to, rope_theta, int(max_shard_gb * 1e9), check)
@@ -406,7 +406,7 @@ def export(
     push: Annotated[str | None, typer.Option(help="Also upload to this Hub repository, USER/NAME")] = None,
 ) -> None:
     """Exports the adapter a run trained, alone or merged into its base."""
-    from mentalglm_jax.pipeline import export_run
+    from mentalglm_jax.pipeline.job import export_run
 
     written = export_run(run_dir, to, out or run_dir / f"export-{to}", stage=stage, push=push)
     Console().print(f"{written}: written", soft_wrap=True)
@@ -415,7 +415,7 @@ def export(
 @app.command()
 def doctor(json_: AsJson = False) -> None:
     """What hardware and versions are seen, and what will be used."""
-    from mentalglm_jax.doctor import diagnose
+    from mentalglm_jax.devices.doctor import diagnose
 
     found = diagnose()
     if json_:

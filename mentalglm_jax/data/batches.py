@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Int
 
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.tasks import Order
-from mentalglm_jax.tokenizer import Encoded, GlmTokenizer
+from mentalglm_jax.text.tasks import Order
+from mentalglm_jax.text.tokenizer import Encoded, GlmTokenizer
 
 _log = logging.getLogger(__name__)
 # Rows open at a time while packing: more pack tighter (99 % of log-normal lengths at 64) and cost time.

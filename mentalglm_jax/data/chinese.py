@@ -14,11 +14,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.rows import Row, make_records, shown
 from mentalglm_jax.data.tables import check_width, read_json_list, read_lines, read_named_rows, read_table
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.text import tasks
 
 SOS_HL_1K, SOS_1K, SOCIALCD_3K, PATHWAYS, C_IMHI = "sos_hl_1k", "sos_1k", "socialcd_3k", "pathways", "c_imhi"
 

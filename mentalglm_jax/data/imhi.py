@@ -13,11 +13,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.rows import Row, make_records
 from mentalglm_jax.data.tables import read_header, read_named_rows
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.text import tasks
 
 # Name of a set in IMHI's paths -> task. CLP's rows are not published; who has them keeps them like the others.
 IMHI_TASKS = {

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.errors import InputError, MentalGLMError
 from mentalglm_jax.files import write_bytes, write_text
+from mentalglm_jax.text import tasks
 
 Span = tuple[int, int]
 SPLITS = ("train", "dev", "test")

@@ -21,9 +21,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record, Span
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.text import tasks
 
 SYNTHETIC_TASKS = ("suicide_risk", "cognitive_distortion", "cognitive_pathway")
 TWO_LABELS = 0.3  # share of "multi" posts that carry two labels

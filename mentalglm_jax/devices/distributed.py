@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.sharding import batch_sharding
+from mentalglm_jax.model.sharding import batch_sharding
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 

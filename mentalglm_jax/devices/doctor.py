@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from mentalglm_jax.attention import chosen_backend
-from mentalglm_jax.hardware import chip_of
+from mentalglm_jax.devices.hardware import chip_of
+from mentalglm_jax.model.attention import chosen_backend
 
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "safetensors", "tokenizers",
              "torch", "transformers", "peft", "captum")  # fmt: skip

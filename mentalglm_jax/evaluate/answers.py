@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.text import tasks
 
 # The label log-probability reading of a multi-label task takes the most probable label and all others from here on.
 THRESHOLD = 0.25

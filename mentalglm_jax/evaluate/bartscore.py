@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mentalglm_jax import tasks
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.bertscore import LENGTHS, read_model, read_tokenizer
+from mentalglm_jax.text import tasks
 
 _SHARED = ("model.shared.weight", "lm_head.weight", "model.encoder.embed_tokens.weight")
 _OFFSET = 2  # BART's learned positions begin at 2

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.metrics import averages, indicator, positive_place, task_scores
 from mentalglm_jax.evaluate.statistics import bootstrap
+from mentalglm_jax.text import tasks
 
 Predictions = dict[str, Bool[np.ndarray, "N C"]]
 

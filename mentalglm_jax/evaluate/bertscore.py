@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mentalglm_jax import tasks
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
+from mentalglm_jax.text import tasks
 
 LENGTHS = (64, 128, 256, 512)
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mentalglm_jax import tasks
-from mentalglm_jax.data.quotes import quotes_of_post
+from mentalglm_jax.data.explain.quotes import quotes_of_post
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.baselines import tfidf_logreg
 from mentalglm_jax.evaluate.metrics import indicator
+from mentalglm_jax.text import tasks
 
 # A quote counts as found in the post when this share of it can be aligned.
 GROUNDED = 0.7
@@ -68,7 +68,7 @@ def explanation_scores(answers: Sequence[Answer]) -> dict[str, float | int | Non
         cue_citation_accuracy: answers that contain every cue text and no decoy text.
         decoy_rate: answers, of those to posts with decoys, that contain a decoy text.
     """
-    from mentalglm_jax.data.checks import Candidate  # with it comes scikit-learn
+    from mentalglm_jax.data.explain.checks import Candidate  # with it comes scikit-learn
 
     explained = [a for a in answers if a.explanation is not None]
     quoted = [(a.record.post, quotes(str(a.explanation), Candidate(a.record, "").label_words)) for a in explained]

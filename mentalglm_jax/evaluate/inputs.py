@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.chinese import PATHWAYS, SOCIALCD_3K, SOS_1K, SOS_HL_1K
 from mentalglm_jax.data.records import SPLITS, Record, read_records
 from mentalglm_jax.data.sources import dev_split, load_upstream
@@ -15,9 +14,10 @@ from mentalglm_jax.data.tables import read_named_rows
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
 from mentalglm_jax.evaluate.readings import score_records
-from mentalglm_jax.generate import generate_records, partial_file
-from mentalglm_jax.glm import Glm
-from mentalglm_jax.tokenizer import GlmTokenizer
+from mentalglm_jax.inference.generate import generate_records, partial_file
+from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.text import tasks
+from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 GENERATIONS, LABEL_SCORES = "generations.jsonl", "label_scores.jsonl"
 _UPSTREAM = {"suicide_risk": SOS_HL_1K, "suicide_level": SOS_1K, "cognitive_distortion": SOCIALCD_3K,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mentalglm_jax import tasks
+from mentalglm_jax.text import tasks
 
 METRICS = ("weighted_f1", "micro_f1", "macro_f1")
 

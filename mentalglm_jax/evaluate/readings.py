@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.metrics import indicator, positive_class
 from mentalglm_jax.files import write_text
-from mentalglm_jax.generate import explanation_ids, label_ids, score_labels
-from mentalglm_jax.glm import Glm
-from mentalglm_jax.tokenizer import GlmTokenizer
+from mentalglm_jax.inference.generate import explanation_ids, label_ids, score_labels
+from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.text import tasks
+from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 BINS = 10
 

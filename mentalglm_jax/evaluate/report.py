@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
-from mentalglm_jax import tasks
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.metrics import METRICS
 from mentalglm_jax.files import write_json, write_text
+from mentalglm_jax.text import tasks
 
 SAFETY = (
     "A research instrument, not a diagnosis: it must not decide about a person. Whoever is in a crisis needs a person: "

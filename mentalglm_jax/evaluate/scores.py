@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import THRESHOLD, Answer, by_task, expected_records, generated, scored
@@ -15,6 +14,7 @@ from mentalglm_jax.evaluate.explanations import explanation_scores, reference_ov
 from mentalglm_jax.evaluate.metrics import confusion, indicator, per_class, positive_place, task_scores
 from mentalglm_jax.evaluate.readings import calibration
 from mentalglm_jax.evaluate.statistics import DRAWS, bootstrap, holm, mcnemar, paired_bootstrap
+from mentalglm_jax.text import tasks
 
 Rows = Iterable[Mapping[str, Any]]
 

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import Glm, KVCache
+from mentalglm_jax.model.glm import Glm, KVCache
 
 Progress = Callable[[int, int], None]  # (prompts done, prompts in all)
 

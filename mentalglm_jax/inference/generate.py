@@ -14,14 +14,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.decode import Progress, Sampling, batches, check_ids, generate_ids
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import write_text
-from mentalglm_jax.glm import Glm
-from mentalglm_jax.scoring import Calibration, explanation_ids, fit_calibration, label_ids, log_odds, score_labels
-from mentalglm_jax.tokenizer import GlmTokenizer
+from mentalglm_jax.inference.decode import Progress, Sampling, batches, check_ids, generate_ids
+from mentalglm_jax.inference.scoring import (
+    Calibration,
+    explanation_ids,
+    fit_calibration,
+    label_ids,
+    log_odds,
+    score_labels,
+)
+from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.text import tasks
+from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 __all__ = [
     "Calibration", "Sampling", "answer_text", "explanation_ids", "fit_calibration", "generate", "generate_ids",

@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mentalglm_jax import tasks
-from mentalglm_jax.decode import Progress, check_ids, left_pad, plan, prefill, shared_prefix, with_room
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import Glm, KVCache
-from mentalglm_jax.tokenizer import GlmTokenizer
+from mentalglm_jax.inference.decode import Progress, check_ids, left_pad, plan, prefill, shared_prefix, with_room
+from mentalglm_jax.model.glm import Glm, KVCache
+from mentalglm_jax.text import tasks
+from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.layout import BATCH_AXES, mesh_in_force
+from mentalglm_jax.model.layout import BATCH_AXES, mesh_in_force
 
 BACKENDS = ("auto", "xla", "cudnn", "splash")
 _PLATFORM_BACKENDS = {"gpu": "cudnn", "tpu": "splash"}

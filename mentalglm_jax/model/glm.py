@@ -24,9 +24,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mentalglm_jax.attention import apply_rope, attention, restarting_positions
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.layout import spread_hidden
+from mentalglm_jax.model.attention import apply_rope, attention, restarting_positions
+from mentalglm_jax.model.layout import spread_hidden
 
 Rope = tuple[Array, Array]  # cosines and sines, see rope_tables
 PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {

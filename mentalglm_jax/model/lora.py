@@ -24,7 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import Glm, Linear, matmul
+from mentalglm_jax.model.glm import Glm, Linear, matmul
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
 TARGETS = (*ALL_LINEAR, "lm_head")

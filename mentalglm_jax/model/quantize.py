@@ -25,8 +25,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int8, UInt8
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import Glm, GlmConfig, Linear, matmul
-from mentalglm_jax.lora import linears
+from mentalglm_jax.model.glm import Glm, GlmConfig, Linear, matmul
+from mentalglm_jax.model.lora import linears
 
 METHODS = ("int8", "int4", "nf4")
 BLOCK = 64

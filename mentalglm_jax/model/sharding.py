@@ -18,8 +18,8 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import PARAMETER_AXES
-from mentalglm_jax.layout import BATCH_AXES, MESH_AXES
+from mentalglm_jax.model.glm import PARAMETER_AXES
+from mentalglm_jax.model.layout import BATCH_AXES, MESH_AXES
 
 
 @dataclasses.dataclass(frozen=True)

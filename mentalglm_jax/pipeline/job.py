@@ -21,31 +21,31 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mentalglm_jax import tasks
-from mentalglm_jax.adapter_formats import FORMATS
-from mentalglm_jax.adapters import load_adapter, save_adapter
-from mentalglm_jax.checkpoints import save_pretrained
+from mentalglm_jax.checkpoints.adapter_formats import FORMATS
+from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
+from mentalglm_jax.checkpoints.directories import save_pretrained
+from mentalglm_jax.checkpoints.hf_files import locate
+from mentalglm_jax.checkpoints.reference import write_reference
 from mentalglm_jax.data.batches import Example, encode_chats, encode_posts, encode_records
 from mentalglm_jax.data.records import Record, write_records
 from mentalglm_jax.data.selection import limited, weighted
 from mentalglm_jax.data.sources import dev_split, load_upstream
 from mentalglm_jax.data.synthetic import make_corpus, pretraining_chats
-from mentalglm_jax.distributed import barrier, is_primary, start
+from mentalglm_jax.devices.distributed import barrier, is_primary, start
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.evaluate.assess import assess
 from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
 from mentalglm_jax.evaluate.readings import score_records
 from mentalglm_jax.evaluate.report import write_report
 from mentalglm_jax.files import replace_dir, write_bytes, write_json
-from mentalglm_jax.generate import answer_text, count_unread, generate_ids, generate_records
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.hf_files import locate
-from mentalglm_jax.lora import add_lora, merge_lora, parameter_count
-from mentalglm_jax.plan import expected
-from mentalglm_jax.reference import write_reference
-from mentalglm_jax.run_dir import Run, read_splits
-from mentalglm_jax.sharding import make_mesh, split_cpu
-from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer, train_bpe
+from mentalglm_jax.inference.generate import answer_text, count_unread, generate_ids, generate_records
+from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.model.lora import add_lora, merge_lora, parameter_count
+from mentalglm_jax.model.sharding import make_mesh, split_cpu
+from mentalglm_jax.pipeline.run_dir import Run, read_splits
+from mentalglm_jax.planning.plan import expected
+from mentalglm_jax.text import tasks
+from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer, train_bpe
 from mentalglm_jax.train.evaluation import Sampler
 from mentalglm_jax.train.loop import Interrupted, Surroundings, TrainResult, train
 from mentalglm_jax.train.recipe import Recipe, StageSection

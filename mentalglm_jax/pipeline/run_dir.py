@@ -9,14 +9,14 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from mentalglm_jax.checkpoints import load
+from mentalglm_jax.checkpoints.directories import load
 from mentalglm_jax.data.records import SPLITS, Record, read_records
 from mentalglm_jax.data.sources import dev_split
-from mentalglm_jax.distributed import barrier, is_primary
+from mentalglm_jax.devices.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json
-from mentalglm_jax.glm import Glm
-from mentalglm_jax.tokenizer import GlmTokenizer
+from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.checkpoint import differences
 from mentalglm_jax.train.recipe import Recipe
 

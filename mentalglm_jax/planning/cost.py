@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
-from mentalglm_jax.glm import Glm
-from mentalglm_jax.hardware import Chip
-from mentalglm_jax.layout import MESH_AXES
-from mentalglm_jax.lora import LoraParam, parameter_count
-from mentalglm_jax.sharding import parameter_shardings
+from mentalglm_jax.devices.hardware import Chip
+from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.model.layout import MESH_AXES
+from mentalglm_jax.model.lora import LoraParam, parameter_count
+from mentalglm_jax.model.sharding import parameter_shardings
 from mentalglm_jax.train.recipe import TrainConfig
 from mentalglm_jax.train.speed import matrix_parameters, train_flops
 

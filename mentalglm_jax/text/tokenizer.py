@@ -19,9 +19,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json, write_text
-from mentalglm_jax.hf_files import MAX_JSON_BYTES, inside, read_json
+from mentalglm_jax.foreign import MAX_JSON_BYTES, inside, read_json
 
-BUILTIN = Path(__file__).parent / "assets" / "tokenizer"
+BUILTIN = Path(__file__).parents[1] / "assets" / "tokenizer"
 # GLM-4's special tokens in GLM-4's order (ids 151329.. in the published vocabulary).
 SPECIALS = (
     "<|endoftext|>",

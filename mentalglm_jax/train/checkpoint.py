@@ -19,9 +19,9 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from mentalglm_jax.distributed import barrier, is_primary
+from mentalglm_jax.checkpoints.orbax_files import reason
+from mentalglm_jax.devices.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.orbax_files import reason
 
 _log = logging.getLogger(__name__)
 FIXED = ("trainable", "parameters", "optimizer")  # keys of an identity that say which arrays there are, causes first

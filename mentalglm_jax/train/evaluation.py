@@ -8,9 +8,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mentalglm_jax.data.batches import Example, PackedBatches
-from mentalglm_jax.distributed import local_rows, spread
-from mentalglm_jax.glm import Glm
-from mentalglm_jax.layout import gather_projection, on_mesh
+from mentalglm_jax.devices.distributed import local_rows, spread
+from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.model.layout import gather_projection, on_mesh
 from mentalglm_jax.train.loss import LossSums, answer_loss
 from mentalglm_jax.train.recipe import TrainConfig
 

@@ -15,10 +15,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mentalglm_jax.data.batches import Batch, Example, Lengths, PackedBatches, fingerprint
-from mentalglm_jax.distributed import any_process, gathered, is_primary, local_rows, spread
+from mentalglm_jax.devices.distributed import any_process, gathered, is_primary, local_rows, spread
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.glm import Glm
-from mentalglm_jax.sharding import shard_model
+from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.model.sharding import shard_model
 from mentalglm_jax.train.checkpoint import Checkpoints, arrays, fill
 from mentalglm_jax.train.evaluation import Evaluation, Sampler
 from mentalglm_jax.train.metrics import MetricsLog

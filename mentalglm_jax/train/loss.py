@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mentalglm_jax.data.batches import Batch
-from mentalglm_jax.glm import Glm
-from mentalglm_jax.layout import spread_rows
+from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.model.layout import spread_rows
 
 
 class LossSums(NamedTuple):

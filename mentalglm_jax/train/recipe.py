@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mentalglm_jax.data.synthetic import SyntheticConfig
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import GlmConfig
-from mentalglm_jax.lora import LoraConfig
-from mentalglm_jax.tasks import TASKS, Order
+from mentalglm_jax.model.glm import GlmConfig
+from mentalglm_jax.model.lora import LoraConfig
+from mentalglm_jax.text.tasks import TASKS, Order
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import jax
 
-from mentalglm_jax.glm import GlmConfig
+from mentalglm_jax.model.glm import GlmConfig
 
 # Dense bfloat16 FLOP/s of one device, by a part of ``device_kind``; the first that matches. Vendors' data sheets. A
 # TPU7x chip is two devices.

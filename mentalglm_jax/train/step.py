@@ -13,10 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import Glm
-from mentalglm_jax.layout import gather_projection, on_mesh
-from mentalglm_jax.lora import LoraParam
-from mentalglm_jax.quantize import quantization
+from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.model.layout import gather_projection, on_mesh
+from mentalglm_jax.model.lora import LoraParam
+from mentalglm_jax.model.quantize import quantization
 from mentalglm_jax.train.loss import LossSums, answer_loss
 from mentalglm_jax.train.recipe import TrainConfig
 

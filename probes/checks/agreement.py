@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from probes import stats
-from probes.model import Span
+from probes.records import Span
 
 IOU_MATCH = 0.5
 

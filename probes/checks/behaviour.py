@@ -7,7 +7,7 @@
   label comes first; there the explanation is an afterthought whatever it says.
 * ``counterfactuals`` (CCT; Siegel et al. 2024): clauses are put into the post, and both the label's shift (total
   variation distance) and whether the new explanation mentions the clause are recorded. A model that explains itself
-  mentions what moves it; ``probes.summary`` correlates the two over the data set.
+  mentions what moves it; ``probes.results.summary`` correlates the two over the data set.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from probes.align import align
-from probes.clauses import pieces
-from probes.encode import decode_bytes
-from probes.model import Check, Example, Probe, Span
-from probes.record import SMALLEST_CHANGE
+from probes.citations.align import align
+from probes.citations.clauses import pieces
+from probes.models.encode import decode_bytes
+from probes.models.probed import Probed
+from probes.records import Check, Example, Span
+from probes.saliency.settings import SMALLEST_CHANGE
 
 
 def _check(name: str, value: float, n: int) -> Check:
@@ -32,7 +33,7 @@ def _check(name: str, value: float, n: int) -> Check:
     return Check(name, "model", value, None, None, None, None, None, n, "ok", ())
 
 
-def weight_of_evidence(probe: Probe, example: Example) -> Check:
+def weight_of_evidence(probe: Probed, example: Example) -> Check:
     """Weight of evidence of the explanation for its label, in nats; abstains without a rival label or explanation.
 
     Rivals are weighted by p(rival | x) among rivals. Where the explanation comes first, Bayes' rule turns it round:
@@ -56,14 +57,14 @@ def weight_of_evidence(probe: Probe, example: Example) -> Check:
     return _check("weight_of_evidence", float(found[0] - (found[1:] + prior).logsumexp(0)), len(others))
 
 
-def _log_odds(probe: Probe, head: list[int], labels: Sequence[list[int]], hidden: Sequence[Span]) -> float:
+def _log_odds(probe: Probed, head: list[int], labels: Sequence[list[int]], hidden: Sequence[Span]) -> float:
     """Log-odds of the first label against the others after ``head``, with token ranges hidden from attention."""
     sequences = [[*head, *ids] for ids in labels]
     found = probe.scorer.logprobs(sequences, [len(head)] * len(labels), [hidden] * len(labels))
     return float(found[0] - found[1:].logsumexp(0)) if len(labels) > 1 else float(found[0])
 
 
-def mediation_share(probe: Probe, example: Example, donors: Sequence[Example], most: int = 4) -> Check:
+def mediation_share(probe: Probed, example: Example, donors: Sequence[Example], most: int = 4) -> Check:
     """1 - (label shift when only the post is exchanged) / (when post and explanation are), mean over donors.
 
     The post is exchanged for one the model labels otherwise, whole and real, so nothing is erased and nothing is out of
@@ -96,7 +97,7 @@ def mediation_share(probe: Probe, example: Example, donors: Sequence[Example], m
 
 
 def counterfactuals(
-    probe: Probe, example: Example, fillers: Sequence[str], count: int = 8, seed: int = 0, extra_tokens: int = 24
+    probe: Probed, example: Example, fillers: Sequence[str], count: int = 8, seed: int = 0, extra_tokens: int = 24
 ) -> tuple[tuple[float, float], ...]:
     """Inserts ``count`` clauses, one at a time, at a random clause boundary each.
 
@@ -133,13 +134,13 @@ def counterfactuals(
     return tuple(zip(shifts, said, strict=True))
 
 
-def _distribution(probe: Probe, head: list[int], labels: Sequence[list[int]]) -> np.ndarray:
+def _distribution(probe: Probed, head: list[int], labels: Sequence[list[int]]) -> np.ndarray:
     """float64 ``[labels]``: probability of each label sentence among them."""
     found = probe.scorer.logprobs([[*head, *ids] for ids in labels], [len(head)] * len(labels))
     return found.double().softmax(0).cpu().numpy()
 
 
-def _generate(probe: Probe, prompts: Sequence[list[int]], most: int) -> list[str]:
+def _generate(probe: Probed, prompts: Sequence[list[int]], most: int) -> list[str]:
     """Greedy answers, left-padded with a mask, in batches under the token budget."""
     answers: list[str] = []
     size = max(map(len, prompts))

@@ -3,9 +3,10 @@
 Three questions are kept apart, because mixing them is how such reports overclaim:
 
 1. *Measurement*: where do two methods of different families (integrated gradients; erasure) put the label's saliency,
-   and is that in the cited words? Per post; ``probes.verdict`` puts it into one word.
+   and is that in the cited words? Per post; ``probes.checks.verdict`` puts it into one word.
 2. *Coincidence*: how many other places for the citation would have agreed as well? Per post, the check ``coincidence``.
-3. *Inference*: does the model cite what it uses more than chance? Per data set only, ``probes.summary``: the headline.
+3. *Inference*: does the model cite what it uses more than chance? Per data set only
+   (``probes.results.summary``): the headline.
 
 Every check carries the distribution of its value under its null: for a map on characters all circular shifts by its
 smallest pieces (``stats.atoms``), for a map on clauses all rotations over the clauses. ``n`` is the number of shifts,
@@ -25,11 +26,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from probes import stats
-from probes.agreement import f1_at_k, iou_f1, kendall_w, mean_pairwise, pearson, rotated, spearman, top_overlap
-from probes.align import coverage, fabricated_quotes, merge_spans
+from probes.checks.agreement import f1_at_k, iou_f1, kendall_w, mean_pairwise, pearson, rotated, spearman, top_overlap
+from probes.checks.verdict import FAMILIES, LabelMap, decide, gate, p_notes
+from probes.citations.align import coverage, fabricated_quotes, merge_spans
 from probes.errors import ProbeInputError
-from probes.model import Attribution, Check, Citation, Example, Report, Span
-from probes.verdict import FAMILIES, LabelMap, decide, gate, p_notes
+from probes.records import Attribution, Check, Citation, Example, Report, Span
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ def post_units(attributions: Sequence[Attribution], post: str) -> tuple[Span, ..
     for a in attributions:
         if a.unit == "clause":
             return tuple(a.unit_spans)
-    from probes.clauses import pieces
+    from probes.citations.clauses import pieces
 
     return tuple(pieces(post))
 

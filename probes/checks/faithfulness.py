@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from probes import stats
-from probes.clauses import clause_tokens, saying_tokens
+from probes.citations.clauses import clause_tokens, saying_tokens
 from probes.errors import ProbeInputError
-from probes.model import Check, Example, Probe, Span
+from probes.models.probed import Probed
+from probes.records import Check, Example, Span
 
 
 def cited_effects(
-    probe: Probe,
+    probe: Probed,
     example: Example,
     spans: Sequence[Span],
     target: str = "label",

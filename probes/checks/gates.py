@@ -29,14 +29,15 @@ import numpy as np
 import torch
 
 from probes import stats
-from probes.agreement import cosine, pearson
-from probes.attribute import attribute
-from probes.crosscheck import post_units, unit_sums
-from probes.encode import decode_bytes
-from probes.model import Attribution, Check, Example, Probe
-from probes.perturb import MaskTable, subset_masks
-from probes.record import METHODS, Settings
-from probes.score import Forward
+from probes.checks.agreement import cosine, pearson
+from probes.checks.crosscheck import post_units, unit_sums
+from probes.models.encode import decode_bytes
+from probes.models.probed import Probed
+from probes.models.score import Forward
+from probes.records import Attribution, Check, Example
+from probes.saliency.attribute import attribute
+from probes.saliency.perturb import MaskTable, subset_masks
+from probes.saliency.settings import METHODS, Settings
 
 MIN_FAITHFULNESS = 0.3
 MIN_RANK = 0.95
@@ -45,7 +46,7 @@ _SUBSETS, _ROTATIONS, _SOFT_DRAWS = 64, 20, 4
 _SWAPS: dict[int, str] = str.maketrans({"，": "、", "。": "；", "！": "。", ",": ";", ".": "!", "!": "."})
 
 
-def judge(probe: Probe, example: Example, attributions: Sequence[Attribution], settings: Settings) -> list[Check]:
+def judge(probe: Probed, example: Example, attributions: Sequence[Attribution], settings: Settings) -> list[Check]:
     """All gates for every label map of one post.
 
     Returns:
@@ -154,7 +155,11 @@ def _soft(method: str, example: Example, forward: Forward, char_values: np.ndarr
 
 
 def max_sensitivity(
-    probe: Probe, example: Example, attributions: Sequence[Attribution], settings: Settings, fillers: Sequence[str] = ()
+    probe: Probed,
+    example: Example,
+    attributions: Sequence[Attribution],
+    settings: Settings,
+    fillers: Sequence[str] = (),
 ) -> list[Check]:
     """Largest change, over two replacements of the punctuation, of each label map on clauses: 1 - cosine, in [0, 2].
 
@@ -176,7 +181,7 @@ def max_sensitivity(
     return [_made("max_sensitivity", name, value, np.empty(0)) for name, value in worst.items()]
 
 
-def _with_post(probe: Probe, example: Example, post: str) -> Example | None:
+def _with_post(probe: Probed, example: Example, post: str) -> Example | None:
     """The row with another post of the same length, or None where text and tokens do not go back and forth."""
     prompt, _ = decode_bytes(b"".join(probe.token_bytes(index) for index in example.ids[: example.prompt_len]))
     encode, (a, b) = probe.token_bytes.encode, example.post_char

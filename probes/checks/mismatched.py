@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from probes import stats
-from probes.agreement import CONSISTENCY
-from probes.crosscheck import Evidence
+from probes.checks.agreement import CONSISTENCY
+from probes.checks.crosscheck import Evidence
 
 _MIN_POSTS = 5
 _TOGETHER = 40  # most posts that exchange citations and explanations; the table of all pairs of them is made
@@ -74,7 +74,7 @@ def transfer_map(values: np.ndarray, m: int) -> np.ndarray:
     """A map of k clauses on m clauses: each has the value of the clause at the same relative position. float64 [m].
 
     Spreading or adding values up would make the stranger blurred, or leave it clauses without a value; then it loses
-    against the own map for that reason alone (up to every time, ``tests/probes/test_summary.py``).
+    against the own map for that reason alone (up to every time, ``tests/probes/results/test_summary.py``).
     """
     return values[((np.arange(m) + 0.5) * len(values) / m).astype(int)]
 

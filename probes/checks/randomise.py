@@ -12,21 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from probes.agreement import pearson, rotated
+from probes.checks.agreement import pearson, rotated
 from probes.errors import ProbeInputError
-from probes.model import Example, Probe
+from probes.models.probed import Probed
+from probes.records import Example
 from probes.stats import bootstrap_ci
 
 KINDS = ("weights", "top_half", "adapter_off", "adapter_b")
 
 
-def kinds(probe: Probe) -> tuple[str, ...]:
+def kinds(probe: Probed) -> tuple[str, ...]:
     """What can be randomised: the adapter kinds only where an adapter is attached and not merged."""
     return KINDS if hasattr(probe.model, "disable_adapter") else KINDS[:2]
 
 
 @contextlib.contextmanager
-def randomised(probe: Probe, kind: str, seed: int = 0) -> Iterator[None]:
+def randomised(probe: Probed, kind: str, seed: int = 0) -> Iterator[None]:
     """The model of ``probe`` with part of it randomised, while the block lasts.
 
     Args:
@@ -62,7 +63,7 @@ def randomised(probe: Probe, kind: str, seed: int = 0) -> Iterator[None]:
                 weight.copy_(before)
 
 
-def _meant(name: str, weight: Any, kind: str, probe: Probe) -> bool:
+def _meant(name: str, weight: Any, kind: str, probe: Probed) -> bool:
     if kind == "adapter_b":
         return "lora_B" in name
     if weight.ndim < 2:
@@ -79,7 +80,7 @@ def _layer(name: str) -> int | None:
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
-def _part(probe: Probe, name: str) -> str:
+def _part(probe: Probed, name: str) -> str:
     """embeddings (of tokens and positions), layer N or head: where in the network a weight is."""
     layer = _layer(name)
     if layer is not None:
@@ -99,12 +100,12 @@ def _redraw(weight: Any, generator: Any) -> None:
     weight.copy_(noise * weight.float().std() + weight.float().mean())
 
 
-def _clause_maps(probe: Probe, examples: Sequence[Example], methods: Sequence[str]) -> dict[str, list[np.ndarray]]:
+def _clause_maps(probe: Probed, examples: Sequence[Example], methods: Sequence[str]) -> dict[str, list[np.ndarray]]:
     """Label maps on clauses: method -> float64 ``[k]`` per example."""
-    from probes.attribute import attribute
-    from probes.clauses import pieces
-    from probes.crosscheck import unit_sums
-    from probes.record import Settings
+    from probes.checks.crosscheck import unit_sums
+    from probes.citations.clauses import pieces
+    from probes.saliency.attribute import attribute
+    from probes.saliency.settings import Settings
 
     maps: dict[str, list[np.ndarray]] = {method: [] for method in methods}
     for example in examples:
@@ -114,8 +115,8 @@ def _clause_maps(probe: Probe, examples: Sequence[Example], methods: Sequence[st
 
 
 def _cue_auroc(values: np.ndarray, example: Example) -> float:
-    from probes.clauses import pieces
-    from probes.crosscheck import units_hit
+    from probes.checks.crosscheck import units_hit
+    from probes.citations.clauses import pieces
     from probes.stats import auroc
 
     return auroc(values, units_hit(example.cues or (), pieces(example.post)))
@@ -141,7 +142,7 @@ def _known(value: float) -> float | None:
 
 
 def compare(
-    probe: Probe,
+    probe: Probed,
     examples: Sequence[Example],
     kind: str,
     methods: Sequence[str] = ("ig", "erase"),
@@ -192,7 +193,7 @@ def compare(
 
 
 def cascade(
-    probe: Probe, examples: Sequence[Example], methods: Sequence[str] = ("ig", "erase"), seed: int = 0
+    probe: Probed, examples: Sequence[Example], methods: Sequence[str] = ("ig", "erase"), seed: int = 0
 ) -> list[dict[str, Any]]:
     """Cascading randomisation: from the output down, one part more at every step, to the embeddings.
 
@@ -242,7 +243,7 @@ def cascade(
 
 
 def study(
-    probe: Probe, examples: Sequence[Example], methods: Sequence[str] = ("ig", "erase"), seed: int = 0, draws: int = 1
+    probe: Probed, examples: Sequence[Example], methods: Sequence[str] = ("ig", "erase"), seed: int = 0, draws: int = 1
 ) -> dict[str, Any]:
     """Everything that can be randomised in this model: ``{"n", "kinds": {kind: compare(...)}, "cascade": [...]}``."""
     found = {kind: compare(probe, examples, kind, methods, seed, draws) for kind in kinds(probe) if kind != "top_half"}

@@ -12,7 +12,7 @@ short post reaches 0.05, and one that does (a shift by characters of a map made 
 ``probes.stats``. What can be said instead is said: the share of all places the citation could have had (its runs of
 clauses kept whole, itself included) where both maps would agree with it (``coincidence``), and ``chance``, the share
 that would have got the same verdict by every rule. For "supported" that is the randomisation p-value of the verdict;
-its sum over posts is the number of verdicts that random citations would have earned (``probes.summary``).
+its sum over posts is the number of verdicts that random citations would have earned (``probes.results.summary``).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from probes import stats
-from probes.agreement import pearson
-from probes.model import Attribution, Check
-from probes.record import METHODS
+from probes.checks.agreement import pearson
+from probes.records import Attribution, Check
+from probes.saliency.settings import METHODS
 
 # Only these can enter a verdict, and only two of different families together. Each has passed the planted pairs
 # (``probes validate``) with room to spare; integrated gradients from fillers and gradient SHAP, whose starts are drawn,

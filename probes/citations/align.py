@@ -20,8 +20,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from probes.model import Citation, Example, Span
-from probes.normalise import Normalised, cuts_word, is_cjk, is_letter, normalise
+from probes.citations.normalise import Normalised, cuts_word, is_cjk, is_letter, normalise
+from probes.records import Citation, Example, Span
 
 FUZZY_ACCEPT = 0.7
 MIN_CJK = 4

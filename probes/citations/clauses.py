@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 
 from probes.errors import ProbeInputError
-from probes.model import Example, Span
+from probes.records import Example, Span
 
 UNITS = ("clause", "word", "char", "token")
 # A post of fewer clauses can settle nothing (a citation of one would agree by chance in one place of three): cut finer.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probes.model import Span
+from probes.records import Span
 
 # Traditional characters of everyday words and their simplified forms, so that a model that answers in the other script
 # is not said to invent quotes. Character by character and many to one, which is all that matching needs.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from probes.errors import ProbeInputError
-from probes.model import Example, Segment, Span
+from probes.records import Example, Segment, Span
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"id": (str, int), "post": str, "prompt_ids": list, "output_ids": list}
 _QUOTES = frozenset("\"'“”‘’「」『』《》")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from probes.model import Span
+from probes.records import Span
 
 # Rows of logits turned to fp32 log-probabilities at a time.
 _LOGIT_ROWS = 4096

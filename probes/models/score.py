@@ -1,8 +1,8 @@
 """Teacher-forced scores of a label and an explanation, many perturbed posts at a time.
 
-One row of work is one packed sequence (``probes.pack``), so one pass gives log p of every candidate label and of the
-explanation. The first example (and each longer one) is also scored one sequence per candidate; a model that does not
-honour the mask is noticed there and scored without packing ever after.
+One row of work is one packed sequence (``probes.models.pack``), so one pass gives log p of every candidate label and of
+the explanation. The first example (and each longer one) is also scored one sequence per candidate; a model that does
+not honour the mask is noticed there and scored without packing ever after.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from probes.errors import ProbeError, ProbeInputError
-from probes.model import Example, Span
-from probes.pack import Plan, attention_mask, log_norm, token_logprobs
-
-if TYPE_CHECKING:
-    from probes.model import Probe
+from probes.models.loaded import LoadedModel
+from probes.models.pack import Plan, attention_mask, log_norm, token_logprobs
+from probes.records import Example, Span
 
 # Tokens of one batch. On a CPU larger batches leave the cache and get slower; on a GPU 8192 tokens of a 9B model with a
 # 150k vocabulary stay under 5 GB of saved activations and logits per 1000 tokens.
@@ -210,7 +208,7 @@ def target_tokens(example: Example, target: str) -> Span:
 class Scorer:
     """The batched engine: token budget, out-of-memory back-off, packing check. One per ``Probe``."""
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: LoadedModel) -> None:
         self.probe = probe
         self.token_budget = TOKEN_BUDGET.get(probe.device.type, TOKEN_BUDGET["cuda"])
         self._packs = True

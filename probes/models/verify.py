@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from probes.errors import ProbeError, ProbeInputError
-from probes.load import load_model, load_tokenizer
+from probes.models.load import load_model, load_tokenizer
 
 # name -> (dimensions, kind of number)
 _ARRAYS = {

@@ -7,14 +7,16 @@ it, its cookies or its kernel.
 
 from __future__ import annotations
 
+import functools
 from html import escape
 from typing import Any
 
 import numpy as np
 
-from probes import overview, view
-from probes.model import Attribution, Report
-from probes.results import PostResult, Run
+from probes.records import Attribution, Report
+from probes.report import overview, view
+from probes.report.page import render, render_post
+from probes.results.store import PostResult, Run, Suite
 
 _BOX = (
     "font: 14px/1.5 system-ui, sans-serif; border: 1px solid #8888; border-radius: 8px; padding: 12px 16px; "
@@ -25,6 +27,13 @@ _WORD = "text-align: left; padding: 2px 14px 2px 0"
 _BLUE, _ORANGE = "#1b5e9e", "#d55e00"
 
 
+@functools.singledispatch
+def html(value: Any) -> str | None:
+    """The HTML of one of our objects; None where there is none, so that a notebook shows its ``repr``."""
+    return None
+
+
+@html.register
 def attribution_html(a: Attribution) -> str:
     """A map without its text, which it does not hold: one bar per unit along the post, and what it rests on."""
     n = max(len(a.char_values), 1)
@@ -56,6 +65,7 @@ def attribution_html(a: Attribution) -> str:
     )
 
 
+@html.register
 def report_html(report: Report) -> str:
     """Verdict, notes and every check with its null."""
     rows = []
@@ -77,18 +87,22 @@ def report_html(report: Report) -> str:
     )
 
 
+@html.register
 def post_html(result: PostResult) -> str:
     """The card of the report, to point at and to switch."""
-    from probes.report import render_post
-
     return _frame(render_post(result), 760, f"Explanation check of post {result.id}")
 
 
+@html.register
 def run_html(run: Run) -> str:
     """The report of the run with its twenty most suspicious posts."""
-    from probes.report import render
-
     return _frame(render(run, max_cards=20), 860, "Explanation check of a run")
+
+
+@html.register
+def suite_html(suite: Suite) -> str | None:
+    """The report of the run that the suite wrote."""
+    return run_html(suite.run)
 
 
 def _frame(page: str, height: int, title: str) -> str:

@@ -20,12 +20,12 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from probes import view
-from probes.crosscheck import unit_sums
+from probes.checks.crosscheck import unit_sums
+from probes.checks.verdict import FAMILIES
 from probes.errors import ProbeError
-from probes.results import PostResult, Run
-from probes.summary import check_of
-from probes.verdict import FAMILIES
+from probes.report import view
+from probes.results.store import PostResult, Run
+from probes.results.summary import check_of
 
 # Okabe and Ito (2008).
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8A8A8A", "#222222"

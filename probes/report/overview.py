@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from probes import view
-from probes.crosscheck import Evidence
-from probes.results import PostResult
-from probes.summary import check_of
-from probes.verdict import ALPHA, FAMILIES
+from probes.checks.crosscheck import Evidence
+from probes.checks.verdict import ALPHA, FAMILIES
+from probes.report import view
+from probes.results.store import PostResult
+from probes.results.summary import check_of
 
 HEADLINES = {
     "supported": "The explanations cite words the label depends on, more than chance would.",
@@ -352,7 +352,7 @@ def behaviour(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def randomisation(study: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Lines of the table of ``probes.randomise.study``: what was drawn anew, likeness of maps, AUROC of the cues."""
+    """Lines of the table of ``probes.checks.randomise.study``: what was drawn anew, likeness of maps, AUROC of cues."""
     names = {"weights": "all weights, another draw per post", "adapter_off": "adapter switched off",
              "adapter_b": "adapter drawn anew"}  # fmt: skip
     rows: list[dict[str, str]] = []

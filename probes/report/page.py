@@ -12,11 +12,11 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from probes import overview, view
-from probes.crosscheck import Evidence
+from probes.checks.crosscheck import Evidence
+from probes.checks.verdict import FAMILIES
 from probes.files import write_text
-from probes.results import PostResult, Run, Suite, read_run
-from probes.verdict import FAMILIES
+from probes.report import overview, view
+from probes.results.store import PostResult, Run, Suite, read_run
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -115,7 +115,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("probes", "templates"),
+        loader=PackageLoader("probes.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from probes.crosscheck import Evidence, char_mask
-from probes.model import Attribution, Span
-from probes.results import PostResult, cited_target
-from probes.summary import check_of
-from probes.verdict import FAMILIES, pearson
-from probes.verdict import NAMES as METHOD_NAMES
+from probes.checks.crosscheck import Evidence, char_mask
+from probes.checks.verdict import FAMILIES, pearson
+from probes.checks.verdict import NAMES as METHOD_NAMES
+from probes.records import Attribution, Span
+from probes.results.store import PostResult, cited_target
+from probes.results.summary import check_of
 
 LEVELS = 5
 # One letter per layer: an attribute name in the page.
@@ -248,8 +248,8 @@ def erasure(result: PostResult, evidence: Evidence) -> dict[str, Any] | None:
     """The erasure strip: change of the log-odds on a common axis, in percent.
 
     ``dots``: each clause hidden alone. ``rows``: the cited words hidden together, and only they left, each with the
-    middle nine tenths of what the same part of other clauses does (``probes.faithfulness``); the band is None where the
-    post is too short for such a null.
+    middle nine tenths of what the same part of other clauses does (``probes.checks.faithfulness``); the band is None
+    where the post is too short for such a null.
     """
     a = next((a for a in result.attributions if (a.method, a.target) == ("erase", "label")), None)
     if a is None or a.unit != "clause" or not np.isfinite(a.values).all():

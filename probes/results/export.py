@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probes.crosscheck import Evidence, char_mask, unit_sums
+from probes.checks.crosscheck import Evidence, char_mask, unit_sums
 from probes.files import write_bytes, write_jsonl
-from probes.model import Attribution
-from probes.results import SCHEMA_VERSION, PostResult, Run
+from probes.records import Attribution
+from probes.results.store import SCHEMA_VERSION, PostResult, Run
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -3,7 +3,7 @@
 ::
 
     DIR/manifest.json        what was run, with which versions; "status" is "running" until everything below is written
-    DIR/attributions.jsonl, units.parquet, checks.jsonl, checks.parquet, summary.csv   tables (``probes.export``)
+    DIR/attributions.jsonl, units.parquet, checks.jsonl, checks.parquet, summary.csv  tables (``results.export``)
     DIR/summary.json         the data set in numbers
     DIR/report.html
     DIR/cache/               one file per post, named by a hash of everything its numbers depend on
@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from probes.crosscheck import Evidence, examine
+from probes.checks.crosscheck import Evidence, examine
 from probes.errors import ProbeInputError
-from probes.model import Attribution, Check, Citation, Example, Span
+from probes.notebook import Shown
+from probes.records import Attribution, Check, Citation, Example, Span
 
 SCHEMA_VERSION = 4  # 2: maps of cited phrases; 3: draws of checks, authors, rationales; 4: nulls by clause, p_holm
 
@@ -31,7 +32,7 @@ def cited_target(citation: Citation) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class PostResult:
+class PostResult(Shown):
     """One post, its citations and its maps. Character offsets throughout; ``units`` are the clauses of the post.
 
     ``measured`` are checks that needed the model (necessity and sufficiency of the cited words ...); ``rationales`` are
@@ -137,11 +138,6 @@ class PostResult:
         read["counterfactuals"] = tuple((a, b) for a, b in read["counterfactuals"])
         return cls(**read)
 
-    def _repr_html_(self) -> str:
-        from probes.display import post_html
-
-        return post_html(self)
-
 
 def read_json(path: Path) -> Any:
     """Parsed JSON.
@@ -158,18 +154,13 @@ def read_json(path: Path) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Run(Shown):
     """A finished run. ``evidence``: the checks of ``results`` where they are at hand, else made again when needed."""
 
     manifest: dict[str, Any]
     summary: dict[str, Any]
     results: tuple[PostResult, ...]
     evidence: tuple[Evidence, ...] | None = None
-
-    def _repr_html_(self) -> str:
-        from probes.display import run_html
-
-        return run_html(self)
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
@@ -212,7 +203,7 @@ def read_run(directory: str | Path) -> Run:
     return Run(manifest, read_json(directory / "summary.json"), tuple(results))
 
 
-class Suite(dict[str, Any]):
+class Suite(Shown, dict[str, Any]):
     """What ``run_suite`` returns: the numbers of ``summary.json`` as a dict, and the run they come from.
 
     ``write_report(suite, path)`` takes it as it is; a notebook shows the report of its run.
@@ -226,6 +217,3 @@ class Suite(dict[str, Any]):
     def run(self) -> Run:
         """Every post with its maps and checks, read back from the directory (``read_run``)."""
         return read_run(self.directory)
-
-    def _repr_html_(self) -> str:
-        return self.run._repr_html_()

@@ -6,9 +6,10 @@ every citation rotated over the clauses of its post, independently (``stats.mean
 over posts and two sterner nulls:
 
 * ``p_position``: the citation of another post of the same label, at the same relative position
-  (``probes.mismatched``). It keeps where in a post this model likes to cite and to look; what is left is not a habit.
+  (``probes.checks.mismatched``). It keeps where in a post this model likes to cite and to look; what is left is no
+  habit.
 * ``necessity``, ``sufficiency`` (nats): the cited words erased together, or kept alone; ``_null``: the same lengths
-  moved around the post (``probes.faithfulness``).
+  moved around the post (``probes.checks.faithfulness``).
 * ``verdicts_by_chance``: how many verdicts of each kind citations placed at random would have had.
 
 ``conclusion`` needs both families: where p (Holm; the test of the excess is two-sided) <= 0.05 in every method of both,
@@ -28,16 +29,16 @@ from typing import Any
 import numpy as np
 
 from probes import stats
-from probes.agreement import pearson
-from probes.crosscheck import Evidence
-from probes.mismatched import authors, mismatched_citations, mismatched_explanations
-from probes.model import Check
-from probes.results import PostResult
-from probes.verdict import ALPHA, FAMILIES
+from probes.checks.agreement import pearson
+from probes.checks.crosscheck import Evidence
+from probes.checks.mismatched import authors, mismatched_citations, mismatched_explanations
+from probes.checks.verdict import ALPHA, FAMILIES
+from probes.records import Check
+from probes.results.store import PostResult
 
 VERDICTS = ("supported", "contradicted", "inconclusive")
 _MIN_POSTS = 5
-# Checks of one post that ran the model (``probes.faithfulness``, ``probes.gates``, ``probes.behaviour``).
+# Checks of one post that ran the model (``faithfulness``, ``gates`` and ``behaviour`` of ``probes.checks``).
 MEASURED = (
     "necessity",
     "sufficiency",
@@ -334,7 +335,7 @@ def _tests(summary: dict[str, Any], methods: Sequence[str]) -> list[dict[str, An
         if m in FAMILIES:
             one = found["cosine"]
             add("label and explanation use the same words", "cosine", m, one["p"], one["value"], one["n"])
-    for name, hypothesis in _HYPOTHESES.items():  # weight of evidence has no null: see ``probes.behaviour``
+    for name, hypothesis in _HYPOTHESES.items():  # weight of evidence has no null: see ``probes.checks.behaviour``
         for m, found in summary["measured"].get(name, {}).items():
             add(hypothesis, name, m, found["p"], found["value"], found["n"])
     cct = summary.get("counterfactual")

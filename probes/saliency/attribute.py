@@ -6,7 +6,7 @@ Captum's LLM wrappers are not used: with transformers >= 5.3 their default path 
 * ``ig``, ``ig_zero``, ``ig_filler``: integrated gradients (Sundararajan et al. 2017) over the embeddings of the post's
   tokens, from the pad token, from zero, or from clauses of other posts.
 * ``gradshap``: gradient SHAP (Lundberg & Lee 2017) over the same three kinds of start.
-* ``erase``, ``erase_neutral``, ``erase_resample``, ``shap``, ``kernelshap``: ``probes.perturb``.
+* ``erase``, ``erase_neutral``, ``erase_resample``, ``shap``, ``kernelshap``: ``probes.saliency.perturb``.
 * ``gradnorm``: L2 norm of the gradient per post token. A screening method: it has no sign and no completeness.
 * ``gxi``: gradient times input. A baseline that is known to point at the wrong words (docs/validation.md); it is never
   evidence.
@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from captum.attr import GradientShap, InputXGradient, IntegratedGradients, Saliency
 
-from probes.align import align, merge_spans
-from probes.clauses import clause_tokens, clauses
+from probes.citations.align import align, merge_spans
+from probes.citations.clauses import clause_tokens, clauses
 from probes.errors import ProbeInputError
-from probes.model import Attribution, Example, Probe
-from probes.perturb import perturb, seeded
-from probes.record import METHODS, NEED_FILLERS, SMALLEST_CHANGE, Settings, record
-from probes.score import Forward
+from probes.models.probed import Probed
+from probes.models.score import Forward
+from probes.records import Attribution, Example
+from probes.saliency.perturb import perturb, seeded
+from probes.saliency.settings import METHODS, NEED_FILLERS, SMALLEST_CHANGE, Settings, record
 
 __all__ = ["DEFAULT_METHODS", "METHODS", "Settings", "attribute", "clause_tokens", "clauses"]
 
@@ -41,7 +42,7 @@ _SHAP_ROWS = 8  # samples of gradient SHAP per batch: fixed, so that what Captum
 
 
 def attribute(
-    probe: Probe,
+    probe: Probed,
     example: Example,
     methods: Sequence[str] = DEFAULT_METHODS,
     targets: Sequence[str] = ("label", "explanation"),
@@ -111,7 +112,7 @@ def _start(forward: Forward, settings: Settings, fillers: Sequence[str]) -> torc
 
 
 def _integrated_gradients(
-    probe: Probe, forward: Forward, name: str, settings: Settings, fillers: Sequence[str]
+    probe: Probed, forward: Forward, name: str, settings: Settings, fillers: Sequence[str]
 ) -> Attribution:
     """Captum's ``IntegratedGradients`` over stretches of the path, the stretches with the largest error cut in half.
 
@@ -210,7 +211,7 @@ def _worst(errors: dict[tuple[float, float], float], allowed: float) -> list[tup
     return ranked
 
 
-def _one_gradient(probe: Probe, forward: Forward, name: str, settings: Settings) -> Attribution:
+def _one_gradient(probe: Probed, forward: Forward, name: str, settings: Settings) -> Attribution:
     """``gradnorm`` and ``gxi``, from one gradient at the post as it is."""
     began, rows_before = time.perf_counter(), forward.rows_run
     with torch.no_grad():
@@ -235,7 +236,7 @@ def _one_gradient(probe: Probe, forward: Forward, name: str, settings: Settings)
 
 
 def _gradient_shap(
-    probe: Probe, forward: Forward, name: str, settings: Settings, fillers: Sequence[str]
+    probe: Probed, forward: Forward, name: str, settings: Settings, fillers: Sequence[str]
 ) -> Attribution:
     """Captum's ``GradientShap`` with pad, zero and filler starts; the error of completeness is that of sampling."""
     began, rows_before = time.perf_counter(), forward.rows_run

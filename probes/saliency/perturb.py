@@ -22,10 +22,10 @@ import torch
 from captum.attr import FeatureAblation, KernelShap, ShapleyValues, ShapleyValueSampling
 from torch.utils.data import DataLoader
 
-from probes.clauses import unit_tokens
-from probes.model import Attribution, Example, Span
-from probes.record import Settings, record
-from probes.score import Forward
+from probes.citations.clauses import unit_tokens
+from probes.models.score import Forward
+from probes.records import Attribution, Example, Span
+from probes.saliency.settings import Settings, record
 
 EXACT_UNITS = 4  # 4! orders of 4 units; their 16 masks are all there are
 _ROWS = 256  # masks Captum hands over at a time; the engine cuts them to its token budget

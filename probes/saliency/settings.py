@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from probes.errors import ProbeInputError
-from probes.model import Attribution, Example, Probe, Span
+from probes.models.loaded import LoadedModel
+from probes.records import Attribution, Example, Span
 
 # A change of the score below this many nats counts as none when an error is put in relation to it.
 SMALLEST_CHANGE = 0.1
@@ -42,7 +43,7 @@ class Settings:
         tolerance: IG stops refining when the summed completeness errors are below this share of the score change.
         max_steps: most gradient evaluations per IG.
         eraser: "attention", "neutral" or "resample" (``Forward.kept``).
-        units: clause | word | char | token (``probes.clauses.unit_tokens``): what erasure and Shapley values count.
+        units: clause | word | char | token (``citations.clauses.unit_tokens``): what erasure and Shapley values count.
         max_units: most clauses.
         draws: fillers per erasure by resampling, over which the score is averaged.
         shap_samples: permutations per Shapley value; samples of gradient SHAP are as many.
@@ -76,7 +77,7 @@ class Settings:
 
 
 def record(
-    probe: Probe,
+    probe: LoadedModel,
     example: Example,
     what: tuple[str, str, Settings],
     *,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probes.align import align
-from probes.model import Span
-from probes.normalise import SIMPLER
+from probes.citations.align import align
+from probes.citations.normalise import SIMPLER
+from probes.records import Span
 
 _ZH = "最近一直睡不好没有胃口白天坐在窗边看云朋友约我去公园散步说改天吧晚上又翻来覆去想很多事情楼下的猫叫了一夜觉得累"
 _LINE = (

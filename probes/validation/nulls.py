@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from probes import stats
-from probes.clauses import pieces
-from probes.crosscheck import Evidence, examine
-from probes.model import Attribution, Check, Citation, Report, Span
-from probes.summary import conclude, summarise_tests
+from probes.checks.crosscheck import Evidence, examine
+from probes.citations.clauses import pieces
+from probes.records import Attribution, Check, Citation, Report, Span
+from probes.results.summary import conclude, summarise_tests
 
 LEVEL = 0.05
 
@@ -205,8 +205,8 @@ def erasure_rates(draws: int, sets: int, seed: int = 0) -> dict[str, tuple[float
     Returns:
         "necessity", "necessity, sets" and so on -> (share of p <= 0.05, posts or sets of 20 posts).
     """
-    from probes.faithfulness import cited_effects
-    from probes.selftest import closed_form_probe
+    from probes.checks.faithfulness import cited_effects
+    from probes.validation.selftest import closed_form_probe
 
     rng = np.random.default_rng(seed)
     letters = "abcdefghijklmnopqrstuvwxyz"

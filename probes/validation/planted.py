@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from probes.errors import ProbeError, ProbeInputError
-from probes.model import Example, Probe
+from probes.probe import Probe
+from probes.records import Example
 
 ARCHITECTURES = ("glm", "llama", "gpt2", "qwen2", "glm4", "qwen3", "mistral", "gpt_neox")
 RULES = ("one", "twice", "and", "or")

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from probes.attribute import Settings, attribute, clause_tokens
-from probes.model import Attribution, Example, Probe
+from probes.probe import Probe
+from probes.records import Attribution, Example
+from probes.saliency.attribute import Settings, attribute, clause_tokens
 
 Row = dict[str, Any]
 _SPECIALS = ("<|endoftext|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>")

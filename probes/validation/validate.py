@@ -3,7 +3,7 @@
 Numbers V1 to V15 follow one list: V1 linear, V2 interactions, V3 engine against Captum, V5 completeness, V6 padding and
 batches, V7 planted cue, V8 faithful against unfaithful, V9 randomisation, V10 error rates, V11 power, V12 aligner,
 V13 Captum's wrapper, V14 adapter, V15 order. (V4, an independent implementation in JAX, is a test:
-tests/probes/test_oracle.py.)
+tests/probes/models/test_oracle.py.)
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from probes.align import align
-from probes.clauses import pieces
-from probes.crosscheck import Evidence, examine, unit_sums, units_hit
-from probes.model import Attribution, Example
-from probes.planted import Planted, World, train, with_adapter
+from probes.checks.crosscheck import Evidence, examine, unit_sums, units_hit
+from probes.checks.verdict import FAMILIES, gate
+from probes.citations.align import align
+from probes.citations.clauses import pieces
+from probes.records import Attribution, Example
+from probes.results.summary import check_of
 from probes.stats import auroc, diagnosticity
-from probes.summary import check_of
-from probes.verdict import FAMILIES, gate
+from probes.validation.planted import Planted, World, train, with_adapter
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -59,7 +59,7 @@ def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> l
     Args:
         seed: another seed plants other models (vocabulary, weights, posts). say: called with what is being done.
     """
-    from probes.selftest import selftest
+    from probes.validation.selftest import selftest
 
     steps: list[tuple[str, Callable[[], Iterable[Row]]]] = [
         ("closed forms, engine, Captum (V1-V3, V6, V13)", lambda: ({"side": "<="} | one for one in selftest())),
@@ -85,7 +85,7 @@ def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> l
 
 def error_rates(posts: int, data_sets: int, seed: int = 0) -> list[Row]:
     """V10: every p-value that is printed, on worlds where nothing is true."""
-    from probes.nulls import conclusion_rates, data_set_error_rates, erasure_rates, post_error_rates
+    from probes.validation.nulls import conclusion_rates, data_set_error_rates, erasure_rates, post_error_rates
 
     kinds = {"smooth": "smooth map", "words": "map constant on words"}
     rows = [
@@ -128,10 +128,10 @@ def _gate_rates(draws: int, seed: int) -> list[Row]:
 
     Beside them, for information, what the same checks would reject if the map's values were put in random order.
     """
-    from probes.gates import judge
-    from probes.nulls import clause_map, smooth
-    from probes.record import Settings
-    from probes.selftest import closed_form_probe
+    from probes.checks.gates import judge
+    from probes.saliency.settings import Settings
+    from probes.validation.nulls import clause_map, smooth
+    from probes.validation.selftest import closed_form_probe
 
     rng = np.random.default_rng(seed)
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -169,7 +169,7 @@ def _gate_rates(draws: int, seed: int) -> list[Row]:
 
 def _shuffled_p(values: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> float:
     """P-value of the correlation of map and effects against the map in random order, the shortcut that is refused."""
-    from probes.agreement import pearson
+    from probes.checks.agreement import pearson
 
     found = pearson(values, weights)
     return (1 + sum(pearson(rng.permutation(values), weights) >= found for _ in range(99))) / 100
@@ -177,7 +177,7 @@ def _shuffled_p(values: np.ndarray, weights: np.ndarray, rng: np.random.Generato
 
 def power_curves(draws: int, seed: int = 0) -> list[Row]:
     """V11: how often the data-set test finds an effect, by its size and the number of posts. Information."""
-    from probes.nulls import power
+    from probes.validation.nulls import power
 
     return [
         row(f"V11.power.{effect:.2f}.{posts}", f"P(p <= 0.05), {effect:.0%} of the mass cited, {posts} posts",
@@ -188,7 +188,7 @@ def power_curves(draws: int, seed: int = 0) -> list[Row]:
 
 def aligner(count: int, seed: int = 0) -> list[Row]:
     """V12: spans of quotes with up to 20 % of their characters changed, and quotes that are not there."""
-    from probes.corrupt import false_alarms, span_f1
+    from probes.validation.corrupt import false_alarms, span_f1
 
     rows = []
     for rate in (0.1, 0.2):
@@ -208,8 +208,8 @@ class Probed:
 
 def probe_posts(planted: Planted, count: int, methods: Sequence[str], targets: Sequence[str]) -> list[Probed]:
     """Attributes and checks ``count`` fresh posts; fillers come from posts of the same world."""
-    from probes.attribute import attribute
-    from probes.record import Settings
+    from probes.saliency.attribute import attribute
+    from probes.saliency.settings import Settings
 
     examples = planted.examples(count)
     texts = [(i, e.post[a:b]) for i, e in enumerate(examples) for a, b in pieces(e.post)]
@@ -315,8 +315,8 @@ def _score(evidence: Evidence, name: str, method: str) -> float:
 
 def completeness(planted: Planted, count: int) -> list[Row]:
     """V5: the completeness error of integrated gradients against the steps it may take."""
-    from probes.attribute import attribute
-    from probes.record import Settings
+    from probes.saliency.attribute import attribute
+    from probes.saliency.settings import Settings
 
     rows, examples = [], planted.examples(count)
     for steps in (16, 32, 64, 128, 256):
@@ -331,7 +331,7 @@ def completeness(planted: Planted, count: int) -> list[Row]:
 
 def randomisation(planted: Planted, count: int, seed: int = 0) -> list[Row]:
     """V9: with the weights drawn anew the cue is found by chance, and the maps do not resemble the old ones."""
-    from probes.randomise import compare
+    from probes.checks.randomise import compare
 
     rows = []
     for kind in ("weights", "top_half"):
@@ -377,8 +377,8 @@ def adapter(seed: int = 0, count: int = 16) -> list[Row]:
     By the share of the absolute saliency that the cue holds: with the adapter off nearly all of it is on the decoy, but
     AUROC still ranks the little that is left among little.
     """
-    from probes.attribute import attribute
-    from probes.randomise import randomised
+    from probes.checks.randomise import randomised
+    from probes.saliency.attribute import attribute
 
     planted, _ = with_adapter(World(seed=51 + 1000 * seed))
     shares: dict[tuple[str, str], list[float]] = {}
@@ -412,7 +412,7 @@ def adapter(seed: int = 0, count: int = 16) -> list[Row]:
 
 def order(seed: int = 0, count: int = 12) -> list[Row]:
     """V15: how much of the post's effect on the label goes through the explanation."""
-    from probes.behaviour import mediation_share
+    from probes.checks.behaviour import mediation_share
 
     worlds = (
         ("label first", World(seed=61), 0.0),
@@ -471,7 +471,7 @@ def page(rows: Sequence[Row], quick: bool, seed: int) -> str:
         "",
         f"Written by `{command}` on {datetime.now(UTC):%Y-%m-%d} (Python {platform.python_version()}, {versions}).",
         f"{len(rows)} rows, {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}.",
-        "V4, an independent implementation in JAX, is a test: `pytest tests/probes/test_oracle.py`.",
+        "V4, an independent implementation in JAX, is a test: `pytest tests/probes/models/test_oracle.py`.",
     ]
     for key, (title, text) in _SECTIONS.items():
         chosen = [one for one in rows if one["id"].split(".")[0] == key]

@@ -17,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from transformers import Glm4Config, Glm4ForCausalLM, GlmForCausalLM
 from transformers import GlmConfig as HfGlmConfig
 
-from mentalglm_jax.glm import Glm, GlmConfig, abstract_model
+from mentalglm_jax.model.glm import Glm, GlmConfig, abstract_model
 
 GEOMETRY: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 
 from mentalglm_jax.data.batches import Batch, Example, PackedBatches
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.lora import LoraConfig, add_lora
-from mentalglm_jax.quantize import quantize_model
+from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.model.lora import LoraConfig, add_lora
+from mentalglm_jax.model.quantize import quantize_model
 from mentalglm_jax.train.recipe import TrainConfig
 
 VOCAB = 96

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from probes.model import Probe
+from probes.probe import Probe
 from tests.probes.tiny import POSTS, boilerplate, make_model, make_row, make_tokenizer, save_adapter
 
 

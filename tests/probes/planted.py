@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import GlmForCausalLM, PreTrainedTokenizerFast
 
-from probes.model import Probe
+from probes.probe import Probe
 from tests.probes.tiny import boilerplate, make_model, make_row, make_tokenizer
 
 FILLERS = ["昨晚下了雨", "外面风很大", "朋友来家里吃饭", "我去了图书馆"]

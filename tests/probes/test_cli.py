@@ -13,7 +13,7 @@ import pytest
 
 import probes
 from probes import cli
-from probes.results import SCHEMA_VERSION, read_run
+from probes.results.store import SCHEMA_VERSION, read_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,11 +115,11 @@ def test_report_again_and_redacted(finished, capsys, tmp_path):
 def test_selftest_and_validate(monkeypatch, capsys, tmp_path):
     good = {"id": "V1.ig", "what": "linear model", "value": 1e-7, "bound": 1e-5, "ok": True}
     info = {"id": "V6.left", "what": "left padding", "value": 2.0, "bound": None, "ok": True}
-    module = importlib.import_module("probes.selftest")  # the name in the package is the function
+    module = importlib.import_module("probes.validation.selftest")  # the name in the package is the function
     monkeypatch.setattr(module, "selftest", lambda: [good, info])
     code, out, _ = call(capsys, "selftest", "--json")
     assert code == 0 and json.loads(out) == {"ok": True, "rows": [good, info]}
-    monkeypatch.setattr("probes.validate.validate", lambda quick, seed, say: [good | {"side": "<="}, info])
+    monkeypatch.setattr("probes.validation.validate.validate", lambda quick, seed, say: [good | {"side": "<="}, info])
     code, out, _ = call(capsys, "validate", "--quick", "--docs", str(tmp_path / "v.md"))
     assert (
         code == 0
@@ -134,13 +134,13 @@ def test_selftest_and_validate(monkeypatch, capsys, tmp_path):
 
 def test_verify(monkeypatch, capsys):
     found = {"max_abs_logit_diff": 2e-3, "max_abs_logit": 9.0, "greedy_identical": 3, "greedy_total": 4}
-    monkeypatch.setattr("probes.verify.verify", lambda model, adapter, reference: found | {"adapter": adapter})
+    monkeypatch.setattr("probes.models.verify.verify", lambda model, adapter, reference: found | {"adapter": adapter})
     code, out, _ = call(capsys, "verify", "m", "--adapter", "a", "--reference", "r.npz", "--json")
     assert code == 0 and json.loads(out) == found | {"adapter": "a"}
     code, out, err = call(capsys, "verify", "m", "--reference", "r.npz", "--tolerance", "1e-4")
     assert code == 1 and "2.00e-03" in out and "greedy answers identical: 3 of 4" in out
     assert err.splitlines() == ["probes: max |Δ logit| 2.00e-03 is above 1.00e-04: not the same model"]
-    monkeypatch.setattr("probes.verify.reopen", lambda model: {"tensors": 3, "parameters": 1234, "of": model})
+    monkeypatch.setattr("probes.models.verify.reopen", lambda model: {"tensors": 3, "parameters": 1234, "of": model})
     code, out, _ = call(capsys, "verify", "m", "--json")
     assert code == 0 and json.loads(out) == {"tensors": 3, "parameters": 1234, "of": "m"}
     code, _, err = call(capsys, "verify", "m", "--tolerance", "1e-4")
@@ -199,12 +199,12 @@ def test_unexpected_errors_are_one_line_with_code_one(monkeypatch, capsys, tmp_p
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA error\nlong story")
 
-    monkeypatch.setattr("probes.report.write_report", broken)
+    monkeypatch.setattr("probes.report.page.write_report", broken)
     code, out, err = call(capsys, "report", tmp_path)
     assert (code, out) == (1, "") and err == "probes: RuntimeError: CUDA error\n"
     with pytest.raises(RuntimeError, match="long story"):
         call(capsys, "report", tmp_path, "--debug")
-    monkeypatch.setattr("probes.report.write_report", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("probes.report.page.write_report", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     code, out, err = call(capsys, "report", tmp_path)
     assert (code, out, err.count("\n")) == (1, "", 1) and "the same command continues" in err
 
@@ -248,16 +248,16 @@ def test_interrupted_run_keeps_what_is_done_and_continues(tiny_model_dir, tiny_r
     assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
 
 
-def test_functions_win_over_modules_of_the_same_name():
+def test_public_names_are_functions_and_listed():
     code = (
-        "import probes.align, probes.selftest, probes, sys;"
+        "import probes.citations.align, probes.validation.selftest, probes, sys;"
         "from probes import Probe, align, cross_check, run_suite, selftest, write_report;"
         "assert all(map(callable, (Probe, align, cross_check, run_suite, selftest, write_report)));"
         "assert align('“ab”', 'xx ab')[0].post_char == ((3, 5),);"
-        "from probes.align import coverage; assert probes.align is align and set(probes.__all__) <= set(dir(probes))"
+        "assert probes.align is align and set(probes.__all__) <= set(dir(probes))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="attribute nothing"):
         _ = probes.nothing  # type: ignore[attr-defined]
 
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from probes.errors import ProbeError, ProbeInputError
-from probes.model import Attribution, Check, Citation, Example, Probe, Report
+from probes.probe import Probe
+from probes.records import Attribution, Check, Citation, Example, Report
 from tests.probes.tiny import make_model
 
 

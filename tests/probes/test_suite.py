@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probes.attribute import Settings
 from probes.errors import ProbeError, ProbeInputError
-from probes.model import Check, Example
-from probes.report import write_report
-from probes.results import SCHEMA_VERSION, PostResult, read_manifest, read_run
+from probes.records import Check, Example
+from probes.report.page import write_report
+from probes.results.store import SCHEMA_VERSION, PostResult, read_manifest, read_run
+from probes.saliency.attribute import Settings
 from probes.suite import BUDGETS, prepare, run_suite
 from tests.probes.worlds import attribution, clause_map, post_result
 
@@ -89,13 +89,13 @@ def probe(monkeypatch):
         assert spans and all(0 <= a < b <= len(example.post) for a, b in spans)
         return NECESSITY, dataclasses.replace(NECESSITY, name="sufficiency", value=None, status="abstain")
 
-    monkeypatch.setattr("probes.attribute.attribute", attribute)
-    monkeypatch.setattr("probes.faithfulness.cited_effects", effects)
+    monkeypatch.setattr("probes.saliency.attribute.attribute", attribute)
+    monkeypatch.setattr("probes.checks.faithfulness.cited_effects", effects)
     for name in ("gates.judge", "gates.max_sensitivity", "behaviour.counterfactuals"):
         monkeypatch.setattr(f"probes.{name}", lambda *given, **named: ())
     for name in ("weight_of_evidence", "mediation_share"):
         monkeypatch.setattr(
-            f"probes.behaviour.{name}", lambda *given, name=name: dataclasses.replace(NECESSITY, name=name)
+            f"probes.checks.behaviour.{name}", lambda *given, name=name: dataclasses.replace(NECESSITY, name=name)
         )
 
     def study(probe, examples, seed):
@@ -106,7 +106,7 @@ def probe(monkeypatch):
             "cascade": [{"down_to": "nothing", "correlation": {}, "correlation_null": {}, "cue_auroc": {}}],
         }
 
-    monkeypatch.setattr("probes.randomise.study", study)
+    monkeypatch.setattr("probes.checks.randomise.study", study)
     return fake
 
 

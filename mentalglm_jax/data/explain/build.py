@@ -18,16 +18,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mentalglm_jax.data import checks
-from mentalglm_jax.data.checks import CHECKS, ROW_CHECKS, Candidate, Limits
 from mentalglm_jax.data.contacts import scrub_record
-from mentalglm_jax.data.datasheet import datasheet
+from mentalglm_jax.data.explain import checks
+from mentalglm_jax.data.explain.checks import CHECKS, ROW_CHECKS, Candidate, Limits
+from mentalglm_jax.data.explain.datasheet import datasheet
+from mentalglm_jax.data.explain.prompts import Prompts, load_prompts, pick_examples
+from mentalglm_jax.data.explain.teacher import CONTENT_FILTER, AnswerCache, OpenAITeacher, Teacher, TeacherConfig
 from mentalglm_jax.data.imhi import load_imhi_experts
-from mentalglm_jax.data.prompts import Prompts, load_prompts, pick_examples
 from mentalglm_jax.data.records import SPLITS, Record, iter_records, read_records, write_records
 from mentalglm_jax.data.selection import limited
 from mentalglm_jax.data.sources import dev_split, load_upstream, present
-from mentalglm_jax.data.teacher import CONTENT_FILTER, AnswerCache, OpenAITeacher, Teacher, TeacherConfig
 from mentalglm_jax.errors import InputError, MentalGLMError
 from mentalglm_jax.files import replace_dir, write_json, write_text
 

@@ -20,11 +20,11 @@ from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.contacts import find_contacts
+from mentalglm_jax.data.explain.quotes import quotes_occur, without_quotes
 from mentalglm_jax.data.near import near_duplicates
-from mentalglm_jax.data.quotes import quotes_occur, without_quotes
 from mentalglm_jax.data.records import Record
+from mentalglm_jax.text import tasks
 
 FOLDS = 5
 _SENTENCES = re.compile(r"[。！？!?；;\n]|\.\s")

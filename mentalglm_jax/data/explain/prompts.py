@@ -13,10 +13,10 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.sources import normalize_post
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.text import tasks
 
 Message = dict[str, str]
 

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.tables import find_encoding, read_named_rows
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json, write_text
+from mentalglm_jax.text import tasks
 
 SCALES = ("consistency", "reliability", "professionality", "overall")
 POINTS = (0, 1, 2, 3)

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mentalglm_jax.data.prompts import Message
+from mentalglm_jax.data.explain.prompts import Message
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import write_json
 

@@ -18,10 +18,10 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mentalglm_jax.adapters import load_adapter, save_adapter
-from mentalglm_jax.checkpoints import load, save_pretrained
+from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
+from mentalglm_jax.checkpoints.directories import load, save_pretrained
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.lora import (
+from mentalglm_jax.model.lora import (
     ALL_LINEAR,
     TARGETS,
     Adapter,
@@ -496,7 +496,7 @@ def test_refused_in_one_line_and_the_model_is_as_before(base, copy, fault):
 
 def test_every_option_of_peft_is_understood_or_refused():
     """A new PEFT version may add keys; this list says which we have looked at."""
-    from mentalglm_jax.peft_config import SWITCHED_OFF, UNDERSTOOD
+    from mentalglm_jax.checkpoints.peft_config import SWITCHED_OFF, UNDERSTOOD
 
     assert {field.name for field in dataclasses.fields(peft.LoraConfig)} <= SWITCHED_OFF.keys() | UNDERSTOOD
 

@@ -16,14 +16,15 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from mentalglm_jax import checkpoints, orbax_files
-from mentalglm_jax.checkpoints import convert, load, save_pretrained
+from mentalglm_jax.checkpoints import directories as checkpoints
+from mentalglm_jax.checkpoints import orbax_files
+from mentalglm_jax.checkpoints.directories import convert, load, save_pretrained
+from mentalglm_jax.checkpoints.hf_files import Checkpoint
+from mentalglm_jax.checkpoints.weights import generation_config
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.hf_files import Checkpoint
-from mentalglm_jax.weights import generation_config
+from mentalglm_jax.model.glm import Glm, GlmConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SIZES = {"vocab_size": 48, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 8, "eos_token_id": (1, 2, 3), "pad_token_id": 0,
          "initializer_range": 0.2, "max_position_embeddings": 4096}  # fmt: skip

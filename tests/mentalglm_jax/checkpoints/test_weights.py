@@ -24,11 +24,12 @@ from flax import nnx
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from mentalglm_jax import checkpoints, hf_files
-from mentalglm_jax.checkpoints import convert, load, save_pretrained
+from mentalglm_jax.checkpoints import directories as checkpoints
+from mentalglm_jax.checkpoints import hf_files
+from mentalglm_jax.checkpoints.directories import convert, load, save_pretrained
+from mentalglm_jax.checkpoints.weights import RopeThetaWarning, inventory, parameter_shapes
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.glm import GlmConfig
-from mentalglm_jax.weights import RopeThetaWarning, inventory, parameter_shapes
+from mentalglm_jax.model.glm import GlmConfig
 
 TOKENS = np.random.default_rng(0).integers(4, 96, (2, 19)).astype(np.int32)
 
@@ -636,8 +637,8 @@ def test_a_mesh_reads_only_what_its_devices_keep(saved):
         import sys
         import jax, numpy as np
         from flax import nnx
-        from mentalglm_jax import checkpoints, hf_files
-        from mentalglm_jax.sharding import make_mesh
+        from mentalglm_jax.checkpoints import directories as checkpoints, hf_files
+        from mentalglm_jax.model.sharding import make_mesh
 
         reads = []
         original = hf_files.TensorFiles.read
@@ -660,7 +661,7 @@ def test_a_mesh_reads_only_what_its_devices_keep(saved):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", textwrap.dedent(program), str(saved / "glm")]
     result = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+        command, env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr[-3000:]
 

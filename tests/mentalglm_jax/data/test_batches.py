@@ -20,7 +20,7 @@ from mentalglm_jax.data.batches import (
 )
 from mentalglm_jax.data.synthetic import SyntheticConfig, make_corpus
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.tokenizer import BUILTIN, Encoded, GlmTokenizer
+from mentalglm_jax.text.tokenizer import BUILTIN, Encoded, GlmTokenizer
 from tests.mentalglm_jax.tiny import tiny_examples
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from mentalglm_jax.cli import main
+from mentalglm_jax.cli.main import main
 from mentalglm_jax.data.contacts import find_contacts, scrub, scrub_record
 from mentalglm_jax.data.inspection import bare_post, inspect_records
 from mentalglm_jax.data.near import NearIndex, near_duplicates

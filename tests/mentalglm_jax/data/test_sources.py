@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data import tables
 from mentalglm_jax.data.chinese import iter_c_imhi
 from mentalglm_jax.data.imhi import load_imhi_experts
@@ -27,8 +26,9 @@ from mentalglm_jax.data.sources import (
     present,
 )
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.text import tasks
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
+REAL = Path(__file__).resolve().parents[4] / "shared" / "data"
 SOS = [("high", "今天我把东西都交代好了"), ("low", "面条不错，我还想再吃"), ("low", '他说"好"，我就去了')]
 CD_HEADER = [label.zh for label in tasks.TASKS["cognitive_distortion"].labels]
 

@@ -4,7 +4,6 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data import synthetic
 from mentalglm_jax.data.synthetic import (
     QUOTES,
@@ -16,6 +15,7 @@ from mentalglm_jax.data.synthetic import (
     pretraining_chats,
 )
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.text import tasks
 
 SMALL = {"n_train": 76, "n_dev": 19, "n_test": 38}
 RISK = {"tasks": ("suicide_risk",)}

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mentalglm_jax import distributed
-from mentalglm_jax.adapters import save_adapter
-from mentalglm_jax.checkpoints import load, save_pretrained
+from mentalglm_jax.checkpoints.adapters import save_adapter
+from mentalglm_jax.checkpoints.directories import load, save_pretrained
+from mentalglm_jax.devices import distributed
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import Glm
-from mentalglm_jax.lora import LoraConfig, LoraParam, add_lora
-from mentalglm_jax.sharding import make_mesh
+from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.model.lora import LoraConfig, LoraParam, add_lora
+from mentalglm_jax.model.sharding import make_mesh
 from mentalglm_jax.train.loop import Interrupted, Surroundings, train
 from tests.mentalglm_jax.tiny import parameters, rows, tiny_config, tiny_examples, tiny_model
 
@@ -92,7 +92,7 @@ class Pair:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        root = Path(__file__).parents[2]
+        root = Path(__file__).parents[3]
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
         self.processes = []
         for number in range(2):

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from mentalglm_jax.doctor import diagnose
+from mentalglm_jax.devices.doctor import diagnose
 
 
 def test_what_this_machine_has():

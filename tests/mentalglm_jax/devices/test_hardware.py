@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from mentalglm_jax.devices.hardware import GPUS, TPUS, chip_of, parse_topology
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.hardware import GPUS, TPUS, chip_of, parse_topology
 
 
 @pytest.mark.parametrize(

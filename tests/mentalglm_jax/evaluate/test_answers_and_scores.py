@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.sources import load_upstream
 from mentalglm_jax.errors import InputError
@@ -18,6 +17,7 @@ from mentalglm_jax.evaluate import evaluate, floors, format_table, quotes, read_
 from mentalglm_jax.evaluate.answers import generated
 from mentalglm_jax.evaluate.metrics import indicator
 from mentalglm_jax.evaluate.scores import against_floor
+from mentalglm_jax.text import tasks
 
 AVERAGES = ("weighted_f1", "micro_f1", "macro_f1")
 

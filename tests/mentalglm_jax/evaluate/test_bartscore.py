@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
@@ -13,6 +12,7 @@ from mentalglm_jax.evaluate.assess import assess
 from mentalglm_jax.evaluate.bartscore import Bart, bart_score
 from mentalglm_jax.evaluate.inputs import Answers
 from mentalglm_jax.evaluate.report import render
+from mentalglm_jax.text import tasks
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"我很难过开心睡不着的人"]
 

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.bertscore import Encoder, bert_score, reference_bert_score
+from mentalglm_jax.text import tasks
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"我很难过开心睡不着的人", "tired", "sad", "##ly"]
 

@@ -8,18 +8,19 @@ import jax
 import pytest
 from flax import nnx
 
-from mentalglm_jax import decode, tasks
-from mentalglm_jax.adapters import save_adapter
-from mentalglm_jax.checkpoints import save_pretrained
-from mentalglm_jax.cli import main
+from mentalglm_jax.checkpoints.adapters import save_adapter
+from mentalglm_jax.checkpoints.directories import save_pretrained
+from mentalglm_jax.cli.main import main
+from mentalglm_jax.data.explain.review import SCALES, form_id
 from mentalglm_jax.data.records import Record, read_records, write_records
-from mentalglm_jax.data.review import SCALES, form_id
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate import inputs
 from mentalglm_jax.evaluate.inputs import read_answers, read_data
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.lora import LoraConfig, LoraParam, add_lora
-from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer
+from mentalglm_jax.inference import decode
+from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.model.lora import LoraConfig, LoraParam, add_lora
+from mentalglm_jax.text import tasks
+from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
 
 QUESTION = tasks.TASKS["suicide_risk"].question("zh")
 

@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.evaluate import consistency, evaluate, overlap
 from mentalglm_jax.evaluate.answers import generated
 from mentalglm_jax.evaluate.explanations import GROUNDED, chinese_words, grounding
+from mentalglm_jax.text import tasks
 
 
 def row(number: int, gold: str, said: str | None, explanation: str | None, reference=None, language="zh") -> dict:

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate import evaluate, read_label_scores, score_records
 from mentalglm_jax.evaluate.answers import scored
 from mentalglm_jax.evaluate.readings import calibration
-from mentalglm_jax.generate import explanation_ids, label_ids
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer, train_bpe
+from mentalglm_jax.inference.generate import explanation_ids, label_ids
+from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.text import tasks
+from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer, train_bpe
 
 
 def scored_row(number: int, task: str, gold, p: dict[str, float], language="zh", shift=-7.0) -> dict:

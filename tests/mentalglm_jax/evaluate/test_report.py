@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate import compare, evaluate, floors
@@ -22,6 +21,7 @@ from mentalglm_jax.evaluate.report import (
     render,
     write_report,
 )
+from mentalglm_jax.text import tasks
 
 NASTY = '<script>alert("x")</script> & {{ 7 * 7 }} `|`'
 

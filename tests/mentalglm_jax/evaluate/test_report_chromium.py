@@ -6,8 +6,8 @@ import pytest
 
 from mentalglm_jax.evaluate import compare, evaluate
 from mentalglm_jax.evaluate.report import render
-from tests.mentalglm_jax.test_evaluate_report import rows
-from tests.probes.test_report_chromium import BINARY, Browser
+from tests.mentalglm_jax.evaluate.test_report import rows
+from tests.probes.report.test_page_chromium import BINARY, Browser
 
 pytestmark = [
     pytest.mark.slow,

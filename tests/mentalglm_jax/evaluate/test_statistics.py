@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate import compare, evaluate
 from mentalglm_jax.evaluate.metrics import METRICS
 from mentalglm_jax.evaluate.statistics import holm, mcnemar, paired_bootstrap
+from mentalglm_jax.text import tasks
 
 
 def rows(gold: Sequence[str], said: Sequence[str | None], post=lambda i: f"post {i}") -> list[dict]:

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mentalglm_jax import decode
-from mentalglm_jax.decode import generate_ids, laid_apart
+from mentalglm_jax.inference import decode
+from mentalglm_jax.inference.decode import generate_ids, laid_apart
 
 
 def test_layers_too_large_to_lie_apart_stay_in_their_stack(hf, monkeypatch):

@@ -17,11 +17,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mentalglm_jax import tasks
 from mentalglm_jax.data.records import Record, read_records
-from mentalglm_jax.decode import advance, bucket, filter_logits, first_token, penalise, prefill
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.generate import (
+from mentalglm_jax.inference.decode import advance, bucket, filter_logits, first_token, penalise, prefill
+from mentalglm_jax.inference.generate import (
     Calibration,
     count_unread,
     fit_calibration,
@@ -34,12 +33,13 @@ from mentalglm_jax.generate import (
     model_fingerprint,
     score_labels,
 )  # fmt: skip
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.lora import LoraConfig, LoraParam, add_lora, merge_lora
-from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer
+from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.model.lora import LoraConfig, LoraParam, add_lora, merge_lora
+from mentalglm_jax.text import tasks
+from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
 
 EOS = (1, 2, 3)
-MODULE = importlib.import_module("mentalglm_jax.decode")
+MODULE = importlib.import_module("mentalglm_jax.inference.decode")
 
 
 def ragged(count: int, longest: int, vocab: int = 96, seed: int = 0) -> list[list[int]]:

@@ -13,11 +13,11 @@ import torch
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mentalglm_jax import attention as room
-from mentalglm_jax.attention import attention, causal_segment_mask, chosen_backend
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.layout import BATCH_AXES, on_mesh
-from mentalglm_jax.sharding import make_mesh
+from mentalglm_jax.model import attention as room
+from mentalglm_jax.model.attention import attention, causal_segment_mask, chosen_backend
+from mentalglm_jax.model.layout import BATCH_AXES, on_mesh
+from mentalglm_jax.model.sharding import make_mesh
 from tests.mentalglm_jax.tiny import on_eight_devices
 
 

@@ -12,9 +12,9 @@ import torch
 import transformers
 from flax import nnx
 
-from mentalglm_jax import attention, glm
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import Glm, GlmConfig, KVCache, abstract_model, restarting_positions, rope_frequencies
+from mentalglm_jax.model import attention, glm
+from mentalglm_jax.model.glm import Glm, GlmConfig, KVCache, abstract_model, restarting_positions, rope_frequencies
 
 TOLERANCE = 1e-5
 VARIANTS = ["glm", "glm4", "glm4-yarn", "edge", "tied", "wide-heads", "theta-5e6", "theta-1e8"]

@@ -12,10 +12,10 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.layout import BATCH_AXES, gather_projection, mesh_in_force, on_mesh, spread_hidden, spread_rows
-from mentalglm_jax.lora import LoraConfig, LoraParam, add_lora
-from mentalglm_jax.sharding import make_mesh, shard_model
+from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.model.layout import BATCH_AXES, gather_projection, mesh_in_force, on_mesh, spread_hidden, spread_rows
+from mentalglm_jax.model.lora import LoraConfig, LoraParam, add_lora
+from mentalglm_jax.model.sharding import make_mesh, shard_model
 from mentalglm_jax.train import loss as loss_room
 from mentalglm_jax.train.loss import answer_loss
 from tests.mentalglm_jax.tiny import on_eight_devices

@@ -10,9 +10,9 @@ import pytest
 import torch
 from flax import nnx
 
-from mentalglm_jax import lora
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.lora import LoraConfig, LoraParam, add_lora, has_lora, linears, merge_lora, remove_lora
+from mentalglm_jax.model import lora
+from mentalglm_jax.model.lora import LoraConfig, LoraParam, add_lora, has_lora, linears, merge_lora, remove_lora
 
 TOKENS = np.random.default_rng(0).integers(4, 96, (2, 19)).astype(np.int32)
 KINDS = {

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mentalglm_jax import quantize
-from mentalglm_jax.adapters import load_adapter, save_adapter
-from mentalglm_jax.checkpoints import load, save_pretrained
+from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
+from mentalglm_jax.checkpoints.directories import load, save_pretrained
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import Glm, GlmConfig, abstract_model
-from mentalglm_jax.lora import Adapter, LoraConfig, LoraParam, add_lora, linears, merge_lora, parameter_count
-from mentalglm_jax.quantize import (
+from mentalglm_jax.model import quantize
+from mentalglm_jax.model.glm import Glm, GlmConfig, abstract_model
+from mentalglm_jax.model.lora import Adapter, LoraConfig, LoraParam, add_lora, linears, merge_lora, parameter_count
+from mentalglm_jax.model.quantize import (
     METHODS,
     NF4,
     abstract_quantized,
@@ -160,7 +160,7 @@ def test_no_program_holds_the_base_dequantised(method, remat):
     assert not stacked(jax.make_jaxpr(jax.grad(loss))(adapter, rest))
     kernel = rest["layers"]["self_attn"]["q_proj"]["kernel"]
     graph_of_kernel = nnx.graphdef(nnx.eval_shape(lambda: build(False)).layers.self_attn.q_proj.kernel)
-    from mentalglm_jax.lora import _norms_of
+    from mentalglm_jax.model.lora import _norms_of
 
     assert not stacked(jax.make_jaxpr(lambda arrays: _norms_of(nnx.merge(graph_of_kernel, arrays)))(kernel))
     # the check sees what it is for

@@ -14,11 +14,11 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from mentalglm_jax import sharding
-from mentalglm_jax.checkpoints import load, save_pretrained
+from mentalglm_jax.checkpoints.directories import load, save_pretrained
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.sharding import batch_sharding, logical_axes, make_mesh, parameter_shardings, shard_model
+from mentalglm_jax.model import sharding
+from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.model.sharding import batch_sharding, logical_axes, make_mesh, parameter_shardings, shard_model
 from mentalglm_jax.train.loop import Interrupted, Surroundings, train
 from tests.mentalglm_jax.tiny import on_eight_devices, parameters, rows, tiny_config, tiny_examples, tiny_model
 
@@ -241,6 +241,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(("before", "count"), [("pass", 3), ("jax.devices()", 1)], ids=["fresh", "JAX already used"])
 def test_a_cpu_is_split_only_before_it_is_used(before, count):
-    code = f"import jax, mentalglm_jax.sharding as sharding; {before}; sharding.split_cpu(3); print(jax.device_count())"
+    code = f"import jax; from mentalglm_jax.model import sharding; {before}; sharding.split_cpu(3)"
+    code += "; print(jax.device_count())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == str(count)

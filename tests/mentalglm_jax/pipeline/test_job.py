@@ -13,13 +13,13 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from mentalglm_jax import pipeline
-from mentalglm_jax.cli import main
+from mentalglm_jax.cli.main import main
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.selection import limited, weighted
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.pipeline import export_run, run
-from mentalglm_jax.run_dir import Run
+from mentalglm_jax.pipeline import job as pipeline
+from mentalglm_jax.pipeline.job import export_run, run
+from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.train.loop import Interrupted
 from mentalglm_jax.train.metrics import _continued
 from mentalglm_jax.train.recipe import load_recipe

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from mentalglm_jax.cost import PASSES, abstract_mesh, bound, bytes_per_device, estimate_memory, shape_of
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.hardware import TPUS
-from mentalglm_jax.lora import LoraConfig, add_lora
-from mentalglm_jax.quantize import abstract_quantized
+from mentalglm_jax.devices.hardware import TPUS
+from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.model.lora import LoraConfig, add_lora
+from mentalglm_jax.model.quantize import abstract_quantized
+from mentalglm_jax.planning.cost import PASSES, abstract_mesh, bound, bytes_per_device, estimate_memory, shape_of
 from tests.mentalglm_jax.tiny import tiny_config
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}

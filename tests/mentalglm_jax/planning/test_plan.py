@@ -19,16 +19,17 @@ import pytest
 import yaml
 from flax import nnx
 
-from mentalglm_jax import cli, plan
-from mentalglm_jax.cost import estimate_memory, shape_of
+from mentalglm_jax.cli.main import main as cli
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.lora import LoraParam, add_lora
-from mentalglm_jax.sharding import make_mesh, shard_model
+from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.model.lora import LoraParam, add_lora
+from mentalglm_jax.model.sharding import make_mesh, shard_model
+from mentalglm_jax.planning import plan
+from mentalglm_jax.planning.cost import estimate_memory, shape_of
 from mentalglm_jax.train.recipe import load_recipe
 from mentalglm_jax.train.step import make_optimizer, make_step
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GEOMETRY = {
     "model_type": "glm", "vocab_size": 512, "hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512,
@@ -180,7 +181,7 @@ def test_the_line_before_training(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("tpu-*.yaml")), ids=lambda p: p.stem)
 def test_the_recipes_fit_by_arithmetic(path):
     """The compiler's word stands in docs/plan.md; this notices a recipe or a change of code that could not fit."""
-    from mentalglm_jax.hardware import parse_topology
+    from mentalglm_jax.devices.hardware import parse_topology
 
     topology = parse_topology(path.read_text("utf-8").split("--topology ")[1].split()[0])
     recipe = load_recipe(path)

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mentalglm_jax import tasks
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.text import tasks
 
 EVERY = [(task, language) for task in tasks.TASKS.values() for language in task.languages]
 # Words that trip a careless parser: markers, label names, quotation marks, line breaks.

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from mentalglm_jax.data.synthetic import SyntheticConfig, make_corpus
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.tokenizer import BUILTIN, SPECIALS, GlmTokenizer, train_bpe
+from mentalglm_jax.text.tokenizer import BUILTIN, SPECIALS, GlmTokenizer, train_bpe
 
 CONVERSATION = [
     {"role": "system", "content": "S"},

@@ -14,9 +14,9 @@ import pytest
 import tensorstore as ts
 from flax import nnx
 
+from mentalglm_jax.checkpoints.orbax_files import reason
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.lora import LoraParam
-from mentalglm_jax.orbax_files import reason
+from mentalglm_jax.model.lora import LoraParam
 from mentalglm_jax.train.checkpoint import Checkpoints, _quiet_stragglers, arrays, differences, fill
 from tests.mentalglm_jax.tiny import parameters, same, tiny_model
 

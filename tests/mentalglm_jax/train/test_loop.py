@@ -24,7 +24,7 @@ from flax import nnx
 
 from mentalglm_jax.data.batches import PackedBatches
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.glm import Glm
+from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.train import loop
 from mentalglm_jax.train.loop import Interrupted, StopSignal, Surroundings, TrainResult, train
 from mentalglm_jax.train.loss import answer_loss
@@ -228,7 +228,7 @@ def test_a_changed_recipe_can_be_allowed(whole, tmp_path, caplog):
 
 def child(directory: Path, cache: dict[str, str], *arguments: object) -> subprocess.Popen:
     """This file run as a program: ``main`` below, in a process of its own."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment = {**os.environ, **cache, "PYTHONPATH": str(root)}
     command = [sys.executable, __file__, str(directory), *map(str, arguments)]
     return subprocess.Popen(

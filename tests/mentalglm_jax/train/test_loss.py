@@ -12,9 +12,9 @@ from flax import nnx
 
 from mentalglm_jax.data.batches import PackedBatches, encode_records
 from mentalglm_jax.data.synthetic import SyntheticConfig, make_corpus
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.lora import LoraConfig, LoraParam, add_lora
-from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer
+from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.model.lora import LoraConfig, LoraParam, add_lora
+from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
 from mentalglm_jax.train.loss import answer_loss, chunked_sums
 from mentalglm_jax.train.step import make_optimizer, make_step
 from tests.mentalglm_jax.tiny import VOCAB, tiny_batch, tiny_config, tiny_examples, tiny_model

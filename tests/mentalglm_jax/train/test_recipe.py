@@ -8,7 +8,7 @@ import yaml
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.train.recipe import Recipe, load_recipe
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 RECIPE = """\
 run_dir: runs/test
 data: {source: synthetic}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mentalglm_jax.glm import GlmConfig, abstract_model
+from mentalglm_jax.model.glm import GlmConfig, abstract_model
 from mentalglm_jax.train import speed
 from mentalglm_jax.train.speed import Speedometer, matrix_parameters, peak_flops, train_flops
 from tests.mentalglm_jax.tiny import tiny_model

@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.glm import Glm
-from mentalglm_jax.lora import LoraParam
+from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.model.lora import LoraParam
 from mentalglm_jax.train.loss import answer_loss
 from mentalglm_jax.train.step import averaged, learning_rate_schedule, make_optimizer, make_step
 from tests.mentalglm_jax.tiny import parameters, same, tiny_batch, tiny_config, tiny_model

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NOTEBOOK = ROOT / "notebooks" / "train_on_tpu.ipynb"
 TRAIN = {"rows": 2, "sequence_length": 256, "learning_rate": 1e-3, "log_every": 1}
 RECIPE = {

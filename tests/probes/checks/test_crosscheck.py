@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probes.crosscheck import char_mask, cross_check, unit_sums, units_hit
+from probes.checks.crosscheck import char_mask, cross_check, unit_sums, units_hit
+from probes.checks.verdict import FAMILIES, gate
 from probes.errors import ProbeInputError
-from probes.model import Citation, Example
-from probes.results import PostResult
-from probes.verdict import FAMILIES, gate
+from probes.records import Citation, Example
+from probes.results.store import PostResult
 from tests.probes.worlds import attribution, clause_map, post_result
 
 JUDGES = ("ig", "erase")

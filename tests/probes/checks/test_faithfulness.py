@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from probes.checks.faithfulness import _moved, cited_effects
 from probes.errors import ProbeInputError
-from probes.faithfulness import _moved, cited_effects
-from probes.model import Example, Probe
-from probes.nulls import erasure_rates
-from probes.selftest import closed_form_probe
+from probes.probe import Probe
+from probes.records import Example
+from probes.validation.nulls import erasure_rates
+from probes.validation.selftest import closed_form_probe
 
 POST = "a, bcd, ex, gh, ij, kl, y, mno, pq, r, st"  # x and y count for the label, the rest does not
 

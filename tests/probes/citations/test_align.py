@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.align import align, coverage, fabricated_quotes, merge_spans, smith_waterman
-from probes.model import Example, Segment
-from probes.normalise import cuts_word, normalise
+from probes.citations.align import align, coverage, fabricated_quotes, merge_spans, smith_waterman
+from probes.citations.normalise import cuts_word, normalise
+from probes.records import Example, Segment
 
 ANY = st.text(alphabet=st.characters(), max_size=60)  # surrogates, controls, everything
 TRICKY = st.text(

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from probes.clauses import clause_tokens, clauses
-from probes.encode import TokenBytes, encode
+from probes.citations.clauses import clause_tokens, clauses
+from probes.models.encode import TokenBytes, encode
 from tests.probes.tiny import make_row
 
 

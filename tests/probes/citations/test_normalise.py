@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.normalise import normalise
+from probes.citations.normalise import normalise
 
 ANY = st.text(alphabet=st.characters(), max_size=60)  # surrogates, controls, everything
 TRICKY = st.text(

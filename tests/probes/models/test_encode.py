@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from probes.attribute import Settings, attribute
-from probes.encode import TokenBytes, decode_bytes, encode, read_generations
 from probes.errors import ProbeError, ProbeInputError
-from probes.model import Example, Probe
+from probes.models.encode import TokenBytes, decode_bytes, encode, read_generations
+from probes.probe import Probe
+from probes.records import Example
+from probes.saliency.attribute import Settings, attribute
 from tests.probes.tiny import QUESTION, make_row
 
 

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from numpy.polynomial.legendre import leggauss
 
-from probes.attribute import Settings, attribute
-from probes.clauses import unit_tokens
-from probes.model import Example, Probe
-from probes.perturb import MaskTable
+from probes.citations.clauses import unit_tokens
+from probes.probe import Probe
+from probes.records import Example
+from probes.saliency.attribute import Settings, attribute
+from probes.saliency.perturb import MaskTable
 
 HEADS, KV_HEADS, HEAD, LAYERS = 4, 2, 16, 2
 

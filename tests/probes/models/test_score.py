@@ -7,8 +7,9 @@ import torch
 import transformers
 
 from probes.errors import ProbeError, ProbeInputError
-from probes.model import Example, Probe
-from probes.pack import Plan
+from probes.models.pack import Plan
+from probes.probe import Probe
+from probes.records import Example
 from tests.probes.tiny import LABELS, make_model, make_row
 
 EN = 2  # an English row, EN + 1 another; 0 and 1 are Chinese

@@ -12,8 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from probes.errors import ProbeError, ProbeInputError
-from probes.load import load_model
-from probes.verify import read_reference, reopen, verify
+from probes.models.load import load_model
+from probes.models.verify import read_reference, reopen, verify
 
 
 def reference_of(model_dir: Path, adapter: Path | None, prompts: list[list[int]]) -> dict[str, np.ndarray]:

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from probes.results import Run
-from probes.summary import summarise
-from tests.probes.test_report import ATTACKS, MANIFEST, Page, hostile
+from probes.results.store import Run
+from probes.results.summary import summarise
+from tests.probes.report.test_page import ATTACKS, MANIFEST, Page, hostile
 from tests.probes.worlds import attribution, post_result
 
 

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from probes import figures
 from probes.errors import ProbeError
-from probes.results import Run
-from probes.summary import summarise
-from tests.probes.test_report import NECESSITY, SUFFICIENCY
+from probes.report import figures
+from probes.results.store import Run
+from probes.results.summary import summarise
+from tests.probes.report.test_page import NECESSITY, SUFFICIENCY
 from tests.probes.worlds import post_result
 
 RESULTS = tuple(dataclasses.replace(post_result(s), measured=(NECESSITY, SUFFICIENCY)) for s in range(6))

@@ -10,15 +10,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from probes import overview
-from probes.align import align
+from probes.citations.align import align
 from probes.errors import ProbeInputError
-from probes.model import Check
-from probes.overview import HEADLINES, MAIN, MORE, disagreement, funnel, number, panel
-from probes.report import render, write_report
-from probes.results import PostResult, Run
-from probes.summary import summarise
-from probes.view import LAYERS, clause_bars, erasure, groups, levels, method_agreement, percent, signed, visible
+from probes.records import Check
+from probes.report import overview
+from probes.report.overview import HEADLINES, MAIN, MORE, disagreement, funnel, number, panel
+from probes.report.page import render, write_report
+from probes.report.view import LAYERS, clause_bars, erasure, groups, levels, method_agreement, percent, signed, visible
+from probes.results.store import PostResult, Run
+from probes.results.summary import summarise
 from tests.probes.worlds import attribution, clause_map, post_result
 
 VOID = {"meta", "input", "br"}

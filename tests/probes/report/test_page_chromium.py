@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probes.report import write_report
-from probes.results import Run
-from probes.summary import summarise
-from tests.probes.test_report import ATTACKS, MANIFEST, hostile
+from probes.report.page import write_report
+from probes.results.store import Run
+from probes.results.summary import summarise
+from tests.probes.report.test_page import ATTACKS, MANIFEST, hostile
 from tests.probes.worlds import post_result
 
 BINARY = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from probes.export import NAMES, export
-from probes.results import SCHEMA_VERSION, Run
-from probes.summary import summarise
+from probes.results.export import NAMES, export
+from probes.results.store import SCHEMA_VERSION, Run
+from probes.results.summary import summarise
 from tests.probes.worlds import post_result
 
 RESULTS = tuple(post_result(s, cite=(s % 3,), invent=s == 2, language=("zh", "en")[s % 2]) for s in range(6))
@@ -89,7 +89,7 @@ def test_a_run_without_posts_has_empty_tables(tmp_path):
 
 
 def test_the_docs_name_every_column(tables):
-    docs = (Path(__file__).parents[2] / "docs" / "report.md").read_text("utf-8")
+    docs = (Path(__file__).parents[3] / "docs" / "report.md").read_text("utf-8")
     for name in ("units.parquet", "checks.parquet"):
         assert f"`{', '.join(pq.read_table(tables / name).column_names)}`" in docs
     assert f"`{(tables / 'summary.csv').read_text('utf-8').splitlines()[0].replace(',', ', ')}`" in docs

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from probes.mismatched import transfer_citation, transfer_map
-from probes.summary import VERDICTS, compare, summarise
+from probes.checks.mismatched import transfer_citation, transfer_map
+from probes.results.summary import VERDICTS, compare, summarise
 from tests.probes.worlds import post_result
 
 N = 18

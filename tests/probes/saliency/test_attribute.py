@@ -8,14 +8,15 @@ import pytest
 import torch
 from captum.attr import IntegratedGradients
 
-import probes.attribute
-import probes.pack
-from probes.attribute import Settings, attribute
-from probes.clauses import clauses
+import probes.models.pack
+import probes.saliency.attribute
+from probes.citations.clauses import clauses
 from probes.errors import ProbeInputError
-from probes.model import Attribution, Example, Probe
-from probes.score import Forward
-from probes.selftest import closed_form_probe
+from probes.models.score import Forward
+from probes.probe import Probe
+from probes.records import Attribution, Example
+from probes.saliency.attribute import Settings, attribute
+from probes.validation.selftest import closed_form_probe
 from tests.probes.planted import planted_rows, train_planted
 
 TARGETS = ("label", "explanation")
@@ -65,8 +66,8 @@ def test_shifted_post_is_noticed(planted: Probe, examples: list[Example]) -> Non
 def test_erasure_without_a_mask_is_noticed(
     planted: Probe, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = probes.pack.attention_mask
-    monkeypatch.setattr("probes.score.attention_mask", lambda plan, keep, *rest: whole(plan, None, *rest))
+    whole = probes.models.pack.attention_mask
+    monkeypatch.setattr("probes.models.score.attention_mask", lambda plan, keep, *rest: whole(plan, None, *rest))
     assert mean_auroc(planted, examples, "erase", "label") < 0.95
 
 
@@ -136,7 +137,7 @@ def test_equals_one_captum_call_over_the_same_nodes(tiny_probe: Probe, tiny_rows
 def test_erasure_is_the_drop_of_the_score(tiny_probe: Probe, tiny_rows: list[dict[str, Any]]) -> None:
     example = tiny_probe.encode(tiny_rows[0])
     forward = tiny_probe.scorer.forward(example, TARGETS)
-    spans, unit = probes.attribute.clause_tokens(example)
+    spans, unit = probes.saliency.attribute.clause_tokens(example)
     keep = torch.as_tensor(np.stack([unit != index for index in range(-1, len(spans))]))
     scores = torch.cat([forward.kept(row[None]) for row in keep]).double().numpy()
     for column, found in enumerate(attribute(tiny_probe, example, ("erase",), TARGETS)):

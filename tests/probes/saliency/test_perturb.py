@@ -14,12 +14,13 @@ from captum.attr import (
     ShapleyValueSampling,
 )
 
-from probes.attribute import METHODS, Settings, attribute, expand_targets
-from probes.clauses import pieces, unit_tokens, words
+from probes.citations.clauses import pieces, unit_tokens, words
 from probes.errors import ProbeInputError
-from probes.model import Example, Probe
-from probes.perturb import LeastSquares, MaskTable, seeded, subset_masks
-from probes.selftest import closed_form_probe
+from probes.probe import Probe
+from probes.records import Example
+from probes.saliency.attribute import METHODS, Settings, attribute, expand_targets
+from probes.saliency.perturb import LeastSquares, MaskTable, seeded, subset_masks
+from probes.validation.selftest import closed_form_probe
 
 FILLERS = ("昨晚下了雨，", "外面风很大。", "we had dinner, ", "the dog barked.")
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-import probes.score
-from probes.score import Forward, Scorer
+import probes.models.score
+from probes.models.score import Forward, Scorer
 
-module = importlib.import_module("probes.selftest")  # the name in the package is the function
+module = importlib.import_module("probes.validation.selftest")  # the name in the package is the function
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def failing(found: list[dict]) -> set[str]:
 
 
 def test_ignored_erasure_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = probes.score.attention_mask
-    monkeypatch.setattr(probes.score, "attention_mask", lambda plan, keep, *rest: whole(plan, None, *rest))
+    whole = probes.models.score.attention_mask
+    monkeypatch.setattr(probes.models.score, "attention_mask", lambda plan, keep, *rest: whole(plan, None, *rest))
     assert failing(module._linear()) == {"V1.erase"}
 
 

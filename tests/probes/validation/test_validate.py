@@ -9,22 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-from probes import corrupt, nulls, stats
-from probes import randomise as randomise_module
-from probes import summary as summary_module
-from probes import validate as validate_module
-from probes.attribute import Settings, attribute
-from probes.behaviour import counterfactuals, mediation_share, weight_of_evidence
-from probes.crosscheck import examine
+from probes import stats
+from probes.checks import randomise as randomise_module
+from probes.checks.behaviour import counterfactuals, mediation_share, weight_of_evidence
+from probes.checks.crosscheck import examine
+from probes.checks.gates import judge, max_sensitivity
+from probes.checks.randomise import cascade, compare, kinds, randomised, study
 from probes.errors import ProbeInputError
-from probes.gates import judge, max_sensitivity
-from probes.model import Example, Probe
-from probes.overview import randomisation
-from probes.planted import World, make_model, make_tokenizer, planted_rows, train, vocabulary
-from probes.randomise import cascade, compare, kinds, randomised, study
-from probes.selftest import closed_form_probe
-from probes.summary import summarise
-from probes.validate import page, row, validate
+from probes.probe import Probe
+from probes.records import Example
+from probes.report.overview import randomisation
+from probes.results import summary as summary_module
+from probes.results.summary import summarise
+from probes.saliency.attribute import Settings, attribute
+from probes.validation import corrupt, nulls
+from probes.validation import validate as validate_module
+from probes.validation.planted import World, make_model, make_tokenizer, planted_rows, train, vocabulary
+from probes.validation.selftest import closed_form_probe
+from probes.validation.validate import page, row, validate
 from tests.probes.worlds import post_result
 
 LETTERS = "abcdefghijklmnop"
@@ -352,7 +354,7 @@ def test_how_far_the_planted_truth_is_true(monkeypatch: pytest.MonkeyPatch) -> N
         asked.extend(examples)
         return [label_only] * len(examples)
 
-    monkeypatch.setattr("probes.planted._answers", all_right)
+    monkeypatch.setattr("probes.validation.planted._answers", all_right)
     assert untrained.cue_decides(8) == 1.0 and len(asked) == 8  # of the label alone
     cues = [word for name in ("cue0", "cue1") for word in vocabulary(world)[name]]
     assert all(example.label == "2" and not any(cue in example.post for cue in cues) for example in asked)
@@ -373,7 +375,7 @@ HELD_OUT = (
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("world", HELD_OUT, ids=lambda world: f"{world.architecture}-{world.language}-{world.first}")
 def test_planted_pairs_nobody_tuned_for(world: World) -> None:
-    from probes.validate import planted_pairs
+    from probes.validation.validate import planted_pairs
 
     bad = [one for one in planted_pairs(worlds=(world,)) if not one["ok"]]
     assert not bad, bad

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mentalglm_jax import tasks
-from mentalglm_jax.cli import main
-from mentalglm_jax.data import build as room
-from mentalglm_jax.data.build import BuildRecipe, build, load_build_recipe
-from mentalglm_jax.data.prompts import load_prompts, pick_examples
+from mentalglm_jax.cli.main import main
+from mentalglm_jax.data.explain import build as room
+from mentalglm_jax.data.explain.build import BuildRecipe, build, load_build_recipe
+from mentalglm_jax.data.explain.prompts import load_prompts, pick_examples
+from mentalglm_jax.data.explain.teacher import AnswerCache, LocalTeacher, OpenAITeacher, TeacherConfig
 from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.sources import load_upstream
-from mentalglm_jax.data.teacher import AnswerCache, LocalTeacher, OpenAITeacher, TeacherConfig
 from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.text import tasks
 from tests.mentalglm_jax.endpoint import endpoint, oracle, spoiling
 
 WORDS = (
@@ -379,7 +379,7 @@ def test_every_task_has_a_wording_and_every_criterion_a_label(language):
     ],
 )
 def test_a_damaged_wording_is_named(tmp_path, change, message):
-    shipped = Path(room.__file__).parents[1] / "assets" / "prompts" / "zh.yaml"
+    shipped = Path(room.__file__).parents[2] / "assets" / "prompts" / "zh.yaml"
     wording = yaml.safe_load(shipped.read_text(encoding="utf-8")) | change
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(wording, allow_unicode=True), encoding="utf-8")
     with pytest.raises(InputError, match=message):
@@ -404,7 +404,7 @@ def test_a_damaged_wording_is_named(tmp_path, change, message):
 )
 def test_a_wrong_recipe_is_named(sets, message):
     with pytest.raises(InputError, match=message):
-        load_build_recipe(Path(__file__).parents[2] / "configs" / "build" / "c-imhi.yaml", sets)
+        load_build_recipe(Path(__file__).parents[4] / "configs" / "build" / "c-imhi.yaml", sets)
 
 
 def test_what_is_not_ours_is_not_replaced_and_what_is_missing_is_named(made, tmp_path, monkeypatch):

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mentalglm_jax.data.checks import ROW_CHECKS, Candidate, Limits, consistency, not_near_duplicate
-from mentalglm_jax.data.quotes import ACCEPT, find_quotes, quotes_occur, similarity, without_quotes
+from mentalglm_jax.data.explain.checks import ROW_CHECKS, Candidate, Limits, consistency, not_near_duplicate
+from mentalglm_jax.data.explain.quotes import ACCEPT, find_quotes, quotes_occur, similarity, without_quotes
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.tasks import TASKS
+from mentalglm_jax.text.tasks import TASKS
 
 POST = "最近总是睡不着，感觉活着没有任何意义，东西都交代好了，妈妈不知道"
 GOOD = (

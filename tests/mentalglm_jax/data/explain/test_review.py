@@ -11,9 +11,8 @@ import krippendorff
 import numpy as np
 import pytest
 
-from mentalglm_jax.cli import main
-from mentalglm_jax.data.records import Record, read_records, write_records
-from mentalglm_jax.data.review import (
+from mentalglm_jax.cli.main import main
+from mentalglm_jax.data.explain.review import (
     SCALES,
     agreement,
     export_review,
@@ -23,7 +22,8 @@ from mentalglm_jax.data.review import (
     render_form,
     stratified_sample,
 )
-from mentalglm_jax.data.review import Ratings as Given
+from mentalglm_jax.data.explain.review import Ratings as Given
+from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.errors import InputError
 
 ATTACK = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\u2028=1+1"
@@ -131,7 +131,7 @@ def test_agreement_is_that_of_published_examples(monkeypatch):
     counts = ("0 0 0 0 14", "0 2 6 4 2", "0 0 3 5 6", "0 3 9 2 0", "2 2 8 1 1", "7 7 0 0 0", "3 2 6 3 0", "2 5 3 2 2",
               "6 5 2 1 0", "0 2 2 3 7")  # fmt: skip
     items = [[v for v, n in enumerate(map(int, row.split())) for _ in range(n)] for row in counts]
-    monkeypatch.setattr("mentalglm_jax.data.review.POINTS", (0, 1, 2, 3, 4))
+    monkeypatch.setattr("mentalglm_jax.data.explain.review.POINTS", (0, 1, 2, 3, 4))
     raters = [given(str(n), [item[n] for item in items]) for n in range(14)]
     assert agreement(raters, [str(n) for n in range(10)])["overall"]["fleiss_kappa"] == pytest.approx(0.210, abs=5e-4)
 

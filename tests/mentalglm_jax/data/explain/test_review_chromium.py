@@ -5,10 +5,10 @@ import time
 
 import pytest
 
+from mentalglm_jax.data.explain.review import form_id, import_review, render_form
 from mentalglm_jax.data.records import write_records
-from mentalglm_jax.data.review import form_id, import_review, render_form
-from tests.mentalglm_jax.test_review import ATTACK, records
-from tests.probes.test_report_chromium import BINARY, Browser
+from tests.mentalglm_jax.data.explain.test_review import ATTACK, records
+from tests.probes.report.test_page_chromium import BINARY, Browser
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from flax import nnx
 
-from mentalglm_jax.checkpoints import load, save_pretrained
-from mentalglm_jax.cli import main
-from mentalglm_jax.data.build import BuildRecipe, build
+from mentalglm_jax.checkpoints.directories import load, save_pretrained
+from mentalglm_jax.cli.data import local_teacher
+from mentalglm_jax.cli.main import main
+from mentalglm_jax.data.explain.build import BuildRecipe, build
 from mentalglm_jax.data.records import write_records
-from mentalglm_jax.data_cli import local_teacher
-from mentalglm_jax.generate import answer_text, generate_ids
-from mentalglm_jax.glm import Glm, GlmConfig
-from mentalglm_jax.tokenizer import BUILTIN, GlmTokenizer
-from tests.mentalglm_jax.test_build import quiet, records
+from mentalglm_jax.inference.generate import answer_text, generate_ids
+from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
+from tests.mentalglm_jax.data.explain.test_build import quiet, records
 
 WORDS = 12
 
