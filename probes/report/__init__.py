@@ -1,0 +1,1 @@
+"""The report page, figures for papers, what a notebook shows."""
