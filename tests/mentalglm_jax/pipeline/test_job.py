@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,6 +108,17 @@ def test_the_run_leaves_what_the_contract_names(whole):
     assert {"prompt_ids", "output_ids", "output_text", "parsed_label", "parsed_explanation", "parse_status"} <= set(
         rows[0]
     )
+
+
+def test_the_lines_of_the_readme_run(whole, monkeypatch, tmp_path, capsys):
+    text = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 100 and len(text.split()) <= 600
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(whole[0])
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert "Parsed(" in capsys.readouterr().out
 
 
 def test_stages_hand_the_adapter_on(whole):
