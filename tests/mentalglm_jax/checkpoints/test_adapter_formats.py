@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.lora import ALL_LINEAR, linears
-from tests.mentalglm_jax.checkpoints.test_adapters import TOKENS, edit_config, same_adapter, trained
+from tests.mentalglm_jax.adapters import TOKENS, edit_config, same_adapter, trained
 
 NAME = "base_model.model.{}.lora_{}.weight"
 LAYER = "transformer.encoder.layers.1."
