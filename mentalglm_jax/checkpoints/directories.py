@@ -7,9 +7,7 @@ hold one tensor at a time and replace the target in one step.
 import functools
 import importlib.util
 import math
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +49,7 @@ from mentalglm_jax.checkpoints.weights import (
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, write_json
 from mentalglm_jax.foreign import read_json, some
+from mentalglm_jax.interpreter import environment, module_command
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import has_lora, merge_lora, refuse_quantized
 from mentalglm_jax.model.quantize import (
@@ -363,8 +362,8 @@ def reopen_with_transformers(directory: Path) -> None:
     Raises:
         RunError: transformers does not take it.
     """
-    command = [sys.executable, "-m", "probes", "verify", str(directory), "--json"]
-    child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    command = module_command("probes", "verify", directory.absolute(), "--json")
+    child = subprocess.run(command, capture_output=True, text=True, env=environment(HF_HUB_OFFLINE="1"))
     if child.returncode != 0:
         reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
         raise RunError(f"the result does not open in transformers, so it was not kept: {reason[0]}")

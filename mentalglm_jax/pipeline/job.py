@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -39,6 +38,7 @@ from mentalglm_jax.evaluate.readings import score_records
 from mentalglm_jax.evaluate.report import write_report
 from mentalglm_jax.files import replace_dir, write_bytes, write_json
 from mentalglm_jax.inference.generate import answer_text, count_unread, generate_ids, generate_records
+from mentalglm_jax.interpreter import environment, module_command
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import add_lora, merge_lora, parameter_count
 from mentalglm_jax.model.sharding import make_mesh, split_cpu
@@ -347,9 +347,9 @@ def _spread(records: Sequence[Record], count: int) -> list[Record]:
 
 def _probes(*arguments: str | Path) -> dict[str, Any]:
     """Runs the ``probes`` command in a process of its own; returns the JSON object it prints."""
-    command = [sys.executable, "-m", "probes", *map(str, arguments), "--json"]
+    command = module_command("probes", *arguments, "--json")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=None, text=True,
-                               env={**os.environ, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")})  # fmt: skip
+                               env=environment(HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "1")))  # fmt: skip
     try:
         output, _ = process.communicate()
     except KeyboardInterrupt:
