@@ -1,9 +1,9 @@
 """Where Python takes modules from: never from the directory a command happens to stand in.
 
-A checkpoint or a data set from a stranger may hold ``torch.py`` or ``probes.py``. Python looks into the working directory
-first for ``python -m`` and ``python -c``, and wherever PYTHONPATH has an empty or relative entry; libraries that start
-workers (multiprocessing, joblib) start them that way. This module is imported before any other, so it may need nothing
-that a file there could stand in for: ``os`` and ``sys`` are loaded before Python looks anywhere.
+A checkpoint or a data set from a stranger may hold ``torch.py`` or ``probes.py``. Python looks into the working
+directory first for ``python -m`` and ``python -c``, and wherever PYTHONPATH has an empty or relative entry; libraries
+that start workers (multiprocessing, joblib) start them that way. This module is imported before any other, so it may
+need nothing that a file there could stand in for: ``os`` and ``sys`` are loaded before Python looks anywhere.
 """
 
 import os
@@ -38,8 +38,8 @@ def guard(package: str, command: str) -> None:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment for a child: Python does not add the working directory to its path there, and no search
-    path has an empty or relative entry, which mean that directory."""
+    """This process's environment for a child: Python does not add the working directory to its path there, and no
+    search path has an empty or relative entry, which mean that directory."""
     result = {**os.environ, "PYTHONSAFEPATH": "1", **changes}
     for name in SEARCH_PATHS:
         kept = [entry for entry in result.pop(name, "").split(os.pathsep) if os.path.isabs(entry)]

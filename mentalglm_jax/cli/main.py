@@ -4,6 +4,7 @@ Results go to stdout (``--json``: one JSON object and nothing else), progress an
 1 failed, 2 bad usage or bad input.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -289,36 +290,45 @@ def evaluate(
 
     from mentalglm_jax.errors import InputError, RunError
     from mentalglm_jax.evaluate.assess import assess
-    from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data
+    from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data, shown_name
     from mentalglm_jax.evaluate.report import write_report
     from mentalglm_jax.evaluate.tables import format_comparison, format_table
+    from mentalglm_jax.files import working_in
 
-    if finished(Path(model)):
-        if adapter is not None:
-            raise InputError(f"{model}: holds finished answers; --adapter goes with a model")
-        answers = read_answers(model).of_task(task)
-        records = None if data is None else read_data(data, task, split, language)
-    else:
-        if data is None:
-            raise InputError(f"{model}: is a model; say what it is to answer with --data PATH")
-        records = read_data(data, task, split, language)
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                answers = _answer(model, adapter, records, out or Path(scratch), max_new_tokens, batch_size, dtype)
-            except KeyboardInterrupt:
-                if out is not None:
-                    raise
-                raise RunError("interrupted; nothing is kept: with --out DIR the same command would continue") from None
-    result, compared = assess(
-        answers,
-        records,
-        train=[] if train_data is None else read_data(train_data, task, "train", language),
-        against=None if against is None else read_answers(against).of_task(task),
-        encoder=encoder,
-        ratings=ratings,
-    )
-    if out is not None:
-        write_report(out, result, title=str(model), compared=compared, against=str(against))
+    with contextlib.ExitStack() as alone:  # nobody else works in --out meanwhile
+        if finished(Path(model)):
+            if adapter is not None:
+                raise InputError(f"{model}: holds finished answers; --adapter goes with a model")
+            answers = read_answers(model).of_task(task)
+            records = None if data is None else read_data(data, task, split, language)
+        else:
+            if data is None:
+                raise InputError(f"{model}: is a model; say what it is to answer with --data PATH")
+            records = read_data(data, task, split, language)
+            if out is not None:
+                alone.enter_context(working_in(out))
+            with tempfile.TemporaryDirectory() as scratch:
+                try:
+                    answers = _answer(model, adapter, records, out or Path(scratch), max_new_tokens, batch_size, dtype)
+                except KeyboardInterrupt:
+                    if out is not None:
+                        raise
+                    raise RunError(
+                        "interrupted; nothing is kept: with --out DIR the same command would continue"
+                    ) from None
+        result, compared = assess(
+            answers,
+            records,
+            train=[] if train_data is None else read_data(train_data, task, "train", language),
+            against=None if against is None else read_answers(against).of_task(task),
+            encoder=encoder,
+            ratings=ratings,
+        )
+        if out is not None:
+            if finished(Path(model)):
+                alone.enter_context(working_in(out))
+            write_report(out, result, title=shown_name(model), compared=compared,
+                         against="" if against is None else shown_name(str(against)))  # fmt: skip
     if json_:
         _print_json({"tasks": result, "comparison": compared} if compared is not None else result)
         return
@@ -403,12 +413,15 @@ def export(
     to: Annotated[str, typer.Option(help="peft | vllm-split | llama.cpp | chatglm | merged")],
     out: Annotated[Path | None, typer.Option(help="Directory to write; default RUN/export-FORMAT")] = None,
     stage: Annotated[str | None, typer.Option(help="Stage whose adapter to export; default: the last")] = None,
-    push: Annotated[str | None, typer.Option(help="Also upload to this Hub repository, USER/NAME")] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Also upload to this Hub repository, USER/NAME; it is made private")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: a public repository")] = False,
 ) -> None:
     """Exports the adapter a run trained, alone or merged into its base."""
-    from mentalglm_jax.pipeline.job import export_run
+    from mentalglm_jax.pipeline.export import export_run
 
-    written = export_run(run_dir, to, out or run_dir / f"export-{to}", stage=stage, push=push)
+    written = export_run(run_dir, to, out or run_dir / f"export-{to}", stage=stage, push=push, public=public)
     Console().print(f"{written}: written", soft_wrap=True)
 
 

@@ -29,7 +29,7 @@ from mentalglm_jax.data.records import SPLITS, Record, iter_records, read_record
 from mentalglm_jax.data.selection import limited
 from mentalglm_jax.data.sources import dev_split, load_upstream, present
 from mentalglm_jax.errors import InputError, MentalGLMError
-from mentalglm_jax.files import replace_dir, write_json, write_text
+from mentalglm_jax.files import replace_dir, working_in, write_json, write_text
 
 Progress = Callable[..., None]
 MANIFEST = "manifest.json"
@@ -138,7 +138,8 @@ def build(recipe: BuildRecipe, progress: Progress, teacher: Teacher | None = Non
     experts = load_experts(recipe.experts)
     prompts = {language: load_prompts(language, recipe.prompts) for language in sorted({r.language for r in records})}
     _check_experts(recipe, records, experts)
-    asked = asyncio.run(_ask_all(recipe, records, experts, prompts, progress, teacher))
+    with working_in(recipe.cache):  # two at once would pay for the same answers twice
+        asked = asyncio.run(_ask_all(recipe, records, experts, prompts, progress, teacher))
     outcomes, corpus = _corpus_checked(recipe, asked.outcomes)
     inputs = {"posts": len(records), "posts_sha256": _digest(records),
               "experts": len(experts), "experts_sha256": _digest(experts)}  # fmt: skip
@@ -301,15 +302,15 @@ def _write(
     required = set(recipe.checks.require)
     accepted = [explained(o.candidate) for o in outcomes if not required & set(o.failed) and o.candidate.explanation]
     rejected = [o for o in outcomes if required & set(o.failed) or not o.candidate.explanation]
-    with replace_dir(recipe.out) as folder:
+    with replace_dir(recipe.out, private=True) as folder:
         for split in SPLITS:
             if rows := [record for record in accepted if record.split == split]:
                 write_records(folder / "data" / f"{split}.parquet", rows)
                 write_records(folder / "records" / f"{split}.jsonl", rows)
-                write_json(folder / "alpaca" / f"{split}.json", [alpaca_row(record) for record in rows])
+                write_json(folder / "alpaca" / f"{split}.json", [alpaca_row(record) for record in rows], private=True)
         lines = [json.dumps({"id": o.candidate.record.id, "failed": o.failed, "finish": o.candidate.finish,
                              "answer": o.candidate.text}, ensure_ascii=False) for o in rejected]  # fmt: skip
-        write_text(folder / "rejected.jsonl", "".join(f"{line}\n" for line in lines))
+        write_text(folder / "rejected.jsonl", "".join(f"{line}\n" for line in lines), private=True)
         manifest = {
             "recipe": recipe.model_dump(  # no path of the machine it ran on
                 mode="json", exclude={"out": True, "cache": True, "experts": True, "prompts": True, "data": {"root"}}

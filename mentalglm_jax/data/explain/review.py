@@ -89,8 +89,8 @@ def export_review(records: Sequence[Record], folder: str | Path, *, count: int =
         raise InputError("review export: no record has an explanation; give the output of `mentalglm data build`")
     form = form_id(sample)
     write_records(folder / "sample.jsonl", sample)
-    write_text(folder / "review.html", render_form(sample, language))
-    write_text(folder / "review.csv", _sheet(sample, form))
+    write_text(folder / "review.html", render_form(sample, language), private=True)
+    write_text(folder / "review.csv", _sheet(sample, form), private=True)
     return {"form": form, "items": len(sample)}
 
 
@@ -298,7 +298,8 @@ def import_review(folder: str | Path, files: Sequence[str | Path], *, accept_at:
         "form": form, "raters": [one.rater for one in ratings], "accept_at": accept_at, **counts(rows),
         "tasks": {name: counts([row for row in rows if row["task"] == name]) for name in names}, "disagreements": apart,
     }  # fmt: skip
-    write_text(folder / "reviewed.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(folder / "reviewed.jsonl", lines, private=True)
     write_records(folder / "accepted.jsonl", accepted)
     write_json(folder / "agreement.json", result)
     return result

@@ -104,7 +104,7 @@ class AnswerCache:
 
     def put(self, key: str, asked: dict[str, Any], answer: Answer) -> None:
         """Keeps the answer, on disk when this returns."""
-        write_json(self._path(key), {"asked": asked, "answer": asdict(answer)})
+        write_json(self._path(key), {"asked": asked, "answer": asdict(answer)}, private=True)
 
     def put_unused(self, prompt: int, completion: int) -> None:
         """Keeps what was paid for an answer that is of no use."""

@@ -20,7 +20,8 @@ from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.selection import limited, weighted
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.pipeline import job as pipeline
-from mentalglm_jax.pipeline.job import export_run, run
+from mentalglm_jax.pipeline.export import export_run
+from mentalglm_jax.pipeline.job import run
 from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.train.loop import Interrupted
 from mentalglm_jax.train.metrics import _continued
