@@ -22,13 +22,15 @@ from mentalglm_jax.data.contacts import scrub_record
 from mentalglm_jax.data.explain import checks
 from mentalglm_jax.data.explain.checks import CHECKS, ROW_CHECKS, Candidate, Limits
 from mentalglm_jax.data.explain.datasheet import datasheet
+from mentalglm_jax.data.explain.endpoint import OpenAITeacher
 from mentalglm_jax.data.explain.prompts import Prompts, load_prompts, pick_examples
-from mentalglm_jax.data.explain.teacher import CONTENT_FILTER, AnswerCache, OpenAITeacher, Teacher, TeacherConfig
+from mentalglm_jax.data.explain.replies import redact_body, redact_url, spoken
+from mentalglm_jax.data.explain.teacher import CONTENT_FILTER, AnswerCache, Teacher, TeacherConfig
 from mentalglm_jax.data.imhi import load_imhi_experts
 from mentalglm_jax.data.records import SPLITS, Record, iter_records, read_records, write_records
 from mentalglm_jax.data.selection import limited
 from mentalglm_jax.data.sources import dev_split, load_upstream, present
-from mentalglm_jax.errors import InputError, MentalGLMError
+from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, working_in, write_json, write_text
 
 Progress = Callable[..., None]
@@ -196,7 +198,7 @@ async def _ask_all(
     limits = Limits(recipe.checks.zh_characters, recipe.checks.en_words)
     outcomes: list[Outcome | None] = [None] * len(records)
     waiting = iter(range(len(records)))
-    failures: list[MentalGLMError] = []
+    failures: list[Exception] = []
     done = 0
     async with contextlib.AsyncExitStack() as stack:
         if teacher is None:
@@ -207,10 +209,11 @@ async def _ask_all(
             for number in waiting:
                 if failures:
                     return
-                try:  # a failure in a task would cancel the others, and what they were about to get is paid for
+                try:
                     outcomes[number] = await _explain(recipe, records[number], experts, prompts, limits, teacher)
-                except MentalGLMError as failure:
+                except Exception as failure:  # of any kind: the others' answers under way are paid for
                     failures.append(failure)
+                    teacher.stop(RunError(str(failure)))
                     return
                 done += 1
                 progress(
@@ -218,15 +221,15 @@ async def _ask_all(
                 )
 
         workers = min(len(records), 1 if recipe.teacher.local else recipe.teacher.concurrency)
+        tasks = [asyncio.ensure_future(work()) for _ in range(workers)]
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(workers):
-                    group.create_task(work())
-        except BaseExceptionGroup as group_failure:
-            first: BaseException = group_failure
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            raise first from None
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:  # Ctrl-C; a second one ends at once
+            failures.append(RunError("interrupted"))
+            teacher.stop(RunError("interrupted"))
+            progress(done, len(records), "stops when the answers under way are here; Ctrl-C again: at once")
+            await asyncio.wait(tasks)
+            raise
         if failures:
             raise failures[0]
     return _Asked([outcome for outcome in outcomes if outcome is not None], dict(teacher.stats))
@@ -243,7 +246,7 @@ async def _explain(
         seed = recipe.seed + attempt
         examples = pick_examples(record, experts, recipe.examples_per_class, seed)
         answer = await teacher.ask(prompts[record.language].messages(record, examples), seed)
-        candidate = Candidate(record, answer.text.strip(), answer.finish)
+        candidate = Candidate(record, spoken(answer.text), answer.finish)
         failed = tuple(name for name, check in ROW_CHECKS.items() if not check(candidate, limits))
         outcome, tries = Outcome(candidate, failed, attempt + 1), attempt + 1
         faults = (len(set(failed) & set(recipe.checks.require)) + (not candidate.explanation), len(failed))
@@ -312,9 +315,7 @@ def _write(
                              "answer": o.candidate.text}, ensure_ascii=False) for o in rejected]  # fmt: skip
         write_text(folder / "rejected.jsonl", "".join(f"{line}\n" for line in lines), private=True)
         manifest = {
-            "recipe": recipe.model_dump(  # no path of the machine it ran on
-                mode="json", exclude={"out": True, "cache": True, "experts": True, "prompts": True, "data": {"root"}}
-            ),
+            "recipe": _published(recipe),
             "inputs": inputs,
             "prompts": {p.language: {"version": p.version, "sha256": p.sha256} for p in prompts.values()},
             "records": {"asked": len(outcomes), "accepted": len(accepted), "rejected": len(rejected),
@@ -329,6 +330,19 @@ def _write(
         write_text(folder / "README.md", datasheet(manifest))
         write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _published(recipe: BuildRecipe) -> dict[str, Any]:
+    """The recipe without a path of the machine it ran on, and without what opens the endpoint."""
+    places: Any = {"out": True, "cache": True, "experts": True, "prompts": True, "data": {"root"}}
+    found, teacher = recipe.model_dump(mode="json", exclude=places), recipe.teacher
+    found["teacher"] |= {"extra_body": redact_body(teacher.extra_body)}
+    if teacher.base_url is not None:
+        found["teacher"]["base_url"] = redact_url(teacher.base_url)
+    if teacher.local:
+        adapter = None if teacher.adapter is None else Path(teacher.adapter).name
+        found["teacher"] |= {"model": Path(teacher.model).name, "adapter": adapter}
+    return found
 
 
 def explained(candidate: Candidate) -> Record:
