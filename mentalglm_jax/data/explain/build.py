@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mentalglm_jax.data.contacts import scrub_record
@@ -32,6 +31,7 @@ from mentalglm_jax.data.selection import limited
 from mentalglm_jax.data.sources import dev_split, load_upstream, present
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, working_in, write_json, write_text
+from mentalglm_jax.foreign import parse_yaml, read_yaml
 
 Progress = Callable[..., None]
 MANIFEST = "manifest.json"
@@ -93,23 +93,16 @@ class Outcome:
 def load_build_recipe(path: str | Path, overrides: Sequence[str] = ()) -> BuildRecipe:
     """Reads a recipe; ``overrides`` are ``a.b=value``. Raises: InputError naming the file and the key."""
     path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: a recipe is a mapping of sections, this file is {type(raw).__name__}")
+    raw, _ = read_yaml(path)
     for override in overrides:
         key, equals, text = override.partition("=")
         *parents, last = key.split(".")
-        node = raw
+        node: Any = raw
         for parent in parents:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
         if not equals or not last or not isinstance(node, dict):
-            raise InputError(f"--set {override}: write it as section.key=value")
-        node[last] = yaml.safe_load(text)
+            raise InputError(f"--set {key}: write it as section.key=value")
+        node[last] = parse_yaml(text, f"--set {key}")
     try:
         recipe = BuildRecipe.model_validate(raw)
     except ValidationError as error:
@@ -140,6 +133,8 @@ def build(recipe: BuildRecipe, progress: Progress, teacher: Teacher | None = Non
     experts = load_experts(recipe.experts)
     prompts = {language: load_prompts(language, recipe.prompts) for language in sorted({r.language for r in records})}
     _check_experts(recipe, records, experts)
+    _check_texts(recipe.data.root, records)
+    _check_texts(recipe.experts, experts)
     with working_in(recipe.cache):  # two at once would pay for the same answers twice
         asked = asyncio.run(_ask_all(recipe, records, experts, prompts, progress, teacher))
     outcomes, corpus = _corpus_checked(recipe, asked.outcomes)
@@ -180,6 +175,17 @@ def _check_experts(recipe: BuildRecipe, records: Sequence[Record], experts: Sequ
     have = {(record.task, record.language) for record in experts}
     for task, language in sorted({(record.task, record.language) for record in records} - have):
         raise InputError(f"{recipe.experts}: no expert example for task {task} in {language!r}; add some")
+
+
+def _check_texts(path: Path, records: Sequence[Record]) -> None:
+    """Before a token is paid for: what can be neither sent nor written. Raises: InputError."""
+    for number, record in enumerate(records, start=1):
+        for name in ("id", "post", "question", "explanation", "source"):
+            try:
+                (getattr(record, name) or "").encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"{path}: record {number}, {name}: character {error.start + 1} is half a surrogate "
+                                 "pair, no text; repair or remove the record") from None  # fmt: skip
 
 
 # --- asking ---
