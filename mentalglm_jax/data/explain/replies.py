@@ -198,7 +198,7 @@ _MESSAGE_NAMES = ("message", "msg", "detail", "details", "error_description", "e
                   "error", "errors", "reason", "title", "base_resp")  # fmt: skip
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
-_BLOCK = re.compile(r"<(script|style)\b.*?(?:</\1|\Z)", re.IGNORECASE | re.DOTALL)
+_BLOCK = re.compile(r"<(script|style)\b.*?(?:</\1[^>]*>?|\Z)", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^<>]*>")
 
 
@@ -244,7 +244,7 @@ class Refusal:
             text = secrets.mask_shown(" ".join(text.split()))
             posts = " ".join(" ".join(readable(one).split()) for one in sent)
             text = _without_runs(text, 24 if text.isascii() else 8, posts.__contains__, "…")
-            if any(character.isalnum() for character in text):
+            if MASK in text or any(character.isalnum() for character in text):
                 return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"
         return ""
 
