@@ -31,13 +31,13 @@ CHANGED = (
 NAMES = ("__proto__", "constructor", "toString", 'a,"b"', "a\r\nb", "[/b]", "\x1b[31m", "</script>", "名", "a;=1")
 
 
-def sheet(text):
-    return list(csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline="")))
+def sheet(path):
+    return list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))
 
 
 def rate(folder, rater="A"):
     """Fills review.csv in as a spreadsheet does that keeps its cells."""
-    rows = sheet((folder / "review.csv").read_text("utf-8-sig"))
+    rows = sheet(folder / "review.csv")
     for number, row in enumerate(rows[1:]):
         row[1], row[3:7] = rater, [str(number % 4)] * 4
     with (folder / "filled.csv").open("w", encoding="utf-8-sig", newline="") as file:
@@ -66,7 +66,7 @@ def test_no_name_is_left_that_a_spreadsheet_would_change(name):
 @pytest.mark.parametrize("field", ["post", "explanation"])
 def test_no_cell_of_a_sheet_is_a_formula(tmp_path, field, text):
     export_review([replace(records(1)[0], **{field: text + "x"})], tmp_path)
-    row = sheet((tmp_path / "review.csv").read_text("utf-8-sig"))[1]
+    row = sheet(tmp_path / "review.csv")[1]
     assert row[9 if field == "post" else 11] == "'" + text + "x"
 
 
@@ -108,7 +108,7 @@ def test_two_records_of_one_id_are_no_form(tmp_path, capsys):
         ({"ratings": {"r0": {"overall": 1e400}}}, "expected 0, 1, 2 or 3, found 'inf'"),
         ({"ratings": {"r0": {"overall": "٣"}}}, "expected 0, 1, 2 or 3"),
         ({"ratings": {"__proto__": {"overall": 1}}}, "item '__proto__' is not in the sample"),
-        ('{"form": "FORM", "rater": "A", "ratings": {"r0": {"overall": 1}, "r0": {"overall": 3}}}', "stands there twice"),
+        ('{"form": "FORM", "rater": "A", "ratings": {"r0": {"overall": 1}, "r0": {}}}', "stands there twice"),
         (b"\xff\xfe", "encoding"),
         (b"", "not JSON"),
     ],
@@ -152,4 +152,4 @@ def test_an_id_is_printed_inert(tmp_path, name, capsys):
 @pytest.mark.parametrize(("whose", "column"), [("experts", "label"), ("model", "model_label")])
 def test_a_sheet_says_whose_label_it_is(tmp_path, whose, column):
     export_review(records(1), tmp_path, labels_by=whose)
-    assert sheet((tmp_path / "review.csv").read_text("utf-8-sig"))[0][10] == column
+    assert sheet(tmp_path / "review.csv")[0][10] == column

@@ -72,8 +72,8 @@ def test_rated_by_keys_kept_and_imported(browser, tmp_path):
     assert json.loads(found[0].read_text(encoding="utf-8")) == downloaded
 
 
-NAMES = ("__proto__", "constructor", "toString", "hasOwnProperty", "=1+1", "'=1", "''", "-1", "@x", "\t=1", " =1", "＝1",
-         "007", "1e5", "TRUE", "MAR1", 'a,"b"\r\nc', "[/b]")  # fmt: skip
+NAMES = ("__proto__", "constructor", "toString", "hasOwnProperty", "=1+1", "'=1", "''", "-1", "@x", "\t=1", " =1",
+         "＝1", "007", "1e5", "TRUE", "MAR1", 'a,"b"\r\nc', "[/b]")  # fmt: skip
 
 
 def test_ratings_of_any_id_come_back_by_both_files(browser, tmp_path):
