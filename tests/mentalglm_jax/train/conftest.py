@@ -6,8 +6,8 @@ from tests.mentalglm_jax.runs import run
 from tests.mentalglm_jax.tiny import rows
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, compile_cache):
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
     """The run that nothing happened to: (result, parameters, rows of metrics.jsonl, its directory)."""
     directory = tmp_path_factory.mktemp("whole")
     result, values = run(directory)

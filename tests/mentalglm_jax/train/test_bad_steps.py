@@ -14,8 +14,6 @@ from mentalglm_jax.train.loop import Interrupted
 from tests.mentalglm_jax.runs import EXAMPLES, one_line, run, steps_saved
 from tests.mentalglm_jax.tiny import rows, same
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 @pytest.fixture
 def poison(monkeypatch):

@@ -22,8 +22,6 @@ from mentalglm_jax.train.loop import Interrupted, StopSignal, Surroundings, trai
 from tests.mentalglm_jax.runs import EXAMPLES, MASKED, MODELS, one_line, run, steps_saved
 from tests.mentalglm_jax.tiny import parameters, rows, same, tiny_config, tiny_model
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_goes_on_bit_for_bit(whole, tmp_path, number):
@@ -74,18 +72,18 @@ def test_signals_outside_the_main_thread_stay_as_they_are():
     assert seen == [(*before, False)]
 
 
-def child(directory: Path, cache: dict[str, str], *arguments: object) -> subprocess.Popen:
+def child(directory: Path, *arguments: object) -> subprocess.Popen:
     """This file run as a program: ``main`` below, in a process of its own."""
     root = Path(__file__).parents[3]
-    environment = {**os.environ, **cache, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, __file__, str(directory), *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def test_a_killed_process_goes_on_bit_for_bit(whole, compile_cache, tmp_path):
-    process = child(tmp_path, compile_cache, 7)
+def test_a_killed_process_goes_on_bit_for_bit(whole, tmp_path):
+    process = child(tmp_path, 7)
     _, errors = process.communicate(timeout=250)
     assert process.returncode == -signal.SIGKILL, errors
     assert steps_saved(tmp_path) == ["4"]
@@ -101,8 +99,8 @@ def test_a_killed_process_goes_on_bit_for_bit(whole, compile_cache, tmp_path):
         "os.rename 8.orbax-checkpoint-tmp",  # all of it is written, under its temporary name
     ],
 )
-def test_a_kill_during_saving_falls_back(whole, compile_cache, tmp_path, moment):
-    process = child(tmp_path, compile_cache, 0, moment)
+def test_a_kill_during_saving_falls_back(whole, tmp_path, moment):
+    process = child(tmp_path, 0, moment)
     _, errors = process.communicate(timeout=250)
     assert process.returncode == -signal.SIGKILL, errors
     assert "8" not in steps_saved(tmp_path) and "4" in steps_saved(tmp_path)
@@ -119,13 +117,13 @@ def test_a_kill_during_saving_falls_back(whole, compile_cache, tmp_path, moment)
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_twenty_kills_at_random_moments(compile_cache, tmp_path):
+def test_twenty_kills_at_random_moments(tmp_path):
     """One run, killed twenty times at random steps, saving after every step so that many kills fall into a save."""
     many: dict[str, Any] = {"steps": 100, "save_every": 1}
     _, wanted = run(tmp_path / "reference", **many)
     moments = random.Random(0)
     for _ in range(20):
-        process = child(tmp_path / "run", compile_cache, 0)
+        process = child(tmp_path / "run", 0)
         assert process.stdout is not None
         last = moments.randrange(1, 5)
         for seen, _line in enumerate(process.stdout, start=1):  # one line per step
@@ -140,9 +138,9 @@ def test_twenty_kills_at_random_moments(compile_cache, tmp_path):
     assert same(values, wanted)
 
 
-def test_a_full_disk_stops_the_run_and_loses_nothing(whole, compile_cache, tmp_path):
+def test_a_full_disk_stops_the_run_and_loses_nothing(whole, tmp_path):
     """The file system refuses what the save of step 8 writes (a limit on the size of files stands in for the space)."""
-    process = child(tmp_path, compile_cache, 0, "full disk")
+    process = child(tmp_path, 0, "full disk")
     output, errors = process.communicate(timeout=250)
     assert process.returncode == 1, errors
     assert re.fullmatch(r".*(cannot save the checkpoint|could not be written) \(File too large\)", output), errors

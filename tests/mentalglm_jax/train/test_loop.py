@@ -21,8 +21,6 @@ from mentalglm_jax.train.loss import answer_loss
 from tests.mentalglm_jax.runs import EXAMPLES, HELD_OUT, MASKED, MODELS, one_line, run, steps_saved
 from tests.mentalglm_jax.tiny import parameters, rows, same, tiny_config, tiny_model
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 def test_a_whole_run(whole):
     result, values, lines, directory = whole
