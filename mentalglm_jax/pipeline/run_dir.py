@@ -188,8 +188,8 @@ class Run:
         results = [self.dir / result for result in _RESULTS.get(stage, ())]
         for path in results if name == stage else [self.adapter_dir(name)]:
             if not path.exists():
-                raise InputError(f"{path}: is missing, though {self._file} calls stage {stage!r} finished; put it back, "
-                                 "or begin anew with --restart")  # fmt: skip
+                raise InputError(f"{path}: is missing, though {self._file} calls stage {stage!r} finished; put it "
+                                 "back, or begin anew with --restart")  # fmt: skip
 
     def finished(self, stage: str, result: dict[str, Any]) -> None:
         """Notes that ``stage`` is complete and what it found."""
