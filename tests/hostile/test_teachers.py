@@ -2,16 +2,21 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mentalglm_jax.data.explain import endpoint
 from mentalglm_jax.data.explain.teacher import AnswerCache
+from mentalglm_jax.data.records import write_records
 from tests.hostile.attack import refused
 from tests.hostile.teacher_world import KEY, World, accepted, counted, said
-from tests.mentalglm_jax.data.explain.test_build import post
+from tests.mentalglm_jax.data.explain.test_build import post, records
 from tests.mentalglm_jax.endpoint import behaving, bomb, completion, dripping, endless, failing, oracle, saying
 
 
@@ -111,6 +116,33 @@ def test_whatever_an_answer_says_it_is_kept_and_no_other_lost(world, text):
         manifest = accepted(world.build(server.url, concurrency=3))
         assert accepted(world.build(server.url))["teacher"] == {"cached": 3} and len(server.requests) == 3
     assert manifest["records"] == {"asked": 3, "accepted": 2, "rejected": 1, "filtered": 0}
+
+
+@pytest.mark.parametrize("broken", ["\ud83d", "\x00", "\x1b[31m", "\u202e"], ids=ascii)
+def test_no_broken_character_becomes_data(world, broken):
+    with behaving(lambda asked: completion(asked, oracle(asked["messages"]) + broken)) as server:
+        manifest = accepted(world.build(server.url))
+    assert manifest["records"]["accepted"] == 2 and manifest["checks"]["whole_characters"]["passed"] == 2
+
+
+def test_an_interrupted_build_keeps_what_is_under_way(world):
+    """Ctrl-C while three answers are being written: all are kept, the build goes on for the price of the rest."""
+
+    def slow(asked: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(1.5)
+        return completion(asked, oracle(asked["messages"]))
+
+    write_records(world.folder / "posts.jsonl", records(9))
+    with behaving(default=slow) as server:
+        program = [str(Path(sys.executable).with_name("mentalglm")), "data", "build"]
+        process = subprocess.Popen([*program, world.recipe(server.url, {"concurrency": 3})], stderr=subprocess.PIPE)
+        while len(server.requests) < 3:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1 and b"interrupted; what was finished is kept" in err and b"Traceback" not in err
+        assert len(server.requests) == 3 and world.paid() == 3
 
 
 def test_a_failure_of_any_kind_loses_no_answer_under_way(world, monkeypatch):
