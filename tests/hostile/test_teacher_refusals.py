@@ -53,6 +53,14 @@ def test_what_opens_an_extra_key_of_the_body_is_written_nowhere(world):
     assert "body-secret" not in world.written() and '"top_k": 3' in world.written()
 
 
+def test_what_opens_an_extra_key_of_the_body_is_masked_where_the_server_repeats_it(world):
+    with behaving(default=failing(400, {"error": "unknown key body-secret"})) as server:
+        line = refused(
+            world.build(server.url, extra_body={"auth": [{"token": "body-secret"}]}), r"unknown key \*\*\*", 1
+        )
+    assert "body-secret" not in line + world.written()
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_no_redirect_takes_the_posts_elsewhere(world, status):
     with behaving() as other, behaving(default=failing(status, location=with_login(other.url, "?a=b"))) as server:

@@ -147,7 +147,7 @@ class OpenAITeacher:
             raise InputError(f"teacher: {config.api_key_env} holds a character that no key has; set it again")
         self._openai: Any = openai
         self._config, self._cache = config, cache
-        self._secrets = Secrets(key, url)
+        self._secrets = Secrets(key, url, config.extra_body)
         self._url = None if url is None else redact_url(url)
         self._client = self._open(url, key)
         self._slots = asyncio.Semaphore(config.concurrency)

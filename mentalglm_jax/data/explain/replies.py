@@ -34,23 +34,32 @@ def redact_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, urlencode(query, safe="*"), ""))
 
 
-def redact_body(value: Any) -> Any:
-    """``extra_body`` as it may be kept: what stands under a name like ``api_key`` is masked, at any depth."""
-    if isinstance(value, dict):
-        return {name: MASK if _SECRET_NAME.search(name) and isinstance(inner, str) else redact_body(inner)
-                for name, inner in value.items()}  # fmt: skip
-    return [redact_body(inner) for inner in value] if isinstance(value, list) else value
+def redact_body(value: Any, found: list[str] | None = None) -> Any:
+    """``extra_body`` as it may be kept: text under a name like ``api_key`` is masked, at any depth, and put into
+    ``found``."""
+    if isinstance(value, list):
+        return [redact_body(inner, found) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {}
+    for name, inner in value.items():
+        secret = isinstance(inner, str) and _SECRET_NAME.search(name)
+        if secret and found is not None:
+            found.append(inner)
+        kept[name] = MASK if secret else redact_body(inner, found)
+    return kept
 
 
 class Secrets:
-    """Masks the key, and the user, password and query values of the address, by value and in the forms in which they
-    travel (Base64, percent-encoded)."""
+    """Masks the key, the user, password and query values of the address, and what ``extra_body`` hides, by value and
+    in the forms in which they travel (Base64, percent-encoded)."""
 
-    def __init__(self, key: str | None, url: str | None):
+    def __init__(self, key: str, url: str | None, extra_body: dict[str, Any]):
         parts = urlsplit(url or "")
         userinfo = parts.netloc.rpartition("@")[0]
-        plain = [key or "", unquote(parts.password or ""), unquote(userinfo), userinfo]
+        plain = [key, unquote(parts.password or ""), unquote(userinfo), userinfo]
         plain += [value for _, value in parse_qsl(parts.query)]
+        redact_body(extra_body, plain)
         travel = [base64.b64encode(one.encode()).decode() for one in plain] + [quote(one, safe="") for one in plain]
         self._values = sorted({one for one in (*plain, *travel) if len(one) >= 4}, key=len, reverse=True)
         self._runs = {one[at : at + _RUN] for one in self._values for at in range(len(one) - _RUN + 1)}
