@@ -124,7 +124,7 @@ def with_adapter(layout: str, kind: str, base: Base) -> Glm:
             used = np.arange(max(adapter.ranks)) < np.asarray(adapter.ranks)[:, None]
             used = jnp.asarray(used if adapter.a.ndim == 3 else used[0])
             adapter.a.set_value(normal(adapter.a.shape) * used[..., None, :])
-            adapter.b.set_value(normal(adapter.b.shape) * used[..., None])
+            adapter.b.set_value(normal(adapter.b.shape) * used[..., None] / 2)  # rounding grows with the logits
             if adapter.magnitude is not None:
                 scale = jnp.asarray(1 + 0.3 * rng.random(adapter.magnitude.shape), jnp.float32)
                 adapter.magnitude.set_value(adapter.magnitude[...] * scale)
