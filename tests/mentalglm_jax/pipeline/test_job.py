@@ -210,7 +210,8 @@ def test_export_of_a_finished_run(whole, tmp_path):
     assert not any(str(directory).encode() in file.read_bytes() for file in (tmp_path / "named").iterdir())
     with pytest.raises(InputError, match=r"--push would publish the local path .*--base-name ORG/NAME"):
         export_run(directory, "peft", tmp_path / "x", push="me/mine")
-    for to, name, message in (("peft", "a/b/c", "not a Hub id"), ("peft", str(directory), "not a Hub id"),
+    for to, name, message in (("peft", "a/b/c", "a Hub id that is no directory here: 'a/b/c' is none"),
+                              ("peft", str(directory), "a Hub id that is no directory here"),
                               ("merged", "org/name", "merged names no base")):  # fmt: skip
         with pytest.raises(InputError, match=message):
             export_run(directory, to, tmp_path / "x", base_name=name)
