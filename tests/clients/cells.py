@@ -163,3 +163,15 @@ def log_probabilities(model: Any) -> np.ndarray:
     """Of ``TOKENS`` by a torch model."""
     with torch.no_grad():
         return model.eval()(torch.tensor([TOKENS])).logits[0].double().log_softmax(-1).numpy()
+
+
+def ours(model: Glm) -> np.ndarray:
+    """Log-probabilities ``[160, V]`` of ``TOKENS`` by JAX."""
+    logits = np.asarray(model(jnp.asarray([TOKENS], jnp.int32))[0], np.float64)
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+
+
+def difference(found: np.ndarray, wanted: np.ndarray) -> float:
+    """The largest, over all positions and tokens."""
+    assert found.shape == wanted.shape
+    return float(np.abs(found - wanted).max())

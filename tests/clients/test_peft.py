@@ -8,27 +8,28 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import peft
 import pytest
 import torch
 import transformers
-from flax import nnx
 
 from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints.directories import load, save_pretrained
 from mentalglm_jax.model.lora import merge_lora
 from mentalglm_jax.text.tokenizer import BUILTIN
-from tests.clients.cells import KINDS, TOKENS, Base, base_model, by_transformers, log_probabilities, with_adapter
+from tests.clients.cells import (
+    KINDS,
+    Base,
+    base_model,
+    by_transformers,
+    difference,
+    log_probabilities,
+    ours,
+    with_adapter,
+)
 
 CLOSE = 1e-4
 PLAIN = Base()
-
-
-def ours(model: nnx.Module) -> np.ndarray:
-    """Log-probabilities ``[160, V]`` of ``TOKENS`` by JAX."""
-    logits = np.asarray(model(np.asarray([TOKENS], np.int32))[0], np.float64)
-    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +49,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another working directory than the one that wrote."""
     monkeypatch.chdir(tmp_path)
-
-
-def difference(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.abs(found - wanted).max())
 
 
 @pytest.mark.parametrize("kind", KINDS)

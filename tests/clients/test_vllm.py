@@ -12,8 +12,7 @@ from mentalglm_jax.checkpoints.adapter_formats import Source
 from mentalglm_jax.checkpoints.adapters import save_adapter
 from mentalglm_jax.checkpoints.directories import load, save_pretrained
 from mentalglm_jax.text.tokenizer import BUILTIN
-from tests.clients.cells import TOKENS, Base, with_adapter, write_base
-from tests.clients.test_peft import difference, ours
+from tests.clients.cells import TOKENS, Base, difference, ours, with_adapter, write_base
 
 CLOSE = 1e-4
 KINDS = ("lora", "rslora", "ranks", "alphas", "some layers")
