@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from mentalglm_jax.checkpoints.adapter_formats import Source
 from mentalglm_jax.checkpoints.adapters import load_adapter, trained_rope_theta
 from mentalglm_jax.checkpoints.hf_files import (
     DTYPE_NAMES,
@@ -96,13 +97,16 @@ def load(
     if quantize is not None:
         check_method(quantize)
     dtype = _model_dtype(dtype)
-    checkpoint = _opened(locate(path_or_hub_id))
+    directory = locate(path_or_hub_id)
+    checkpoint = _opened(directory)
     if rope_theta is None and adapter is not None:
         rope_theta = trained_rope_theta(adapter)
     config = read_config(checkpoint, rope_theta)
     layout = detect_layout(checkpoint.tensors)
     tensors = check_tensors(checkpoint, config, layout)
     model = abstract_quantized(config, quantize, param_dtype=dtype)
+    local = Path(path_or_hub_id).expanduser().is_dir()
+    model.source = Source(str(directory.resolve()) if local else str(path_or_hub_id), layout)
     shardings = {} if mesh is None else parameter_shardings(model, mesh)
     if isinstance(checkpoint, OrbaxCheckpoint):
         if quantize is not None:

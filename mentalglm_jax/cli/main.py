@@ -410,18 +410,20 @@ def convert(
 @app.command()
 def export(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory")],
-    to: Annotated[str, typer.Option(help="peft | vllm-split | llama.cpp | chatglm | merged")],
+    to: Annotated[str, typer.Option(help="peft | vllm | vllm-split | llama.cpp | chatglm | merged")],
     out: Annotated[Path | None, typer.Option(help="Directory to write; default RUN/export-FORMAT")] = None,
     stage: Annotated[str | None, typer.Option(help="Stage whose adapter to export; default: the last")] = None,
     push: Annotated[
         str | None, typer.Option(help="Also upload to this Hub repository, USER/NAME; it is made private")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: a public repository")] = False,
+    base_name: Annotated[str | None, typer.Option(help="Hub id the adapter names as its base, ORG/NAME")] = None,
 ) -> None:
     """Exports the adapter a run trained, alone or merged into its base."""
     from mentalglm_jax.pipeline.export import export_run
 
-    written = export_run(run_dir, to, out or run_dir / f"export-{to}", stage=stage, push=push, public=public)
+    out = out or run_dir / f"export-{to}"
+    written = export_run(run_dir, to, out, stage=stage, push=push, public=public, base_name=base_name)
     Console().print(f"{written}: written", soft_wrap=True)
 
 

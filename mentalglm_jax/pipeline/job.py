@@ -271,7 +271,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         result = train(model, examples, stage.train, where, trainable="lora", seed=recipe.seed, identity=identity,
                        evaluation=dev, around=around)  # fmt: skip
         if is_primary():
-            save_adapter(model, where / "adapter", base_model_name_or_path=str(job.base))
+            save_adapter(model, where / "adapter")
         said = _said(result, f"LoRA rank {recipe.lora.rank}")
         said["say"] += _left_out(stage, too_long)
         return {**said, "left_out": len(too_long)}
@@ -328,7 +328,7 @@ def _eval_records(job: Run) -> list[Record]:
 def _export(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     """``adapter/``, ``merged/`` and what JAX computes with them, for ``probes verify``."""
     model, tokenizer = job.load_final(), job.tokenizer()
-    save_adapter(model, job.dir / "adapter", base_model_name_or_path=str(job.base))
+    save_adapter(model, job.dir / "adapter")
     save_pretrained(model, job.dir / "merged", tokenizer=tokenizer)
     records, order = _eval_records(job), job.recipe.answer_order
     chats = [[{"role": "user", "content": r.prompt}, {"role": "assistant", "content": r.answer(order)}]

@@ -202,6 +202,19 @@ def test_export_of_a_finished_run(whole, tmp_path):
     assert (tmp_path / "first/adapter_model.safetensors").read_bytes() != (
         tmp_path / "peft/adapter_model.safetensors"
     ).read_bytes()
+    named = json.loads((tmp_path / "peft/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str((directory / "base").resolve())
+    export_run(directory, "vllm", tmp_path / "named", base_name="org/name")
+    named = json.loads((tmp_path / "named/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == "org/name"
+    assert not any(str(directory).encode() in file.read_bytes() for file in (tmp_path / "named").iterdir())
+    with pytest.raises(InputError, match=r"--push would publish the local path .*--base-name ORG/NAME"):
+        export_run(directory, "peft", tmp_path / "x", push="me/mine")
+    for to, name, message in (("peft", "a/b/c", "a Hub id that is no directory here: 'a/b/c' is none"),
+                              ("peft", str(directory), "a Hub id that is no directory here"),
+                              ("merged", "org/name", "merged names no base")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            export_run(directory, to, tmp_path / "x", base_name=name)
     with pytest.raises(InputError, match="not one of peft"):
         export_run(directory, "onnx", tmp_path / "x")
     with pytest.raises(InputError, match="stage 'french'"):
