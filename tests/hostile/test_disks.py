@@ -17,16 +17,9 @@ from mentalglm_jax.errors import RunError
 from mentalglm_jax.files import replace_dir, working_in, working_on, write_bytes
 from tests.hostile.attack import refused, run
 from tests.hostile.commands import ALL, IDS
-from tests.hostile.world import ELSEWHERE, WRITES, contents, full_disk, make_world, read_only
+from tests.hostile.world import ELSEWHERE, WRITES, contents, full_disk, read_only
 
 DISK = r"cannot (write|lock it|make this directory|make its directory)"
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("template")
-    make_world(directory)
-    return directory
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import yaml
 from mentalglm_jax.pipeline.run_dir import clear, written_by_run
 from tests.hostile.attack import refused, run
 
-RECIPE = {"data": {"source": "jsonl", "root": "nowhere"}, "model": {"path": "nowhere"}, "probe": {"posts": 0}, "verify": False,
-          "stages": [{"name": "a", "train": {"steps": 1, "rows": 1, "sequence_length": 64}}]}  # fmt: skip
+STAGE = {"name": "a", "train": {"steps": 1, "rows": 1, "sequence_length": 64}}
+RECIPE = {"data": {"source": "jsonl", "root": "nowhere"}, "model": {"path": "nowhere"}, "stages": [STAGE],
+          "probe": {"posts": 0}, "verify": False}  # fmt: skip
 LATER = ["data", "train a", "export", "generate", "evaluate", "summary"]
 
 
