@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from mentalglm_jax.errors import RunError
 
@@ -37,16 +37,22 @@ def held(file: Path, subject: Path) -> Iterator[None]:
     except Timeout:
         raise RunError(f"{subject}: {_holder(file)} works on it; wait until that has ended") from None
     except OSError as error:
-        lock.release(force=True)
+        _release(lock, file)
         raise RunError(f"{subject}: cannot lock it ({error.strerror or error})") from error
     try:
         yield
     finally:
-        # Removed while it is held: who has opened this file meanwhile sees that it has no name, and starts over.
-        with contextlib.suppress(OSError):
-            file.unlink()
-        with contextlib.suppress(OSError):
-            lock.release()
+        _release(lock, file)
+
+
+def _release(lock: BaseFileLock, file: Path) -> None:
+    if not lock.is_locked:
+        return
+    # Removed while it is held: who has opened this file meanwhile sees that it has no name, and starts over.
+    with contextlib.suppress(OSError):
+        file.unlink()
+    with contextlib.suppress(OSError):
+        lock.release()
 
 
 def _sign(file: Path) -> None:

@@ -64,10 +64,12 @@ def _records(root: Path, sets: list[str]) -> Iterator[Any]:
 
 def _write_splits(folder: Path, records: list[Any]) -> None:
     from mentalglm_jax.data.records import SPLITS, write_records
+    from mentalglm_jax.files import working_in
 
-    for split in SPLITS:
-        if rows := [record for record in records if record.split == split]:
-            write_records(folder / f"{split}.jsonl", rows)
+    with working_in(folder):
+        for split in SPLITS:
+            if rows := [record for record in records if record.split == split]:
+                write_records(folder / f"{split}.jsonl", rows)
 
 
 def inspection_lines(report: dict[str, Any]) -> Iterator[Table | str]:

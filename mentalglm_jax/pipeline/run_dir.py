@@ -139,7 +139,7 @@ class Run:
             differing = self._differing(wanted)
             if differing and not allow_changed:
                 raise InputError(
-                    f"{self.dir} holds a run of another recipe ({'; '.join(differing[:3])}); "
+                    f"{self.dir} holds a run of another recipe ({'; '.join(line[:200] for line in differing[:3])}); "
                     "use another --set run_dir=..., --allow-changed to go on with the new values, or --restart to "
                     "delete it"
                 )

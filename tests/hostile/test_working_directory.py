@@ -96,7 +96,9 @@ def trapped(tmp_path_factory):
                        pad_token_id=tokenizer.pad_id)  # fmt: skip
     save_pretrained(Glm(config, rngs=nnx.Rngs(0)), directory / "model", tokenizer=tokenizer)
     (directory / "records.jsonl").write_text(json.dumps(RECORD) + "\n")
-    (directory / "recipe.yaml").write_text("run_dir: run\nmodel: {path: nowhere}\nstages: [{name: a}]\n")
+    recipe = {"run_dir": "run", "model": {"path": "nowhere"}, "data": {"source": "jsonl", "root": "nowhere"},
+              "stages": [{"name": "a", "train": {"steps": 1, "rows": 1, "sequence_length": 64}}]}  # fmt: skip
+    (directory / "recipe.yaml").write_text(json.dumps(recipe))
     return directory, lay_traps(directory, NAMES)
 
 

@@ -25,7 +25,7 @@ from mentalglm_jax.data.explain.replies import readable
 from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.tables import find_encoding, read_named_rows
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.files import write_json, write_text
+from mentalglm_jax.files import working_in, write_json, write_text
 from mentalglm_jax.text import tasks
 
 SCALES = ("consistency", "reliability", "professionality", "overall")
@@ -117,9 +117,10 @@ def export_review(records: Sequence[Record], folder: str | Path, *, count: int =
         raise InputError(f"review export: id {twice[0]!r} stands in two of the files; ratings need ids that differ")
     form = form_id(sample)
     page = render_form(sample, language, labels_by)
-    write_records(folder / "sample.jsonl", sample)
-    write_text(folder / "review.html", page, private=True)
-    write_text(folder / "review.csv", _sheet(sample, form, labels_by), private=True)
+    with working_in(folder):
+        write_records(folder / "sample.jsonl", sample)
+        write_text(folder / "review.html", page, private=True)
+        write_text(folder / "review.csv", _sheet(sample, form, labels_by), private=True)
     return {"form": form, "items": len(sample)}
 
 
@@ -350,7 +351,8 @@ def import_review(folder: str | Path, files: Sequence[str | Path], *, accept_at:
         "tasks": {name: counts([row for row in rows if row["task"] == name]) for name in names}, "disagreements": apart,
     }  # fmt: skip
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text(folder / "reviewed.jsonl", lines, private=True)
-    write_records(folder / "accepted.jsonl", accepted)
-    write_json(folder / "agreement.json", result)
+    with working_in(folder):
+        write_text(folder / "reviewed.jsonl", lines, private=True)
+        write_records(folder / "accepted.jsonl", accepted)
+        write_json(folder / "agreement.json", result)
     return result
