@@ -35,6 +35,7 @@ OTHER_DISTRIBUTIONS["mentalglm_jax"] -= {"orbax_checkpoint"}
 OPTIONAL = {"wandb": "track"}
 
 
+@cache
 def modules(package: str) -> dict[str, Path]:
     """Dotted name -> file of every module of `package`; a package's `__init__` goes by the package's name."""
     found = {}
