@@ -16,10 +16,7 @@ from tests.hostile.attack import refused, run
 from tests.hostile.world import contents, full_disk, read_only
 
 RUN = ["probes", "run", "model", "--in", "finished/generations.jsonl", "--budget", "fast", "--limit", "2", "--out"]
-COMMANDS = {
-    "run": ([*RUN, "new"], "new"),
-    "report": (["probes", "report", "probed", "--out", "page/report.html"], "page"),
-}
+COMMANDS = {"run": [*RUN, "new"], "report": ["probes", "report", "probed", "--out", "page/report.html"]}
 pytestmark = pytest.mark.slow
 
 
@@ -29,14 +26,13 @@ def probed(template, tmp_path_factory):
     directory = tmp_path_factory.mktemp("probed") / "world"
     shutil.copytree(template, directory)
     script = Path(sys.executable).with_name("probes")
-    began = time.monotonic()
     subprocess.run([script, *RUN[1:], "probed"], cwd=directory, capture_output=True, check=True)
-    return directory, time.monotonic() - began
+    return directory
 
 
 @pytest.fixture
 def world(probed, tmp_path, monkeypatch):
-    shutil.copytree(probed[0], tmp_path / "world")
+    shutil.copytree(probed, tmp_path / "world")
     monkeypatch.chdir(tmp_path / "world")
     return tmp_path / "world"
 
@@ -64,17 +60,18 @@ def test_read_only_directory(world, capsys, command):
 
 @pytest.mark.timeout(1200)
 def test_killed_at_random_moments_the_same_run_comes_out(probed, world):
-    directory, seconds = probed
-    moments, killed = random.Random(0), 0
+    moments = random.Random(0)
     command = [Path(sys.executable).with_name("probes"), *RUN[1:], "again"]
-    for _ in range(6):
-        with subprocess.Popen(command, cwd=world, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            time.sleep(moments.uniform(0.5, 1) * seconds)
+    for _ in range(3):
+        with subprocess.Popen(
+            command, cwd=world, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None and "probing posts: " in process.stderr.readline()
+            time.sleep(moments.uniform(0, 0.3))
             process.send_signal(signal.SIGKILL)
-        killed += process.returncode == -signal.SIGKILL
     done = subprocess.run(command, cwd=world, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and killed, done.stderr
-    names = [name for name in os.listdir(directory / "probed") if name.endswith((".jsonl", ".csv", ".parquet"))]
+    assert done.returncode == 0, done.stderr
+    names = [name for name in os.listdir(probed / "probed") if name.endswith((".jsonl", ".csv", ".parquet"))]
     assert names
     for name in names:
-        assert (world / "again" / name).read_bytes() == (directory / "probed" / name).read_bytes(), name
+        assert (world / "again" / name).read_bytes() == (probed / "probed" / name).read_bytes(), name
