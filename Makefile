@@ -29,7 +29,7 @@ PAGES  := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed-probes  ## the whole path on a small model: post -> label and explanation -> checked report (runs/demo/report.html)
 	@$(PAGES) $(BIN)/mentalglm run configs/demo.yaml $(ARGS)
