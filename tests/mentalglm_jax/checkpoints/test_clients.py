@@ -15,7 +15,7 @@ from mentalglm_jax.checkpoints.directories import load, save_pretrained
 from mentalglm_jax.checkpoints.weights import config_for
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.glm import GlmConfig, Yarn
-from tests.mentalglm_jax.checkpoints.test_adapters import TOKENS, trained
+from tests.mentalglm_jax.adapters import TOKENS, trained
 
 NATIVE = {
     "model_type": "glm", "vocab_size": 151552, "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 40,
