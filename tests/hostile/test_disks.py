@@ -1,6 +1,7 @@
 """Every command that writes, on a full disk, in a read-only directory, beside another process at the same target, and
 with what a killed one left: one line, exit code 1, and what was there is as it was."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,10 +99,15 @@ with {how}(pathlib.Path(sys.argv[1])) as inside:
 """
 
 
-def holder(how: str, target: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD.format(how=how), target], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "holding\n"
-    return process
+@contextlib.contextmanager
+def holder(how: str, target: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", HOLD.format(how=how), target]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "holding\n"
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("how", ["replace_dir", "working_in", "working_on"])
