@@ -196,6 +196,7 @@ FILTERS: dict[str, Any] = {
     "DeepSeek": failing(400, {"error": {"message": "Content Exists Risk", "code": "invalid_request_error"}}),
     "OpenAI, reasoning": failing(400, {"error": {"code": "invalid_prompt", "message": "x"}}),
     "MiniMax, with 200": failing(200, {"choices": None, "base_resp": {"status_code": 1026, "status_msg": "x"}}),
+    "words alone": failing(403, "Request blocked by moderation"),
     "451": failing(451),
     "no choice": saying(b'{"choices": []}'),
     "finish sensitive": said("", "sensitive"),

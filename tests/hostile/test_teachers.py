@@ -53,7 +53,7 @@ def test_a_body_without_end_is_left_at_its_bound(world, status):
 
 
 def test_a_body_that_unpacks_without_end_is_left(world):
-    with behaving(default=bomb(512)) as server:
+    with behaving(default=bomb(64)) as server:
         refused(world.build(server.url), "last: an answer of over 8 MiB", code=1)
 
 

@@ -266,7 +266,8 @@ class OpenAITeacher:
         Raises: _Useless if another try may help, RunError if none will.
         """
         openai, config = self._openai, self._config
-        settings: dict[Setting, Any] = {"max_tokens": config.max_tokens, "temperature": config.temperature, "seed": asked["seed"]}
+        settings: dict[Setting, Any] = {"max_tokens": config.max_tokens, "temperature": config.temperature}
+        settings["seed"] = asked["seed"]
         body = {config.names.get(name, name): value for name, value in settings.items()} | config.extra_body
         body.pop(None, None)
         try:

@@ -186,9 +186,10 @@ _CONTENT_CODE = re.compile(
     r"prohibited_content|inappropriate"
 )
 _CONTENT_WORDS = re.compile(
-    r"content exists risk|requires moderation|(?:input|prompt|content|text) (?:was|has been|is) flagged|"
+    r"content exists risk|\bmoderation\b|(?:harmful|unsafe) content|"
+    r"(?:input|prompt|content|text) (?:was|has been|is) flagged|"
     r"content (?:management )?(?:policy|filter)|safety (?:system|policy|filter)|sensitive (?:content|word|information)|"
-    r"inappropriate content|usage polic|敏感|违规|不安全|风险内容",
+    r"inappropriate content|usage polic|敏感|违规|不合规|不安全|风险内容",
     re.IGNORECASE,
 )
 _NOT_ABOUT_CONTENT = re.compile(r"\baccount\b|organi[sz]ation|api key|账[户号]|region|country", re.IGNORECASE)
