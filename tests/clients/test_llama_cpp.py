@@ -34,6 +34,7 @@ from tests.clients.cells import (
 )
 from tests.clients.llama import Llama
 
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for all conversions
 CLOSE = 1e-4  # of a log-probability, at every position and token; both sides compute in float32
 PLAIN = Base()
 

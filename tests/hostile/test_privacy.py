@@ -10,7 +10,7 @@ import pytest
 
 from mentalglm_jax import files as core
 from probes import files as probing
-from tests.hostile.attack import run
+from tests.hostile.attack import refused, run
 
 # What holds posts or answers about them, of all that the commands below write.
 POSTS = {"generations.jsonl", "label_scores.jsonl", "sample.jsonl", "review.html", "review.csv", "reviewed.jsonl",
@@ -153,6 +153,11 @@ def test_what_is_pushed_is_private_and_names_no_path(world, capsys, monkeypatch,
     state["recipe"]["model"]["path"] = str(world / "model")
     (world / "trained" / "run.json").write_text(json.dumps(state))
     command = ["mentalglm", "export", "trained", "--to", to, "--out", "exported", "--push", "someone/model", *public]
+    if to == "peft":  # it names its base, and that is a directory here
+        refused(run(command, capsys), "--push would publish the local path of the base.*--base-name ORG/NAME")
+        assert not asked
+        assert not (world / "exported").exists()
+        command += ["--base-name", "someone/base"]
     outcome = run(command, capsys)
     assert outcome.code == 0, outcome.err
     assert asked == [not public, "exported"]
@@ -167,6 +172,7 @@ def test_a_public_repository_is_not_pushed_to_by_accident(world, capsys, monkeyp
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info",
                         lambda self, name: huggingface_hub.ModelInfo(id=name, private=False))  # fmt: skip
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **given: pytest.fail("uploaded"))
-    command = ["mentalglm", "export", "trained", "--to", "peft", "--out", "exported", "--push", "someone/model"]
+    command = ["mentalglm", "export", "trained", "--to", "peft", "--out", "exported", "--push", "someone/model",
+               "--base-name", "someone/base"]  # fmt: skip
     outcome = run(command, capsys)
     assert outcome.code == 2 and "someone/model: is a public repository, nothing was uploaded" in outcome.err
