@@ -22,7 +22,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 
 @data_app.command("inspect")
 def data_inspect(
-    root: Annotated[Path, typer.Argument(help="Folder with upstream files, or records (.jsonl, .parquet)")],
+    root: Annotated[
+        Path,
+        typer.Argument(
+            help="What data.root of a recipe names: a folder of upstream files, of "
+            "records or of `datasets`, or one file of them"
+        ),
+    ],
     sets: Annotated[list[str], typer.Option("--set-name", help="Data set, e.g. sos_hl_1k (repeatable)")] = [],  # noqa: B006
     near: Annotated[bool, typer.Option(help="Look for near duplicates too (needs the [data] extra)")] = True,
     threshold: Annotated[float, typer.Option(help="Similarity from which two posts are near")] = 0.8,
@@ -32,10 +38,11 @@ def data_inspect(
     """Counts, labels, lengths, duplicates, posts on both sides of a split, label conflicts, contact details."""
     from mentalglm_jax.data.contacts import scrub_record
     from mentalglm_jax.data.inspection import Inspection
+    from mentalglm_jax.data.roots import iter_root
 
     inspection = Inspection(near, threshold)
     kept = []
-    for record in _records(root, sets):
+    for record in iter_root(root, sets):
         inspection.add(record)
         if scrub is not None:
             kept.append(scrub_record(record))
@@ -48,17 +55,6 @@ def data_inspect(
         return
     for line in inspection_lines(report):
         Console().print(line, soft_wrap=True, highlight=False)
-
-
-def _records(root: Path, sets: list[str]) -> Iterator[Any]:
-    from mentalglm_jax.data.records import iter_records
-    from mentalglm_jax.data.sources import iter_upstream, present
-
-    if root.suffix in (".jsonl", ".parquet"):
-        if sets:
-            raise InputError(f"--set-name: {root} is one file of records; name sets only for a folder")
-        return iter_records(root)
-    return iter_upstream(root, sets or present(root))
 
 
 def _write_splits(folder: Path, records: list[Any]) -> None:

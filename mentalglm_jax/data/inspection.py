@@ -10,17 +10,10 @@ from typing import Any
 from mentalglm_jax.data.contacts import MENTION, find_contacts
 from mentalglm_jax.data.near import NearIndex
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.data.sources import normalize_post
+from mentalglm_jax.data.splits import bare_post
 
 SHOWN = 20  # ids listed per finding; the counts are complete
 HIGH_FROM = 6  # SOS-1K's levels from which SOS-HL-1K's "high" begins
-
-
-def bare_post(text: str) -> str:
-    """Letters and digits of the normalised post: what two copies share that differ in punctuation or emoji. A post
-    without any is kept as it is."""
-    text = normalize_post(text)
-    return "".join(character for character in text if character.isalnum()) or text
 
 
 class Inspection:

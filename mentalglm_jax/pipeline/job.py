@@ -24,28 +24,27 @@ from jax.sharding import Mesh
 from mentalglm_jax.checkpoints.adapter_formats import FORMATS
 from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints.directories import save_pretrained
-from mentalglm_jax.checkpoints.hf_files import locate
 from mentalglm_jax.checkpoints.reference import write_reference
 from mentalglm_jax.data.batches import Example, encode_chats, encode_posts, encode_records
-from mentalglm_jax.data.records import Record, write_records
+from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.selection import limited, weighted
-from mentalglm_jax.data.sources import dev_split, load_upstream
-from mentalglm_jax.data.synthetic import make_corpus, pretraining_chats
+from mentalglm_jax.data.synthetic import pretraining_chats
 from mentalglm_jax.devices.distributed import barrier, is_primary, start
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.evaluate.assess import assess
 from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
 from mentalglm_jax.evaluate.readings import score_records
 from mentalglm_jax.evaluate.report import write_report
-from mentalglm_jax.files import replace_dir, write_bytes, write_json
+from mentalglm_jax.files import write_bytes, write_json
 from mentalglm_jax.inference.generate import answer_text, count_unread, generate_ids, generate_records
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import add_lora, merge_lora, parameter_count
 from mentalglm_jax.model.sharding import make_mesh, split_cpu
-from mentalglm_jax.pipeline.run_dir import Run, read_splits
+from mentalglm_jax.pipeline.data_stage import data_stage
+from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.planning.plan import expected
 from mentalglm_jax.text import tasks
-from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer, train_bpe
+from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.evaluation import Sampler
 from mentalglm_jax.train.loop import Interrupted, Surroundings, TrainResult, train
 from mentalglm_jax.train.recipe import Recipe, StageSection
@@ -120,7 +119,7 @@ Stage = Callable[[Run, Callable[..., None]], dict[str, Any]]
 
 
 def _stages(recipe: Recipe, until: str | None) -> Iterable[tuple[str, Stage]]:
-    yield "data", functools.partial(_data, evaluated=until is None)
+    yield "data", functools.partial(data_stage, evaluated=until is None)
     if recipe.pretrain is not None:
         yield "pretrain", _pretrain
     previous: str | None = None
@@ -140,46 +139,6 @@ def _stages(recipe: Recipe, until: str | None) -> Iterable[tuple[str, Stage]]:
     if probing:
         yield "probe", _probe
     yield "summary", _summary
-
-
-def _data(job: Run, progress: Callable[..., None], evaluated: bool = False) -> dict[str, Any]:
-    recipe, section, lines = job.recipe, job.recipe.data, []
-    if section.source == "synthetic":
-        corpora = {"faithful": make_corpus(section.synthetic)}
-        if recipe.probe.control is not None:
-            corpora["unfaithful"] = make_corpus(section.synthetic.model_copy(update={"variant": "unfaithful"}))
-    elif section.source == "upstream":
-        assert section.root is not None
-        corpora = {"faithful": dev_split(load_upstream(section.root, section.sets), section.dev_fraction)}
-    else:
-        assert section.root is not None
-        records, lines = read_splits(section.root)
-        corpora = {"faithful": records}
-    if not any(record.split == "train" for record in corpora["faithful"]):
-        raise InputError(f"the recipe's data has no training records{''.join(f'; {line}' for line in lines)}")
-    if evaluated:  # better said before training than after it
-        lines.append(job.check_evaluable(corpora["faithful"]))
-    counts: dict[str, dict[str, int]] = {}
-    for variant, records in corpora.items():
-        kept = limited(records, section.limit)
-        with replace_dir(job.dir / "data" / variant) as directory:
-            for split in ("train", "dev", "test"):
-                write_records(directory / f"{split}.jsonl", [r for r in kept if r.split == split])
-        if variant == "faithful":
-            for record in kept:
-                counts.setdefault(record.task, {}).setdefault(record.split, 0)
-                counts[record.task][record.split] += 1
-    if recipe.tokenizer.vocab_size is not None:
-        texts = [text for record in job.records("train")
-                 for text in (record.prompt, record.answer(recipe.answer_order))]  # fmt: skip
-        tokenizer: GlmTokenizer = train_bpe(texts, recipe.tokenizer.vocab_size)
-    else:
-        source = recipe.tokenizer.path or (BUILTIN if recipe.pretrain else locate(str(recipe.model.path)))
-        tokenizer = GlmTokenizer.load(source)
-    with replace_dir(job.dir / "tokenizer") as directory:
-        tokenizer.save(directory)
-    said = [f"{task}: " + ", ".join(f"{n} {split}" for split, n in splits.items()) for task, splits in counts.items()]
-    return {"counts": counts, "say": said + lines}
 
 
 def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
@@ -265,6 +224,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
                        evaluation=dev, around=around)  # fmt: skip
         if is_primary():
             save_adapter(model, where / "adapter", base_model_name_or_path=str(job.base))
+            job.state_data(where / "adapter")
         said = _said(result, f"LoRA rank {recipe.lora.rank}")
         said["say"] += _left_out(stage, too_long)
         return {**said, "left_out": len(too_long)}
@@ -328,6 +288,7 @@ def _export(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     """``adapter/``, ``merged/`` and what JAX computes with them, for ``probes verify``."""
     model, tokenizer = _final(job), job.tokenizer()
     save_adapter(model, job.dir / "adapter", base_model_name_or_path=str(job.base))
+    job.state_data(job.dir / "adapter")
     save_pretrained(model, job.dir / "merged", tokenizer=tokenizer)
     records, order = _eval_records(job), job.recipe.answer_order
     chats = [[{"role": "user", "content": r.prompt}, {"role": "assistant", "content": r.answer(order)}]
@@ -417,7 +378,7 @@ def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         )  # fmt: skip
     answers = Answers(rows, values)
     result, _ = assess(answers, train=job.records("train"))
-    write_report(job.dir, result, title=job.dir.name)
+    write_report(job.dir, result, title=job.dir.name, notes=job.result["data"].get("notes", ()))
     return {}
 
 
@@ -445,6 +406,8 @@ def _probe(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
 
 def _summary(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     summary: dict[str, Any] = {"eval_split": job.eval_split, "parity": {}, "eval": {}, "probes": {}}
+    summary["data"] = {name: job.result["data"][name] for name in ("counts", "held_out", "notes")
+                       if name in job.result["data"]}  # fmt: skip
     if "verify" in job.result:
         for name in ("merged", "adapter"):
             found = job.result["verify"][name]
@@ -489,6 +452,7 @@ def export_run(run_dir: Path, to: str, out: Path, stage: str | None = None, push
         save_pretrained(model, out, tokenizer=job.tokenizer())
     else:
         save_adapter(model, out, format=to, base_model_name_or_path=str(job.base))
+    job.state_data(out)
     if push is not None:
         from huggingface_hub import HfApi
 

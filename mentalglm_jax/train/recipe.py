@@ -131,8 +131,9 @@ class DataSection(_Strict):
     """Where records come from.
 
     ``synthetic`` generates them; ``upstream`` reads the published files under ``root`` (``sets`` names them); ``jsonl``
-    reads ``root/{train,dev,test}.jsonl``. ``limit`` keeps at most that many
-    records per task, language and split: one number, or one per task (others are kept whole).
+    reads records: ``root/{train,dev,test}.jsonl``, Parquet files of these names or what ``datasets`` saved. ``limit``
+    keeps at most that many records per task, language and split: one number, or one per task (others are kept whole).
+    ``accept_unknown_overlap`` takes C-IMHI's files without the published test parts that they repeat.
     """
 
     source: Literal["synthetic", "upstream", "jsonl"]
@@ -140,6 +141,7 @@ class DataSection(_Strict):
     sets: tuple[str, ...] = ()
     dev_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     limit: Positive | dict[str, Positive] | None = None
+    accept_unknown_overlap: bool = False
     synthetic: SyntheticConfig = SyntheticConfig()
 
     @model_validator(mode="after")

@@ -12,19 +12,18 @@ from pathlib import Path
 import pytest
 
 from mentalglm_jax.data import tables
-from mentalglm_jax.data.chinese import iter_c_imhi
+from mentalglm_jax.data.c_imhi import iter_c_imhi
 from mentalglm_jax.data.imhi import load_imhi_experts
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.sources import (
     IMHI_TASKS,
-    dev_split,
     load_imhi,
     load_socialcd_3k,
     load_sos_hl_1k,
     load_upstream,
-    normalize_post,
     present,
 )
+from mentalglm_jax.data.splits import dev_split, normalize_post
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.text import tasks
 
