@@ -104,7 +104,7 @@ def records_split(root: str | Path) -> Split:
     files = record_files(root)
     if not files:
         raise InputError(f"{root}: no records here; expected train.jsonl (and dev.jsonl, test.jsonl), Parquet files "
-                         "of these names or what `datasets` saved; published files need data.source=upstream")  # fmt: skip
+                         "of these names or what `datasets` saved; published files need source: upstream")  # fmt: skip
     records, seen = [], set[tuple[str, str]]()
     for record in iter_record_files(files):
         if (record.split, record.id) in seen:

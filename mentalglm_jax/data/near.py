@@ -33,7 +33,9 @@ class NearIndex:
         import datasketch  # with it comes SciPy, which commands without data do not need
 
         self._threshold = threshold
-        self._lsh: Any = datasketch.MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+        # A candidate too many costs a comparison, a missed one is a leak: with the library's own weights two texts just
+        # above 0.8 would meet in 4 of 10 cases, with these in 19 of 20.
+        self._lsh: Any = datasketch.MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.02, 0.98))
         first = datasketch.MinHash(num_perm=PERMUTATIONS)  # the permutations are drawn once
         self._hash = functools.partial(
             datasketch.MinHash,

@@ -147,7 +147,7 @@ def name_split(root):
         ("jsonl", lambda root: (root / "test.jsonl").write_text((root / "dev.jsonl").read_text() * 2),
          r"id 'b' stands twice among the test records"),
     ],
-    ids=["missing-shard", "truncated-arrow", "wrong-field", "link-outside", "missing-split", "unknown-split", "two-ids"],
+    ids=["missing-shard", "cut-arrow", "wrong-field", "link-outside", "missing-split", "unknown-split", "two-ids"],
 )  # fmt: skip
 def test_a_damaged_layout_is_one_line(tmp_path, layout, spoil, says):
     root = saved(tmp_path / "data", layout)
@@ -167,5 +167,5 @@ def test_what_cannot_be_found_is_said(tmp_path, root, sets, says):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=says):
         list(iter_root(tmp_path / root, sets))
-    with pytest.raises(InputError, match=r"no records here; .*data.source=upstream"):
+    with pytest.raises(InputError, match=r"no records here; .*source: upstream"):
         records_split(tmp_path / "empty")
