@@ -225,7 +225,7 @@ def generate(
     out: Annotated[Path, typer.Option("--out", help="generations.jsonl to write")],
     adapter: Annotated[Path | None, typer.Option(help="PEFT adapter directory")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer directory; default: the model's")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    max_new_tokens: MaxNewTokens = None,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     dtype: Annotated[str, typer.Option()] = "float32",
@@ -255,7 +255,9 @@ def generate(
         _print_json({"out": str(out), **found})
     else:
         Console().print(
-            f"{out}: {found['rows']} answers, {found['no_label']} without a readable label\n{SAFETY}", soft_wrap=True
+            f"{out}: {found['rows']} answers, {found['no_label']} without a readable label, {found['cut_off']} cut off "
+            f"by the token limit\n{SAFETY}",
+            soft_wrap=True,
         )
 
 
@@ -278,7 +280,7 @@ def evaluate(
                                                       "explanations")] = None,
     ratings: Annotated[Path | None, typer.Option(help="Folder of `mentalglm data review import`: adds what people said "
                                                       "about these explanations")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    max_new_tokens: MaxNewTokens = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     dtype: Annotated[str, typer.Option()] = "float32",
     json_: AsJson = False,
@@ -335,7 +337,7 @@ def _answer(
     adapter: Path | None,
     records: Sequence[Any],
     out: Path,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     batch_size: int,
     dtype: str,
 ) -> Any:

@@ -74,7 +74,7 @@ def read_answers(path: str | Path) -> Answers:
 
 
 def answer_records(
-    model: Glm, tokenizer: GlmTokenizer, records: Sequence[Record], out: Path, *, max_new_tokens: int = 256,
+    model: Glm, tokenizer: GlmTokenizer, records: Sequence[Record], out: Path, *, max_new_tokens: int | None = None,
     batch_size: int = 32, progress: Callable[[str], Callable[..., None]] | None = None,
 ) -> Answers:  # fmt: skip
     """Both readings of ``records`` by ``model``, also written to ``out``; after an interruption the same call has the

@@ -237,7 +237,7 @@ def _left_out(stage: StageSection, too_long: Sequence[str]) -> list[str]:
             f"left out whole (first: {first})" for first in too_long[:1]]  # fmt: skip
 
 
-def _sampler(tokenizer: GlmTokenizer, records: Sequence[Record], max_new_tokens: int) -> Sampler | None:
+def _sampler(tokenizer: GlmTokenizer, records: Sequence[Record], max_new_tokens: int | None) -> Sampler | None:
     """Greedy answers to ``records``, by their ids: the posts stay where they are."""
     if not records:
         return None
@@ -295,7 +295,7 @@ def _export(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
              for r in _spread(records, REFERENCE_ROWS)]  # fmt: skip
     texts = [tokenizer.chat(chat).ids for chat in chats]
     prompts = [tokenizer.prompt_ids(record.prompt) for record in _spread(records, GREEDY_ROWS)]
-    greedy = generate_ids(model, prompts, max_new_tokens=min(job.recipe.generate.max_new_tokens, 64),
+    greedy = generate_ids(model, prompts, max_new_tokens=min(job.recipe.generate.max_new_tokens or 64, 64),
                           eos_ids=tokenizer.eos_ids, vocab_limit=tokenizer.vocab_size)  # fmt: skip
     write_reference(job.dir / "reference_logits.npz", model, texts, prompts, greedy, tokenizer)
     return {}
@@ -350,7 +350,8 @@ def _generate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
                          out_path=job.dir / "control" / "generations.jsonl", max_new_tokens=section.max_new_tokens,
                          batch_size=section.batch_size)  # fmt: skip
     found = count_unread(rows)
-    line = "{rows} answers; {no_label} without a readable label, {no_explanation} with a label and no explanation"
+    line = ("{rows} answers; {no_label} without a readable label, {no_explanation} with a label and no explanation, "
+            "{cut_off} cut off by the token limit")  # fmt: skip
     return {**found, "say": [line.format(**found)]}
 
 

@@ -230,9 +230,10 @@ class PretrainSection(_Strict):
 
 class GenerateSection(_Strict):
     """Answers to the evaluation split, at most ``limit`` records per task and language: greedy decoding and, unless
-    ``label_scores`` is false, the log-probability of every label."""
+    ``label_scores`` is false, the log-probability of every label. ``max_new_tokens`` null is
+    ``inference.decode.default_room``."""
 
-    max_new_tokens: Positive = 256
+    max_new_tokens: Positive | None = None
     batch_size: Positive = 64
     limit: Positive | None = None
     label_scores: bool = True
