@@ -125,6 +125,7 @@ def run_suite(
         progress(len(examples), len(examples))
     evidence = [result.evidence(n_boot=n_boot, seed=seed) for result in results]
     summary = summarise(results, evidence, n_boot=n_boot, seed=seed) | {"skipped": len(skipped)}
+    summary["cut_off"] = sum(row.get("finish") == "length" for row in rows)  # by the token limit, as the file says
     summary["randomisation"] = _randomisation(probe, examples[:_RANDOMISED], out, seed) if plan.deep else None
     _write_run(out, results, evidence, summary, manifest | {"cache": names})
     return Suite(summary, out)

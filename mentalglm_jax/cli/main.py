@@ -39,6 +39,8 @@ Overrides = Annotated[list[str], typer.Option("--set", help="Override a value: -
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
 Restart = Annotated[bool, typer.Option(help="Delete what another recipe left in the run directory")]
 AllowChanged = Annotated[bool, typer.Option("--allow-changed", help="Go on although the recipe differs from the run's")]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most; default: 640, or what the "
+                                                              "model's context leaves")]  # fmt: skip
 Profile = Annotated[bool, typer.Option("--profile", help="Training stages write a trace of three steps to profile/")]
 
 

@@ -137,8 +137,9 @@ def _own_row(line: int, asked: str, given: str, said: str) -> tuple[str, str, Ro
     """What our builder wrote: the task's question, the post alone, an answer that parses."""
     for task, language in _askers().get(asked, ()):
         parsed = tasks.parse(task, language, said)
-        if parsed.labels is not None:
-            return task.name, language, Row(line, given, parsed.labels, parsed.explanation, asked)
+        span = parsed.label_span
+        if span is not None and task.read_sentence(said[slice(*span)], language) is not None:
+            return task.name, language, Row(line, given, parsed.labels or (), parsed.explanation, asked)
     return None
 
 

@@ -165,8 +165,8 @@ def model_card(result: Mapping[str, Mapping[str, Any]], *, title: str, notes: Se
             low, high = scores["ci95"]
             floors = ", ".join(f"{name} {floor['weighted_f1']:.3f}" for name, floor in entry["floors"].items())
             rows.append(f"| {task} | {reading} | {scores['n']} | {scores['weighted_f1']:.3f} ({low:.3f}–{high:.3f}) | "
-                        f"{scores['micro_f1']:.3f} | {scores['macro_f1']:.3f} | "
-                        f"{scores['parse_failure_rate']:.1%} | {scores.get('cut_off', '–')} | {floors or '–'} |")  # fmt: skip
+                        f"{scores['micro_f1']:.3f} | {scores['macro_f1']:.3f} | {scores['parse_failure_rate']:.1%} | "
+                        f"{scores.get('cut_off', '–')} | {floors or '–'} |")  # fmt: skip
     return "\n".join([
         f"# {_plain(title)}",
         "",
@@ -176,9 +176,9 @@ def model_card(result: Mapping[str, Mapping[str, Any]], *, title: str, notes: Se
         "",
         f"Measured with `mentalglm evaluate` on {_today()}. `text`: label read from the generated answer, what can not "
         "be read is wrong; `label`: the label sentence the model finds most probable. Weighted F1 with its 95 % "
-        "bootstrap interval over posts. `cut off`: answers ended by the token limit.",
+        "bootstrap interval over posts. `cut off`: answers ended by the token limit; floors: weighted F1.",
         "",
-        "| task | reading | n | weighted F1 (95 % CI) | micro F1 | macro F1 | unread | cut off | floors (weighted F1) |",
+        "| task | reading | n | weighted F1 (95 % CI) | micro F1 | macro F1 | unread | cut off | floors |",
         "|---|---|--:|--:|--:|--:|--:|--:|---|",
         *rows,
         "",

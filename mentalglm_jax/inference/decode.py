@@ -279,8 +279,9 @@ def generate_ids(
 
 
 def batches(
-    model: Glm, prompts: Sequence[Sequence[int]], names: Sequence[str], rows: Sequence[int], *, max_new_tokens: int | None,
-    eos_ids: Sequence[int], sampling: Sampling, seed: int, batch_size: int, vocab_limit: int | None,
+    model: Glm, prompts: Sequence[Sequence[int]], names: Sequence[str], rows: Sequence[int], *,
+    max_new_tokens: int | None, eos_ids: Sequence[int], sampling: Sampling, seed: int, batch_size: int,
+    vocab_limit: int | None,
     share_prefix: bool = False, stream: Callable[[int, int], None] | None = None
 ) -> Iterator[list[tuple[int, list[int]]]]:  # fmt: skip
     """(number of the prompt, its generated ids) per batch, the longest prompts first: lack of memory shows at once."""
