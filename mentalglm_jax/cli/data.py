@@ -33,19 +33,24 @@ def data_inspect(
     near: Annotated[bool, typer.Option(help="Look for near duplicates too (needs the [data] extra)")] = True,
     threshold: Annotated[float, typer.Option(help="Similarity from which two posts are near")] = 0.8,
     scrub: Annotated[Path | None, typer.Option(help="Also write the records here, contact details replaced")] = None,
+    replace_surrogates: Annotated[
+        bool, typer.Option("--replace-surrogates", help="U+FFFD where a text holds half of a UTF-16 surrogate pair")
+    ] = False,
     json_: AsJson = False,
 ) -> None:
     """Counts, labels, lengths, duplicates, posts on both sides of a split, label conflicts, contact details."""
     from mentalglm_jax.data.contacts import scrub_record
     from mentalglm_jax.data.inspection import Inspection
     from mentalglm_jax.data.roots import iter_root
+    from mentalglm_jax.data.surrogates import replacing_surrogates
 
     inspection = Inspection(near, threshold)
     kept = []
-    for record in iter_root(root, sets):
-        inspection.add(record)
-        if scrub is not None:
-            kept.append(scrub_record(record))
+    with replacing_surrogates(replace_surrogates):
+        for record in iter_root(root, sets):
+            inspection.add(record)
+            if scrub is not None:
+                kept.append(scrub_record(record))
     report = inspection.report()
     if scrub is not None:
         _write_splits(scrub, kept)

@@ -41,6 +41,8 @@ Restart = Annotated[bool, typer.Option(help="Delete what another recipe left in 
 AllowChanged = Annotated[bool, typer.Option("--allow-changed", help="Go on although the recipe differs from the run's")]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most; default: 640, or what the "
                                                               "model's context leaves")]  # fmt: skip
+ReplaceSurrogates = Annotated[bool, typer.Option("--replace-surrogates", help="U+FFFD where a text holds half of a "
+                                                                              "UTF-16 surrogate pair")]  # fmt: skip
 Profile = Annotated[bool, typer.Option("--profile", help="Training stages write a trace of three steps to profile/")]
 
 
@@ -231,17 +233,20 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     dtype: Annotated[str, typer.Option()] = "float32",
+    replace_surrogates: ReplaceSurrogates = False,
     json_: AsJson = False,
 ) -> None:
     """Answers posts: label and explanation, one row each, parsed. Continues where an interrupted call stopped."""
     from mentalglm_jax.checkpoints.directories import load
     from mentalglm_jax.checkpoints.hf_files import locate
     from mentalglm_jax.data.records import read_records
+    from mentalglm_jax.data.surrogates import replacing_surrogates
     from mentalglm_jax.inference.generate import count_unread, generate_records
     from mentalglm_jax.model.lora import has_lora, merge_lora
     from mentalglm_jax.text.tokenizer import GlmTokenizer
 
-    records = read_records(in_, allow_extra=True)
+    with replacing_surrogates(replace_surrogates):
+        records = read_records(in_, allow_extra=True)
     loaded = load(model, adapter=adapter, dtype=dtype)
     reporter = ConsoleReporter(_stderr())
     try:
@@ -285,27 +290,32 @@ def evaluate(
     max_new_tokens: MaxNewTokens = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     dtype: Annotated[str, typer.Option()] = "float32",
+    replace_surrogates: ReplaceSurrogates = False,
     json_: AsJson = False,
 ) -> None:  # fmt: skip
     """Scores labels and explanations, read from the text and as label log-probabilities, with confidence intervals;
     given --train, beside baselines; given --against, compared with another run."""
     import tempfile
 
+    from mentalglm_jax.data.surrogates import replacing_surrogates
     from mentalglm_jax.errors import InputError, RunError
     from mentalglm_jax.evaluate.assess import assess
     from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data
     from mentalglm_jax.evaluate.report import write_report
     from mentalglm_jax.evaluate.tables import format_comparison, format_table
 
-    if finished(Path(model)):
-        if adapter is not None:
-            raise InputError(f"{model}: holds finished answers; --adapter goes with a model")
-        answers = read_answers(model).of_task(task)
+    answered = finished(Path(model))
+    if answered and adapter is not None:
+        raise InputError(f"{model}: holds finished answers; --adapter goes with a model")
+    if not answered and data is None:
+        raise InputError(f"{model}: is a model; say what it is to answer with --data PATH")
+    with replacing_surrogates(replace_surrogates):  # all that is read, before a model works for hours
+        answers = read_answers(model).of_task(task) if answered else None
         records = None if data is None else read_data(data, task, split, language)
-    else:
-        if data is None:
-            raise InputError(f"{model}: is a model; say what it is to answer with --data PATH")
-        records = read_data(data, task, split, language)
+        train = [] if train_data is None else read_data(train_data, task, "train", language)
+        others = None if against is None else read_answers(against).of_task(task)
+    if answers is None:
+        assert records is not None
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 answers = _answer(model, adapter, records, out or Path(scratch), max_new_tokens, batch_size, dtype)
@@ -316,8 +326,8 @@ def evaluate(
     result, compared = assess(
         answers,
         records,
-        train=[] if train_data is None else read_data(train_data, task, "train", language),
-        against=None if against is None else read_answers(against).of_task(task),
+        train=train,
+        against=others,
         encoder=encoder,
         ratings=ratings,
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from mentalglm_jax.data.chinese import CD_POST, PATHWAYS, SOCIALCD_3K, SOS_HL_1K, cd_rows
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.rows import Row, make_records, shown
+from mentalglm_jax.data.surrogates import replacing_surrogates
 from mentalglm_jax.data.tables import check_width, read_json_list, read_table
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.text import tasks
@@ -85,7 +86,8 @@ def c_imhi_here(folder: Path) -> bool:
     """Whether the folder holds such a file: the names alone are too common to tell."""
     files = c_imhi_files(folder)
     try:
-        item = next(read_json_list(files[0][0]), (0, None))[1] if files else None
+        with replacing_surrogates():  # what is wrong with a text is said when it is read
+            item = next(read_json_list(files[0][0]), (0, None))[1] if files else None
     except InputError:
         return files[0][0].name.startswith("Instruct")  # damaged: to be read, and named
     return isinstance(item, dict) and set(_ALPACA_COLUMNS) <= set(item)

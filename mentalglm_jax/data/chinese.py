@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.rows import Row, make_records, shown
+from mentalglm_jax.data.surrogates import whole_texts
 from mentalglm_jax.data.tables import check_width, read_lines, read_named_rows, read_table
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.text import tasks
@@ -99,7 +100,8 @@ def _sos_chat_rows(path: Path) -> Iterator[Row]:
     """One chat a line: the last user message is the post, the assistant's answer the label."""
     for line, text in read_lines(path):
         try:
-            by_role = {message["role"]: message["content"] for message in json.loads(text)["messages"]}
+            chat = whole_texts(json.loads(text), text, f"{path}:{line}")
+            by_role = {message["role"]: message["content"] for message in chat["messages"]}
             post, said = by_role["user"], by_role["assistant"]
         except json.JSONDecodeError as error:
             raise InputError(

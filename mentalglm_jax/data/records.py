@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mentalglm_jax.data.surrogates import half_pair, whole_texts
 from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.errors import InputError, MentalGLMError
 from mentalglm_jax.files import write_bytes, write_text
@@ -52,6 +53,9 @@ class Record:
         for name in _TEXTS:
             if name != "source" and not getattr(self, name).strip():
                 raise InputError(f"{name}: is empty; remove the record or fill it in")
+        for name in (*_TEXTS, "explanation"):
+            if (place := half_pair(getattr(self, name) or "")) is not None:
+                raise InputError(f"{name}: character {place + 1} is half of a UTF-16 surrogate pair; mend the text")
         task = tasks.get_task(self.task)
         task.question(self.language)
         if self.split not in SPLITS:
@@ -176,11 +180,12 @@ def _numbered(path: Path, allow_extra: bool) -> Iterator[tuple[int, Record]]:
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in read_lines(path):
         try:
-            yield number, json.loads(line)
+            row = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); fix or delete the line"
             ) from None
+        yield number, whole_texts(row, line, f"{path}:{number}")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:

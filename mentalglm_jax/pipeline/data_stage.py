@@ -7,6 +7,7 @@ from mentalglm_jax.checkpoints.hf_files import locate
 from mentalglm_jax.data.held_out import Split, records_split, upstream_split
 from mentalglm_jax.data.records import write_records
 from mentalglm_jax.data.selection import limited
+from mentalglm_jax.data.surrogates import replacing_surrogates
 from mentalglm_jax.data.synthetic import make_corpus
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import replace_dir
@@ -24,12 +25,14 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
             corpora["unfaithful"] = make_corpus(section.synthetic.model_copy(update={"variant": "unfaithful"}))
     elif section.source == "upstream":
         assert section.root is not None
-        split = upstream_split(section.root, section.sets, section.dev_fraction,
-                               accept_unknown_overlap=section.accept_unknown_overlap)  # fmt: skip
+        with replacing_surrogates(section.replace_surrogates):
+            split = upstream_split(section.root, section.sets, section.dev_fraction,
+                                   accept_unknown_overlap=section.accept_unknown_overlap)  # fmt: skip
         corpora = {"faithful": split.records}
     else:
         assert section.root is not None
-        split = records_split(section.root)
+        with replacing_surrogates(section.replace_surrogates):
+            split = records_split(section.root)
         corpora = {"faithful": split.records}
     lines = [] if split is None else split.lines
     if not any(record.split == "train" for record in corpora["faithful"]):

@@ -133,7 +133,8 @@ class DataSection(_Strict):
     ``synthetic`` generates them; ``upstream`` reads the published files under ``root`` (``sets`` names them); ``jsonl``
     reads records: ``root/{train,dev,test}.jsonl``, Parquet files of these names or what ``datasets`` saved. ``limit``
     keeps at most that many records per task, language and split: one number, or one per task (others are kept whole).
-    ``accept_unknown_overlap`` takes C-IMHI's files without the published test parts that they repeat.
+    ``accept_unknown_overlap`` takes C-IMHI's files without the published test parts that they repeat;
+    ``replace_surrogates`` puts U+FFFD where a text holds half of a UTF-16 surrogate pair.
     """
 
     source: Literal["synthetic", "upstream", "jsonl"]
@@ -142,6 +143,7 @@ class DataSection(_Strict):
     dev_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     limit: Positive | dict[str, Positive] | None = None
     accept_unknown_overlap: bool = False
+    replace_surrogates: bool = False
     synthetic: SyntheticConfig = SyntheticConfig()
 
     @model_validator(mode="after")

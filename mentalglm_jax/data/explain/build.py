@@ -30,6 +30,7 @@ from mentalglm_jax.data.records import SPLITS, Record, read_records, write_recor
 from mentalglm_jax.data.roots import record_files
 from mentalglm_jax.data.selection import limited
 from mentalglm_jax.data.sources import present
+from mentalglm_jax.data.surrogates import replacing_surrogates
 from mentalglm_jax.errors import InputError, MentalGLMError
 from mentalglm_jax.files import replace_dir, write_json, write_text
 
@@ -45,7 +46,8 @@ class _Strict(BaseModel):
 class BuildData(_Strict):
     """Labelled posts: ``sets`` below ``root`` (upstream files), or records (``roots.record_files``). ``dev_fraction``
     of the training part becomes the development part; ``limit`` keeps at most that many records per task, language and
-    split, spread evenly over the file; ``accept_unknown_overlap`` as in a training recipe."""
+    split, spread evenly over the file; ``accept_unknown_overlap`` and ``replace_surrogates`` as in a training
+    recipe."""
 
     root: Path
     sets: tuple[str, ...] = ()
@@ -53,6 +55,7 @@ class BuildData(_Strict):
     splits: tuple[Literal["train", "dev", "test"], ...] = ("train", "dev")
     limit: Annotated[int, Field(ge=1)] | None = None
     accept_unknown_overlap: bool = False
+    replace_surrogates: bool = False
     scrub: bool = True
 
 
@@ -137,7 +140,8 @@ def build(recipe: BuildRecipe, progress: Progress, teacher: Teacher | None = Non
     """
     if recipe.out.exists() and any(recipe.out.iterdir()) and not (recipe.out / MANIFEST).is_file():
         raise InputError(f"{recipe.out}: not empty and not written by this command; choose another out")
-    records, split = _gold_records(recipe)
+    with replacing_surrogates(recipe.data.replace_surrogates):
+        records, split = _gold_records(recipe)
     experts = load_experts(recipe.experts)
     prompts = {language: load_prompts(language, recipe.prompts) for language in sorted({r.language for r in records})}
     _check_experts(recipe, records, experts)
