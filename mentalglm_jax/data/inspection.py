@@ -43,12 +43,15 @@ class Inspection:
         if group == len(self._counts):
             self._counts.append({"records": 0, "labels": Counter(), "characters": Counter(), "words": Counter(),
                                  "explanation": Counter(), "duplicates": 0, "contacts": Counter(), "rows": 0,
-                                 "mentions": 0, "asked": set()})  # fmt: skip
+                                 "mentions": 0, "asked": set(), "rationales": Counter()})  # fmt: skip
         counts = self._counts[group]
         counts["records"] += 1
         counts["labels"].update(record.gold)
         counts["characters"][len(record.post)] += 1
         counts["words"][len(record.post.split())] += record.language == "en"
+        if record.rationales is not None:  # an empty list: somebody marked what is not in the post
+            found = len(record.rationales)
+            counts["rationales"].update({"records": 1, "spans": found, "not_found": int(not found)})
         if record.explanation is not None:
             counts["explanation"][len(record.explanation)] += 1
         self._look_for_contacts(record, counts)
@@ -109,6 +112,8 @@ class Inspection:
                 "contacts": dict(counts["contacts"].most_common()),
                 "messenger_mentions": counts["mentions"],
             }
+            if counts["rationales"]:
+                entry["rationales"] = {name: counts["rationales"][name] for name in ("records", "spans", "not_found")}
             if words := +counts["words"]:
                 entry["words"] = _lengths(words)
             if counts["explanation"]:

@@ -24,7 +24,8 @@ class Record:
 
     ``label`` (one key, "single" tasks) or ``labels`` (keys, in the order in which the answer states them, "multi"
     tasks), never both. ``cues`` and ``decoys`` are [start, end) character spans of ``post``: the phrases the label
-    depends on, and those it does not although they may look so.
+    depends on, and those it does not although they may look so; ``rationales`` those that people marked as decisive
+    (empty: what they marked is not in the post).
 
     Raises:
         InputError: from the constructor, naming the record's id and the field that is wrong.
@@ -42,6 +43,7 @@ class Record:
     split: str = "train"
     cues: tuple[Span, ...] | None = None
     decoys: tuple[Span, ...] | None = None
+    rationales: tuple[Span, ...] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -68,7 +70,7 @@ class Record:
         task.ordered(self.gold)
         if self.explanation is not None and not self.explanation.strip():
             raise InputError("explanation: is empty; give text, or null for none")
-        for name in ("cues", "decoys"):
+        for name in ("cues", "decoys", "rationales"):
             for start, end in getattr(self, name) or ():
                 if not 0 <= start < end <= len(self.post):
                     raise InputError(f"{name}: [{start}, {end}] is not inside the post of {len(self.post)} characters")
@@ -88,10 +90,9 @@ class Record:
         return tasks.answer(self.task, self.gold, self.explanation, self.language, order)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: all fields, except that of ``label`` and ``labels`` only the one in use appears."""
-        row = {
-            name: value for name, value in asdict(self).items() if name not in ("label", "labels") or value is not None
-        }
+        """JSON-ready: all fields, except that ``label``, ``labels`` and ``rationales`` appear only where in use."""
+        row = {name: value for name, value in asdict(self).items()
+               if name not in ("label", "labels", "rationales") or value is not None}  # fmt: skip
         return json.loads(json.dumps(row))
 
     @classmethod
@@ -213,7 +214,7 @@ def _write_parquet(path: Path, records: Iterable[Record]) -> None:
 def _features(datasets: Any) -> Any:
     """The columns of a record file, the same whatever its records use."""
     text, spans = datasets.Value("string"), datasets.List(datasets.List(datasets.Value("int64")))
-    kinds = {"labels": datasets.List(text), "cues": spans, "decoys": spans}
+    kinds = {"labels": datasets.List(text), "cues": spans, "decoys": spans, "rationales": spans}
     return datasets.Features({field.name: kinds.get(field.name, text) for field in fields(Record)})
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mentalglm_jax.data import c_imhi, chinese, imhi
+from mentalglm_jax.data import c_imhi, chinese, imhi, rationales
 from mentalglm_jax.data.c_imhi import C_IMHI, C_IMHI_RAW
 from mentalglm_jax.data.chinese import PATHWAYS, SOCIALCD_3K, SOS_1K, SOS_HL_1K
 from mentalglm_jax.data.chinese import load_socialcd_3k as load_socialcd_3k
@@ -59,6 +59,8 @@ _SOURCES: dict[str, Source] = {
     C_IMHI_RAW: Source(
         ("", "Raw data", "c_imhi/Raw data"), lambda path: bool(c_imhi.c_imhi_raw_files(path)), c_imhi.iter_c_imhi_raw
     ),
+    rationales.IRF: Source(("", "irf", "irf/data", "data"), rationales.irf_here, rationales.iter_irf),
+    rationales.CNSD: Source(("", "cnsocialdepress"), rationales.cnsd_here, rationales.iter_cnsd),
     "imhi": _imhi_source(imhi.IMHI_DEFAULT),
     **{task: _imhi_source((name,)) for name, task in imhi.IMHI_TASKS.items()},
 }

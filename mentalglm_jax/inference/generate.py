@@ -97,8 +97,9 @@ def generation_row(
     text = answer_text(tokenizer, output_ids)
     task = tasks.get_task(record.task)
     parsed = tasks.parse(task, record.language, text)
-    if finish == "length" and (span := parsed.label_span) is not None and not text[span[1] :].strip(" *_`.。!！\n"):
-        if task.read_sentence(text[slice(*span)], record.language) is None:  # "level 1" may have become "level 10"
+    if finish == "length" and (span := parsed.label_span) is not None:
+        last = not text[span[1] :].strip(" *_`.。!！\n")
+        if last and task.read_sentence(text[slice(*span)], record.language) is None:  # "level 1" of "level 10"
             parsed = dataclasses.replace(parsed, labels=None, label_span=None, status="unknown_label")
     label: str | list[str] | None = None
     if parsed.labels is not None:

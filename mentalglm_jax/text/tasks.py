@@ -316,6 +316,16 @@ _TASKS = (
         {"en": "What cognitive pathway does the post show?", "zh": "这个帖子体现了什么认知路径？"},
         {"en": "This post shows this cognitive pathway: {}.", "zh": "这个帖子体现的认知路径有：{}。"},
     ),
+    Task(
+        "depression_risk",
+        "single",
+        (
+            Label("yes", "yes", "是", whole={"zh": "是，这些帖子体现了抑郁风险。"}),
+            Label("no", "no", "否", whole={"zh": "否，这些帖子没有体现抑郁风险。"}),
+        ),
+        {"zh": "这些帖子是否体现了抑郁风险？"},
+        {"zh": "{}"},
+    ),
     _imhi("dr", ("Does the poster suffer from depression?",), *_yes_no("depression")),
     _imhi("clp", ("Does the poster suffer from depression?",), *_yes_no("depression")),
     _imhi("dreaddit", ("Does the poster suffer from stress?",), *_yes_no("stress")),
