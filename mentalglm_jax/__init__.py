@@ -7,7 +7,11 @@ Names are imported on first use (they stand in ``__init__.pyi``), so that import
 touches no device.
 """
 
-import lazy_loader
+from mentalglm_jax import interpreter
+
+interpreter.guard("mentalglm_jax", "mentalglm")
+
+import lazy_loader  # noqa: E402 (only now: a file of this name may lie where `python -m mentalglm_jax` was called)
 
 __version__ = "0.1.0"
 

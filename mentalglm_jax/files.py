@@ -1,74 +1,183 @@
-"""Atomic output: a reader sees the old file or the new one, never half of either."""
+"""Atomic output: a reader sees the old file or the new one, never half of either.
+
+Modes: a replaced file or directory keeps its own; a new one is what the umask allows, or, where it holds posts
+(``private``), the owner's alone.
+"""
 
 import contextlib
 import ctypes
 import json
 import os
+import re
+import secrets
 import shutil
+import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.errors import RunError
+from mentalglm_jax.locks import held
+
+LOCK = ".lock"
+_LEFT_OVER = re.compile(r"\.(?P<target>.+)\.[0-9a-f]{16}\.unfinished(?P<old>\.old)?")
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes, private: bool = False) -> None:
     """Writes ``data`` beside ``path``, flushes it to disk and renames it into place.
+
+    Args:
+        private: it holds posts: a new file is readable by its owner only, and so is its directory if it is made here.
 
     Raises:
         RunError: the file system refused (no space, no permission); the previous file is untouched.
     """
     path = Path(path)
-    temporary = None
+    temporary = _beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
+        make_dir(path.parent, private)
+        mode = _mode(path)
+        rights = 0o600 if private or mode is not None else 0o666
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, rights), "wb") as file:
+            if mode is not None:
+                os.chmod(temporary, mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
         raise RunError(f"{path}: cannot write ({error.strerror or error}); the previous file is unchanged") from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str, private: bool = False) -> None:
     """``write_bytes`` of UTF-8 text."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8"), private)
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, private: bool = False) -> None:
     """``write_text`` of indented JSON, Chinese kept readable; NaN and infinity are refused (they are not JSON)."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n", private)
+
+
+def open_private(path: Path, mode: str = "a") -> Any:
+    """``open`` of UTF-8 text that holds posts: a file that is made is readable by its owner only."""
+    return open(path, mode, encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def make_dir(path: Path, private: bool = False) -> None:
+    """``path`` and its parents, those that are missing; a private one is its owner's only."""
+    if not path.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
 
 
 @contextlib.contextmanager
-def replace_dir(path: str | Path) -> Iterator[Path]:
+def replace_dir(path: str | Path, private: bool = False) -> Iterator[Path]:
     """Yields an empty directory beside ``path`` that takes its place on success and vanishes on failure.
 
+    One process at a time does that for one ``path``; what a killed one left beside it is removed first.
+
+    Args:
+        private: as in ``write_bytes``.
+
     Raises:
-        RunError: the file system refused (no space, no permission); an existing ``path`` is untouched.
+        RunError: another process is at it; or the file system refused (no space, no permission): an existing ``path``
+            is untouched.
     """
     path = Path(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        temporary.chmod(0o755)
-        yield temporary
-        if not (path.exists() and _exchange(temporary, path)):
-            _replace(temporary, path)
+        make_dir(path.parent)
+        with held(path.with_name(f".{path.name}{LOCK}"), path):
+            _remove_left_over(path)
+            mode = _mode(path)
+            temporary = _beside(path)
+            temporary.mkdir(mode=0o777 if mode is None and not private else 0o700)
+            yield temporary
+            if mode is not None:
+                _keep_modes(path, temporary)
+                temporary.chmod(mode)
+            if not (path.exists() and _exchange(temporary, path)):
+                _replace(temporary, path)
     except OSError as error:
         raise RunError(f"{path}: cannot write ({error.strerror or error}); what was there is unchanged") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def working_in(directory: Path) -> Iterator[None]:
+    """Keeps other processes out of ``directory`` meanwhile; it holds posts, so it is private if it is made here.
+
+    Unfinished files that a killed process left in it, not below it, are removed.
+
+    Raises:
+        RunError: another process is at work there, or the file system refused.
+    """
+    try:
+        make_dir(directory, private=True)
+    except OSError as error:
+        raise RunError(f"{directory}: cannot make this directory ({error.strerror or error})") from error
+    with held(directory / LOCK, directory):
+        for name in os.listdir(directory):
+            if (found := _LEFT_OVER.fullmatch(name)) is not None:
+                _remove_left_over(directory / found["target"])
+        yield
+
+
+@contextlib.contextmanager
+def working_on(file: Path) -> Iterator[None]:
+    """Keeps other processes away from a file that is written over some time; ``working_in`` for one file."""
+    try:
+        make_dir(file.parent)
+    except OSError as error:
+        raise RunError(f"{file}: cannot make its directory ({error.strerror or error})") from error
+    with held(file.with_name(f".{file.name}{LOCK}"), file):
+        _remove_left_over(file)
+        yield
+
+
+def is_left_over(name: str) -> bool:
+    """Whether ``name`` is what ``write_bytes`` or ``replace_dir`` call something that is not finished."""
+    return _LEFT_OVER.fullmatch(name) is not None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.unfinished")
+
+
+def _mode(path: Path) -> int | None:
+    """Permission bits of what is there."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode) & 0o777
+    except OSError:
+        return None
+
+
+def _keep_modes(old: Path, new: Path) -> None:
+    """Gives every file and directory below ``new`` the mode of its counterpart below ``old``."""
+    for path in new.rglob("*"):
+        if not path.is_symlink() and (mode := _mode(old / path.relative_to(new))) is not None:
+            path.chmod(mode)
+
+
+def _remove_left_over(path: Path) -> None:
+    """What a killed process left beside ``path`` on the way to it; nobody else is at it."""
+    for entry in list(os.scandir(path.parent)):
+        found = _LEFT_OVER.fullmatch(entry.name)
+        if found is None or found["target"] != path.name or entry.is_symlink():
+            continue
+        if found["old"] and not path.exists():  # killed between two renames: this is the only whole one
+            os.rename(entry.path, path)
+        elif entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            os.unlink(entry.path)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -5,9 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mentalglm_jax.errors import InputError
 
 MAX_JSON_BYTES = 64 << 20
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_VALUES = 100_000
 
 
 def inside(directory: Path, name: str) -> Path:
@@ -46,6 +50,49 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not readable as JSON ({first_line(error)})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], bytes]:
+    """A YAML mapping from a file, and the file's bytes.
+
+    Raises:
+        InputError: missing, not a file, too large, not UTF-8, not YAML, not a mapping, or without end.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is not a file")
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise InputError(f"{path}: {path.stat().st_size} bytes is too large for this file")
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({first_line(error)})") from None
+    value = parse_yaml(text, str(path))
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must be a mapping of keys to values, this file is {type(value).__name__}")
+    return value, data
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """One YAML value. Aliases count as often as they are used: they can multiply without bound, or hold themselves.
+
+    Raises: InputError naming ``where``.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid YAML ({first_line(error)})") from None
+    waiting, count = [value], 0
+    while waiting:
+        count += 1
+        if count > MAX_YAML_VALUES:
+            raise InputError(f"{where}: more than {MAX_YAML_VALUES} values; are there aliases (&, *) that multiply?")
+        one = waiting.pop()
+        if isinstance(one, dict):
+            waiting += [*one, *one.values()][: MAX_YAML_VALUES + 1]
+        elif isinstance(one, list | tuple | set):
+            waiting += list(one)[: MAX_YAML_VALUES + 1]
     return value
 
 

@@ -6,11 +6,16 @@ Everything is loaded on first use (the names stand in ``__init__.pyi``): ``impor
 finished run does not load torch.
 """
 
-from typing import Any
+from probes import interpreter
 
-import lazy_loader
+interpreter.guard("probes", "probes")
 
-from probes import notebook
+# Only now: a file of one of these names may lie where `python -m probes` was called.
+from typing import Any  # noqa: E402
+
+import lazy_loader  # noqa: E402
+
+from probes import notebook  # noqa: E402
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

@@ -48,7 +48,17 @@ def main(names: list[str]) -> None:
 
 def row(name: str, topology: str) -> str:
     """One recipe, compiled."""
-    command = [sys.executable, "-m", "mentalglm_jax", "plan", f"configs/{name}.yaml", "--topology", topology, "--json"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "mentalglm_jax",
+        "plan",
+        f"configs/{name}.yaml",
+        "--topology",
+        topology,
+        "--json",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1) or not done.stdout:
         sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")

@@ -1,10 +1,11 @@
 """The same adapter under other names: what vLLM, llama.cpp and the chatglm layout call and fuse differently.
 
     peft        GLM's own modules: q_proj, k_proj, v_proj, o_proj, gate_up_proj, down_proj
+    vllm        what vLLM reads for the base at hand: peft for Glm, vllm-split for Glm4, chatglm for the chatglm layout
     vllm-split  gate_up_proj in its halves gate_proj and up_proj (the same A, the rows of B), for vLLM's own GLM code;
                 one rank and one scale for all, as older readers drop rank_pattern and alpha_pattern
     llama.cpp   as peft with every factor s folded into B: convert_lora_to_gguf knows alpha / rank only
-    chatglm     names of the remote-code layout, q, k and v as one query_key_value
+    chatglm     names of the remote-code layout, q, k and v as one query_key_value; one rank and one scale for all
 
 Fused to split: A is copied, the rows of B are cut. Split to fused: the same when all A are equal; else the ranks add
 up, A is stacked and B has the parts' B on its diagonal. Both say the same map exactly.
@@ -24,7 +25,12 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.model.lora import SAVABLE, TARGETS, LoraConfig, Spec
 
-FORMATS = ("peft", "vllm-split", "llama.cpp", "chatglm")
+FORMATS = ("peft", "vllm", "vllm-split", "llama.cpp", "chatglm")
+# PEFT drops modules that the model does not have, so half of such an adapter would be lost without a word. It refuses
+# an unknown task_type and prints it; vLLM does not look at that key.
+FOR_VLLM_ONLY = "VLLM_ONLY (gate_proj and up_proj are GLM's fused gate_up_proj; PEFT reads `--to peft`)"
+MAX_VLLM_RANK = 512  # the largest --max-lora-rank
+MERGE = "save a merged model (`--to merged`, mg.save_pretrained)"
 _CHATGLM = {
     "self_attn.o_proj": "self_attention.dense", "mlp.gate_up_proj": "mlp.dense_h_to_4h",
     "mlp.down_proj": "mlp.dense_4h_to_h", "lm_head": "transformer.output_layer",
@@ -32,6 +38,14 @@ _CHATGLM = {
 }  # fmt: skip
 _QKV = ("q_proj", "k_proj", "v_proj")
 _HALVES = ("gate_proj", "up_proj")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a model was read: its absolute directory or Hub id, and the layout of the files there."""
+
+    name: str
+    layout: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,22 +74,46 @@ def formatted(
     Raises:
         InputError: ``format`` cannot say it.
     """
-    if format == "peft":
-        return dict(modules), to_peft(config, base)
-    unable = {"vllm-split": "vLLM does not load", "llama.cpp": "llama.cpp does not convert"}.get(format)
-    if unable and config.use_dora:
-        raise InputError(f"save_adapter: {unable} DoRA; save format 'peft' or a merged model")
-    if unable and config.modules_to_save:
-        raise InputError(f"save_adapter: {unable} modules_to_save; save format 'peft' or a merged model")
-    if format == "llama.cpp":
-        return _folded(modules, config, base)
-    if format == "vllm-split":
-        modules, config = _uniform(modules, config)
-        renamed = {new: low for name, each in modules.items() for new, low in _split_halves(name, each).items()}
+    if format in ("vllm", "vllm-split", "llama.cpp"):
+        _refuse(modules, config, format)
+    named = vllm_format(model) if format == "vllm" else format
+    if named == "peft":
+        renamed, described = dict(modules), to_peft(config, base)
+    elif named == "llama.cpp":
+        renamed, described = _folded(modules, config, base)
     else:
-        renamed = _to_chatglm(modules, config, _outputs(model))
-    saved = [_CHATGLM_SAVED[name] if format == "chatglm" else name for name in config.modules_to_save]
-    return renamed, _described(renamed, config, base, model) | {"modules_to_save": saved or None}
+        if named == "vllm-split":
+            split = [_split_halves(name, each) for name, each in modules.items()]
+            renamed = {name: low for halves in split for name, low in halves.items()}
+        else:
+            renamed = _to_chatglm(modules, config, _outputs(model))
+        renamed, config = _uniform(renamed, config)
+        saved = [_CHATGLM_SAVED[name] if named == "chatglm" else name for name in config.modules_to_save]
+        described = _described(renamed, config, base, model) | {"modules_to_save": saved or None}
+    if any(name.rpartition(".")[2] in _HALVES for name in renamed):
+        described["task_type"] = FOR_VLLM_ONLY
+    rank = max((low.spec.rank for low in renamed.values()), default=0)
+    if format in ("vllm", "vllm-split") and rank > MAX_VLLM_RANK:
+        raise InputError(f"save_adapter: vLLM does not load rank {rank}, {MAX_VLLM_RANK} is its largest; {MERGE}")
+    return renamed, described
+
+
+def vllm_format(model: Glm) -> str:
+    """The format that vLLM reads for the base of ``model``. It sends Glm to its transformers backend, Glm4 and chatglm
+    to code of its own (vLLM 0.32)."""
+    if model.source is not None and model.source.layout == "chatglm":
+        return "chatglm"
+    return "vllm-split" if model.config.sandwich_norm else "peft"
+
+
+def _refuse(modules: Mapping[str, Low], config: LoraConfig, format: str) -> None:
+    unable = "llama.cpp does not convert" if format == "llama.cpp" else "vLLM does not load"
+    if config.use_dora:
+        raise InputError(f"save_adapter: {unable} DoRA; {MERGE}")
+    if config.modules_to_save:
+        raise InputError(f"save_adapter: {unable} modules_to_save; {MERGE}")
+    if "lm_head" in modules and format != "llama.cpp":
+        raise InputError(f"save_adapter: {unable} an adapter on lm_head; {MERGE}")
 
 
 _CHATGLM_SAVED = {"embed_tokens": "word_embeddings", "lm_head": "output_layer"}
@@ -158,22 +196,22 @@ def _folded(modules: Mapping[str, Low], config: LoraConfig, base: str | None) ->
 
 
 def _uniform(modules: Mapping[str, Low], config: LoraConfig) -> tuple[dict[str, Low], LoraConfig]:
-    """The same maps with one rank and one scale: older vLLMs know ``r`` and
-    ``lora_alpha`` only and drop the patterns.
+    """The same maps with one rank and one scale, alpha / rank: older vLLMs know ``r`` and ``lora_alpha`` only and drop
+    the patterns, llama.cpp knows the rows of A and ``lora_alpha`` only.
 
     Ranks are filled up with zeros; the scale most modules have is everyone's, the others' B take the rest.
     """
     specs = [low.spec for low in modules.values()]
     scales = [spec.scale for spec in specs if spec.scale] or [0.0]
     rank, scale = max(spec.rank for spec in specs), max(scales, key=scales.count)
-    whole = next((spec for spec in specs if (spec.rank, spec.scale) == (rank, scale)), None)
-    spec = whole or Spec(rank, scale * (math.sqrt(rank) if config.use_rslora else rank), scale)
+    spec = Spec(rank, scale * rank, scale)
     filled = {}
     for name, low in modules.items():
         more = rank - low.spec.rank
         b = low.b if low.spec.scale == scale else low.b * np.float32(low.spec.scale / scale)
         filled[name] = Low(np.pad(low.a, ((0, more), (0, 0))), np.pad(b, ((0, 0), (0, more))), low.magnitude, spec)
-    return filled, dataclasses.replace(config, rank=rank, alpha=spec.alpha, rank_pattern=(), alpha_pattern=())
+    uniform = {"rank": rank, "alpha": spec.alpha, "use_rslora": False, "rank_pattern": (), "alpha_pattern": ()}
+    return filled, dataclasses.replace(config, **uniform)
 
 
 def _outputs(model: Glm) -> dict[str, int]:

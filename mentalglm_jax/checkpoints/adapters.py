@@ -33,8 +33,10 @@ from mentalglm_jax.checkpoints.hf_files import (
     TensorFiles,
     TensorSource,
     check_replaceable,
+    is_hub_id,
     write_safetensors,
 )
+from mentalglm_jax.checkpoints.model_card import adapter_card
 from mentalglm_jax.checkpoints.peft_config import from_peft
 from mentalglm_jax.devices.distributed import gathered
 from mentalglm_jax.errors import InputError, RunError
@@ -65,9 +67,10 @@ def save_adapter(
     """Writes the adapter of ``model`` as a PEFT directory, which replaces ``directory`` in one step when complete.
 
     Args:
-        format: "peft" for PEFT on transformers; "vllm-split", "llama.cpp" and "chatglm" for those, see
-            ``adapter_formats``.
-        base_model_name_or_path: what the adapter directory names as its base; PEFT can then find it alone.
+        format: "peft" for PEFT on transformers; "vllm" for vLLM, whatever the base; "vllm-split", "llama.cpp" and
+            "chatglm", see ``adapter_formats``.
+        base_model_name_or_path: what the adapter directory names as its base, so that PEFT finds it alone: a Hub id,
+            or a directory, which is made absolute. None is where ``model`` was loaded from.
 
     Raises:
         InputError: no adapter, an unknown format or one that cannot say this adapter, or ``directory`` holds other
@@ -80,7 +83,10 @@ def save_adapter(
         raise InputError("save_adapter: the model has no adapter; add one with add_lora or load_adapter")
     if format not in FORMATS:
         raise InputError(f"save_adapter: format {format!r} is not one of {', '.join(FORMATS)}")
-    tensors, described = _tensors(model, config, format, base_model_name_or_path)
+    base = base_model_name_or_path or (model.source.name if model.source is not None else None)
+    if base is not None and Path(base).expanduser().is_dir():
+        base = str(Path(base).expanduser().resolve())
+    tensors, described = _tensors(model, config, format, base)
     if bad := [name for name, value in tensors.items() if not np.isfinite(value).all()]:
         raise RunError(f"save_adapter: NaN or infinity in {some(bad)}; the training diverged, nothing was written")
     sources = [
@@ -92,7 +98,7 @@ def save_adapter(
         write_json(temporary / CONFIG, described)
         metadata = {"rope_theta": repr(model.config.rope_theta), "base": json.dumps(_identity(model.config))}
         write_safetensors(temporary / WEIGHTS, sources, metadata)
-        write_text(temporary / "README.md", _model_card(config, base_model_name_or_path))
+        write_text(temporary / "README.md", adapter_card(config, base if base and is_hub_id(base) else None))
 
 
 def load_adapter(model: Glm, directory: str | Path) -> None:
@@ -356,30 +362,3 @@ def _check_head(model: Glm, head: _Entry, file: Path) -> None:
         if np.array_equal(head.read().astype(ours.dtype), ours.T):
             return
     raise InputError(f"{file}: {head.name} differs from this model's lm_head; the adapter was trained on another base")
-
-
-def _model_card(config: LoraConfig, base: str | None) -> str:
-    kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
-    targets = config.target_modules
-    targets = f"`{targets}`" if isinstance(targets, str) else ", ".join(targets)
-    front = f"base_model: {base}\n" if base else ""
-    return f"""---
-{front}library_name: peft
-pipeline_tag: text-generation
-tags:
-- lora
-- mental-health
-- mentalglm-jax
----
-
-# {kind} adapter for {base or "a GLM-4 model"}
-
-Rank {config.rank}, alpha {config.alpha:g}, dropout {config.dropout:g}, on {targets}.
-It is valid only with the base model, and the rope_theta, it was trained with.
-
-## Safety
-
-A research instrument for studying language about mental health. It is not a diagnosis and not a medical device; its
-labels and explanations can be wrong in ways that read convincingly. Do not act on them without a qualified person. If
-someone may be in danger, contact local emergency services or a crisis line.
-"""

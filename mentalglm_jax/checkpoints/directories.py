@@ -7,9 +7,7 @@ hold one tensor at a time and replace the target in one step.
 import functools
 import importlib.util
 import math
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from mentalglm_jax.checkpoints.adapter_formats import Source
 from mentalglm_jax.checkpoints.adapters import load_adapter, trained_rope_theta
 from mentalglm_jax.checkpoints.hf_files import (
     DTYPE_NAMES,
@@ -51,6 +50,7 @@ from mentalglm_jax.checkpoints.weights import (
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, write_json
 from mentalglm_jax.foreign import read_json, some
+from mentalglm_jax.interpreter import environment, module_command
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import has_lora, merge_lora, refuse_quantized
 from mentalglm_jax.model.quantize import (
@@ -97,13 +97,16 @@ def load(
     if quantize is not None:
         check_method(quantize)
     dtype = _model_dtype(dtype)
-    checkpoint = _opened(locate(path_or_hub_id))
+    directory = locate(path_or_hub_id)
+    checkpoint = _opened(directory)
     if rope_theta is None and adapter is not None:
         rope_theta = trained_rope_theta(adapter)
     config = read_config(checkpoint, rope_theta)
     layout = detect_layout(checkpoint.tensors)
     tensors = check_tensors(checkpoint, config, layout)
     model = abstract_quantized(config, quantize, param_dtype=dtype)
+    local = Path(path_or_hub_id).expanduser().is_dir()
+    model.source = Source(str(directory.resolve()) if local else str(path_or_hub_id), layout)
     shardings = {} if mesh is None else parameter_shardings(model, mesh)
     if isinstance(checkpoint, OrbaxCheckpoint):
         if quantize is not None:
@@ -363,8 +366,8 @@ def reopen_with_transformers(directory: Path) -> None:
     Raises:
         RunError: transformers does not take it.
     """
-    command = [sys.executable, "-m", "probes", "verify", str(directory), "--json"]
-    child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    command = module_command("probes", "verify", directory.absolute(), "--json")
+    child = subprocess.run(command, capture_output=True, text=True, env=environment(HF_HUB_OFFLINE="1"))
     if child.returncode != 0:
         reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
         raise RunError(f"the result does not open in transformers, so it was not kept: {reason[0]}")

@@ -148,7 +148,7 @@ def locate(path_or_hub_id: str | Path) -> Path:
     if path.exists():
         raise InputError(f"{path}: is a file; give the directory that holds config.json")
     hub_id = str(path_or_hub_id)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", hub_id):
+    if not is_hub_id(hub_id):
         raise InputError(f"{path}: no such directory")
     try:
         from huggingface_hub import snapshot_download
@@ -158,6 +158,11 @@ def locate(path_or_hub_id: str | Path) -> Path:
         raise InputError(f"{hub_id}: no such directory, and huggingface_hub is not installed to download it") from error
     except Exception as error:  # the client and its transport raise many unrelated types
         raise InputError(f"{hub_id}: no such directory, and the Hub download failed: {first_line(error)}") from error
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` has the form ORG/NAME and is no directory here."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None and not Path(name).exists()
 
 
 def check_replaceable(directory: Path, owned: Callable[[str], bool]) -> None:

@@ -30,7 +30,7 @@ def write_reference(path: Path, model: Glm, texts: Sequence[Sequence[int]], prom
         prompt_lengths=np.asarray([len(p) for p in prompts], np.int32), greedy_ids=_padded(greedy, -1),
         eos_ids=np.asarray(tokenizer.eos_ids, np.int32),
     )  # fmt: skip
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue(), private=True)  # token ids are posts
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int) -> np.ndarray:

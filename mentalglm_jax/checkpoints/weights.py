@@ -23,6 +23,7 @@ from mentalglm_jax.checkpoints.hf_files import DTYPES, Checkpoint, ModelFiles
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import first_line, some
 from mentalglm_jax.model.glm import Glm, GlmConfig, abstract_model
+from mentalglm_jax.model.spellings import ROPE_BASE
 
 _GLM = "model.layers.{}."
 _CHATGLM = "transformer.encoder.layers.{}."
@@ -299,9 +300,10 @@ def _chatglm_config(config: GlmConfig, dtype: str) -> dict[str, Any]:
         "padded_vocab_size": config.vocab_size,
         "post_layer_norm": True,
         "rmsnorm": True,
-        "rope_ratio": config.rope_theta / 10000.0,
+        "rope_ratio": config.rope_theta / ROPE_BASE,
         "seq_length": config.max_position_embeddings,
         "tie_word_embeddings": config.tie_word_embeddings,
         "torch_dtype": dtype,
         "use_cache": True,
+        "vocab_size": config.vocab_size,
     }

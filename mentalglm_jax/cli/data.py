@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from mentalglm_jax.errors import InputError
 
@@ -59,15 +60,17 @@ def data_inspect(
         _print_json(report)
         return
     for line in inspection_lines(report):
-        Console().print(line, soft_wrap=True, highlight=False)
+        Console().print(line if isinstance(line, Table) else _inert(line), soft_wrap=True, highlight=False)
 
 
 def _write_splits(folder: Path, records: list[Any]) -> None:
     from mentalglm_jax.data.records import SPLITS, write_records
+    from mentalglm_jax.files import working_in
 
-    for split in SPLITS:
-        if rows := [record for record in records if record.split == split]:
-            write_records(folder / f"{split}.jsonl", rows)
+    with working_in(folder):
+        for split in SPLITS:
+            if rows := [record for record in records if record.split == split]:
+                write_records(folder / f"{split}.jsonl", rows)
 
 
 def inspection_lines(report: dict[str, Any]) -> Iterator[Table | str]:
@@ -83,9 +86,9 @@ def inspection_lines(report: dict[str, Any]) -> Iterator[Table | str]:
             for split, entry in splits.items():
                 lengths = entry["characters"]
                 labels = ", ".join(f"{label} {count}" for label, count in entry["labels"].items())
-                table.add_row(task, source, split, str(entry["records"]), str(entry["duplicates"]),
+                table.add_row(task, _inert(source), split, str(entry["records"]), str(entry["duplicates"]),
                               str(entry["contact_rows"]), f"{lengths['median']}, {lengths['p95']}, {lengths['max']}",
-                              labels)  # fmt: skip
+                              _inert(labels))  # fmt: skip
     yield table
     for kind, words in (("overlap", "train and held-out part of one source"), ("crossings", "across sources")):
         for entry in report[kind]:
@@ -132,8 +135,9 @@ def data_build(
     Console().print(table)
     counts, stats = manifest["records"], manifest["teacher"]
     Console().print(f"{counts['accepted']} of {counts['asked']} explanations kept; teacher: "
-                    f"{', '.join(f'{what} {count}' for what, count in sorted(stats.items()))}\n"
-                    f"{loaded.out}: written", soft_wrap=True, highlight=False)  # fmt: skip
+                    f"{', '.join(f'{what} {count}' for what, count in sorted(stats.items()))}", soft_wrap=True,
+                    highlight=False)  # fmt: skip
+    Console().print(_inert(f"{loaded.out}: written"), soft_wrap=True, highlight=False)
 
 
 @review_app.command("export")
@@ -159,18 +163,20 @@ def review_export(
     if answers.name == "generations.jsonl" and answers.is_file():
         from mentalglm_jax.evaluate.answers import read_generations
 
-        records = answered(read_generations(answers))
+        records, labels_by = answered(read_generations(answers)), "model"
     else:
         files = sorted((source / "records").glob("*.jsonl")) if source.is_dir() else [source]
         if not files:
             raise InputError(f"{source}: neither records/*.jsonl nor generations.jsonl here; give the folder that "
                              "`mentalglm data build` wrote, or a run directory")  # fmt: skip
         records = [record for file in files for record in read_records(file, allow_extra=True)]
-    made = export_review(records, out, count=count, seed=seed, language=language)
+        labels_by = "experts"
+    made = export_review(records, out, count=count, seed=seed, language=language, labels_by=labels_by)
     if json_:
         _print_json(made | {"out": str(out)})
     else:
-        Console().print(f"{out / 'review.html'}: {made['items']} explanations, form {made['form']}", soft_wrap=True)
+        Console().print(_inert(f"{out / 'review.html'}: {made['items']} explanations, form {made['form']}"),
+                        soft_wrap=True)  # fmt: skip
 
 
 @review_app.command("import")
@@ -195,7 +201,7 @@ def review_import(
         table.add_row(scale, *("–" if v is None else f"{v:.3f}" for v in values), str(entry["items_rated_by_all"]))
     Console().print(table)
     for one in result["disagreements"]:
-        Console().print(f"{one['id']}: apart on {', '.join(one['scales'])}", highlight=False, soft_wrap=True)
+        Console().print(_inert(f"{one['id']}: apart on {', '.join(one['scales'])}"), highlight=False, soft_wrap=True)
     counts = f"{result['accepted']} of {result['rated']} rated records accepted"
     Console().print(f"{counts} ({len(result['raters'])} raters)", highlight=False)
 
@@ -224,6 +230,11 @@ def local_teacher(config: Any, cache: Path) -> Any:
         return answer_text(tokenizer, ids), "stop" if ended else "length", len(prompt), len(ids)
 
     return LocalTeacher(config, AnswerCache(cache), model_fingerprint(model), complete)
+
+
+def _inert(text: str) -> Text:
+    """What a file says, on a terminal: no markup, no control character."""
+    return Text("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text))
 
 
 def _print_json(value: Any) -> None:

@@ -4,6 +4,7 @@ Results go to stdout (``--json``: one JSON object and nothing else), progress an
 1 failed, 2 bad usage or bad input.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -300,9 +301,10 @@ def evaluate(
     from mentalglm_jax.data.surrogates import replacing_surrogates
     from mentalglm_jax.errors import InputError, RunError
     from mentalglm_jax.evaluate.assess import assess
-    from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data
+    from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data, shown_name
     from mentalglm_jax.evaluate.report import write_report
     from mentalglm_jax.evaluate.tables import format_comparison, format_table
+    from mentalglm_jax.files import working_in
 
     answered = finished(Path(model))
     if answered and adapter is not None:
@@ -314,25 +316,26 @@ def evaluate(
         records = None if data is None else read_data(data, task, split, language)
         train = [] if train_data is None else read_data(train_data, task, "train", language)
         others = None if against is None else read_answers(against).of_task(task)
-    if answers is None:
-        assert records is not None
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                answers = _answer(model, adapter, records, out or Path(scratch), max_new_tokens, batch_size, dtype)
-            except KeyboardInterrupt:
-                if out is not None:
-                    raise
-                raise RunError("interrupted; nothing is kept: with --out DIR the same command would continue") from None
-    result, compared = assess(
-        answers,
-        records,
-        train=train,
-        against=others,
-        encoder=encoder,
-        ratings=ratings,
-    )
-    if out is not None:
-        write_report(out, result, title=str(model), compared=compared, against=str(against))
+    with contextlib.ExitStack() as alone:  # nobody else works in --out meanwhile
+        if answers is None:
+            assert records is not None
+            if out is not None:
+                alone.enter_context(working_in(out))
+            with tempfile.TemporaryDirectory() as scratch:
+                try:
+                    answers = _answer(model, adapter, records, out or Path(scratch), max_new_tokens, batch_size, dtype)
+                except KeyboardInterrupt:
+                    if out is not None:
+                        raise
+                    raise RunError(
+                        "interrupted; nothing is kept: with --out DIR the same command would continue"
+                    ) from None
+        result, compared = assess(answers, records, train=train, against=others, encoder=encoder, ratings=ratings)
+        if out is not None:
+            if answered:
+                alone.enter_context(working_in(out))
+            write_report(out, result, title=shown_name(model), compared=compared,
+                         against="" if against is None else shown_name(str(against)))  # fmt: skip
     if json_:
         _print_json({"tasks": result, "comparison": compared} if compared is not None else result)
         return
@@ -414,15 +417,20 @@ def convert(
 @app.command()
 def export(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory")],
-    to: Annotated[str, typer.Option(help="peft | vllm-split | llama.cpp | chatglm | merged")],
+    to: Annotated[str, typer.Option(help="peft | vllm | vllm-split | llama.cpp | chatglm | merged")],
     out: Annotated[Path | None, typer.Option(help="Directory to write; default RUN/export-FORMAT")] = None,
     stage: Annotated[str | None, typer.Option(help="Stage whose adapter to export; default: the last")] = None,
-    push: Annotated[str | None, typer.Option(help="Also upload to this Hub repository, USER/NAME")] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Also upload to this Hub repository, USER/NAME; it is made private")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: a public repository")] = False,
+    base_name: Annotated[str | None, typer.Option(help="Hub id the adapter names as its base, ORG/NAME")] = None,
 ) -> None:
     """Exports the adapter a run trained, alone or merged into its base."""
-    from mentalglm_jax.pipeline.job import export_run
+    from mentalglm_jax.pipeline.export import export_run
 
-    written = export_run(run_dir, to, out or run_dir / f"export-{to}", stage=stage, push=push)
+    out = out or run_dir / f"export-{to}"
+    written = export_run(run_dir, to, out, stage=stage, push=push, public=public, base_name=base_name)
     Console().print(f"{written}: written", soft_wrap=True)
 
 

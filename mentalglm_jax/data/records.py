@@ -134,11 +134,13 @@ def _typed(name: str, value: Any) -> Any:
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Writes JSONL (UTF-8, one record per line), atomically; Parquet where the name ends in ``.parquet``."""
+    """Writes JSONL (UTF-8, one record per line), atomically; Parquet where the name ends in ``.parquet``. A new file is
+    its owner's only."""
     if Path(path).suffix == ".parquet":
         _write_parquet(Path(path), records)
     else:
-        write_text(path, "".join(json.dumps(record.to_dict(), ensure_ascii=False) + "\n" for record in records))
+        lines = (json.dumps(record.to_dict(), ensure_ascii=False) + "\n" for record in records)
+        write_text(path, "".join(lines), private=True)
 
 
 def read_records(path: str | Path, *, allow_extra: bool = False) -> list[Record]:
@@ -208,7 +210,7 @@ def _write_parquet(path: Path, records: Iterable[Record]) -> None:
     rows = datasets.Dataset.from_list([blank | record.to_dict() for record in records], features=_features(datasets))
     buffer = io.BytesIO()
     rows.to_parquet(buffer)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue(), private=True)
 
 
 def _features(datasets: Any) -> Any:

@@ -1,0 +1,1 @@
+"""What the program runs on: accelerators, several hosts, ``mentalglm doctor``."""

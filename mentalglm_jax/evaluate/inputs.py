@@ -53,6 +53,15 @@ def finished(path: Path) -> bool:
     return path.suffix == ".jsonl" or any((path / name).is_file() for name in (GENERATIONS, LABEL_SCORES))
 
 
+def shown_name(model: str) -> str:
+    """How a page that others will read calls ``model``: a Hub id as it is, of a path only its end."""
+    path = Path(model)
+    if not path.exists():
+        return path.name if path.is_absolute() else model
+    path = path.resolve()
+    return f"{path.parent.name}/{path.name}" if path.is_file() else path.name
+
+
 def read_answers(path: str | Path) -> Answers:
     """The answers in a run directory, in a directory written by `mentalglm evaluate --out`, or in one file; beside a
     ``generations.jsonl``, a ``label_scores.jsonl`` is read too.

@@ -75,7 +75,8 @@ def score_records(
             progress(len(rows), len(records))
     ordered = [rows[number] for number in range(len(records))]
     if out_path is not None:
-        write_text(out_path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered))
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in ordered)
+        write_text(out_path, "".join(lines), private=True)
     return ordered
 
 

@@ -1,0 +1,1 @@
+"""Decoding, generation and label probabilities."""

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.files import write_text
+from mentalglm_jax.files import working_on, write_bytes, write_text
 from mentalglm_jax.inference.decode import Progress, Sampling, batches, check_ids, default_room, generate_ids
 from mentalglm_jax.inference.scoring import (
     Calibration,
@@ -148,7 +148,7 @@ def generate_records(
     Raises:
         InputError: as ``generate_ids``, naming the record; two records with one id; or the partial file was left by
             another model or other options, or is damaged.
-        RunError: the file system refused.
+        RunError: the file system refused, or another process writes the same file.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     prompts = {record.id: tokenizer.prompt_ids(record.prompt, system) for record in records}
@@ -161,26 +161,28 @@ def generate_records(
     out_path = Path(out_path)
     made_by = {"model": model_fingerprint(model), "sampling": dataclasses.asdict(sampling), "seed": seed,
                "max_new_tokens": max_new_tokens, "eos_ids": list(tokenizer.eos_ids)}  # fmt: skip
-    partial = partial_file(out_path)
-    rows = {i: row for i, row in _open_partial(partial, made_by).items() if prompts.get(i) == row["prompt_ids"]}
-    todo = [record for record in records if record.id not in rows]
-    if progress is not None and rows:
-        progress(len(rows), len(records))
-    for batch in batches(
-        model, [prompts[record.id] for record in todo], [f"record {record.id!r}" for record in todo],
-        [zlib.crc32(record.id.encode()) for record in todo], max_new_tokens=max_new_tokens, eos_ids=tokenizer.eos_ids,
-        sampling=sampling, seed=seed, batch_size=batch_size, vocab_limit=tokenizer.vocab_size
-    ):  # fmt: skip
-        fresh = [generation_row(todo[i], tokenizer, prompts[todo[i].id], ids) for i, ids in batch]
-        _append(partial, fresh)
-        rows |= {row["id"]: row for row in fresh}
-        if progress is not None:
+    with working_on(out_path):
+        partial = partial_file(out_path)
+        rows = {i: row for i, row in _open_partial(partial, made_by).items() if prompts.get(i) == row["prompt_ids"]}
+        todo = [record for record in records if record.id not in rows]
+        if progress is not None and rows:
             progress(len(rows), len(records))
-    ordered = [rows[record.id] for record in records]
-    write_text(out_path, _jsonl(ordered))
-    if not keep_partial:
-        partial.unlink(missing_ok=True)
-    return ordered
+        for batch in batches(
+            model, [prompts[record.id] for record in todo], [f"record {record.id!r}" for record in todo],
+            [zlib.crc32(record.id.encode()) for record in todo], max_new_tokens=max_new_tokens,
+            eos_ids=tokenizer.eos_ids, sampling=sampling, seed=seed, batch_size=batch_size,
+            vocab_limit=tokenizer.vocab_size
+        ):  # fmt: skip
+            fresh = [generation_row(todo[i], tokenizer, prompts[todo[i].id], ids) for i, ids in batch]
+            _append(partial, fresh)
+            rows |= {row["id"]: row for row in fresh}
+            if progress is not None:
+                progress(len(rows), len(records))
+        ordered = [rows[record.id] for record in records]
+        write_text(out_path, _jsonl(ordered), private=True)
+        if not keep_partial:
+            partial.unlink(missing_ok=True)
+        return ordered
 
 
 def partial_file(out_path: Path) -> Path:
@@ -192,11 +194,10 @@ def _open_partial(path: Path, made_by: dict[str, Any]) -> dict[str, dict[str, An
     """The rows, by id, of an unfinished ``generate_records``; the first line of its file says what made them."""
     header = (json.dumps({"made_by": made_by}) + "\n").encode()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]  # what a crash cut short is generated again
         if not whole:
-            path.write_bytes(header)
+            write_bytes(path, header, private=True)
         elif len(whole) < len(data):
             os.truncate(path, len(whole))
     except OSError as error:

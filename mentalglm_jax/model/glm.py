@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.attention import apply_rope, attention, restarting_positions
 from mentalglm_jax.model.layout import spread_hidden
+from mentalglm_jax.model.spellings import ROPE_BASE, check_agreement, llama_cpp_names
 
 Rope = tuple[Array, Array]  # cosines and sines, see rope_tables
 PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
@@ -126,15 +127,14 @@ class GlmConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], *, rope_theta: float | None = None) -> "GlmConfig":
-        """Reads any published ``config.json``: native glm / glm4 (old and new spellings) or chatglm remote code.
-
-        The layout is told from the keys present, not from ``model_type``, because re-saved checkpoints mix them.
-        ``rope_theta`` overrides what the file says.
+        """Reads any published ``config.json``: native glm / glm4 (old and new spellings) or chatglm remote code. Keys
+        tell which, as re-saved checkpoints mix model types. ``rope_theta`` overrides what the file says.
 
         Raises:
-            InputError: a needed key is missing or the configuration asks for something this model does not have.
+            InputError: a needed key is missing, two contradict each other, or this model does not have what is asked.
         """
         fields = _from_chatglm(raw) if "ffn_hidden_size" in raw else _from_native(raw)
+        check_agreement(raw, fields, None if rope_theta is None else "rope_theta")
         if rope_theta is not None:
             fields["rope_theta"] = float(rope_theta)
         if (eos := raw.get("eos_token_id")) is not None:
@@ -144,7 +144,7 @@ class GlmConfig:
         return cls(**fields)
 
     def to_dict(self, dtype: str = "float32") -> dict[str, Any]:
-        """The native Hugging Face ``config.json`` of this model, in the spelling transformers 5 writes."""
+        """The native ``config.json``, as transformers 5 writes it; for Glm also what llama.cpp's converter reads."""
         rope: dict[str, Any] = {
             "rope_type": "default",
             "rope_theta": self.rope_theta,
@@ -164,6 +164,7 @@ class GlmConfig:
             "rope_parameters": rope,
             "partial_rotary_factor": self.partial_rotary_factor,
             "rope_theta": self.rope_theta,
+            **({} if self.sandwich_norm else llama_cpp_names(vars(self))),
             "dtype": dtype,
             "use_cache": True,
         }
@@ -224,7 +225,7 @@ def _from_chatglm(raw: Mapping[str, Any]) -> dict[str, Any]:
         "head_dim": raw.get("kv_channels") or raw["hidden_size"] // heads,
         "max_position_embeddings": raw.get("seq_length", 8192),
         "rms_norm_eps": float(_need(raw, "layernorm_epsilon")),
-        "rope_theta": 10000.0 * float(raw.get("rope_ratio", 1)),
+        "rope_theta": ROPE_BASE * float(raw.get("rope_ratio", 1)),
         "partial_rotary_factor": 0.5,
         "attention_bias": raw.get("add_qkv_bias", False),
         "tie_word_embeddings": raw.get("tie_word_embeddings", False),
@@ -419,6 +420,7 @@ class Glm(nnx.Module):
             raise InputError("dtype float16 overflows in GLM-4 (NaN loss, endless '!!!!'); use bfloat16 or float32")
         self.remat, self.backend = remat, backend
         self.lora_config: Any = None  # set by lora.add_lora; what the adapter directory will say
+        self.source: Any = None  # set by directories.load; what the adapter directory will name as its base
         self.embed_tokens = Embed(config, dtype=param_dtype, rngs=rngs)
         self.layers = Layer(config, stack=(config.num_hidden_layers,), dtype=param_dtype, rngs=rngs)
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, stack=(), dtype=param_dtype)

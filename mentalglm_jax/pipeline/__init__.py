@@ -1,0 +1,1 @@
+"""The main job, resumable stage by stage, and its run directory."""

@@ -5,12 +5,11 @@ not finish, and training and generation go on inside a stage where they stopped.
 reached through files and a child process only.
 """
 
+import contextlib
 import functools
 import json
 import os
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mentalglm_jax.checkpoints.adapter_formats import FORMATS
 from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints.directories import save_pretrained
 from mentalglm_jax.checkpoints.reference import write_reference
@@ -35,8 +33,10 @@ from mentalglm_jax.evaluate.assess import assess
 from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
 from mentalglm_jax.evaluate.readings import score_records
 from mentalglm_jax.evaluate.report import write_report
-from mentalglm_jax.files import write_bytes, write_json
+from mentalglm_jax.files import working_in, write_bytes, write_json, write_text
+from mentalglm_jax.foreign import first_line, read_json
 from mentalglm_jax.inference.generate import answer_text, count_unread, generate_ids, generate_records
+from mentalglm_jax.interpreter import environment, module_command
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import add_lora, merge_lora, parameter_count
 from mentalglm_jax.model.sharding import make_mesh, split_cpu
@@ -88,10 +88,17 @@ def run(
         if jax.process_count() > 1 and until != "train":
             raise InputError("mesh.distributed: several processes train only; `mentalglm train` on all of them, then "
                              "`mentalglm run` with mesh.distributed=false on one")  # fmt: skip
-    job = Run(recipe, restart, allow_changed=allow_changed, profile=profile, say=reporter.say)
-    barrier("the run directory is read")
-    for name, function in _stages(recipe, until):
+    with working_in(recipe.run_dir) if is_primary() else contextlib.nullcontext():
+        job = Run(recipe, restart, allow_changed=allow_changed, profile=profile, say=reporter.say)
+        barrier("the run directory is read")
+        job.begin()
+        return _go(job, reporter, until)
+
+
+def _go(job: Run, reporter: Reporter, until: str | None) -> dict[str, Any]:
+    for name, function in _stages(job.recipe, until):
         if name in job.result:
+            job.check_finished(name)
             if name == "data" and until is None and "summary" not in job.result:
                 job.check_evaluable()  # data that `mentalglm train` read
             continue
@@ -112,7 +119,7 @@ def run(
             reporter.say(line)
     if until is not None:
         return job.result
-    return json.loads((job.dir / "summary.json").read_text(encoding="utf-8"))
+    return read_json(job.dir / "summary.json")
 
 
 Stage = Callable[[Run, Callable[..., None]], dict[str, Any]]
@@ -223,7 +230,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         result = train(model, examples, stage.train, where, trainable="lora", seed=recipe.seed, identity=identity,
                        evaluation=dev, around=around)  # fmt: skip
         if is_primary():
-            save_adapter(model, where / "adapter", base_model_name_or_path=str(job.base))
+            save_adapter(model, where / "adapter")
             job.state_data(where / "adapter")
         said = _said(result, f"LoRA rank {recipe.lora.rank}")
         said["say"] += _left_out(stage, too_long)
@@ -274,20 +281,14 @@ def _stage_examples(
     return encode_records(records, tokenizer, stage.train.sequence_length, job.recipe.answer_order)
 
 
-def _final(job: Run, stage: str | None = None) -> Glm:
-    model = job.load_base()
-    load_adapter(model, job.adapter_dir(stage or job.recipe.stages[-1].name))
-    return model
-
-
 def _eval_records(job: Run) -> list[Record]:
     return limited(job.records(job.eval_split), job.recipe.generate.limit)
 
 
 def _export(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     """``adapter/``, ``merged/`` and what JAX computes with them, for ``probes verify``."""
-    model, tokenizer = _final(job), job.tokenizer()
-    save_adapter(model, job.dir / "adapter", base_model_name_or_path=str(job.base))
+    model, tokenizer = job.load_final(), job.tokenizer()
+    save_adapter(model, job.dir / "adapter")
     job.state_data(job.dir / "adapter")
     save_pretrained(model, job.dir / "merged", tokenizer=tokenizer)
     records, order = _eval_records(job), job.recipe.answer_order
@@ -308,9 +309,9 @@ def _spread(records: Sequence[Record], count: int) -> list[Record]:
 
 def _probes(*arguments: str | Path) -> dict[str, Any]:
     """Runs the ``probes`` command in a process of its own; returns the JSON object it prints."""
-    command = [sys.executable, "-m", "probes", *map(str, arguments), "--json"]
+    command = module_command("probes", *arguments, "--json")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=None, text=True,
-                               env={**os.environ, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")})  # fmt: skip
+                               env=environment(HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "1")))  # fmt: skip
     try:
         output, _ = process.communicate()
     except KeyboardInterrupt:
@@ -340,13 +341,13 @@ def _verify(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
 
 def _generate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     section, tokenizer = job.recipe.generate, job.tokenizer()
-    rows = generate_records(merge_lora(_final(job)), tokenizer, _eval_records(job),
+    rows = generate_records(merge_lora(job.load_final()), tokenizer, _eval_records(job),
                             out_path=job.dir / "generations.jsonl", max_new_tokens=section.max_new_tokens,
                             batch_size=section.batch_size, progress=progress)  # fmt: skip
     if job.recipe.probe.control is not None and job.recipe.probe.posts:
         ids = {row["id"] for row in _probed(job, rows)}
         records = [record for record in job.records(job.eval_split) if record.id in ids]
-        generate_records(merge_lora(_final(job, "control")), tokenizer, records,
+        generate_records(merge_lora(job.load_final("control")), tokenizer, records,
                          out_path=job.dir / "control" / "generations.jsonl", max_new_tokens=section.max_new_tokens,
                          batch_size=section.batch_size)  # fmt: skip
     found = count_unread(rows)
@@ -374,7 +375,7 @@ def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     rows = _read_jsonl(job.dir / "generations.jsonl")
     if section.label_scores:
         values = score_records(
-            merge_lora(_final(job)), job.tokenizer(), _eval_records(job), out_path=where, progress=progress,
+            merge_lora(job.load_final()), job.tokenizer(), _eval_records(job), out_path=where, progress=progress,
             written=rows if job.recipe.answer_order == "explanation_first" else None, batch_size=section.batch_size
         )  # fmt: skip
     answers = Answers(rows, values)
@@ -384,14 +385,17 @@ def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is damaged ({first_line(error)})") from None
 
 
 def _probe(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     budget = job.recipe.probe.budget
     rows = _probed(job, _read_jsonl(job.dir / "generations.jsonl"))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_bytes(job.dir / "probes_input.jsonl", text.encode("utf-8"))
+    write_text(job.dir / "probes_input.jsonl", text, private=True)
     base = str(job.base)
     found = _probes("run", base, "--adapter", job.dir / "adapter", "--in", job.dir / "probes_input.jsonl",
                     "--out", job.dir / "probes", "--budget", budget)  # fmt: skip
@@ -401,7 +405,7 @@ def _probe(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         files = ("--adapter", control / "adapter", "--in", control / "generations.jsonl", "--out", control / "probes")
         result["control"] = _probes("run", base, *files, "--budget", budget)
         result["check"] = _probes("check", job.dir / "probes", "--against", control / "probes")
-    shutil.copyfile(job.dir / "probes" / "report.html", job.dir / "report.html")
+    write_bytes(job.dir / "report.html", (job.dir / "probes" / "report.html").read_bytes(), private=True)
     return result
 
 
@@ -422,42 +426,3 @@ def _summary(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     summary["seconds"] = {name: result["seconds"] for name, result in job.result.items()}
     write_json(job.dir / "summary.json", summary)
     return {}
-
-
-def export_run(run_dir: Path, to: str, out: Path, stage: str | None = None, push: str | None = None) -> Path:
-    """Writes the adapter that a run trained.
-
-    Args:
-        run_dir: a run directory whose training stages are done.
-        to: a format of ``save_adapter`` ("peft", "vllm-split", "llama.cpp", "chatglm"), or "merged".
-        out: directory to write.
-        stage: whose adapter; None is the last stage's.
-        push: Hub repository (USER/NAME) to upload ``out`` to as well; needs a logged-in ``hf auth login``.
-
-    Raises:
-        InputError: not a run directory, an unknown format or stage, or the stage is not finished.
-    """
-    try:
-        saved = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["recipe"]
-        recipe = Recipe.model_validate({**saved, "run_dir": run_dir})
-    except (OSError, ValueError, KeyError):
-        raise InputError(f"{run_dir}: not a run directory (no readable run.json)") from None
-    if to not in (*FORMATS, "merged"):
-        raise InputError(f"export format {to!r} is not one of {', '.join(FORMATS)}, merged")
-    job = Run(recipe)
-    stage = stage or recipe.stages[-1].name
-    if not job.adapter_dir(stage).is_dir():
-        raise InputError(f"{job.adapter_dir(stage)}: no adapter; is stage {stage!r} of this run finished?")
-    model = _final(job, stage)
-    if to == "merged":
-        save_pretrained(model, out, tokenizer=job.tokenizer())
-    else:
-        save_adapter(model, out, format=to, base_model_name_or_path=str(job.base))
-    job.state_data(out)
-    if push is not None:
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        api.create_repo(push, exist_ok=True)
-        api.upload_folder(repo_id=push, folder_path=str(out))
-    return out

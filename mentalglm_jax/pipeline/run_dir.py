@@ -1,22 +1,86 @@
 """A run directory: the recipe it belongs to, which stages are finished, and where their results lie."""
 
-import json
-import shutil
+import os
+import re
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
+from mentalglm_jax.checkpoints.adapters import load_adapter
 from mentalglm_jax.checkpoints.directories import load
 from mentalglm_jax.data.records import SPLITS, Record, read_records
 from mentalglm_jax.devices.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.files import write_json, write_text
+from mentalglm_jax.files import LOCK, is_left_over, write_json, write_text
+from mentalglm_jax.foreign import read_json, some
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.checkpoint import differences
 from mentalglm_jax.train.recipe import Recipe
+
+# What a run writes, by its path below the run directory. Deleting goes by this: whatever else is there is not a run's.
+_MODEL = r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|model\.safetensors\.index)\.json"
+_MODEL = rf"(?:{_MODEL}|chat_template\.jinja|tokenizer\.model|model[-0-9a-z]*\.safetensors)"
+_ADAPTER = r"adapter/(?:adapter_config\.json|adapter_model\.safetensors|README\.md)"
+_TRAINED = rf"(?:(?:checkpoints|tensorboard|profile|wandb)/.+|(?:metrics|evaluation)\.jsonl|{_ADAPTER})"
+_GENERATED = r"generations\.jsonl(?:\.partial)?"
+_PROBED = r"probes/(?:cache/.+|[^/]+\.(?:json|jsonl|parquet|csv|html))"
+_FILES = (
+    r"(?:run|summary|evaluation)\.json|evaluation\.(?:csv|html)|(?:label_scores|probes_input)\.jsonl|model_card\.md"
+)
+_WRITTEN = re.compile(
+    rf"{_FILES}|report\.html|reference_logits\.npz|{_GENERATED}|{_ADAPTER}|{_PROBED}|(?:tokenizer|base|merged)/{_MODEL}"
+    rf"|data/(?:un)?faithful/(?:train|dev|test)\.jsonl|pretrain/(?:[^/]+/)?{_TRAINED}|stages/[^/]+/{_TRAINED}"
+    rf"|control/(?:{_TRAINED}|{_GENERATED}|{_PROBED})"
+)
+_FOLDERS = {"data", "tokenizer", "base", "pretrain", "stages", "control", "adapter", "merged", "probes"}
+# Without which a stage that run.json calls finished is not; of training stages it is the adapter.
+_RESULTS = {
+    "data": ("data/faithful", "tokenizer"), "pretrain": ("base",), "generate": ("generations.jsonl",),
+    "export": ("adapter", "merged", "reference_logits.npz"), "evaluate": ("evaluation.json",),
+    "probe": ("probes/summary.json",), "summary": ("summary.json",)
+}  # fmt: skip
+
+
+def _passing(name: str) -> bool:
+    """Whether a file is of a write that is under way or was killed, or a lock."""
+    return is_left_over(name) or (name.startswith(".") and name.endswith(LOCK))
+
+
+def written_by_run(relative: str) -> bool:
+    """Whether a run writes a file of this path below its directory, finished or not."""
+    parts = relative.split("/")
+    return _WRITTEN.fullmatch(relative) is not None or any(_passing(part) for part in parts)
+
+
+def clear(directory: Path) -> list[str]:
+    """Deletes what a run wrote into ``directory``, and nothing through a link; returns what stays.
+
+    Raises:
+        InputError: ``directory``, or something in it that has the name of a run's, is a link. Nothing is deleted then.
+    """
+    links, written, other = [directory] if directory.is_symlink() else [], [], []
+    for root, folders, names in os.walk(directory):
+        for path in (Path(root) / name for name in (*folders, *names)):
+            relative = path.relative_to(directory).as_posix()
+            ours = written_by_run(relative) or relative in _FOLDERS
+            if path.is_symlink():
+                (links if ours or relative.split("/")[0] in _FOLDERS else other).append(path)
+            elif not path.is_dir():
+                (written if ours else other).append(path)
+    if links:
+        raise InputError(f"{links[0]}: is a link, and --restart deletes nothing through a link; nothing was deleted. "
+                         "Remove it or choose another run_dir")  # fmt: skip
+    for path in written:
+        if path != directory / LOCK:
+            path.unlink()
+    for name in _FOLDERS:
+        for root, _, _ in os.walk(directory / name, topdown=False):
+            if not os.listdir(root):
+                os.rmdir(root)
+    return sorted(path.relative_to(directory).as_posix() for path in other)
 
 
 class Run:
@@ -24,13 +88,13 @@ class Run:
 
     Args:
         recipe: what to do.
-        restart: delete what a run with another recipe left in the directory, instead of refusing.
+        restart: delete what a run left in the directory (``clear``), and begin anew.
         allow_changed: go on with another recipe; stages that are finished stay as they are.
         profile: training stages write a trace of a few steps.
         say: where a stage tells a line while it works.
 
     Raises:
-        InputError: the directory holds a run of another recipe, or is not a run directory.
+        InputError: the directory holds a run of another recipe, is not a run directory, or its run.json is damaged.
     """
 
     def __init__(
@@ -40,29 +104,70 @@ class Run:
         self.recipe, self.dir = recipe, recipe.run_dir
         self.allow_changed, self.profile, self.say = allow_changed, profile, say
         self._file = self.dir / "run.json"
-        if restart and self._file.exists():
-            barrier("every process has seen what is to be deleted")
-            if is_primary():
-                shutil.rmtree(self.dir)
-            barrier("the old run is deleted")
         wanted = recipe.model_dump(mode="json", exclude={"run_dir", "mesh", "wandb"})  # where it runs, not what
         self._state: dict[str, Any] = {"recipe": wanted, "stages": {}}
-        if self._file.exists():
-            try:
-                self._state = json.loads(self._file.read_text(encoding="utf-8"))
-                differing = differences(self._state["recipe"], wanted)
-            except (ValueError, KeyError, TypeError):
-                raise InputError(f"{self._file}: damaged; delete {self.dir} or choose another run_dir") from None
+        self._known = self._read()
+        if self._known is not None and restart:
+            barrier("every process has seen what is to be deleted")
+            if is_primary() and (kept := clear(self.dir)) and say is not None:
+                say(f"{self.dir}: kept {some(kept)}, which a run does not write")
+            barrier("the old run is deleted")
+            self._known = None
+        elif self._known is not None:
+            differing = self._differing(wanted)
             if differing and not allow_changed:
                 raise InputError(
-                    f"{self.dir} holds a run of another recipe ({'; '.join(differing[:3])}); "
+                    f"{self.dir} holds a run of another recipe ({'; '.join(line[:200] for line in differing[:3])}); "
                     "use another --set run_dir=..., --allow-changed to go on with the new values, or --restart to "
                     "delete it"
                 )
-            self._state["recipe"] = wanted
-        elif self.dir.exists() and any(self.dir.iterdir()):
-            raise InputError(f"{self.dir}: not empty and not a run directory; choose another run_dir")
+            self._state["stages"] = dict(self._known["stages"])
+        elif self.dir.exists() and (there := [name for name in os.listdir(self.dir) if not _passing(name)]):
+            raise InputError(f"{self.dir}: not empty and not a run directory ({some(sorted(there))}); "
+                             "choose another run_dir")  # fmt: skip
         self.result: dict[str, dict[str, Any]] = self._state["stages"]
+
+    def _read(self) -> dict[str, Any] | None:
+        """run.json, if there is one; checked as far as it is used."""
+        if not os.path.lexists(self._file):
+            return None
+        found = read_json(self._file)
+        stages = found.get("stages")
+        if not (
+            isinstance(found.get("recipe"), dict)
+            and isinstance(stages, dict)
+            and all(isinstance(one, dict) and isinstance(one.get("seconds"), int | float) for one in stages.values())
+        ):
+            raise self._damaged()
+        return found
+
+    def _differing(self, wanted: dict[str, Any]) -> list[str]:
+        assert self._known is not None
+        try:
+            return differences(self._known["recipe"], wanted)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise self._damaged() from None
+
+    def _damaged(self) -> InputError:
+        return InputError(f"{self._file}: is damaged, or not a run's; delete {self.dir} or choose another run_dir")
+
+    def begin(self) -> None:
+        """Writes run.json, before anything else: whatever happens then, the directory is known to be a run's."""
+        if is_primary() and self._known != self._state:
+            write_json(self._file, self._state)
+
+    def check_finished(self, stage: str) -> None:
+        """Whether what a finished ``stage`` made is still there.
+
+        Raises:
+            InputError: it is not.
+        """
+        name = stage.removeprefix("train ")
+        results = [self.dir / result for result in _RESULTS.get(stage, ())]
+        for path in results if name == stage else [self.adapter_dir(name)]:
+            if not path.exists():
+                raise InputError(f"{path}: is missing, though {self._file} calls stage {stage!r} finished; put it "
+                                 "back, or begin anew with --restart")  # fmt: skip
 
     def finished(self, stage: str, result: dict[str, Any]) -> None:
         """Notes that ``stage`` is complete and what it found."""
@@ -128,6 +233,12 @@ class Run:
         section = self.recipe.model
         model = load(self.base, dtype=section.dtype, rope_theta=section.rope_theta, mesh=mesh, quantize=quantize)
         model.remat, model.backend = section.remat, section.attention
+        return model
+
+    def load_final(self, stage: str | None = None) -> Glm:
+        """The base model with the adapter of ``stage``; None is the last one."""
+        model = self.load_base()
+        load_adapter(model, self.adapter_dir(stage or self.recipe.stages[-1].name))
         return model
 
     def adapter_dir(self, stage: str) -> Path:

@@ -79,7 +79,7 @@ def _continued(path: Path, resume_step: int) -> IO[str]:
                 continue
             if keep:
                 kept.append(line + "\n")
-    write_text(path, "".join(kept))
+    write_text(path, "".join(kept), private=True)  # evaluation.jsonl holds answers
     return path.open("a", encoding="utf-8")
 
 

@@ -1,0 +1,1 @@
+"""From maps and citations to checks, gates and a verdict."""

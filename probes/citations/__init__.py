@@ -1,0 +1,1 @@
+"""Which places of the post an explanation cites."""

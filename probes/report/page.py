@@ -42,7 +42,7 @@ def write_report(
         ProbeError: the file can not be written.
     """
     run = suite if isinstance(suite, Run) else suite.run if isinstance(suite, Suite) else read_run(suite)
-    write_text(path, render(run, redact, max_cards))
+    write_text(path, render(run, redact, max_cards), private=not (redact or run.manifest.get("redact")))
     return Path(path)
 
 

@@ -1,0 +1,1 @@
+"""The run directory, the data set in numbers, tables for other programs."""

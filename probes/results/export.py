@@ -51,14 +51,14 @@ def export(run: Run, out: str | Path) -> list[Path]:
     Raises:
         ProbeError: a file can not be written.
     """
-    out = Path(out)
+    out, private = Path(out), not run.manifest.get("redact")
     evidence = run.evidence or tuple(result.evidence() for result in run.results)
     checks = check_rows(run.results, evidence)
     maps = ({"schema_version": SCHEMA_VERSION} | a.to_dict() for r in run.results for a in r.attributions)
-    write_jsonl(out / "attributions.jsonl", maps)
-    write_bytes(out / "units.parquet", units_parquet(run.results))
-    write_jsonl(out / "checks.jsonl", checks)
-    write_bytes(out / "checks.parquet", checks_parquet(checks))
+    write_jsonl(out / "attributions.jsonl", maps, private)
+    write_bytes(out / "units.parquet", units_parquet(run.results), private)
+    write_jsonl(out / "checks.jsonl", checks, private)
+    write_bytes(out / "checks.parquet", checks_parquet(checks), private)
     write_bytes(out / "summary.csv", summary_csv(run.summary).encode("utf-8"))
     return [out / name for name in NAMES]
 

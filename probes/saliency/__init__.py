@@ -1,0 +1,1 @@
+"""Saliency maps: gradients, erasure, Shapley values."""

@@ -1,0 +1,1 @@
+"""Are the probes right? Closed forms, planted models, nulls, corruptions."""

@@ -1,5 +1,7 @@
 """Counts the attacks: every test item of this folder is one, but those of the harness itself."""
 
+from pathlib import Path
+
 import pytest
 
 
@@ -16,3 +18,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if reports:
         held = sum(outcome == "passed" for outcome, _ in reports)
         terminalreporter.write_line(f"hostile: {len(reports)} attacks, {held} held")
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which every command that writes has something to write; to be copied."""
+    from tests.hostile.world import make_world
+
+    directory = tmp_path_factory.mktemp("template")
+    make_world(directory)
+    return directory

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 from transformers import Glm4Config, Glm4ForCausalLM, GlmForCausalLM
 from transformers import GlmConfig as HfGlmConfig
 
@@ -120,21 +117,3 @@ def hf() -> SimpleNamespace:
         model=hf_model, variant=hf_variant, to_jax=to_jax, logits=hf_logits, run=jax_logits, error=relative_error,
         compiled=compiled,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Compiled programs are kept on disk for this session, shared by its workers: a training step takes seconds to
-    compile and milliseconds to run. Yields the environment that makes a child process use them too."""
-    base = tmp_path_factory.getbasetemp()
-    directory = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled")
-    wanted = {"jax_compilation_cache_dir": directory, "jax_persistent_cache_min_compile_time_secs": 0.0,
-              "jax_persistent_cache_min_entry_size_bytes": -1}  # fmt: skip
-    before = {name: getattr(jax.config, name) for name in wanted}
-    for name, value in wanted.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield {name.upper(): str(value) for name, value in wanted.items()}
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()

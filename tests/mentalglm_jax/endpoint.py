@@ -1,6 +1,8 @@
-"""A real HTTP server that speaks the chat completions protocol, and a proxy that spoils what passes through it."""
+"""A real HTTP server that speaks the chat completions protocol, a proxy that spoils what passes through it, and a
+server that behaves as badly as it is told to."""
 
 import contextlib
+import gzip
 import http.client
 import json
 import re
@@ -68,21 +70,86 @@ def reply(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: di
 
 @contextlib.contextmanager
 def endpoint(say: Callable[[list[dict[str, str]]], str] = oracle) -> Iterator[Endpoint]:
-    seen = Endpoint("")
+    with behaving(default=lambda asked: completion(asked, say(asked["messages"]))) as seen:
+        yield seen
+
+
+def completion(asked: dict[str, Any], text: Any, finish: str = "stop", **message: Any) -> dict[str, Any]:
+    """A chat completion that says ``text``; ``message`` adds to its message."""
+    tokens = {"prompt_tokens": sum(len(m["content"]) for m in asked["messages"]), "completion_tokens": len(str(text))}
+    choice = {"index": 0, "message": {"role": "assistant", "content": text} | message, "finish_reason": finish}
+    return {"id": "1", "object": "chat.completion", "created": 1, "model": asked["model"], "choices": [choice],
+            "usage": tokens | {"total_tokens": sum(tokens.values())}}  # fmt: skip
+
+
+Behaviour = Callable[[dict[str, Any]], Any]  # of a request: a JSON-ready answer, or what to do with the handler
+
+
+@contextlib.contextmanager
+def behaving(*first: Behaviour, default: Behaviour | None = None) -> Iterator[Endpoint]:
+    """Each request meets the next of ``first``; when they are used up, ``default`` (a perfect explainer)."""
+    seen, waiting, lock = Endpoint(""), list(first), threading.Lock()
+    perfect: Behaviour = lambda asked: completion(asked, oracle(asked["messages"]))  # noqa: E731
 
     def answer(handler: BaseHTTPRequestHandler, body: bytes) -> None:
         asked = json.loads(body)
-        seen.requests.append(asked | {"path": handler.path, "authorization": handler.headers["authorization"]})
-        text = say(asked["messages"])
-        tokens = {"prompt_tokens": sum(len(m["content"]) for m in asked["messages"]), "completion_tokens": len(text)}
-        message = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        found = {"id": "1", "object": "chat.completion", "created": 1, "model": asked["model"], "choices": [message],
-                 "usage": tokens | {"total_tokens": sum(tokens.values())}}  # fmt: skip
-        reply(handler, 200, json.dumps(found).encode())
+        with lock:
+            seen.requests.append(asked | {"path": handler.path, "authorization": handler.headers["authorization"]})
+            behaviour = waiting.pop(0) if waiting else default or perfect
+        found = behaviour(asked)
+        if callable(found):
+            found(handler)
+            handler.close_connection = True
+        else:
+            reply(handler, 200, json.dumps(found).encode())
 
     with _serving(answer) as url:
         seen.url = url
         yield seen
+
+
+def failing(status: int, body: Any = b"", **headers: str) -> Behaviour:
+    """An error: ``body`` as it stands (bytes, text) or as JSON."""
+    data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda asked: lambda handler: reply(handler, status, data, named)
+
+
+def saying(data: bytes) -> Behaviour:
+    """These bytes with status 200."""
+    return failing(200, data)
+
+
+def dripping(seconds: float, where: str = "body") -> Behaviour:
+    """A byte every ``seconds``, of the headers or of the body, for as long as somebody listens."""
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        start = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+        handler.wfile.write(start + (b"x-slow: " if where == "headers" else b"\r\n"))
+        for _ in range(2000):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(seconds)
+
+    return lambda asked: drip
+
+
+def endless(status: int = 200, sent: list[int] | None = None) -> Behaviour:
+    """A body without end; ``sent`` gets the number of its bytes."""
+
+    def flow(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n\r\n".encode())
+        for _ in range(2**14):
+            handler.wfile.write(b" " * 2**16)
+            if sent is not None:
+                sent.append(2**16)
+
+    return lambda asked: flow
+
+
+def bomb(mebibytes: int) -> Behaviour:
+    """A small body that unpacks to a large one, whether asked for or not."""
+    return failing(200, gzip.compress(b" " * (mebibytes << 20)), content_encoding="gzip")
 
 
 @contextlib.contextmanager

@@ -43,13 +43,13 @@ def _tiny_model(dropout: float, lora: bool, dora: bool, quantize: str | None) ->
     return graph, jax.tree.map(np.array, state)
 
 
-def on_eight_devices(script: str, environment: dict[str, str], *arguments: str) -> Any:
+def on_eight_devices(script: str, *arguments: str) -> Any:
     """What ``script`` prints as JSON when it is run in a process with eight CPU devices."""
     root = Path(__file__).parents[2]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-W", "error", script, *arguments], cwd=root, capture_output=True, text=True, timeout=1500,
-        env={**os.environ, **environment, "PYTHONPATH": str(root), "XLA_FLAGS": flags}
+        env={**os.environ, "PYTHONPATH": str(root), "XLA_FLAGS": flags}
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)

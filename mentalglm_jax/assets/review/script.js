@@ -1,28 +1,37 @@
 "use strict";
-// Everything from the data goes in as text, never as markup. State: { rater, at, ratings: { id: { scale: 0..3, comment } } }.
+// Everything from the data goes in as text, never as markup. Ratings stand in a Map, for an item's id may be any word
+// ("__proto__", "constructor"): id -> { scale: 0..3, comment }.
 const data = JSON.parse(document.getElementById("data").textContent);
 const key = "mentalglm-review-" + data.form;
 const $ = id => document.getElementById(id);
 const fieldsets = [...document.querySelectorAll("fieldset[data-scale]")];
-let state = { rater: "", at: 0, ratings: {} };
+let state = { rater: "", at: 0 };
+let ratings = new Map();
 let scale = 0;
 
 try {
   const kept = JSON.parse(localStorage.getItem(key));
-  if (kept && typeof kept.ratings === "object") state = kept;
+  const given = Object.entries(kept.ratings).filter(([, rating]) => rating && typeof rating === "object");
+  ratings = new Map(given);
+  state = { rater: String(kept.rater ?? ""), at: Number(kept.at) };
 } catch { /* nothing kept, or storage is off */ }
-if (!(state.at >= 0 && state.at < data.items.length)) state.at = 0;
+if (!(Number.isInteger(state.at) && state.at >= 0 && state.at < data.items.length)) state.at = 0;
 
 function save() {
   try {
-    localStorage.setItem(key, JSON.stringify(state));
+    localStorage.setItem(key, JSON.stringify({ ...state, ratings: Object.fromEntries(ratings) }));
     $("saved").textContent = data.words.saved;
   } catch {
     $("saved").textContent = data.words.unsaved;
   }
 }
-const rating = () => (state.ratings[data.items[state.at].id] ??= {});
-const complete = item => data.scales.every(name => Number.isInteger((state.ratings[item.id] || {})[name]));
+function rating() {
+  const id = data.items[state.at].id;
+  if (!ratings.has(id)) ratings.set(id, {});
+  return ratings.get(id);
+}
+const complete = item => data.scales.every(name => Number.isInteger(ratings.get(item.id)?.[name]));
+const rated = () => data.items.filter(item => Object.keys(ratings.get(item.id) ?? {}).length);
 
 function mark() {
   const given = rating();
@@ -70,18 +79,20 @@ function named(ending) {
   return "ratings-" + data.form + "-" + who.replace(/[^\p{L}\p{N}_-]+/gu, "_") + ending;
 }
 function asJson() {
-  const ratings = Object.fromEntries(data.items.filter(item => Object.keys(state.ratings[item.id] || {}).length)
-    .map(item => [item.id, state.ratings[item.id]]));
-  return JSON.stringify({ form: data.form, rater: state.rater.trim(), ratings }, null, 1);
+  const given = Object.fromEntries(rated().map(item => [item.id, ratings.get(item.id)]));
+  return JSON.stringify({ form: data.form, rater: state.rater.trim(), ratings: given }, null, 1);
 }
 function asCsv() {
-  // A cell that a spreadsheet would take for a formula is made text.
-  const cell = value => '"' + String(value ?? "").replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""') + '"';
-  const rows = data.items.filter(item => state.ratings[item.id]).map(item => {
-    const given = state.ratings[item.id];
-    return [data.form, state.rater.trim(), item.id, ...data.scales.map(name => given[name]), given.comment];
+  // What a spreadsheet would take for a formula (of a name also for a number or a date) is made text by a mark; so is
+  // what begins with the mark itself: `review import` gives back what stood there.
+  const formula = new RegExp(data.formula, "i"), value = new RegExp(data.formula + "|" + data.value, "i");
+  const cell = (text, marked) => '"' + (marked.test(text) ? "'" : "") + text.replaceAll('"', '""') + '"';
+  const rows = rated().map(item => {
+    const given = ratings.get(item.id);
+    return [...[data.form, state.rater.trim(), item.id].map(name => cell(name, value)),
+      ...data.scales.map(name => '"' + (given[name] ?? "") + '"'), cell(String(given.comment ?? ""), formula)];
   });
-  return "\ufeff" + [["form", "rater", "id", ...data.scales, "comment"], ...rows].map(row => row.map(cell).join(",")).join("\r\n") + "\r\n";
+  return "\ufeff" + [["form", "rater", "id", ...data.scales, "comment"], ...rows].map(row => row.join(",")).join("\r\n") + "\r\n";
 }
 
 $("rater").value = state.rater;

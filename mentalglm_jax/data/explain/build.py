@@ -15,15 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mentalglm_jax.data.contacts import scrub_record
 from mentalglm_jax.data.explain import checks
 from mentalglm_jax.data.explain.checks import CHECKS, ROW_CHECKS, Candidate, Limits
 from mentalglm_jax.data.explain.datasheet import datasheet
+from mentalglm_jax.data.explain.endpoint import OpenAITeacher
 from mentalglm_jax.data.explain.prompts import Prompts, load_prompts, pick_examples
-from mentalglm_jax.data.explain.teacher import CONTENT_FILTER, AnswerCache, OpenAITeacher, Teacher, TeacherConfig
+from mentalglm_jax.data.explain.replies import redact_body, redact_url, spoken
+from mentalglm_jax.data.explain.teacher import CONTENT_FILTER, AnswerCache, Teacher, TeacherConfig
 from mentalglm_jax.data.held_out import Split, records_split, upstream_split
 from mentalglm_jax.data.imhi import load_imhi_experts
 from mentalglm_jax.data.records import SPLITS, Record, read_records, write_records
@@ -31,8 +32,9 @@ from mentalglm_jax.data.roots import record_files
 from mentalglm_jax.data.selection import limited
 from mentalglm_jax.data.sources import present
 from mentalglm_jax.data.surrogates import replacing_surrogates
-from mentalglm_jax.errors import InputError, MentalGLMError
-from mentalglm_jax.files import replace_dir, write_json, write_text
+from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.files import replace_dir, working_in, write_json, write_text
+from mentalglm_jax.foreign import parse_yaml, read_yaml
 
 Progress = Callable[..., None]
 MANIFEST = "manifest.json"
@@ -97,23 +99,16 @@ class Outcome:
 def load_build_recipe(path: str | Path, overrides: Sequence[str] = ()) -> BuildRecipe:
     """Reads a recipe; ``overrides`` are ``a.b=value``. Raises: InputError naming the file and the key."""
     path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: a recipe is a mapping of sections, this file is {type(raw).__name__}")
+    raw, _ = read_yaml(path)
     for override in overrides:
         key, equals, text = override.partition("=")
         *parents, last = key.split(".")
-        node = raw
+        node: Any = raw
         for parent in parents:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
         if not equals or not last or not isinstance(node, dict):
-            raise InputError(f"--set {override}: write it as section.key=value")
-        node[last] = yaml.safe_load(text)
+            raise InputError(f"--set {key}: write it as section.key=value")
+        node[last] = parse_yaml(text, f"--set {key}")
     try:
         recipe = BuildRecipe.model_validate(raw)
     except ValidationError as error:
@@ -142,10 +137,11 @@ def build(recipe: BuildRecipe, progress: Progress, teacher: Teacher | None = Non
         raise InputError(f"{recipe.out}: not empty and not written by this command; choose another out")
     with replacing_surrogates(recipe.data.replace_surrogates):
         records, split = _gold_records(recipe)
-    experts = load_experts(recipe.experts)
+        experts = load_experts(recipe.experts)
     prompts = {language: load_prompts(language, recipe.prompts) for language in sorted({r.language for r in records})}
     _check_experts(recipe, records, experts)
-    asked = asyncio.run(_ask_all(recipe, records, experts, prompts, progress, teacher))
+    with working_in(recipe.cache):  # two at once would pay for the same answers twice
+        asked = asyncio.run(_ask_all(recipe, records, experts, prompts, progress, teacher))
     outcomes, corpus = _corpus_checked(recipe, asked.outcomes)
     inputs = {"posts": len(records), "posts_sha256": _digest(records), **split.to_dict(), "notes": split.lines,
               "experts": len(experts), "experts_sha256": _digest(experts)}  # fmt: skip
@@ -203,7 +199,7 @@ async def _ask_all(
     limits = Limits(recipe.checks.zh_characters, recipe.checks.en_words)
     outcomes: list[Outcome | None] = [None] * len(records)
     waiting = iter(range(len(records)))
-    failures: list[MentalGLMError] = []
+    failures: list[Exception] = []
     done = 0
     async with contextlib.AsyncExitStack() as stack:
         if teacher is None:
@@ -214,10 +210,11 @@ async def _ask_all(
             for number in waiting:
                 if failures:
                     return
-                try:  # a failure in a task would cancel the others, and what they were about to get is paid for
+                try:
                     outcomes[number] = await _explain(recipe, records[number], experts, prompts, limits, teacher)
-                except MentalGLMError as failure:
+                except Exception as failure:  # of any kind: the others' answers under way are paid for
                     failures.append(failure)
+                    teacher.stop(RunError(str(failure)))
                     return
                 done += 1
                 progress(
@@ -225,15 +222,15 @@ async def _ask_all(
                 )
 
         workers = min(len(records), 1 if recipe.teacher.local else recipe.teacher.concurrency)
+        tasks = [asyncio.ensure_future(work()) for _ in range(workers)]
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(workers):
-                    group.create_task(work())
-        except BaseExceptionGroup as group_failure:
-            first: BaseException = group_failure
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            raise first from None
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:  # Ctrl-C; a second one ends at once
+            failures.append(RunError("interrupted"))
+            teacher.stop(RunError("interrupted"))
+            progress(done, len(records), "stops when the answers under way are here; Ctrl-C again: at once")
+            await asyncio.wait(tasks)
+            raise
         if failures:
             raise failures[0]
     return _Asked([outcome for outcome in outcomes if outcome is not None], dict(teacher.stats))
@@ -250,7 +247,7 @@ async def _explain(
         seed = recipe.seed + attempt
         examples = pick_examples(record, experts, recipe.examples_per_class, seed)
         answer = await teacher.ask(prompts[record.language].messages(record, examples), seed)
-        candidate = Candidate(record, answer.text.strip(), answer.finish)
+        candidate = Candidate(record, spoken(answer.text), answer.finish)
         failed = tuple(name for name, check in ROW_CHECKS.items() if not check(candidate, limits))
         outcome, tries = Outcome(candidate, failed, attempt + 1), attempt + 1
         faults = (len(set(failed) & set(recipe.checks.require)) + (not candidate.explanation), len(failed))
@@ -309,19 +306,17 @@ def _write(
     required = set(recipe.checks.require)
     accepted = [explained(o.candidate) for o in outcomes if not required & set(o.failed) and o.candidate.explanation]
     rejected = [o for o in outcomes if required & set(o.failed) or not o.candidate.explanation]
-    with replace_dir(recipe.out) as folder:
+    with replace_dir(recipe.out, private=True) as folder:
         for split in SPLITS:
             if rows := [record for record in accepted if record.split == split]:
                 write_records(folder / "data" / f"{split}.parquet", rows)
                 write_records(folder / "records" / f"{split}.jsonl", rows)
-                write_json(folder / "alpaca" / f"{split}.json", [alpaca_row(record) for record in rows])
+                write_json(folder / "alpaca" / f"{split}.json", [alpaca_row(record) for record in rows], private=True)
         lines = [json.dumps({"id": o.candidate.record.id, "failed": o.failed, "finish": o.candidate.finish,
                              "answer": o.candidate.text}, ensure_ascii=False) for o in rejected]  # fmt: skip
-        write_text(folder / "rejected.jsonl", "".join(f"{line}\n" for line in lines))
+        write_text(folder / "rejected.jsonl", "".join(f"{line}\n" for line in lines), private=True)
         manifest = {
-            "recipe": recipe.model_dump(  # no path of the machine it ran on
-                mode="json", exclude={"out": True, "cache": True, "experts": True, "prompts": True, "data": {"root"}}
-            ),
+            "recipe": _published(recipe),
             "inputs": inputs,
             "prompts": {p.language: {"version": p.version, "sha256": p.sha256} for p in prompts.values()},
             "records": {"asked": len(outcomes), "accepted": len(accepted), "rejected": len(rejected),
@@ -336,6 +331,19 @@ def _write(
         write_text(folder / "README.md", datasheet(manifest))
         write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _published(recipe: BuildRecipe) -> dict[str, Any]:
+    """The recipe without a path of the machine it ran on, and without what opens the endpoint."""
+    places: Any = {"out": True, "cache": True, "experts": True, "prompts": True, "data": {"root"}}
+    found, teacher = recipe.model_dump(mode="json", exclude=places), recipe.teacher
+    found["teacher"] |= {"extra_body": redact_body(teacher.extra_body)}
+    if teacher.base_url is not None:
+        found["teacher"]["base_url"] = redact_url(teacher.base_url)
+    if teacher.local:
+        adapter = None if teacher.adapter is None else Path(teacher.adapter).name
+        found["teacher"] |= {"model": Path(teacher.model).name, "adapter": adapter}
+    return found
 
 
 def explained(candidate: Candidate) -> Record:

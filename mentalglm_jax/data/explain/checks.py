@@ -30,6 +30,7 @@ FOLDS = 5
 _SENTENCES = re.compile(r"[。！？!?；;\n]|\.\s")
 _CJK = re.compile(r"[\u3400-\u9fff]")
 _LATIN = re.compile(r"[A-Za-z]")
+_BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffd\ufffe\uffff]")
 # Says that the label was given. The criteria's own words ("乱贴标签", labeling) are taken out before.
 _LEAK = {
     "zh": re.compile(r"标签|标注|给定|示例|例子中|提示(?:词|中)|专家(?:认为|判断|给出)|根据要求"),
@@ -126,10 +127,16 @@ def no_label_leak(candidate: Candidate, limits: Limits) -> bool:
     return not _LEAK[candidate.record.language].search(text)
 
 
+def whole_characters(candidate: Candidate, limits: Limits) -> bool:
+    """Outside quotes no character that was broken on its way (U+FFFD), no control character, none that turns the
+    direction of the text."""
+    return not _BROKEN.search(without_quotes(candidate.explanation))
+
+
 ROW_CHECKS: dict[str, Callable[[Candidate, Limits], bool]] = {
     check.__name__: check
     for check in (states_gold_label, quotes_the_post, right_language, right_length, no_contacts, no_method_advice,
-                  no_label_leak)
+                  no_label_leak, whole_characters)
 }  # fmt: skip
 CORPUS_CHECKS = ("not_near_duplicate", "label_recoverable")
 CHECKS = (*ROW_CHECKS, *CORPUS_CHECKS)

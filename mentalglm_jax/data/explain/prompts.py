@@ -6,16 +6,17 @@ datasheet repeats beside the file's hash.
 
 import hashlib
 import random
+import string
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.splits import normalize_post
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import read_yaml
 from mentalglm_jax.text import tasks
 
 Message = dict[str, str]
@@ -68,26 +69,19 @@ class Prompts(BaseModel):
 def load_prompts(language: str, path: str | Path | None = None) -> Prompts:
     """The shipped wording of ``language``, or the user's. Raises: InputError naming the file and what is wrong."""
     if path is None:
-        place = resources.files("mentalglm_jax") / "assets" / "prompts" / f"{language}.yaml"
-        name, data = f"prompts/{language}.yaml", place.read_bytes()
+        with resources.as_file(resources.files("mentalglm_jax") / "assets" / "prompts" / f"{language}.yaml") as place:
+            name, (wording, data) = f"prompts/{language}.yaml", read_yaml(place)
     else:
-        name = str(path)
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot read the prompts ({error.strerror})") from None
+        name, (wording, data) = str(path), read_yaml(Path(path))
     try:
-        wording = yaml.safe_load(data.decode("utf-8")) | {"sha256": hashlib.sha256(data).hexdigest()}
-        prompts = Prompts.model_validate(wording)
-        prompts.system.format(role="", criteria="", rules="")
-        prompts.request.format(post="", question="", label="")
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        raise InputError(f"{name}: not a YAML mapping in UTF-8 ({str(error).splitlines()[0]})") from None
+        prompts = Prompts.model_validate(wording | {"sha256": hashlib.sha256(data).hexdigest()})
+        _check_places(prompts.system, ("role", "criteria", "rules"))
+        _check_places(prompts.request, ("post", "question", "label"))
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise InputError(f"{name}: {where}: {problem['msg']}") from None
-    except (KeyError, IndexError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"{name}: a wording holds an unknown place {{{error}}}") from None
     if prompts.language != language:
         raise InputError(f"{name}: is written for language {prompts.language!r}, the records are {language!r}")
@@ -96,6 +90,13 @@ def load_prompts(language: str, path: str | Path | None = None) -> Prompts:
         if unknown := [key for key in prompt.criteria if key not in known]:
             raise InputError(f"{name}: tasks.{task}.criteria: unknown label {unknown[0]!r}; known: {', '.join(known)}")
     return prompts
+
+
+def _check_places(wording: str, places: Sequence[str]) -> None:
+    """Raises: ValueError unless each place in braces is one of ``places``, without a format that could widen it."""
+    for _, name, form, conversion in string.Formatter().parse(wording):
+        if name is not None and (name not in places or form or conversion):
+            raise ValueError(repr(name) if name not in places else repr(f"{name}:{form}"))
 
 
 def pick_examples(record: Record, experts: Iterable[Record], per_class: int, seed: int) -> list[Record]:

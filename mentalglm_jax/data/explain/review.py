@@ -10,24 +10,49 @@ import hashlib
 import io
 import json
 import random
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 
+from mentalglm_jax.data.explain.replies import readable
 from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.tables import find_encoding, read_named_rows
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.files import write_json, write_text
+from mentalglm_jax.files import working_in, write_json, write_text
 from mentalglm_jax.text import tasks
 
 SCALES = ("consistency", "reliability", "professionality", "overall")
 POINTS = (0, 1, 2, 3)
+Origin = Literal["experts", "model"]  # whose label a form shows
+# What a spreadsheet takes for a formula (the wide ones in East Asian settings); the mark itself is marked too, so that
+# taking one away is exact. Names are also kept from becoming a number, a date or a truth value: they would come back
+# changed. Read by Python and by the form's script.
+_MARK = "'"
+_FORMULA = r"^\s*[=+\-@＝＋－＠']|^[\t\r\n]"
+_VALUE = (
+    r"^\s*[0-9.(]|^(?:true|false|nan|inf)$|^\s*(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[-./ ]?[0-9]"
+)
+_LARGEST_RATINGS = 64 << 20  # bytes
 FAR_APART = 2  # points between two raters from which an item is listed as a disagreement
+
+
+def to_cell(text: str, *, name: bool = False) -> str:
+    """``text`` so that a spreadsheet takes it for text: an apostrophe before what it would take for a formula; before
+    a ``name`` (an id) also where it would make a number or a date of it."""
+    marked = re.search(f"{_FORMULA}|{_VALUE}" if name else _FORMULA, text, re.IGNORECASE)
+    return _MARK + text if marked else text
+
+
+def from_cell(cell: str) -> str:
+    """What ``to_cell`` was given, also of a cell that was typed in by hand."""
+    return cell.removeprefix(_MARK)
 
 
 # --- export ---
@@ -72,25 +97,30 @@ def stratified_sample(records: Sequence[Record], count: int, seed: int) -> list[
 
 
 def export_review(records: Sequence[Record], folder: str | Path, *, count: int = 200, seed: int = 0,
-                  language: str = "zh") -> dict[str, Any]:  # fmt: skip
+                  language: str = "zh", labels_by: Origin = "experts") -> dict[str, Any]:  # fmt: skip
     """Writes ``review.html`` (the form), ``review.csv`` (the same for a spreadsheet) and ``sample.jsonl`` (what was
     sampled; ``import`` needs it) into ``folder``.
 
     Args:
         language: of the form's own words, "en" or "zh".
+        labels_by: whose labels they are, which the form says: the gold ones, or the model's own (``answered``).
 
     Returns: ``form`` (its id) and ``items``.
 
-    Raises: InputError if no record has an explanation, or the [data] extra is missing.
+    Raises: InputError if no record has an explanation, two have one id, or the [data] extra is missing.
     """
     folder = Path(folder)
     sample = stratified_sample(records, count, seed)
     if not sample:
         raise InputError("review export: no record has an explanation; give the output of `mentalglm data build`")
+    if twice := [one for one, count in Counter(record.id for record in sample).items() if count > 1]:
+        raise InputError(f"review export: id {twice[0]!r} stands in two of the files; ratings need ids that differ")
     form = form_id(sample)
-    write_records(folder / "sample.jsonl", sample)
-    write_text(folder / "review.html", render_form(sample, language))
-    write_text(folder / "review.csv", _sheet(sample, form))
+    page = render_form(sample, language, labels_by)
+    with working_in(folder):
+        write_records(folder / "sample.jsonl", sample)
+        write_text(folder / "review.html", page, private=True)
+        write_text(folder / "review.csv", _sheet(sample, form, labels_by), private=True)
     return {"form": form, "items": len(sample)}
 
 
@@ -100,7 +130,7 @@ def form_id(sample: Iterable[Record]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
-def render_form(sample: Sequence[Record], language: str) -> str:
+def render_form(sample: Sequence[Record], language: str, labels_by: Origin = "experts") -> str:
     """The form as one HTML page: no network, style and script named by hash in its Content-Security-Policy, every word
     of the data put in as text."""
     try:
@@ -116,7 +146,8 @@ def render_form(sample: Sequence[Record], language: str) -> str:
     items = [{"id": r.id, "task": r.task, "post": r.post, "question": r.question, "explanation": r.explanation,
               "label": tasks.get_task(r.task).sentence(r.gold, r.language)} for r in sample]  # fmt: skip
     said = {name: words[name] for name in ("saved", "unsaved", "name_first")}
-    data = json.dumps({"form": form_id(sample), "scales": SCALES, "items": items, "words": said}, ensure_ascii=False)
+    data = json.dumps({"form": form_id(sample), "scales": SCALES, "items": items, "words": said,
+                       "formula": _FORMULA, "value": _VALUE}, ensure_ascii=False)  # fmt: skip
     for character in "<>&\u2028\u2029":  # neither a tag nor a line end of JavaScript can come out of the data
         data = data.replace(character, f"\\u{ord(character):04x}")
     policy = (
@@ -126,6 +157,7 @@ def render_form(sample: Sequence[Record], language: str) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(read["form.html"]).render(
         language=language, csp=policy, style=read["style.css"], script=read["script.js"], data=data, words=words,
+        label=words["label"][labels_by],
         scales=[{"key": key, **words["scales"][key]} for key in SCALES],
     )  # fmt: skip
 
@@ -134,16 +166,17 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _sheet(sample: Sequence[Record], form: str) -> str:
-    """CSV with a byte-order mark (spreadsheets take it as UTF-8); a cell that looks like a formula is made text."""
+def _sheet(sample: Sequence[Record], form: str, labels_by: Origin) -> str:
+    """CSV with a byte-order mark (spreadsheets take it as UTF-8); every cell that could be something else is text."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
-    writer.writerow(["form", "rater", "id", *SCALES, "comment", "task", "post", "label", "explanation"])
+    whose = {"experts": "label", "model": "model_label"}[labels_by]
+    writer.writerow(["form", "rater", "id", *SCALES, "comment", "task", "post", whose, "explanation"])
     for record in sample:
         label = tasks.get_task(record.task).sentence(record.gold, record.language)
-        texts = [record.task, record.post, label, record.explanation or ""]
-        cells = ["'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text for text in texts]
-        writer.writerow([form, "", record.id, *[""] * (len(SCALES) + 1), *cells])
+        blank = ("",) * (len(SCALES) + 1)
+        names, texts = (form, "", record.id), (*blank, record.task, record.post, label, record.explanation or "")
+        writer.writerow([*(to_cell(one, name=True) for one in names), *map(to_cell, texts)])
     return "\ufeff" + buffer.getvalue()
 
 
@@ -202,21 +235,40 @@ _Rated = tuple[str, str, str, str, dict[str, Any], str]
 def _json_ratings(path: Path) -> Iterable[_Rated]:
     encoding = find_encoding(path, ("utf-8-sig",))
     try:
-        raw = json.loads(path.read_text(encoding=encoding))
-        form, rater, ratings = str(raw["form"]), str(raw["rater"]), dict(raw["ratings"])
-        for item, given in ratings.items():
-            values = {scale: given.get(scale) for scale in SCALES}
-            yield f", item {item!r}", form, rater, item, values, str(given.get("comment") or "")
+        if path.stat().st_size > _LARGEST_RATINGS:
+            raise InputError(f"{path}: {path.stat().st_size} bytes is too large for a file of ratings")
+        raw = json.loads(path.read_text(encoding=encoding), object_pairs_hook=_once)
+        form, rater, ratings = raw["form"], raw["rater"], raw["ratings"]
+        texts = [form, rater, *(given.get("comment") or "" for given in ratings.values())]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}); download it again") from None
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise InputError(f"{path}: not a file of this form; it needs form, rater and ratings") from None
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        twice = f" ({error})" if isinstance(error, _Twice) else ""
+        raise InputError(f"{path}: not a file of this form; it needs form, rater and ratings{twice}") from None
+    for item, given in ratings.items():
+        values = {scale: given.get(scale) for scale in SCALES}
+        yield f", item {item!r}", form, readable(rater), item, values, readable(given.get("comment") or "")
+
+
+class _Twice(ValueError):
+    pass
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ: of two ratings of one item neither is the right one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Twice("a key stands there twice")
+    return found
 
 
 def _csv_ratings(path: Path) -> Iterable[_Rated]:
     for line, row in read_named_rows(path, ("form", "rater", "id", *SCALES, "comment"), ","):
-        values = {scale: row[scale].strip() for scale in SCALES}
-        yield f":{line}", row["form"], row["rater"], row["id"], values, row["comment"]
+        cells = {name: from_cell(cell) for name, cell in row.items()}
+        values = {scale: cells[scale].strip() for scale in SCALES}
+        yield f":{line}", cells["form"], cells["rater"], cells["id"], values, cells["comment"]
 
 
 def agreement(ratings: Sequence[Ratings], ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -298,7 +350,9 @@ def import_review(folder: str | Path, files: Sequence[str | Path], *, accept_at:
         "form": form, "raters": [one.rater for one in ratings], "accept_at": accept_at, **counts(rows),
         "tasks": {name: counts([row for row in rows if row["task"] == name]) for name in names}, "disagreements": apart,
     }  # fmt: skip
-    write_text(folder / "reviewed.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_records(folder / "accepted.jsonl", accepted)
-    write_json(folder / "agreement.json", result)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with working_in(folder):
+        write_text(folder / "reviewed.jsonl", lines, private=True)
+        write_records(folder / "accepted.jsonl", accepted)
+        write_json(folder / "agreement.json", result)
     return result

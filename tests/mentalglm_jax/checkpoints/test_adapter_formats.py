@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.lora import ALL_LINEAR, linears
-from tests.mentalglm_jax.checkpoints.test_adapters import TOKENS, edit_config, same_adapter, trained
+from tests.mentalglm_jax.adapters import TOKENS, edit_config, same_adapter, trained
 
 NAME = "base_model.model.{}.lora_{}.weight"
 LAYER = "transformer.encoder.layers.1."
@@ -69,7 +69,8 @@ def test_vllm_gets_one_rank_and_one_scale(hf, base, tmp_path, rslora, patterns):
     tensors, config = read(tmp_path / "split")
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({}, {})
     assert config["r"] == (4 if patterns == "alpha_pattern" else 8)
-    scale = config["lora_alpha"] / (config["r"] ** 0.5 if rslora else config["r"])
+    assert config["use_rslora"] is False
+    scale = config["lora_alpha"] / config["r"]
     assert scale == pytest.approx(3.0 if rslora else 1.5, rel=1e-6)  # the one of most modules, whose B is as it was
     for path, linear in linears(ours):
         if linear.adapter is None:
@@ -89,21 +90,26 @@ def test_vllm_gets_one_rank_and_one_scale(hf, base, tmp_path, rslora, patterns):
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_chatglm_fuses_q_k_and_v_exactly(hf, base, tmp_path, rslora):
+def test_chatglm_fuses_q_k_and_v_exactly_under_every_reading_of_the_factor(hf, base, tmp_path, rslora):
+    """PEFT takes rank and alpha of a module from patterns, older vLLMs from r and lora_alpha, llama.cpp the rank from
+    the rows of A; rsLoRA is known to the first two only. All must find the same map."""
     ours = trained(base, use_rslora=rslora, **PATTERNS)
     save_adapter(ours, tmp_path / "fused", format="chatglm")
     tensors, config = read(tmp_path / "fused")
     assert set(config["target_modules"]) == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
-    name = LAYER + "self_attention.query_key_value"
-    a, b = (tensors[NAME.format(name, letter)] for letter in "AB")
-    assert a.shape == (8 + 4 + 2, 32)  # the ranks of q, k and v in this layer
-    theirs = peft.LoraConfig(**{key: config[key] for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern")})
-    rank, alpha = (first(table, name, default) for table, default in (
-        (theirs.rank_pattern, theirs.r), (theirs.alpha_pattern, theirs.lora_alpha)))  # fmt: skip
-    assert rank == len(a)
-    wanted = [getattr(ours.layers.self_attn, f"{each}_proj").adapter.delta()[1].T for each in "qkv"]
-    found = alpha / (rank**0.5 if rslora else rank) * b @ a
-    np.testing.assert_allclose(found, np.concatenate(wanted), rtol=1e-5, atol=1e-6)
+    assert (config["rank_pattern"], config["alpha_pattern"], config["use_rslora"]) == ({}, {}, False)
+    assert config["r"] == 8 + 4 + 4  # the ranks of q, k and v where they are largest
+    names = {"self_attention.dense": "self_attn.o_proj", "mlp.dense_h_to_4h": "mlp.gate_up_proj",
+             "mlp.dense_4h_to_h": "mlp.down_proj", "self_attention.query_key_value": ""}  # fmt: skip
+    for layer in range(3):
+        for theirs, name in names.items():
+            key = f"transformer.encoder.layers.{layer}.{theirs}"
+            a, b = (tensors[NAME.format(key, letter)] for letter in "AB")
+            assert len(a) == b.shape[1] == config["r"]
+            parts = [name] if name else [f"self_attn.{each}_proj" for each in "qkv"]
+            deltas = [dict(linears(ours))[f"layers.{part}"].adapter.delta()[layer].T for part in parts]
+            found = config["lora_alpha"] / config["r"] * b @ a
+            np.testing.assert_allclose(found, np.concatenate(deltas), rtol=1e-5, atol=1e-6)
     again = loaded(base, tmp_path / "fused")
     assert hf.error(hf.run(again, TOKENS), hf.run(ours, TOKENS)) <= 1e-5
     # fused once, all A are the same, and what was read is written bit for bit
@@ -113,8 +119,18 @@ def test_chatglm_fuses_q_k_and_v_exactly(hf, base, tmp_path, rslora):
     assert all(np.array_equal(twice[key], tensors[key]) for key in tensors)
 
 
-def first(table, name, default):
-    return table.get(peft.utils.other.get_pattern_key(table.keys(), name), default)
+def test_chatglm_adapters_with_patterns_are_still_read(hf, base, tmp_path):
+    """Written before the factor was folded in, or by PEFT: ranks and alphas by module."""
+    ours = trained(base, target_modules=("q_proj", "k_proj", "v_proj", "down_proj"))
+    save_adapter(ours, tmp_path / "fused", format="chatglm")
+    tensors, config = read(tmp_path / "fused")
+    assert (config["r"], config["lora_alpha"]) == (12, 18)
+    for key in [key for key in tensors if "dense_4h_to_h" in key]:  # its own rank again, its factor elsewhere
+        tensors[key] = np.ascontiguousarray(tensors[key][:4] if "lora_A" in key else tensors[key][:, :4] * 0.75)
+    save_file(tensors, tmp_path / "fused" / "adapter_model.safetensors")
+    edit_config(tmp_path / "fused", r=4, lora_alpha=8, rank_pattern={"query_key_value": 12},
+                alpha_pattern={"query_key_value": 18})  # fmt: skip
+    assert hf.error(hf.run(loaded(base, tmp_path / "fused"), TOKENS), hf.run(ours, TOKENS)) <= 1e-5
 
 
 @pytest.mark.parametrize("format", ["chatglm", "vllm-split"])
@@ -123,7 +139,7 @@ def first(table, name, default):
     [
         {"target_modules": ("v_proj", "down_proj"), "layers_to_transform": (0, 2)},
         {"target_modules": ALL_LINEAR, "use_dora": True, "modules_to_save": ("embed_tokens", "lm_head")},
-        {"target_modules": (*ALL_LINEAR, "lm_head"), "rank_pattern": ((r".*\.1\..*", 3),)},
+        {"target_modules": ALL_LINEAR, "rank_pattern": ((r".*\.1\..*", 3),)},
     ],
     ids=["some", "dora and saved", "ranks by layer"],
 )
@@ -160,9 +176,19 @@ def test_halves_with_different_a_become_one_of_both_ranks(hf, base, tmp_path):
 
 def test_what_other_formats_cannot_say_is_refused(base, tmp_path):
     saved = trained(base, modules_to_save=("lm_head",), target_modules=("q_proj",))
-    for format, name in (("vllm-split", "vLLM does not load"), ("llama.cpp", "llama.cpp does not convert")):
+    for format, name in (("vllm", "vLLM does not load"), ("vllm-split", "vLLM does not load"),
+                         ("llama.cpp", "llama.cpp does not convert")):  # fmt: skip
         with pytest.raises(InputError, match=f"{name} modules_to_save"):
             save_adapter(saved, tmp_path / "x", format=format)
+        with pytest.raises(InputError, match=f"{name} DoRA; .*merged model"):
+            save_adapter(trained(base, use_dora=True), tmp_path / "x", format=format)
+    head, wide = trained(base, target_modules=("q_proj", "lm_head")), trained(base, rank_pattern=(("k_proj", 600),))
+    for format in ("vllm", "vllm-split"):
+        with pytest.raises(InputError, match=r"vLLM does not load an adapter on lm_head; .*merged model"):
+            save_adapter(head, tmp_path / "x", format=format)
+        with pytest.raises(InputError, match=r"vLLM does not load rank 600, 512 is its largest; .*merged model"):
+            save_adapter(wide, tmp_path / "x", format=format)
+    assert not (tmp_path / "x").exists()
     with pytest.raises(InputError, match="all of q, k and v, this adapter has it on v_proj"):
         save_adapter(trained(base, use_dora=True, target_modules=("v_proj",)), tmp_path / "x", format="chatglm")
     with pytest.raises(InputError, match="divides by alpha, which is 0"):

@@ -1,12 +1,8 @@
-"""PEFT adapter directories both ways: PEFT's own saves load and agree, ours load in PEFT without a word, and what does
-not fit is refused by name."""
+"""PEFT adapter directories both ways: PEFT's own saves load and agree, ours load in PEFT without a word."""
 
-import dataclasses
 import json
 import shutil
-import warnings
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,23 +16,21 @@ from safetensors.torch import load_file, save_file
 
 from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints.directories import load, save_pretrained
-from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.lora import (
     ALL_LINEAR,
     TARGETS,
     Adapter,
     LoraConfig,
     LoraParam,
-    Replacement,
-    add_lora,
     has_lora,
     linears,
     merge_lora,
     module_names,
     remove_lora,
 )
+from tests.mentalglm_jax.adapters import TOKENS, by_peft, same_adapter, trained
 
-TOKENS = np.random.default_rng(0).integers(4, 96, (2, 19)).astype(np.int32)
 CASES = {
     "lora": {"target_modules": ["q_proj", "v_proj"]},
     "all-linear": {"target_modules": "all-linear"},
@@ -73,30 +67,6 @@ CASES = {
 }  # fmt: skip
 
 
-def randomise(model, seed=1):
-    """A and B of a PEFT model at a size where every term counts."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_A" in name or "lora_B" in name:
-                weight.normal_(0, 0.2, generator=generator)
-            elif "modules_to_save" in name:
-                weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
-            elif "magnitude" in name:
-                weight.mul_(1 + 0.3 * torch.rand(weight.shape, generator=generator))
-    return model.eval()
-
-
-def by_peft(hf, directory, **options) -> Any:
-    """A PEFT model with random weights, and its directory."""
-    options = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM"} | options
-    model = randomise(peft.get_peft_model(hf.model("glm"), peft.LoraConfig(**options)))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
-        model.save_pretrained(directory)
-    return model
-
-
 @pytest.fixture(scope="module")
 def base(hf):
     """The base model; a test that adds an adapter works on a clone."""
@@ -116,41 +86,9 @@ def copy(saved_by_peft, tmp_path):
     return Path(shutil.copytree(saved_by_peft, tmp_path / "adapter"))
 
 
-def trained(base, seed=0, **options):
-    """Our model with an adapter of random values."""
-    model = nnx.clone(base)
-    add_lora(model, LoraConfig(**{"rank": 4, "alpha": 6.0} | options), nnx.Rngs(0))
-    rng = np.random.default_rng(seed)
-
-    def normal(shape):
-        return jnp.asarray(rng.normal(0, 0.2, shape), jnp.float32)
-
-    for _, linear in linears(model):
-        adapter = linear.adapter
-        if isinstance(adapter, Adapter):
-            used = np.arange(max(adapter.ranks)) < np.asarray(adapter.ranks)[:, None]  # the rest is zero and stays so
-            used = jnp.asarray(used if adapter.a.ndim == 3 else used[0])
-            adapter.a.set_value(normal(adapter.a.shape) * used[..., None, :])
-            adapter.b.set_value(normal(adapter.b.shape) * used[..., None])
-            if adapter.magnitude is not None:
-                scale = jnp.asarray(1 + 0.3 * rng.random(adapter.magnitude.shape), jnp.float32)
-                adapter.magnitude.set_value(adapter.magnitude[...] * scale)
-    for module in (model.embed_tokens, model.lm_head):
-        if isinstance(module.adapter, Replacement):
-            module.adapter.weight.set_value(module.adapter.weight[...] + normal(module.adapter.weight.shape))
-    return model
-
-
-def same_adapter(one, other):
-    for (path, ours), (_, theirs) in zip(linears(one), linears(other), strict=True):
-        assert (ours.adapter is None) == (theirs.adapter is None), path
-        if ours.adapter is not None:
-            states = [jax.tree.leaves_with_path(nnx.state(linear.adapter)) for linear in (ours, theirs)]
-            for (where, found), (_, wanted) in zip(*states, strict=True):
-                np.testing.assert_array_equal(found, wanted, err_msg=f"{path} {where}")
-
-
 MANY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
 FOR_MANY_MODELS = {
     "the usual list": {"target_modules": MANY},
     "excluded elsewhere": {"target_modules": ["q_proj"], "exclude_modules": ["visual", "k_proj"]},
@@ -175,12 +113,6 @@ def test_what_peft_passes_over_is_passed_over(hf, base, tmp_path, case):
     assert hf.error(hf.run(ours, TOKENS), hf.logits(model, TOKENS)) <= 1e-5
     wrapped = {name for name, module in model.base_model.model.named_modules() if hasattr(module, "lora_A")}
     assert wrapped == adapted(ours)
-
-
-def edit_config(directory: Path, **changes):
-    path = directory / "adapter_config.json"
-    value = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: item for key, item in value.items() if item is not ...}))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -399,160 +331,6 @@ def test_a_minimal_config_is_enough(base, copy):
     assert ours.lora_config == LoraConfig(
         rank=4, alpha=6.0, target_modules=tuple(raw["target_modules"]), rank_pattern=(), alpha_pattern=()
     )
-
-
-def change(**changes):
-    return lambda directory: edit_config(directory, **changes)
-
-
-def rewrite(function):
-    def damage(directory: Path):
-        tensors = load_file(directory / "adapter_model.safetensors")
-        function(tensors)
-        save_file(tensors, directory / "adapter_model.safetensors")
-
-    return damage
-
-
-def without_weights(directory: Path):
-    (directory / "adapter_model.safetensors").rename(directory / "adapter_model.bin")
-
-
-KEY = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
-FAULTS = {
-    "no config": (lambda d: (d / "adapter_config.json").unlink(), "adapter_config.json: missing"),
-    "config not JSON": (lambda d: (d / "adapter_config.json").write_text("r: 8"), "not readable as JSON"),
-    "not LoRA": (change(peft_type="IA3"), "peft_type is 'IA3'"),
-    "no type": (change(peft_type=...), "peft_type is None"),
-    "no rank": (change(r=...), "r missing"),
-    "no targets": (change(target_modules=None), "target_modules missing"),
-    "rank of text": (change(r="8"), "r has the wrong type, found '8'"),
-    "rank zero": (change(r=0), "rank must be at least 1"),
-    "pattern rank zero": (change(rank_pattern={"q_proj": 0}), "rank must be at least 1"),
-    "pattern of text": (change(rank_pattern={"q_proj": "x"}), "not a number"),
-    "pattern not a table": (change(alpha_pattern=[1]), "alpha_pattern has the wrong type"),
-    "bad pattern": (change(rank_pattern={"(": 2}), "not a regular expression"),
-    "bad regex": (change(target_modules="("), "not a regular expression"),
-    "targets of numbers": (change(target_modules=[1]), "must be a list of names or a regular expression"),
-    "dropout of text": (change(lora_dropout="x"), "lora_dropout has the wrong type"),
-    "dropout one": (change(lora_dropout=1.0), "dropout"),
-    "bias": (change(bias="all"), "bias='all'"),
-    "lora bias": (change(lora_bias=True), "lora_bias=True"),
-    "transposed": (change(fan_in_fan_out=True), "fan_in_fan_out=True"),
-    "layers beyond": (change(layers_to_transform=[1, 3]), r"layers_to_transform has 3, the model has layers 0..2"),
-    "layers of text": (change(layers_to_transform=["1"]), "must be a list of layer numbers"),
-    "layers of a regex": (change(target_modules=".*q_proj", layers_to_transform=[1]), "goes with a list"),
-    "layers under another name": (change(layers_pattern="blocks"), "layers_pattern='blocks'"),
-    "norms to save": (change(modules_to_save=["norm"]), "modules_to_save norm: only embed_tokens, lm_head"),
-    "no weights to save": (change(modules_to_save=["lm_head"]), "1 tensor missing: base_model.model.lm_head.weight"),
-    "parameters": (change(target_parameters=["x"]), "target_parameters"),
-    "trained tokens": (change(trainable_token_indices=[1]), "trainable_token_indices"),
-    "several": (change(bias="all", lora_bias=True), "bias='all', lora_bias=True"),
-    "pissa": (change(init_lora_weights="pissa_niter_4"), "pissa"),
-    "a future option": (change(use_tomorrow=True), "use_tomorrow=True"),
-    "module not there": (change(target_modules=["q_proj", "gate"]), "6 tensors unexpected: .*v_proj"),
-    "module without tensors": (change(target_modules=["q_proj", "v_proj", "o_proj"]), "6 tensors missing: .*o_proj"),
-    "layer not there": (change(target_modules=["layers.9.self_attn.q_proj"]), "layers.9.self_attn.q_proj selects noth"),
-    "chatglm names": (change(target_modules=["query_key_value"]), "query_key_value selects nothing in this model"),
-    "embeddings": (change(target_modules=["q_proj", "embed_tokens"]), "no module named embed_tokens"),
-    "embeddings by regex": (change(target_modules=r".*(q_proj|embed_tokens)"), "only modules_to_save trains"),
-    "regex for nothing": (change(target_modules="nothing"), "selects nothing"),
-    "pickle": (without_weights, r"only pickles are there .adapter_model.bin."),
-    "no weights": (lambda d: (d / "adapter_model.safetensors").unlink(), "needed, but it is missing"),
-    "missing": (rewrite(lambda t: t.pop(KEY)), f"1 tensor missing: {KEY}"),
-    "unexpected": (rewrite(lambda t: t.update(stranger=torch.ones(1))), "1 tensor unexpected: stranger"),
-    "without prefix": (
-        rewrite(lambda t: t.update({KEY.removeprefix("base_model.model."): t.pop(KEY)})), "missing: .*; 1 .* unexpected"
-    ),
-    "twice": (
-        rewrite(lambda t: t.update({KEY.replace(".weight", ".default.weight"): t[KEY].clone()})), "are the same tensor"
-    ),
-    "transposed tensor": (
-        rewrite(lambda t: t.update({KEY: t[KEY].T.contiguous()})), rf"{KEY} F32\[32, 4\] instead of \[4, 32\]"
-    ),
-    "another rank": (change(r=8), r"12 of wrong shape or dtype \(another base or rank\?\)"),
-    "integers": (rewrite(lambda t: t.update({KEY: t[KEY].to(torch.int8)})), "I8"),
-    "NaN": (rewrite(lambda t: t[KEY].view(-1)[3].fill_(float("nan"))), f"NaN or infinity in {KEY}"),
-    "truncated": (
-        lambda d: (d / "adapter_model.safetensors").write_bytes((d / "adapter_model.safetensors").read_bytes()[:-9]),
-        "not a readable safetensors file",
-    ),
-    "dora without magnitudes": (change(use_dora=True), "6 tensors missing: .*lora_magnitude_vector"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_refused_in_one_line_and_the_model_is_as_before(base, copy, fault):
-    damage, message = FAULTS[fault]
-    damage(copy)
-    model = nnx.clone(base)
-    with pytest.raises(InputError, match=message) as caught:
-        load_adapter(model, copy)
-    assert "\n" not in str(caught.value)
-    assert "adapter" in str(caught.value)
-    assert not has_lora(model)
-    assert model.lora_config is None
-
-
-def test_every_option_of_peft_is_understood_or_refused():
-    """A new PEFT version may add keys; this list says which we have looked at."""
-    from mentalglm_jax.checkpoints.peft_config import SWITCHED_OFF, UNDERSTOOD
-
-    assert {field.name for field in dataclasses.fields(peft.LoraConfig)} <= SWITCHED_OFF.keys() | UNDERSTOOD
-
-
-def test_another_base_is_refused(hf, base, tmp_path):
-    save_adapter(trained(base, target_modules=("lm_head",)), tmp_path / "ours")
-    other = hf.to_jax(hf.model("glm", rope_theta=5e6))
-    with pytest.raises(InputError, match=r"rope_theta 10000.0, this model has 5000000.0"):
-        load_adapter(other, tmp_path / "ours")
-    # ``load`` opens the base as the adapter was trained on it, whatever its config.json says.
-    hf.model("glm", rope_theta=5e6).save_pretrained(tmp_path / "base")
-    assert load(tmp_path / "base").config.rope_theta == 5e6
-    assert load(tmp_path / "base", adapter=tmp_path / "ours").config.rope_theta == 10000.0
-    with pytest.raises(InputError, match=r"rope_theta 10000.0, this model has 5000000.0"):
-        load(tmp_path / "base", adapter=tmp_path / "ours", rope_theta=5e6)
-    for changes, message in (
-        ({"hidden_size": 64}, "trained on another base: with hidden_size 32; this model has 64"),
-        ({"num_hidden_layers": 2, "head_dim": 16}, "num_hidden_layers 3, head_dim 8; this model has 2, 16"),
-    ):
-        with pytest.raises(InputError, match=message):
-            load_adapter(hf.to_jax(hf.model("glm", **changes)), tmp_path / "ours")
-    with pytest.raises(InputError, match="with model_type glm; this model has glm4"):
-        load_adapter(hf.to_jax(hf.model("glm4")), tmp_path / "ours")
-    by_peft(hf, tmp_path / "plain", target_modules=["q_proj"])
-    with pytest.raises(InputError, match=r"another base or rank.*lora_A.weight F32\[4, 32\] instead of \[4, 64\]"):
-        load_adapter(hf.to_jax(hf.model("glm", hidden_size=64)), tmp_path / "plain")
-    by_peft(hf, tmp_path / "theirs", target_modules=["lm_head"])
-    with pytest.raises(InputError, match="differs from this model's lm_head"):
-        load_adapter(hf.to_jax(hf.model("glm", seed=5)), tmp_path / "theirs")
-
-
-def test_wrong_calls_are_refused(base, saved_by_peft, tmp_path):
-    with pytest.raises(InputError, match="has no adapter"):
-        save_adapter(base, tmp_path / "x")
-    model = trained(base)
-    with pytest.raises(InputError, match="already has an adapter"):
-        load_adapter(model, saved_by_peft)
-    with pytest.raises(InputError, match=r"format 'gguf' is not one of peft, vllm-split, llama.cpp, chatglm"):
-        save_adapter(model, tmp_path / "x", format="gguf")
-    with pytest.raises(InputError, match="no such adapter directory"):
-        load_adapter(base, tmp_path / "nowhere")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"other files \(notes.txt\)"):
-        save_adapter(model, tmp_path / "full")
-    model.layers.mlp.down_proj.adapter.scale.set_value(jnp.full((3,), 9.0))
-    with pytest.raises(InputError, match=r"scale of layers.mlp.down_proj is 9.0 \(rank 4\), its LoraConfig says 1.5"):
-        save_adapter(model, tmp_path / "x")
-
-
-def test_a_diverged_adapter_is_not_written(base, tmp_path):
-    model = trained(base)
-    model.layers.mlp.down_proj.adapter.a.set_value(model.layers.mlp.down_proj.adapter.a[...].at[0, 0, 0].set(jnp.nan))
-    with pytest.raises(RunError, match=r"NaN or infinity in .*down_proj"):
-        save_adapter(model, tmp_path / "x")
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_base_is_the_same_after_removing_the_adapter(base, saved_by_peft):

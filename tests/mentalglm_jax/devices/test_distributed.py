@@ -88,7 +88,7 @@ def adapted(directory: Path, **options: Any) -> Glm:
 class Pair:
     """Two processes of ``main`` below that know each other."""
 
-    def __init__(self, base: Path, directory: Path, cache: dict[str, str], *arguments: object):
+    def __init__(self, base: Path, directory: Path, *arguments: object):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -96,7 +96,7 @@ class Pair:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
         self.processes = []
         for number in range(2):
-            environment = {**os.environ, **cache, "PYTHONPATH": str(root), "XLA_FLAGS": flags,
+            environment = {**os.environ, "PYTHONPATH": str(root), "XLA_FLAGS": flags,
                            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2",
                            "JAX_PROCESS_ID": str(number)}  # fmt: skip
             command = [sys.executable, __file__, str(base), str(directory), *map(str, arguments)]
@@ -130,7 +130,7 @@ def check(found: dict[str, np.ndarray], losses: list[float], wanted: dict[str, n
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_train_are_killed_and_one_goes_on(compile_cache, tmp_path, accumulate):
+def test_two_processes_train_are_killed_and_one_goes_on(tmp_path, accumulate):
     save_pretrained(tiny_model(lora=False), tmp_path / "base")
     changes: dict[str, Any] = {"accumulate": accumulate, "rows": 8 * accumulate}
     model = adapted(tmp_path / "base")
@@ -139,7 +139,7 @@ def test_two_processes_train_are_killed_and_one_goes_on(compile_cache, tmp_path,
     wanted, reference = parameters(model, LoraParam), [row["loss"] for row in rows(tmp_path / "one")]
 
     # Killed in the middle; one process with one device goes on.
-    Pair(tmp_path / "base", tmp_path / "killed", compile_cache, accumulate).kill_at(11)
+    Pair(tmp_path / "base", tmp_path / "killed", accumulate).kill_at(11)
     model = adapted(tmp_path / "base")
     taken: list[int] = []
     around = Surroundings(progress=lambda done, total, text: taken.append(done))
@@ -150,10 +150,10 @@ def test_two_processes_train_are_killed_and_one_goes_on(compile_cache, tmp_path,
     check(parameters(model, LoraParam), [row["loss"] for row in rows(tmp_path / "killed")], wanted, reference)
 
     # A signal to one of them stops both at the same step; then both go on to the end.
-    pair = Pair(tmp_path / "base", tmp_path / "both", compile_cache, accumulate, 6)
+    pair = Pair(tmp_path / "base", tmp_path / "both", accumulate, 6)
     assert [result["interrupted"] for result in pair.results()] == [True, True]
     assert [row["loss"] for row in rows(tmp_path / "both")] == pytest.approx(reference[:6], abs=1e-5)
-    results = Pair(tmp_path / "base", tmp_path / "both", compile_cache, accumulate).results()
+    results = Pair(tmp_path / "base", tmp_path / "both", accumulate).results()
     for number, result in enumerate(results):
         values = {name: np.array(value) for name, value in result["values"].items()}
         check(values, [row["loss"] for row in rows(tmp_path / "both")], wanted, reference)
@@ -165,14 +165,14 @@ def test_two_processes_train_are_killed_and_one_goes_on(compile_cache, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_processes_read_a_dora_adapter(compile_cache, tmp_path):
+def test_two_processes_read_a_dora_adapter(tmp_path):
     """Its magnitudes start as norms of the base, which is spread over both; a layer without an adapter keeps them."""
     save_pretrained(tiny_model(lora=False), tmp_path / "base")
     model = load(tmp_path / "base", rope_theta=1e4)
     config = LoraConfig(rank=4, alpha=8.0, use_dora=True, layers_to_transform=(0,))
     add_lora(model, config, nnx.Rngs(1))
     save_adapter(model, tmp_path / "adapter")
-    for result in Pair(tmp_path / "base", tmp_path / "adapter", compile_cache, 0).results():
+    for result in Pair(tmp_path / "base", tmp_path / "adapter", 0).results():
         for name, value in parameters(model, LoraParam).items():
             np.testing.assert_allclose(np.array(result["values"][name]), value, rtol=1e-6, err_msg=name)
 

@@ -184,9 +184,9 @@ def test_splash_leaves_the_cache_to_xla(monkeypatch):
     np.testing.assert_array_equal(*found)
 
 
-def test_splash_on_a_mesh_agrees_with_one_device(compile_cache):
+def test_splash_on_a_mesh_agrees_with_one_device():
     """Two by two rows and heads, and four ways where two key/value heads must be shared out among four devices."""
-    found = on_eight_devices(__file__, compile_cache)
+    found = on_eight_devices(__file__)
     assert all(largest < 5e-6 for largest in found["differences"].values()), found["differences"]
     assert found["refused"] == ("mesh tensor = 8 does not divide 4 attention heads over 2 key/value heads evenly")
 

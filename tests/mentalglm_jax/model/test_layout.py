@@ -32,8 +32,8 @@ def test_nothing_happens_without_a_mesh():
         assert mesh_in_force() is None and spread_hidden(x) is x
 
 
-def test_logits_stay_where_their_rows_are(compile_cache):
-    found = on_eight_devices(__file__, compile_cache)
+def test_logits_stay_where_their_rows_are():
+    found = on_eight_devices(__file__)
     assert [64, VOCAB] in found["gathered"]  # the projection
     assert not [shape for shape in found["gathered"] if shape[0] == ROWS and shape[-1] == VOCAB]
     # What XLA does on its own, or this test would prove nothing.

@@ -101,8 +101,8 @@ def config(**changes: Any) -> Any:
     return tiny_config(**({"steps": STEPS, "rows": 8, "accumulate": 1, "save_every": 100} | changes))
 
 
-def test_two_by_four_equals_one(compile_cache, tmp_path):
-    found = on_eight_devices(__file__, compile_cache, str(tmp_path / "many"), "2", "4", "1")
+def test_two_by_four_equals_one(tmp_path):
+    found = on_eight_devices(__file__, str(tmp_path / "many"), "2", "4", "1")
     compare(found, one_device(tmp_path / "one"))
     compare_saved(tmp_path / "many", tmp_path / "one")
     assert found["kernel"] == str(PartitionSpec(None, "fsdp", "tensor"))
@@ -125,9 +125,9 @@ def test_two_by_four_equals_one(compile_cache, tmp_path):
         (("1", "4", "2"), 1, "nf4"),
     ],
 )
-def test_twenty_steps_on_other_meshes_equal_one_device(compile_cache, tmp_path, sizes, accumulate, quantize):
+def test_twenty_steps_on_other_meshes_equal_one_device(tmp_path, sizes, accumulate, quantize):
     arguments = (*sizes, str(accumulate), "0", "20", quantize)
-    found = on_eight_devices(__file__, compile_cache, str(tmp_path / "many"), *arguments)
+    found = on_eight_devices(__file__, str(tmp_path / "many"), *arguments)
     compare(found, one_device(tmp_path / "one", quantize, accumulate=accumulate, rows=8 * accumulate, steps=20))
     compare_saved(tmp_path / "many", tmp_path / "one", 20)
     assert len(found["losses"]) == 20 and len(set(found["losses"])) == 20
@@ -135,15 +135,15 @@ def test_twenty_steps_on_other_meshes_equal_one_device(compile_cache, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_sharded_run_goes_on_on_one_device(compile_cache, tmp_path):
+def test_a_sharded_run_goes_on_on_one_device(tmp_path):
     """Saved by eight devices after step 2, continued by one; and the checkpoint read by eight again."""
     wanted = one_device(tmp_path / "one")
-    found = on_eight_devices(__file__, compile_cache, str(tmp_path / "many"), "1", "8", "1", "1", "2")
+    found = on_eight_devices(__file__, str(tmp_path / "many"), "1", "8", "1", "1", "2")
     assert found["losses"] == [pytest.approx(loss, abs=1e-5) for loss in wanted["losses"][:2]]
     model = tiny_model(dropout=0.2)
     train(model, tiny_examples(60), config(), tmp_path / "many", trainable="lora", seed=1)
     compare({"losses": [row["loss"] for row in rows(tmp_path / "many")], "values": parameters(model)}, wanted)
-    compare(on_eight_devices(__file__, compile_cache, str(tmp_path / "many"), "1", "8", "1"), wanted)
+    compare(on_eight_devices(__file__, str(tmp_path / "many"), "1", "8", "1"), wanted)
 
 
 def main(directory: str, data: str, fsdp: str, tensor: str, accumulate: str = "1", stop_at: str = "0",

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.selection import limited, weighted
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.pipeline import job as pipeline
-from mentalglm_jax.pipeline.job import export_run, run
+from mentalglm_jax.pipeline.export import export_run
+from mentalglm_jax.pipeline.job import run
 from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.train.loop import Interrupted
 from mentalglm_jax.train.metrics import _continued
@@ -108,6 +111,17 @@ def test_the_run_leaves_what_the_contract_names(whole):
     )
 
 
+def test_the_lines_of_the_readme_run(whole, monkeypatch, tmp_path, capsys):
+    text = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 100 and len(text.split()) <= 600
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(whole[0])
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert "Parsed(" in capsys.readouterr().out
+
+
 def test_stages_hand_the_adapter_on(whole):
     directory, _ = whole
     first = load_file(directory / "stages/english/adapter/adapter_model.safetensors")
@@ -188,6 +202,19 @@ def test_export_of_a_finished_run(whole, tmp_path):
     assert (tmp_path / "first/adapter_model.safetensors").read_bytes() != (
         tmp_path / "peft/adapter_model.safetensors"
     ).read_bytes()
+    named = json.loads((tmp_path / "peft/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str((directory / "base").resolve())
+    export_run(directory, "vllm", tmp_path / "named", base_name="org/name")
+    named = json.loads((tmp_path / "named/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == "org/name"
+    assert not any(str(directory).encode() in file.read_bytes() for file in (tmp_path / "named").iterdir())
+    with pytest.raises(InputError, match=r"--push would publish the local path .*--base-name ORG/NAME"):
+        export_run(directory, "peft", tmp_path / "x", push="me/mine")
+    for to, name, message in (("peft", "a/b/c", "a Hub id that is no directory here: 'a/b/c' is none"),
+                              ("peft", str(directory), "a Hub id that is no directory here"),
+                              ("merged", "org/name", "merged names no base")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            export_run(directory, to, tmp_path / "x", base_name=name)
     with pytest.raises(InputError, match="not one of peft"):
         export_run(directory, "onnx", tmp_path / "x")
     with pytest.raises(InputError, match="stage 'french'"):

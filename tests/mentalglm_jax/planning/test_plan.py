@@ -19,7 +19,7 @@ import pytest
 import yaml
 from flax import nnx
 
-from mentalglm_jax.cli.main import main as cli
+from mentalglm_jax.cli import main as cli
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import LoraParam, add_lora

@@ -20,7 +20,6 @@ from mentalglm_jax.train.step import make_optimizer, make_step
 from tests.mentalglm_jax.tiny import VOCAB, tiny_batch, tiny_config, tiny_examples, tiny_model
 
 ROWS, SLOTS = 2, 13
-pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
 @pytest.fixture(scope="module")

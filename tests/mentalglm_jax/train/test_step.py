@@ -18,7 +18,6 @@ from mentalglm_jax.train.step import averaged, learning_rate_schedule, make_opti
 from tests.mentalglm_jax.tiny import parameters, same, tiny_batch, tiny_config, tiny_model
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
 def micro(batch, count: int):

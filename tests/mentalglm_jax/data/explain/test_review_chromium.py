@@ -2,10 +2,11 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
-from mentalglm_jax.data.explain.review import form_id, import_review, render_form
+from mentalglm_jax.data.explain.review import SCALES, form_id, import_review, read_ratings, render_form
 from mentalglm_jax.data.records import write_records
 from tests.mentalglm_jax.data.explain.test_review import ATTACK, records
 from tests.probes.report.test_page_chromium import BINARY, Browser
@@ -69,3 +70,58 @@ def test_rated_by_keys_kept_and_imported(browser, tmp_path):
     while not (found := list((tmp_path / "down").glob("ratings-*-A.json"))) and time.time() < deadline:
         time.sleep(0.1)
     assert json.loads(found[0].read_text(encoding="utf-8")) == downloaded
+
+
+NAMES = ("__proto__", "constructor", "toString", "hasOwnProperty", "=1+1", "'=1", "''", "-1", "@x", "\t=1", " =1",
+         "＝1", "007", "1e5", "TRUE", "MAR1", 'a,"b"\r\nc', "[/b]")  # fmt: skip
+
+
+def test_ratings_of_any_id_come_back_by_both_files(browser, tmp_path):
+    """Ids that JavaScript knows, and those that a spreadsheet would take for something else; kept over a reload."""
+    sample = [replace(one, id=name) for one, name in zip(records(len(NAMES)), NAMES, strict=True)]
+    write_records(tmp_path / "sample.jsonl", sample)
+    page = tmp_path / "review.html"
+    page.write_text(render_form(sample, "en"), encoding="utf-8")
+    browser.open(page, 1200)
+    assert browser.js("document.querySelector('#progress').textContent") == f"0 / {len(NAMES)}"
+    browser.js("document.querySelector('#rater').focus()")
+    press(browser, "=", "A", "Escape")
+    for number in range(len(NAMES)):
+        press(browser, *str(number % 4) * 4, "ArrowRight")
+    browser.js("document.querySelector('#comment').value = '=HYPERLINK(1)'")
+    browser.js("document.querySelector('#comment').dispatchEvent(new Event('input'))")
+    assert browser.js("Object.keys(Object.prototype).length") == 0 and browser.complaints() == []
+    browser.open(page, 1200)
+    assert browser.js("document.querySelector('#progress').textContent") == f"{len(NAMES)} / {len(NAMES)}"
+    (tmp_path / "a.json").write_text(browser.js("asJson()"), encoding="utf-8")
+    sheet = browser.js("asCsv()")
+    (tmp_path / "b.csv").write_text(sheet, encoding="utf-8", newline="")
+    assert ',"\'=HYPERLINK(1)"' in sheet and ',"\'=1+1",' in sheet and ',"\'=A",' in sheet
+    ids = [one.id for one in sample]
+    for name in ("a.json", "b.csv"):
+        found = read_ratings(tmp_path / name, form_id(sample), ids)
+        assert found.rater == "=A" and found.comments == {"[/b]": "=HYPERLINK(1)"}
+        assert found.scores == {one: dict.fromkeys(SCALES, n % 4) for n, one in enumerate(ids)}
+
+
+@pytest.mark.parametrize(
+    ("language", "whose", "caption"),
+    [
+        ("en", "experts", "Label given by experts"),
+        ("en", "model", "Label given by the model"),
+        ("zh", "experts", "专家给出的标签"),
+        ("zh", "model", "模型给出的标签"),
+    ],
+)
+def test_the_caption_says_whose_label_it_is_and_the_footer_names_the_keys(browser, tmp_path, language, whose, caption):
+    page = tmp_path / "review.html"
+    page.write_text(render_form(records(1), language, whose), encoding="utf-8")
+    browser.open(page, 1200)
+    shown = browser.js("document.body.innerText")
+    assert caption in shown and shown.count("专家给出" if language == "zh" else "given by experts") == (
+        whose == "experts"
+    )
+    footer = browser.js("document.querySelector('footer').innerText")
+    assert (
+        all(key in footer for key in ("0–3", "↑", "Backspace")) and "object at" not in footer and "method" not in footer
+    )

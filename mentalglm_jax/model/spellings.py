@@ -1,0 +1,66 @@
+"""One quantity under two names, the native layout's and chatglm's. Where ``config.json`` states both, they must agree.
+
+transformers reads the native names of a glm directory, llama.cpp's converter the chatglm ones of the same directory
+(https://github.com/ggml-org/llama.cpp, ``conversion/chatglm.py``), so a directory that has only one kind, or two that
+differ, is another model to one of them.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mentalglm_jax.errors import InputError
+
+ROPE_BASE = 10000.0  # chatglm states the base of the rotary frequencies as a multiple of this
+CHATGLM_NAMES = {
+    "rope_theta": "rope_ratio", "rms_norm_eps": "layernorm_epsilon", "max_position_embeddings": "seq_length",
+    "intermediate_size": "ffn_hidden_size", "num_key_value_heads": "multi_query_group_num", "head_dim": "kv_channels",
+    "num_hidden_layers": "num_layers", "attention_bias": "add_qkv_bias",
+}  # fmt: skip
+
+
+def llama_cpp_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The chatglm names beside the native ones that llama.cpp's converter needs in a glm directory."""
+    return {
+        "rope_ratio": fields["rope_theta"] / ROPE_BASE,
+        "layernorm_epsilon": fields["rms_norm_eps"],
+        "seq_length": fields["max_position_embeddings"],
+    }
+
+
+def check_agreement(raw: Mapping[str, Any], fields: Mapping[str, Any], ignored: str | None = None) -> None:
+    """``fields`` is what was read of ``raw``, under native names; the other spellings in it must say the same.
+
+    Args:
+        ignored: a native name that the caller overrides, so that the file has no say.
+
+    Raises:
+        InputError: two keys contradict each other.
+    """
+    chatglm = "ffn_hidden_size" in raw
+    rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    stated = {**raw, "rope_theta": rope.get("rope_theta", raw.get("rope_theta"))}
+    for native, theirs in CHATGLM_NAMES.items():
+        read, other = (theirs, native) if chatglm else (native, theirs)
+        unused = theirs == "multi_query_group_num" and not raw.get("multi_query_attention", True)
+        if native == ignored or unused or stated.get(other) is None:
+            continue
+        value, claim = fields[native], stated[other]
+        if native == "rope_theta":  # either may be the multiple; a base in float32 has 24 bits
+            value = value / ROPE_BASE if chatglm else value
+            factor = 1 / ROPE_BASE if chatglm else ROPE_BASE
+        else:
+            factor = 1.0
+        if not _same(value, claim, factor):
+            default = "" if stated.get(read) is not None else " (the default)"
+            todo = "pass the right rope_theta (10000 times rope_ratio), or " if native == "rope_theta" else ""
+            raise InputError(
+                f"config.json: {read} {value!r}{default} and {other} {claim!r} contradict each other; {todo}correct "
+                "one of them in the file"
+            )
+
+
+def _same(value: Any, claim: Any, factor: float) -> bool:
+    if any(isinstance(each, bool) or not isinstance(each, int | float) for each in (value, claim)):
+        return value == claim
+    return math.isclose(value, claim * factor, rel_tol=1e-6)

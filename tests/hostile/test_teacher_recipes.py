@@ -1,0 +1,166 @@
+"""Recipes, wordings, keys and posts that `mentalglm data build` is given, before a token is paid for."""
+
+import json
+import urllib.parse
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mentalglm_jax.data.explain import prompts
+from tests.hostile.attack import refused, run
+from tests.hostile.teacher_world import KEY, World, accepted
+from tests.mentalglm_jax.endpoint import behaving
+
+
+@pytest.fixture
+def world(tmp_path, capsys, monkeypatch) -> World:
+    monkeypatch.setenv("HOSTILE_KEY", KEY)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    return World(tmp_path, capsys)
+
+
+# --- what it is sent ---
+
+
+def test_settings_go_by_the_names_of_the_server_or_not_at_all(world):
+    names = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": "random_seed"}
+    with behaving() as server:
+        accepted(world.build(server.url, names=names, extra_body={"thinking": {"type": "disabled"}}))
+        sent = server.requests[0]
+    assert set(sent) - {"path", "authorization"} == {
+        "model",
+        "messages",
+        "max_completion_tokens",
+        "random_seed",
+        "thinking",
+    }
+    assert (sent["max_completion_tokens"], sent["random_seed"], sent["thinking"]) == (512, 0, {"type": "disabled"})
+
+
+@pytest.mark.parametrize(
+    ("teacher", "says"),
+    [
+        (
+            {"names": {"max_tokens": None}, "max_total_tokens": 5},
+            r"names\.max_tokens: null leaves answers without bound",
+        ),
+        ({"names": {"top_p": "p"}}, r"teacher\.names\.top_p"),
+        ({"names": {"seed": "temperature"}}, "'temperature' is sent already"),
+        ({"names": {"seed": "messages"}}, "'messages' is sent already"),
+        ({"extra_body": {"stream": True}}, "'stream' is sent already"),
+        ({"extra_body": {"max_tokens": 10**9}}, "'max_tokens' is sent already"),
+        ({"extra_body": {"x": float("nan")}}, r"teacher\.extra_body\.x.*finite"),
+        ({"base_url": "file:///etc/passwd"}, "base_url: not an address of an http"),
+        ({"base_url": "http://user:hunter2@"}, "base_url: not an address of an http"),
+        ({"base_url": "http://user:hunter2@h:99999/v1"}, "base_url: not an address of an http"),
+        ({"base_url": "http://user:hunter2@h\n/v1"}, "base_url: not an address of an http"),
+        ({"api_key_env": "sk-hunter2"}, r"teacher\.api_key_env"),
+        ({"api_key": "sk-hunter2"}, r"teacher\.api_key: Extra inputs"),
+        ({"model": "m\ud83d"}, r"teacher\.model|UTF-8|YAML"),
+        ({"timeout": float("inf")}, r"teacher\.timeout"),
+        ({"timeout": 1e300}, r"teacher\.timeout"),
+        ({"max_tokens": 10**30}, r"teacher\.max_tokens"),
+        ({"concurrency": 10**9}, r"teacher\.concurrency"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_named_and_no_secret_with_it(world, teacher, says):
+    path = (
+        world.recipe("http://127.0.0.1:9/v1", teacher) if "\ud83d" not in str(teacher) else world.recipe("http://h", {})
+    )
+    if "\ud83d" in str(teacher):
+        path.write_text(path.read_text("utf-8").replace("model: m", 'model: "m\\ud83d"'), encoding="utf-8")
+    line = refused(run(["mentalglm", "data", "build", path], world._capsys), says)
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("key", ["sk-hunter2\nX-Evil: 1", "sk-hunter2é", "sk-\u200bhunter2"])
+def test_a_key_that_is_none_is_named_by_its_variable(world, monkeypatch, key):
+    monkeypatch.setenv("HOSTILE_KEY", key)
+    line = refused(world.build("http://127.0.0.1:9/v1"), "HOSTILE_KEY holds a character that no key has")
+    assert "hunter2" not in line
+
+
+def test_a_line_end_behind_the_key_is_no_part_of_it(world, monkeypatch):
+    monkeypatch.setenv("HOSTILE_KEY", f" {KEY}\r\n")
+    with behaving() as server:
+        accepted(world.build(server.url))
+        assert server.requests[0]["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    ("url", "says", "code"),
+    [
+        ("http://☃☃.invalid/v1", "cannot be used", 2),
+        ("http://127.0.0.1:1/v1", "last: no connection", 1),
+        ("https://127.0.0.1:1/v1", "last: no connection", 1),
+    ],
+)
+def test_an_address_where_nobody_is(world, url, says, code):
+    refused(world.build(url, retries=0), says, code=code, seconds=30)
+    assert world.written() == ""
+
+
+@pytest.mark.parametrize("field", ["post", "question", "explanation"])
+def test_half_a_surrogate_pair_is_named_before_a_token_is_paid(world, field):
+    name = "experts" if field == "explanation" else "posts"
+    path = world.folder / f"{name}.jsonl"
+    row = json.loads(path.read_text("utf-8").splitlines()[1])
+    rows = [json.dumps(row | {field: row[field] + "\ud83d", "id": "x"}), *path.read_text("utf-8").splitlines()]
+    path.write_text("\n".join(rows), encoding="utf-8")
+    with behaving() as server:
+        refused(world.build(server.url), rf"{name}\.jsonl.*{field}.*surrogate")
+        assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [*a]",
+        "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
+        "[" * 5000,
+        "{a: " * 5000,
+        "- 1",
+        "a: [",
+        "a: " + "9" * 5000,
+        "a: 2024-99-99",
+        "x" * (2 << 20),
+    ],
+    ids=[
+        "in itself",
+        "multiplying",
+        "deep list",
+        "deep mapping",
+        "list",
+        "unbalanced",
+        "5,000 digits",
+        "no date",
+        "large",
+    ],
+)
+def test_a_recipe_that_is_no_recipe(world, text):
+    path = world.folder / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    refused(run(["mentalglm", "data", "build", path], world._capsys), r"x\.yaml: ", seconds=30)
+
+
+@pytest.mark.parametrize("value", ["[", "{a: " * 3000, "&a [*a]", "9" * 5000])
+def test_an_override_that_is_no_value(world, value):
+    path = world.recipe("http://127.0.0.1:9/v1", {})
+    refused(run(["mentalglm", "data", "build", path, "--set", f"seed={value}"], world._capsys), "seed")
+
+
+@pytest.mark.parametrize("place", ["{role:>9999999999}", "{role.__class__}", "{role!r}", "{0}", "{", "{}"])
+def test_a_wording_has_places_and_no_formats(world, place):
+    shipped = Path(prompts.__file__).parents[2] / "assets" / "prompts" / "zh.yaml"
+    wording = yaml.safe_load(shipped.read_text("utf-8")) | {"system": f"{place} {{criteria}} {{rules}}"}
+    (world.folder / "own.yaml").write_text(yaml.safe_dump(wording, allow_unicode=True), encoding="utf-8")
+    path = world.recipe("http://127.0.0.1:9/v1", {}, prompts=str(world.folder / "own.yaml"))
+    refused(run(["mentalglm", "data", "build", path], world._capsys), r"own\.yaml: a wording holds an unknown place")
+
+
+def test_the_names_that_say_where_it_ran_are_not_published(world):
+    with behaving() as server:
+        accepted(world.build(server.url))
+    assert str(world.folder) not in (world.folder / "out" / "manifest.json").read_text("utf-8")
+    assert urllib.parse.urlsplit(server.url).netloc in (world.folder / "out" / "manifest.json").read_text("utf-8")
