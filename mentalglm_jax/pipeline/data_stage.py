@@ -18,7 +18,7 @@ from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer, train_bpe
 def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False) -> dict[str, Any]:
     """The records of the run, split and limited, and its tokenizer. ``evaluated``: stop where nothing could be."""
     recipe, section = job.recipe, job.recipe.data
-    split: Split | None = None
+    read: Split | None = None
     if section.source == "synthetic":
         corpora = {"faithful": make_corpus(section.synthetic)}
         if recipe.probe.control is not None:
@@ -26,15 +26,15 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
     elif section.source == "upstream":
         assert section.root is not None
         with replacing_surrogates(section.replace_surrogates):
-            split = upstream_split(section.root, section.sets, section.dev_fraction,
+            read = upstream_split(section.root, section.sets, section.dev_fraction,
                                    accept_unknown_overlap=section.accept_unknown_overlap)  # fmt: skip
-        corpora = {"faithful": split.records}
+        corpora = {"faithful": read.records}
     else:
         assert section.root is not None
         with replacing_surrogates(section.replace_surrogates):
-            split = records_split(section.root)
-        corpora = {"faithful": split.records}
-    lines = [] if split is None else split.lines
+            read = records_split(section.root)
+        corpora = {"faithful": read.records}
+    lines = [] if read is None else read.lines
     if not any(record.split == "train" for record in corpora["faithful"]):
         raise InputError(f"the recipe's data has no training records{''.join(f'; {line}' for line in lines)}")
     notes = list(lines)
@@ -61,4 +61,4 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
         tokenizer.save(directory)
     said = [f"{task}: " + ", ".join(f"{n} {split}" for split, n in splits.items()) for task, splits in counts.items()]
     found = {"counts": counts, "notes": notes, "say": said + lines}
-    return found if split is None else found | {"held_out": split.to_dict()}
+    return found if read is None else found | {"held_out": read.to_dict()}
