@@ -17,25 +17,31 @@ CLIENTS := .venv-clients
 VLLM   := .venv-vllm
 INSTALL = $(@D)/bin/python -m pip install --disable-pip-version-check --quiet
 PINNED = $(INSTALL) --constraint constraints.txt
-QUICK  := not slow and not gpu and not tpu and not clients
+USUAL  := not slow and not gpu and not tpu and not clients
+# A worker per core, four at most; a file's tests stay together, for they share models, and the longest files begin.
+PYTEST := $(BIN)/python -m pytest --durations 10
+SPREAD := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Large memory pages, where Linux grants them on request: a step's buffers are fresh memory each time, and in small pages a fourth of its
 # processor time goes into page faults (benchmarks/LOG.md). Means nothing to another C library than glibc >= 2.35.
 PAGES  := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
-.PHONY: help demo test test-all test-clients test-vllm plan lint format clean
+.PHONY: help demo test test-quick test-all test-clients test-vllm plan lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed-probes  ## the whole path on a small model: post -> label and explanation -> checked report (runs/demo/report.html)
 	@$(PAGES) $(BIN)/mentalglm run configs/demo.yaml $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the tests, without those marked slow, gpu or tpu
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 10 -m "$(QUICK)" $(ARGS)
+	@$(PYTEST) $(SPREAD) -m "$(USUAL)" $(ARGS)
+
+test-quick: $(VENV)/.installed-dev  ## two minutes of them, while you write: no file that trains or compiles models or starts processes, no attack
+	@$(PYTEST) $(SPREAD) --ignore tests/hostile -m "not heavy and $(USUAL)" $(ARGS)
 
 test-all: $(VENV)/.installed-dev  ## the slow tests too (two fresh environments, long runs)
-	@$(BIN)/python -m pytest -m "not gpu and not tpu and not clients" $(ARGS)
+	@XLA_FLAGS= $(PYTEST) -m "not gpu and not tpu and not clients" $(ARGS)
 
 test-clients: $(CLIENTS)/.installed-clients  ## llama.cpp, PEFT and lm-eval on what is written here, in .venv-clients
 	@$(CLIENTS)/bin/python -m pytest -m clients --ignore tests/clients/test_vllm.py -p no:cacheprovider $(ARGS) tests/clients

@@ -63,11 +63,6 @@ def write_json(path: str | Path, value: Any, private: bool = False) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n", private)
 
 
-def open_private(path: Path, mode: str = "a") -> Any:
-    """``open`` of UTF-8 text that holds posts: a file that is made is readable by its owner only."""
-    return open(path, mode, encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600))
-
-
 def make_dir(path: Path, private: bool = False) -> None:
     """``path`` and its parents, those that are missing; a private one is its owner's only."""
     if not path.is_dir():

@@ -7,6 +7,7 @@ Results go to stdout (``--json``: one JSON object and nothing else), progress an
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -22,13 +23,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from probes.errors import ProbeError, ProbeInputError
+from probes.errors import ProbeError, ProbeInputError, ProbeWarning
+from probes.foreign import first_line, plain
 
 SAFETY = (
     "A research instrument, not a diagnosis. If someone may be in danger, a person has to help: "
     "call the local emergency number or a crisis line."
 )
 
+_LINE = 900  # characters of one line on stderr
 _INTERRUPTED = 130  # what typer returns, in place of raising, when a command was interrupted
 
 app = typer.Typer(
@@ -91,14 +94,15 @@ def check(
     from probes.results.store import read_run
     from probes.results.summary import compare
 
-    first = read_run(directory)
-    found = None if against is None else compare(first.results, read_run(against).results)
-    if json_:
-        _print_json(first.summary | (found or {}))
-        return
-    _print_summary(first.summary)
-    if found is not None:
-        _print_comparison(found)
+    with _finished(directory):
+        first = read_run(directory)
+        found = None if against is None else compare(first.results, read_run(against).results)
+        if json_:
+            _print_json(first.summary | (found or {}))
+            return
+        _print_summary(first.summary)
+        if found is not None:
+            _print_comparison(found)
 
 
 @app.command()
@@ -113,7 +117,8 @@ def report(
     """Writes the HTML report of a finished run again."""
     from probes.report.page import write_report
 
-    path = write_report(directory, out or directory / ("report.redacted.html" if redact else "report.html"), redact)
+    with _finished(directory):
+        path = write_report(directory, out or directory / ("report.redacted.html" if redact else "report.html"), redact)
     if json_:
         _print_json({"report": str(path)})
     else:
@@ -156,7 +161,7 @@ def randomise(
         table.add_column(name, justify=side)  # type: ignore[arg-type]
     for row in randomisation(found):
         table.add_row(row["what"], row["method"], row["r"], row["cue"])
-    Console().print(table)
+    _console().print(table)
 
 
 @app.command()
@@ -215,7 +220,7 @@ def validate(
     from probes.validation.validate import page
     from probes.validation.validate import validate as measure
 
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     rows = measure(quick, seed, lambda line: console.print(line, highlight=False))
     if docs is not None:
         from probes.files import write_text
@@ -254,7 +259,7 @@ def _print_rows(title: str, rows: Sequence[dict[str, Any]], json_: bool) -> None
         for row in rows:
             bound = "information" if row["bound"] is None else f"{row.get('side', '<=')} {row['bound']:.2g}"
             table.add_row(row["id"], row["what"], f"{row['value']:.3g}", bound, "ok" if row["ok"] else "FAILED")
-        Console().print(table)
+        _console().print(table)
     if failed:
         raise ProbeError(f"{len(failed)} of {len(rows)} checks failed ({', '.join(failed)}): do not read verdicts here")
 
@@ -280,7 +285,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     for name, count in summary["verdicts"].items():
         chance = summary["verdicts_by_chance"].get(name)
         table.add_row(name, str(count), "", "" if chance is None else f"{chance:.1f} expected from random citations")
-    Console().print(table)
+    _console().print(table)
     _say(SAFETY)
 
 
@@ -293,13 +298,13 @@ def _print_comparison(found: dict[str, Any]) -> None:
             if one is not None:
                 ci = f"{one['ci'][0]:.2f}–{one['ci'][1]:.2f}"
                 table.add_row(f"{name.replace('_', ' ')} ({method})", f"{one['value']:.3f}", ci, str(one["n"]))
-    Console().print(table)
+    _console().print(table)
 
 
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[Any]:
     """A bar on stderr; a line at every quarter where stderr is not a terminal."""
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     quarter = -1
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(
@@ -325,17 +330,44 @@ def _silence_loaders() -> None:
     transformers.logging.disable_progress_bar()
 
 
+def _console(stderr: bool = False) -> Console:
+    """Prints what it is given as it is: no markup, no emoji codes, no colours for what looks like a number."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
 def _say(line: str) -> None:
-    Console().print(line, soft_wrap=True, highlight=False, markup=False)
+    _console().print(plain(line, _LINE), soft_wrap=True)
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):  # another locale, or half a surrogate pair
+        text = json.dumps(value, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 def _fail(reason: str, code: int) -> NoReturn:
-    sys.stderr.write(f"probes: {reason.strip().splitlines()[0] if reason.strip() else 'failed'}\n")
+    sys.stderr.write(f"probes: {plain(reason.strip().splitlines()[0] if reason.strip() else 'failed', _LINE)}\n")
     sys.exit(code)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """In place of ``warnings.showwarning``: one line."""
+    name = "" if issubclass(category, ProbeWarning) else f"{category.__name__}: "
+    sys.stderr.write(f"warning: {name}{plain(message, _LINE)}\n")
+
+
+@contextlib.contextmanager
+def _finished(directory: Path) -> Iterator[None]:
+    """A run directory can be whole and still not be what this version wrote: crafted, or by another program."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as error:
+        raise ProbeInputError(
+            f"{directory}: holds no run as this version writes it ({first_line(error)}); run it again"
+        ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -345,8 +377,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         # A scheduler stops a job with SIGTERM; like Ctrl-C, it must not cost what is done.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):  # a locale without our characters must not cost the result
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if not debug:
         warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ProbeWarning)
+        warnings.showwarning = _warn
     try:
         code = app(args=[word for word in given if word != "--debug"], prog_name="probes", standalone_mode=False)
     except Exception as error:

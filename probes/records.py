@@ -138,7 +138,7 @@ class Example(_Record):
         return segment.tok
 
     @functools.cached_property
-    def _post_bytes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def post_shares(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For every (post token, byte of it inside the post): token index in ``post_tok``, character, share."""
         start, end = self.post_char
         first, last = self.post_tok
@@ -171,7 +171,7 @@ class Example(_Record):
         first, last = self.post_tok
         if values.shape != (last - first,):
             raise ProbeError(f"{self.id}: got values of shape {values.shape} for {last - first} post tokens")
-        tokens, chars, shares = self._post_bytes
+        tokens, chars, shares = self.post_shares
         return np.bincount(chars, weights=values[tokens] * shares, minlength=len(self.post))
 
     def tokens_of(self, char: Span, within: Span | None = None) -> Span:

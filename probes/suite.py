@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 import platform
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -19,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 from probes.checks.crosscheck import Evidence, post_units
 from probes.citations.align import align, merge_spans
 from probes.citations.normalise import is_cjk
-from probes.errors import ProbeError, ProbeInputError
+from probes.errors import ProbeError, ProbeInputError, ProbeWarning
 from probes.files import write_json
+from probes.foreign import plain
 from probes.records import Attribution, Example
 from probes.report.page import write_report
+from probes.results.cache import Cache, digest
 from probes.results.export import export
-from probes.results.store import SCHEMA_VERSION, PostResult, Run, Suite, cited_target, read_json
+from probes.results.lock import held, refuse_held
+from probes.results.store import SCHEMA_VERSION, PostResult, Run, Suite, cited_target, read_manifest_file, short_name
 from probes.results.summary import summarise
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ def run_suite(
 
     out = Path(out)
     prepare(out, budget, limit, redact)
+    rank, world = _rank()
     settings = Settings(seed=seed, **BUDGETS[budget][1])
     # Every row is laid out before the first is attributed: a bad row must not surface after an hour.
     rows = list(rows)[:limit]
@@ -95,9 +98,28 @@ def run_suite(
         )
     plan = _plan(examples, budget, seed)
     manifest = _manifest(probe, budget, plan.methods, settings, redact, limit, len(rows), skipped)
-    rank, world = _rank()
-    if rank == 0:
-        write_json(out / "manifest.json", manifest | {"status": "running"})
+    manifest["cut_off"] = sum(row.get("finish") == "length" for row in rows)  # by the token limit, as the file says
+    with contextlib.ExitStack() as stack:
+        if rank == 0:  # the processes of one launch share the directory; their first holds it
+            stack.enter_context(held(out))
+            write_json(out / "manifest.json", manifest | {"status": "running"})
+        return _carry_out(probe, examples, plan, settings, manifest, out, (rank, world), progress, n_boot)
+
+
+def _carry_out(
+    probe: Probe,
+    examples: Sequence[Example],
+    plan: _Plan,
+    settings: Settings,
+    manifest: dict[str, Any],
+    out: Path,
+    place: tuple[int, int],
+    progress: Progress | None,
+    n_boot: int,
+) -> Suite:
+    """What ``run_suite`` does once everything is laid out and the directory is ours."""
+    (rank, world), redact, seed = place, bool(manifest["redact"]), plan.seed
+    cache = Cache(out, redact)
     made: dict[int, tuple[str, PostResult]] = {}
     # With several processes each makes every world-th post; then the first reads what the others made.
     order = sorted(range(len(examples)), key=lambda i: (i % world != rank, i))
@@ -105,13 +127,12 @@ def run_suite(
         example = examples[at]
         if progress:
             progress(done, len(examples))
-        name = f"{_key(example, probe.fingerprint, plan, at, settings, redact)}.json"
-        path = out / "cache" / name
-        result = _awaited(path, at, world) if at % world != rank else _cached(path)
+        name = cache.name(_depends(example, probe.fingerprint, plan, at, settings, redact))
+        result = _awaited(cache, name, at, world) if at % world != rank else _cached(cache, name)
         if result is None:
             result = _result(probe, example, plan, at, settings)
             result = result.redacted() if redact else result
-            write_json(path, result.to_dict())
+            cache.write(name, result.to_dict())
         made[at] = (name, result)
     if rank != 0:
         return Suite({}, out)
@@ -124,9 +145,9 @@ def run_suite(
     if progress:
         progress(len(examples), len(examples))
     evidence = [result.evidence(n_boot=n_boot, seed=seed) for result in results]
-    summary = summarise(results, evidence, n_boot=n_boot, seed=seed) | {"skipped": len(skipped)}
-    summary["cut_off"] = sum(row.get("finish") == "length" for row in rows)  # by the token limit, as the file says
-    summary["randomisation"] = _randomisation(probe, examples[:_RANDOMISED], out, seed) if plan.deep else None
+    summary = summarise(results, evidence, n_boot=n_boot, seed=seed) | {"skipped": len(manifest["skipped"])}
+    summary["cut_off"] = manifest["cut_off"]
+    summary["randomisation"] = _randomisation(probe, examples[:_RANDOMISED], cache, seed) if plan.deep else None
     _write_run(out, results, evidence, summary, manifest | {"cache": names})
     return Suite(summary, out)
 
@@ -168,18 +189,22 @@ def _script(post: str) -> str:
 
 def _rank() -> tuple[int, int]:
     """(rank, processes) as `accelerate launch` and `torchrun` set them; (0, 1) otherwise."""
-    return int(os.environ.get("RANK", "0")), max(1, int(os.environ.get("WORLD_SIZE", "1")))
+    found = [os.environ.get(name, usual) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1"))]
+    if not all(value.isascii() and value.isdigit() and len(value) < 10 for value in found):
+        raise ProbeInputError(f"RANK={plain(found[0], 20)}, WORLD_SIZE={plain(found[1], 20)}: both must be numbers")
+    return int(found[0]), max(1, int(found[1]))
 
 
-def _awaited(path: Path, at: int, world: int, patience: float = 3600.0) -> PostResult:
+def _awaited(cache: Cache, name: str, at: int, world: int, patience: float = 3600.0) -> PostResult:
     """The post that another process makes.
 
     Raises:
         ProbeError: it did not come within ``patience`` seconds.
     """
     began = time.monotonic()
-    while (result := _cached(path)) is None:
+    while (result := _cached(cache, name)) is None:
         if time.monotonic() - began > patience:
+            path = cache.directory / name
             raise ProbeError(f"{path}: process {at % world} has not made this post in {patience:.0f} s; did it stop?")
         time.sleep(0.2)
     return result
@@ -214,17 +239,14 @@ def _result(probe: Probe, example: Example, plan: _Plan, at: int, settings: Sett
     return dataclasses.replace(result, counterfactuals=moved)
 
 
-def _randomisation(probe: Probe, examples: Sequence[Example], out: Path, seed: int) -> dict[str, Any]:
+def _randomisation(probe: Probe, examples: Sequence[Example], cache: Cache, seed: int) -> dict[str, Any]:
     """``probes.checks.randomise.study`` of a few posts, kept in the cache like a post."""
     from probes.checks.randomise import study
 
-    parts = [SCHEMA_VERSION, probe.fingerprint, seed, [list(e.ids) for e in examples]]
-    path = out / "cache" / f"randomised-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.json"
-    if path.is_file():
-        with contextlib.suppress(ProbeInputError):
-            return read_json(path)
-    found = study(probe, examples, seed=seed)
-    write_json(path, found)
+    name = cache.name([SCHEMA_VERSION, probe.fingerprint, seed, [list(e.ids) for e in examples]], "randomised-")
+    if (found := cache.read(name)) is None:
+        found = study(probe, examples, seed=seed)
+        cache.write(name, found)
     return found
 
 
@@ -237,28 +259,28 @@ def _write_run(
 ) -> None:
     """Everything but the cache; the manifest says "done" last."""
     write_json(out / "summary.json", summary)
-    manifest = manifest | {"status": "done"}
+    manifest = manifest | {"status": "done", "summary": digest(summary)}
     run = Run(manifest, summary, tuple(results), tuple(evidence))
     export(run, out)
     write_report(run, out / "report.html")
     write_json(out / "manifest.json", manifest)
 
 
-def _key(example: Example, model_fp: str, plan: _Plan, at: int, settings: Settings, redact: bool) -> str:
-    """Hash of everything a cached post depends on: row, model, methods, settings, format, redaction, other posts."""
+def _depends(example: Example, model_fp: str, plan: _Plan, at: int, settings: Settings, redact: bool) -> list[Any]:
+    """Everything a cached post depends on: row, model, methods, settings, format, redaction, other posts."""
     parts = [SCHEMA_VERSION, model_fp, list(plan.methods), dataclasses.asdict(settings), redact, example.to_dict()]
     if plan.deep:
         parts += [list(plan.fillers[at]), [list(e.ids) for e in plan.examples]]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return parts
 
 
-def _cached(path: Path) -> PostResult | None:
-    """A finished post, or None when there is none or it can not be read (it is then made again)."""
-    if not path.is_file():
-        return None
+def _cached(cache: Cache, name: str) -> PostResult | None:
+    """A finished post, or None when there is none or it can not be used (it is then made again, and that is said)."""
+    value = cache.read(name)
     try:
-        return PostResult.from_dict(read_json(path))
-    except (KeyError, TypeError, ValueError, ProbeInputError):
+        return None if value is None else PostResult.from_dict(value)
+    except ProbeInputError as error:
+        warnings.warn(f"{cache.directory / name}: {error}; made again", ProbeWarning, stacklevel=2)
         return None
 
 
@@ -275,10 +297,12 @@ def prepare(out: str | Path, budget: str = "standard", limit: int | None = None,
         raise ProbeInputError(f"limit {limit}: at least 1")
     if out.exists() and not out.is_dir():
         raise ProbeInputError(f"{out}: a file is in the way; give a directory")
-    if not (out / "manifest.json").is_file():
+    if _rank()[0] == 0:
+        refuse_held(out)
+    if not (out / "manifest.json").exists() and not (out / "manifest.json").is_symlink():
         return
-    found = read_json(out / "manifest.json")
-    if not isinstance(found, dict) or found.get("kind") != "probes":
+    found = read_manifest_file(out / "manifest.json")
+    if found.get("kind") != "probes":
         raise ProbeInputError(f"{out}/manifest.json: belongs to something else; give another --out")
     if redact and not found.get("redact"):
         raise ProbeInputError(
@@ -302,7 +326,7 @@ def _manifest(
         "kind": "probes",
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": probe.name,
+        "model": short_name(probe.name) if redact else probe.name,
         "model_fp": probe.fingerprint,
         "dtype": str(probe.dtype).removeprefix("torch."),
         "device": str(probe.device),

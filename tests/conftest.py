@@ -1,5 +1,4 @@
-"""Settings of every test: on the CPU, offline, seeded, one thread pool per worker sized to its share of the cores,
-compiled programs kept.
+"""Settings of every test: on the CPU, offline, seeded, on one thread, compiled programs kept; which files are heavy.
 
 The environment is set at import, before JAX or torch is, and child processes inherit it. The one JAX device of a CPU is
 left as it is; a test that needs eight fake ones starts a child process with its own XLA_FLAGS.
@@ -31,8 +30,10 @@ os.environ["COLUMNS"] = "160"
 os.environ.pop("FORCE_COLOR", None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background jobs; tests interrupt runs
     signal.signal(signal.SIGINT, signal.default_int_handler)
-_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: threads would only wait for each other
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    # The same operations from a code generator that takes half the time; `make test-all` runs the usual one.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # What JAX compiles is kept on disk, for all workers, child processes and later runs: a training step takes seconds to
 # compile and milliseconds to run. `pytest --cache-clear` and `make clean` empty it.
@@ -55,6 +56,25 @@ def _bytecode_file(typechecker: str, /, path: str, debug_override: None = None) 
 
 jaxtyping._import_hook._optimized_cache_from_source = _bytecode_file
 
+# Files whose tests train or compile models, or start processes: the longest first, for that is the order in which
+# workers take them. `make test-quick` leaves them out, and the attacks too.
+HEAVY = (
+    "mentalglm_jax/model/test_quantize.py", "probes/saliency/test_attribute.py", "mentalglm_jax/pipeline/test_job.py",
+    "mentalglm_jax/train/test_loop.py", "probes/validation/test_validate.py", "test_notebooks.py",
+    "mentalglm_jax/train/test_interrupted.py", "mentalglm_jax/evaluate/test_cli.py", "mentalglm_jax/model/test_lora.py",
+    "mentalglm_jax/checkpoints/test_adapters.py", "mentalglm_jax/train/test_train_notebook.py", "probes/test_cli.py",
+    "mentalglm_jax/inference/test_generate.py", "test_project.py", "mentalglm_jax/planning/test_plan.py",
+    "mentalglm_jax/model/test_sharding.py", "mentalglm_jax/checkpoints/test_convert.py", "probes/models/test_verify.py",
+    "mentalglm_jax/train/test_bad_steps.py", "mentalglm_jax/train/test_checkpoint.py",
+    "mentalglm_jax/train/test_step.py", "mentalglm_jax/train/test_loss.py", "mentalglm_jax/model/test_attention.py",
+    "probes/test_suite.py", "probes/validation/test_selftest.py", "probes/report/test_page_chromium.py",
+    "probes/test_stats.py", "mentalglm_jax/checkpoints/test_adapter_formats.py",
+    "mentalglm_jax/checkpoints/test_weights.py", "mentalglm_jax/data/explain/test_teacher_models.py",
+    "mentalglm_jax/evaluate/test_report_chromium.py", "mentalglm_jax/data/explain/test_review_chromium.py",
+    "mentalglm_jax/model/test_layout.py", "mentalglm_jax/devices/test_distributed.py", "mentalglm_jax/test_init.py",
+    "test_walls.py",
+)  # fmt: skip
+
 # No deadline: the first example of a property may compile. Derandomised: the same commit gives the same answer on every
 # machine; `pytest --hypothesis-profile explore` searches on.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, database=None, print_blob=True)
@@ -72,9 +92,13 @@ def seeded() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what the chosen platform can not run, so that plain `pytest` works everywhere."""
+    """Mark the heavy files and put them first; skip what the chosen platform cannot run."""
+    rank = {ROOT / "tests" / name: number for number, name in enumerate(HEAVY)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
     platforms = os.environ["JAX_PLATFORMS"]
     for item in items:
+        if item.path in rank:
+            item.add_marker(pytest.mark.heavy)
         for marker, names in (("gpu", ("cuda", "gpu")), ("tpu", ("tpu",))):
             if item.get_closest_marker(marker) and not any(name in platforms for name in names):
                 item.add_marker(pytest.mark.skip(reason=f"needs JAX_PLATFORMS={names[0]} and the device"))

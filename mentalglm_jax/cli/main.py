@@ -382,11 +382,12 @@ def leaderboard(
 ) -> None:
     """One table over several evaluated runs, beside floors and, marked as such, published figures."""
     from mentalglm_jax.evaluate.report import leaderboard_markdown, leaderboard_rows
-    from mentalglm_jax.files import write_text
+    from mentalglm_jax.files import working_on, write_text
 
     rows = leaderboard_rows(runs)
     if out is not None:
-        write_text(out, leaderboard_markdown(rows))
+        with working_on(out):
+            write_text(out, leaderboard_markdown(rows))
     _print_json(rows) if json_ else Console().print(leaderboard_markdown(rows), soft_wrap=True, markup=False)
 
 

@@ -43,7 +43,7 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
     counts: dict[str, dict[str, int]] = {}
     for variant, records in corpora.items():
         kept = limited(records, section.limit)
-        with replace_dir(job.dir / "data" / variant) as directory:
+        with replace_dir(job.dir / "data" / variant, private=True) as directory:
             for split in ("train", "dev", "test"):
                 write_records(directory / f"{split}.jsonl", [r for r in kept if r.split == split])
         if variant == "faithful":

@@ -413,16 +413,20 @@ def _summary(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     summary: dict[str, Any] = {"eval_split": job.eval_split, "parity": {}, "eval": {}, "probes": {}}
     summary["data"] = {name: job.result["data"][name] for name in ("counts", "held_out", "notes")
                        if name in job.result["data"]}  # fmt: skip
-    if "verify" in job.result:
-        for name in ("merged", "adapter"):
-            found = job.result["verify"][name]
-            summary["parity"][f"{name}_max_abs_logit_diff"] = found["max_abs_logit_diff"]
-            summary["parity"][f"{name}_greedy_identical"] = [found["greedy_identical"], found["greedy_total"]]
-    summary["eval"] = json.loads((job.dir / "evaluation.json").read_text(encoding="utf-8"))
-    if "probe" in job.result:
-        found = job.result["probe"]
-        summary["probes"] = {**found["summary"], "diagnosticity": found.get("check", {}).get("diagnosticity"),
-                             "control": found.get("control"), "check": found.get("check")}  # fmt: skip
+    try:  # what earlier stages said may have been read back from a run.json that somebody changed
+        if "verify" in job.result:
+            for name in ("merged", "adapter"):
+                found = job.result["verify"][name]
+                summary["parity"][f"{name}_max_abs_logit_diff"] = found["max_abs_logit_diff"]
+                summary["parity"][f"{name}_greedy_identical"] = [found["greedy_identical"], found["greedy_total"]]
+        if "probe" in job.result:
+            found = job.result["probe"]
+            summary["probes"] = {**found["summary"], "diagnosticity": found.get("check", {}).get("diagnosticity"),
+                                 "control": found.get("control"), "check": found.get("check")}  # fmt: skip
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{job.dir / 'run.json'}: what stages verify and probe found is damaged; begin anew with "
+                         "--restart") from None  # fmt: skip
+    summary["eval"] = read_json(job.dir / "evaluation.json")
     summary["seconds"] = {name: result["seconds"] for name, result in job.result.items()}
     write_json(job.dir / "summary.json", summary)
     return {}

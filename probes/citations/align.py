@@ -10,6 +10,8 @@ The explanation is free text. It grounds itself in the post in three ways, tried
 Matching runs on a normalised copy (NFKC, casefold, punctuation and white space dropped) with index maps both ways,
 first exactly, then by Smith-Waterman local alignment (Smith & Waterman 1981; match 2, mismatch -1, gap -1; accepted
 when score / (2 |query|) >= 0.7). Every span is in characters (Python string indices) of the original strings.
+
+Time is linear in the lengths of explanation and post but for the alignments, whose sum is bounded (``_MAX_CELLS``).
 """
 
 from __future__ import annotations
@@ -20,14 +22,20 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from probes.citations.index import Index
 from probes.citations.normalise import Normalised, cuts_word, is_cjk, is_letter, normalise
 from probes.records import Citation, Example, Span
 
 FUZZY_ACCEPT = 0.7
 MIN_CJK = 4
 MIN_WORDS = 2
-_MAX_CELLS = 30_000_000  # beyond this a quote is only looked for exactly: the alignment table would not fit in memory
+# Beyond these a quote is only looked for exactly: cells of one alignment table (memory), and of all of one explanation.
+_MAX_CELLS = 30_000_000
+_ALL_CELLS = 100_000_000
 _MAX_REPEATS = 8
+_MAX_PLACES = 1000  # where one phrase is marked in a post; a post that repeats it more often is noise
+_ALL_LETTERS = 50_000_000  # of all common runs that are looked at in one explanation
+_LOOK = 200  # characters of a common run that are searched for content words
 
 _PAIRS = {
     "「": "」",
@@ -93,14 +101,14 @@ def _informative(text: str) -> bool:
 
 def _quotes(text: str) -> list[Span]:
     """Insides of the outermost quotations, apostrophes left alone."""
-    found = []
+    found, closings = [], _closings(text)
     position = 0
     while position < len(text):
         opener = text[position]
         if opener not in _PAIRS or not _may_open(text, position):
             position += 1
             continue
-        close = _closing(text, position)
+        close = closings.get(position)
         if close is None:
             position += 1
             continue
@@ -117,35 +125,63 @@ def _may_open(text: str, position: int) -> bool:
     return not is_letter(before) and not after.isspace()
 
 
-def _closing(text: str, position: int) -> int | None:
-    opener = text[position]
-    close, depth = _PAIRS[opener], 0
-    for j in range(position + 1, len(text)):
-        char = text[j]
-        if char == "\n" and (opener in "'‘" or text[j : j + 2] == "\n\n"):
-            return None  # a mark left open must not swallow the next paragraph
-        if char == close or (opener == '"' and char == "”") or (opener == "“" and char == '"'):
-            if char in "'’" and (cuts_word(text, j) or text[j - 1].isspace()):
+def _closings(text: str) -> dict[int, int]:
+    """For every opening mark that is closed, where: each kind of mark in one pass.
+
+    A pair of different marks nests; of others, and of single quotation marks, the first that may close does. A mark
+    left open must not swallow the next paragraph, a single one not even the next line.
+    """
+    found: dict[int, int] = {}
+    for opener in _PAIRS.keys() & set(text):
+        closers = {_PAIRS[opener]} | ({"”"} if opener == '"' else {'"'} if opener == "“" else set())
+        nests, single = opener not in closers and opener != "‘", opener in "'‘"
+        stack: list[int] = []
+        for j, char in enumerate(text):
+            if char == "\n":
+                if single or text[j : j + 2] == "\n\n":
+                    stack.clear()
                 continue
-            if depth == 0:
-                return j
-            depth -= 1
-        elif char == opener and opener != close and opener != "‘":
-            depth += 1
-    return None
+            if char in closers and stack and not (char in "'’" and (cuts_word(text, j) or text[j - 1].isspace())):
+                if nests:
+                    found[stack.pop()] = j
+                else:
+                    found.update(dict.fromkeys(stack, j))
+                    stack.clear()
+            if char == opener and (nests or _may_open(text, j)):
+                stack.append(j)
+    return found
 
 
-def _occurrences(query: str, post: Normalised) -> list[Span]:
-    """All normalised spans where ``query`` stands in the post without cutting a word in two."""
-    spans = []
-    at = post.text.find(query)
-    while at >= 0:
-        a, b = post.to_source(at, at + len(query))
-        whole = not post.splits(at) and not post.splits(at + len(query))
-        if whole and not cuts_word(post.source, a) and not cuts_word(post.source, b):
-            spans.append((at, at + len(query)))
-        at = post.text.find(query, at + 1)
-    return spans
+class _Post:
+    """A normalised post that many phrases are looked for in, each only once; all alignments together are bounded."""
+
+    def __init__(self, post: str) -> None:
+        self.normalised = normalise(post)
+        self.index = Index(self.normalised.text)
+        self.cells = _ALL_CELLS
+        self._known: dict[str, list[Span]] = {}
+        self._found: dict[str, tuple[float, list[Span]]] = {}
+
+    def occurrences(self, query: str) -> list[Span]:
+        """All normalised spans (``_MAX_PLACES`` at most) where ``query`` stands without cutting a word in two."""
+        if query not in self._known:
+            post, size, spans = self.normalised, len(query), []
+            for at in self.index.places(query):
+                a, b = post.to_source(at, at + size)
+                whole = not post.splits(at) and not post.splits(at + size)
+                if whole and not cuts_word(post.source, a) and not cuts_word(post.source, b):
+                    spans.append((at, at + size))
+                    if len(spans) == _MAX_PLACES:
+                        break
+            self._known[query] = spans
+        return self._known[query]
+
+    def find(self, query: str) -> tuple[float, list[Span]]:
+        """(score, normalised spans) of one normalised query: exact if possible, else fuzzy."""
+        if query not in self._found:
+            exact = self.occurrences(query)
+            self._found[query] = (1.0, exact) if exact else _fuzzy(query, self) if len(query) >= MIN_CJK else (0.0, [])
+        return self._found[query]
 
 
 def smith_waterman(query: str, text: str) -> tuple[float, Span, Span] | None:
@@ -180,12 +216,15 @@ def smith_waterman(query: str, text: str) -> tuple[float, Span, Span] | None:
     return float(score), (i, end[0]), (j, end[1])
 
 
-def _fuzzy(query: str, post: Normalised) -> tuple[float, list[Span]]:
+def _fuzzy(query: str, where: _Post) -> tuple[float, list[Span]]:
     """(best score in 0..1, normalised spans of it and of repeats nearly as good); no spans below FUZZY_ACCEPT."""
-    if not query or not post.text or len(query) * len(post.text) > _MAX_CELLS:
-        return 0.0, []
+    post = where.normalised
     text, best, spans = post.text, 0.0, []
+    cells = len(query) * len(text)
     for _ in range(_MAX_REPEATS):
+        if not cells or cells > min(_MAX_CELLS, where.cells):
+            break
+        where.cells -= cells
         hit = smith_waterman(query, text)
         if hit is None:
             break
@@ -213,23 +252,15 @@ def _extend(post: Normalised, a: int, b: int, head: int, tail: int) -> Span:
     return a, b
 
 
-def _find(query: str, post: Normalised) -> tuple[float, list[Span]]:
-    """(score, normalised spans) of one normalised query: exact if possible, else fuzzy."""
-    exact = _occurrences(query, post)
-    if exact:
-        return 1.0, exact
-    return _fuzzy(query, post) if len(query) >= MIN_CJK else (0.0, [])
-
-
-def _find_quote(inside: str, post: Normalised) -> tuple[float, list[Span]]:
-    """As ``_find``; a quote with an ellipsis that is not in the post whole is found when every piece of it is."""
+def _find_quote(inside: str, post: _Post) -> tuple[float, list[Span]]:
+    """As ``find``; a quote with an ellipsis that is not in the post whole is found when every piece of it is."""
     query = normalise(inside).text
     pieces = [piece for part in _ELLIPSIS.split(inside) if (piece := normalise(part).text)]
-    if len(pieces) > 1 and not _occurrences(query, post):
-        found = [_find(piece, post) for piece in pieces]
+    if len(pieces) > 1 and not post.occurrences(query):
+        found = [post.find(piece) for piece in dict.fromkeys(pieces)]
         if all(hits for _, hits in found):
             return min(score for score, _ in found), [span for _, hits in found for span in hits]
-    return _find(query, post)
+    return post.find(query)
 
 
 def merge_spans(spans: Iterable[Span]) -> tuple[Span, ...]:
@@ -245,40 +276,72 @@ def merge_spans(spans: Iterable[Span]) -> tuple[Span, ...]:
     return tuple(merged)
 
 
-def _common(explanation: Normalised, post: Normalised, claimed: np.ndarray) -> list[tuple[Span, list[Span]]]:
+def _common(explanation: Normalised, post: _Post, claimed: np.ndarray) -> list[tuple[Span, list[Span]]]:
     """Maximal common substrings, longest first, outside the normalised positions already ``claimed``."""
-    e = np.fromiter(map(ord, explanation.text), np.int32, len(explanation.text))
-    e[claimed] = -1
-    p = np.fromiter(map(ord, post.text), np.int32, len(post.text))
-    length = np.zeros(len(e) + 1, np.int64)  # the longest common run that ends at each explanation character
-    run = np.zeros(len(p) + 1, np.int32)
-    for i, code in enumerate(e):
-        run[1:] = np.where(p == code, run[:-1] + 1, 0)
-        run[0] = 0
-        length[i] = run.max()
-    ends = [i for i in range(len(e)) if length[i] and length[i + 1] != length[i] + 1]
+    text = explanation.text
+    length = [*post.index.runs(["" if taken else char for char, taken in zip(text, claimed, strict=True)]), 0]
+    ends = [i for i in range(len(text)) if length[i] and length[i + 1] != length[i] + 1]
+    left, right = _word_borders(explanation)
     free = ~claimed
-    found = []
+    ahead, back = _Next(claimed), _Next(claimed[::-1])
+    found, budget = [], _ALL_LETTERS
+    informative: dict[str, bool] = {}
     for i in sorted(ends, key=lambda i: (-length[i], i)):
-        a, b = i + 1 - int(length[i]), i + 1
-        while a < b and not free[a]:
-            a += 1
-        while a < b and not free[b - 1]:
-            b -= 1
-        while a < b and (explanation.splits(a) or cuts_word(explanation.source, int(explanation.start[a]))):
-            a += 1
-        while a < b and (explanation.splits(b) or cuts_word(explanation.source, int(explanation.end[b - 1]))):
-            b -= 1
+        a, b = ahead(i + 1 - length[i]), len(text) - back(len(text) - i - 1)
+        if a >= b:
+            continue
+        a = left[a]
+        b = right[b] if a < b else b
         if a >= b or not free[a:b].all():
             continue
         span = explanation.to_source(a, b)
-        if not _informative(explanation.source[span[0] : span[1]]):
+        budget -= b - a
+        look = explanation.source[span[0] : min(span[1], span[0] + _LOOK)]
+        if look not in informative:
+            informative[look] = _informative(look)
+        if budget < 0 or not informative[look]:
             continue
-        hits = _occurrences(explanation.text[a:b], post)
+        hits = post.occurrences(text[a:b])
         if hits:
             free[a:b] = False
+            ahead.close(a, b)
+            back.close(len(text) - b, len(text) - a)
             found.append(((a, b), hits))
     return found
+
+
+def _word_borders(text: Normalised) -> tuple[list[int], list[int]]:
+    """For each normalised position the next one where a phrase may begin, and the last one where it may end."""
+    size = len(text.text)
+    begins = [not text.splits(a) and not cuts_word(text.source, int(text.start[a])) for a in range(size)] + [True]
+    ends = [True] + [
+        not text.splits(b) and not cuts_word(text.source, int(text.end[b - 1])) for b in range(1, size + 1)
+    ]
+    left, right = list(range(size + 1)), list(range(size + 1))
+    for at in range(size - 1, -1, -1):
+        left[at] = at if begins[at] else left[at + 1]
+    for at in range(1, size + 1):
+        right[at] = at if ends[at] else right[at - 1]
+    return left, right
+
+
+class _Next:
+    """The first open position at or after a given one, while positions are closed (disjoint sets, halving paths)."""
+
+    def __init__(self, closed: np.ndarray) -> None:
+        self._after = [at + 1 if shut else at for at, shut in enumerate(closed.tolist())] + [len(closed)]
+
+    def __call__(self, at: int) -> int:
+        after = self._after
+        while after[at] != at:
+            after[at] = after[after[at]]
+            at = after[at]
+        return at
+
+    def close(self, start: int, stop: int) -> None:
+        """Closes [start, stop)."""
+        for at in range(start, stop):
+            self._after[at] = stop
 
 
 def _not_the_post(example: Example) -> str:
@@ -309,20 +372,24 @@ def align(explanation: Example | str, post: str | None = None) -> list[Citation]
         elsewhere, post, explanation = _not_the_post(explanation), explanation.post, explanation.explanation or ""
     if post is None:
         raise TypeError("align(explanation, post): the post is missing")
-    source, target = normalise(explanation), normalise(post)
+    source, where = normalise(explanation), _Post(post)
+    target = where.normalised
     found: list[tuple[Span, tuple[Span, ...], str, float]] = []
     claimed = np.zeros(len(source.text), bool)
+    merged: dict[int, tuple[list[Span], tuple[Span, ...]]] = {}
 
     def add(span: Span, hits: list[Span], kind: str, score: float) -> None:
         a, b = source.from_source(*span)
         claimed[a:b] = True
-        found.append((span, merge_spans(target.to_source(x, y) for x, y in hits), kind, score))
+        if id(hits) not in merged:  # the same phrase again; ``hits`` is kept with it, so that its id stays its own
+            merged[id(hits)] = hits, merge_spans(target.to_source(x, y) for x, y in hits)
+        found.append((span, merged[id(hits)][1], kind, score))
 
     for a, b in _quotes(explanation):
         query = normalise(explanation[a:b]).text
         if not query:
             continue
-        score, hits = _find_quote(explanation[a:b], target)
+        score, hits = _find_quote(explanation[a:b], where)
         if hits or query not in elsewhere:
             add((a, b), hits, "quote", round(score, 4))
     for verb in _CUE_VERBS.finditer(explanation):
@@ -331,10 +398,10 @@ def align(explanation: Example | str, post: str | None = None) -> list[Citation]
         a, b = source.from_source(*span)
         if a >= b or claimed[a:b].any() or not _informative(explanation[span[0] : span[1]]):
             continue
-        score, hits = _find(source.text[a:b], target)
+        score, hits = where.find(source.text[a:b])
         if hits:
             add(source.to_source(a, b), hits, "cue", round(score, 4))
-    for (a, b), hits in _common(source, target, claimed):
+    for (a, b), hits in _common(source, where, claimed):
         add(source.to_source(a, b), hits, "lcs", 1.0)
     found.sort(key=lambda item: item[0])
     return [

@@ -1,5 +1,10 @@
-"""The units of erasure: clauses, words, characters or tokens of a post, and the tokens each one holds."""
+"""The units of erasure: clauses, words, characters or tokens of a post, and the tokens each one holds.
 
+Time is linear in the length of the post (and its tokens), but for a logarithm where units are joined.
+"""
+
+import bisect
+import heapq
 import itertools
 import re
 import unicodedata
@@ -16,7 +21,7 @@ MIN_UNITS = 4
 _EMOJI = "\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\ufe0f\u200d\U000e0020-\U000e007f"
 _WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
 _BREAK = re.compile(
-    rf"[。！？；，…、\n]+|(?<![0-9A-Za-z])[,.!?;]+|[,.!?;]+(?![0-9A-Za-z])|[{_EMOJI}]+|(?<=[{_WIDE}])\s+|\s+(?=[{_WIDE}])"
+    rf"[。！？；，…、\n]+|(?<![0-9A-Za-z])[,.!?;]+|[,.!?;]+(?![0-9A-Za-z])|[{_EMOJI}]+|(?<=[{_WIDE}])\s+|(?<![^\S\n])[^\S\n]+(?=[{_WIDE}])"
 )
 
 
@@ -38,22 +43,42 @@ def clauses(post: str, max_units: int = 30, max_width: int = 80) -> list[Span]:
     for end in ends:
         spans += _cut(post, (start, end), max_width)
         start = end
-    spans = _join_empty(post, spans)
-    while len(spans) > max_units:
-        at = min(range(len(spans) - 1), key=lambda i: spans[i + 1][1] - spans[i][0])
-        spans[at : at + 2] = [(spans[at][0], spans[at + 1][1])]
-    return spans
+    return _join_shortest(_join_empty(post, spans), max_units)
 
 
 def _join_empty(post: str, spans: list[Span]) -> list[Span]:
     joined: list[Span] = []
+    says = False  # whether the last of ``joined`` does
     for a, b in spans:
-        blank = not any(_says(char) for char in post[a:b])
-        if joined and (blank or not any(_says(char) for char in post[slice(*joined[-1])])):
-            joined[-1] = (joined[-1][0], b)
+        this = any(_says(char) for char in post[a:b])
+        if joined and not (this and says):
+            joined[-1], says = (joined[-1][0], b), says or this
         else:
             joined.append((a, b))
+            says = this
     return joined
+
+
+def _join_shortest(spans: list[Span], count: int) -> list[Span]:
+    """Joins the two neighbours that are shortest together, the first such pair, until ``count`` are left."""
+    last = len(spans)
+    before, after = list(range(-1, last - 1)), list(range(1, last + 1))
+    ends, gone = [b for _, b in spans], [False] * last
+    pairs = [(spans[i + 1][1] - spans[i][0], i, i + 1) for i in range(last - 1)]
+    heapq.heapify(pairs)
+    left = last
+    while left > max(count, 1):
+        width, i, j = heapq.heappop(pairs)
+        if gone[i] or gone[j] or after[i] != j or ends[j] - spans[i][0] != width:
+            continue  # a pair that was joined with another meanwhile
+        ends[i], gone[j], after[i] = ends[j], True, after[j]
+        left -= 1
+        if after[i] < last:
+            before[after[i]] = i
+            heapq.heappush(pairs, (ends[after[i]] - spans[i][0], i, after[i]))
+        if before[i] >= 0:
+            heapq.heappush(pairs, (ends[i] - spans[before[i]][0], before[i], i))
+    return [(spans[i][0], ends[i]) for i in range(last) if not gone[i]]
 
 
 def _says(char: str) -> bool:
@@ -74,7 +99,9 @@ def _cut(post: str, span: Span, max_width: int) -> list[Span]:
     ends = []
     for part in range(1, parts):
         wanted = (b - a) * part // parts
-        ends.append(a + (min(spaces, key=lambda at: abs(at - wanted)) if spaces else wanted))
+        near = bisect.bisect_left(spaces, wanted)
+        close = spaces[max(near - 1, 0) : near + 1]
+        ends.append(a + (min(close, key=lambda at: abs(at - wanted)) if spaces else wanted))
     ends = sorted(set(ends))
     return list(zip([a, *ends], [*ends, b], strict=True))
 
@@ -105,10 +132,7 @@ def words(post: str, max_units: int | None = None) -> list[Span]:
         cuts |= set(range(match.start(), match.end(), 2))
     ends = sorted(cuts)
     spans = _join_empty(post, [(a, b) for a, b in itertools.pairwise(ends)])
-    while max_units is not None and len(spans) > max_units:
-        at = min(range(len(spans) - 1), key=lambda i: spans[i + 1][1] - spans[i][0])
-        spans[at : at + 2] = [(spans[at][0], spans[at + 1][1])]
-    return spans
+    return spans if max_units is None else _join_shortest(spans, max_units)
 
 
 def clause_tokens(example: Example, max_units: int = 30) -> tuple[list[Span], np.ndarray]:
@@ -120,7 +144,8 @@ def saying_tokens(example: Example) -> np.ndarray:
     """bool ``[post tokens]``: which hold a letter, digit or symbol, and not only punctuation or white space."""
     says = np.array([_says(char) for char in example.post])
     first, last = example.post_tok
-    return np.array([bool((example.post_chars(one) > 0)[says].any()) for one in np.eye(last - first)])
+    tokens, chars, _ = example.post_shares
+    return np.bincount(tokens, weights=says[chars], minlength=last - first) > 0
 
 
 def unit_tokens(example: Example, kind: str, max_units: int = 30) -> tuple[list[Span], np.ndarray]:
@@ -155,11 +180,16 @@ def _owned(example: Example, spans: list[Span]) -> tuple[list[Span], np.ndarray]
     owner = np.repeat(np.arange(len(spans)), [b - a for a, b in spans])
     weight = np.array([1e-3 + _says(char) for char in example.post])
     first, last = example.post_tok
-    unit = np.zeros(last - first, dtype=int)
-    for index in range(last - first):
-        share = example.post_chars(np.eye(1, last - first, index)[0]) * weight
-        held = np.bincount(owner, weights=share, minlength=len(spans))
-        unit[index] = np.flatnonzero(held >= held.max() * (1 - 1e-9))[-1]
+    tokens, chars, shares = example.post_shares
+    # One row per token and span that share a character, and how much of the token that is.
+    pairs, rows = np.unique(tokens * len(spans) + owner[chars], return_inverse=True)
+    held = np.bincount(rows, weights=shares * weight[chars], minlength=len(pairs))
+    token, span = np.divmod(pairs, len(spans))
+    most = np.zeros(last - first)
+    np.maximum.at(most, token, held)
+    unit = np.full(last - first, len(spans) - 1)
+    best = held >= most[token] * (1 - 1e-9)
+    unit[token[best]] = span[best]  # ascending within a token: the last of equals stays
     kept = sorted(set(unit.tolist()))
     starts = [0, *(spans[index][0] for index in kept[1:])]
     merged = list(zip(starts, [*starts[1:], len(example.post)], strict=True))

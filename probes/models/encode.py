@@ -4,17 +4,22 @@ The generated ids are taken as they are. Re-tokenising the generated text may gi
 then every score would be of a sequence the model never saw.
 """
 
+import bisect
 import itertools
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from probes.errors import ProbeInputError
+from probes.foreign import foreign_code, parse_json, plain, read_bytes
+from probes.models.tokenizer import normalisers
 from probes.records import Example, Segment, Span
+
+MAX_GENERATIONS_BYTES = 4 << 30  # of one file, which is held in memory
+_MAX_ID = 2**31 - 1
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+_WINDOW = 512  # bytes decoded at a time
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"id": (str, int), "post": str, "prompt_ids": list, "output_ids": list}
 _QUOTES = frozenset("\"'“”‘’「」『』《》")
@@ -41,23 +46,13 @@ def read_generations(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ProbeInputError: ``file:line: reason`` for the first line that cannot be used; or the file cannot be read.
     """
-    path = Path(path)
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ProbeInputError(f"{path}: cannot read ({error.strerror or error})") from error
     rows: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_bytes(path, MAX_GENERATIONS_BYTES).splitlines(), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except UnicodeDecodeError as error:
-            raise ProbeInputError(f"{where}: not UTF-8; save the file as UTF-8") from error
-        except ValueError as error:
-            raise ProbeInputError(f"{where}: not JSON ({error}); each line must be one JSON object") from error
+        row = parse_json(line, where)
         if not isinstance(row, dict):
             raise ProbeInputError(f"{where}: a JSON {type(row).__name__}, not an object")
         problem = _row_problem(row)
@@ -88,14 +83,22 @@ def _row_problem(row: dict[str, Any]) -> str | None:
             return f"key {key!r} is empty"
         if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in row[key]):
             return f"key {key!r} must hold non-negative integers only"
+        if max(row[key]) > _MAX_ID:
+            return f"key {key!r} holds {plain(max(row[key]), 40)}, which no vocabulary has"
     if not row["post"].strip():
         return "the post is empty"
     for key in ("cues", "decoys", "rationales"):
         for span in row.get(key) or ():
-            if not (isinstance(span, list) and len(span) == 2 and 0 <= span[0] < span[1] <= len(row["post"])):
-                return f"key {key!r}: {span} is not a [start, end) inside the post of {len(row['post'])} characters"
+            good = isinstance(span, list) and len(span) == 2 and all(type(at) is int for at in span)
+            if not good or not 0 <= span[0] < span[1] <= len(row["post"]):
+                return (
+                    f"key {key!r}: {plain(span, 60)} is not a [start, end) inside the post of {len(row['post'])} "
+                    "characters"
+                )
     if not all(isinstance(text, str) and text for text in (row.get("candidates") or {}).values()):
         return "key 'candidates' must map each label to its sentence"
+    if isinstance(row.get("parsed_label"), list) and not all(isinstance(one, str) for one in row["parsed_label"]):
+        return "key 'parsed_label' must hold labels only"
     return None
 
 
@@ -151,12 +154,16 @@ class TokenBytes:
         if token is None:
             return b""
         if self.kind == "byte-level":
+            if not all(char in self._decoder for char in token):
+                raise ProbeInputError(
+                    f"the tokenizer is byte-level, but its token {index} ({plain(repr(token), 40)}) stands for no bytes"
+                )
             return bytes(self._decoder[char] for char in token)
         if self.kind in ("WordLevel", "WordPiece"):
             joined = self.kind == "WordPiece" and token.startswith(self._joined)
             return (token.removeprefix(self._joined) if joined else f" {token}").encode()
-        if len(token) == 6 and token.startswith("<0x"):
-            return bytes([int(token[3:5], 16)])
+        if (byte := _BYTE_TOKEN.fullmatch(token)) is not None:
+            return bytes([int(byte[1], 16)])
         return token.replace("\u2581", " ").encode()
 
     def encode(self, text: str) -> list[int]:
@@ -172,7 +179,13 @@ class TokenBytes:
         return next((found for found in tries if self._holds(found, text)), ids)
 
     def _plain(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        with foreign_code("the tokenizer", "cannot encode a text"):  # a pattern of it may give up, which is a panic
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def rules(self) -> str:
+        """The rules by which the tokenizer changes a text, in words; empty when it keeps what it is given."""
+        core = getattr(self.tokenizer, "backend_tokenizer", None)
+        return "" if core is None else ", ".join(normalisers(core))
 
     def _holds(self, ids: list[int], text: str) -> bool:
         return b"".join(map(self, ids)) == text.encode()
@@ -186,10 +199,13 @@ def decode_bytes(data: bytes) -> tuple[str, list[int]]:
     """
     text, offsets, at = [], [], 0
     while at < len(data):
+        window, bad = data[at : at + _WINDOW], 0
         try:
-            good, bad = data[at:].decode(), 0
+            good = window.decode()
         except UnicodeDecodeError as error:
-            good, bad = data[at : at + error.start].decode(), error.end - error.start
+            good = window[: error.start].decode()
+            if error.end < len(window) or at + len(window) == len(data):  # else only the window cuts a character
+                bad = error.end - error.start
         for char in good:
             offsets.append(at)
             at += len(char.encode())
@@ -268,10 +284,12 @@ def _spans(value: Sequence[Sequence[int]] | None) -> tuple[Span, ...] | None:
 
 def _find_post(row: dict[str, Any], prompt: str, row_id: str, token_bytes: TokenBytes) -> Span:
     post = row["post"]
-    starts = [match.start() for match in re.finditer(f"(?={re.escape(post)})", prompt)]
+    starts = list(_places(post, prompt))
     if not starts:
         why = "was it cut or rewritten before generation?"
-        if token_bytes.kind != "byte-level":
+        if rules := token_bytes.rules():
+            why = f"the tokenizer normalises what it reads ({rules}): give the post as its tokens read"
+        elif token_bytes.kind != "byte-level":
             why = (
                 f"was it cut or rewritten, or did the tokenizer ({token_bytes.kind}) lose spaces, case or unknown "
                 "characters? Give the post as its tokens read"
@@ -282,6 +300,23 @@ def _find_post(row: dict[str, Any], prompt: str, row_id: str, token_bytes: Token
     quoted = [start for start in starts if _QUOTES.issuperset(_around(prompt, start, len(post)))]
     start = (quoted or starts)[-1]
     return start, start + len(post)
+
+
+def _places(part: str, text: str) -> Iterator[int]:
+    """Every start of ``part`` in ``text``, overlapping ones too, in linear time (Knuth, Morris and Pratt 1977)."""
+    borders, k = [0] * len(part), 0
+    for i in range(1, len(part)):
+        while k and part[i] != part[k]:
+            k = borders[k - 1]
+        k += part[i] == part[k]
+        borders[i] = k
+    k = 0
+    for i, char in enumerate(text):
+        while k and (k == len(part) or char != part[k]):
+            k = borders[k - 1]
+        k += char == part[k]
+        if k == len(part):
+            yield i + 1 - k
 
 
 def _around(prompt: str, start: int, length: int) -> str:
@@ -326,4 +361,4 @@ def _straddled(a: int, b: int, char_bytes: Sequence[int], spans: dict[str, Span]
 
 def _char_at(char_bytes: Sequence[int], offset: int) -> int:
     """The character holding byte ``offset``."""
-    return int(np.searchsorted(char_bytes, offset, side="right")) - 1
+    return bisect.bisect_right(char_bytes, offset) - 1

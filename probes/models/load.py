@@ -1,29 +1,17 @@
 """Reading a model directory and a PEFT adapter, refusing whatever would load wrongly without saying so."""
 
-import warnings
+from __future__ import annotations
+
+import copy
 from pathlib import Path
 from typing import Any
 
 from probes.errors import ProbeInputError
+from probes.foreign import Fields, foreign_code
+from probes.models.adapter import refuse_keys, with_adapter
+from probes.models.directory import ADAPTER_WEIGHTS, Tensor, check_model, check_size, locate
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
-
-
-def load_tokenizer(model_dir: str | Path) -> Any:
-    """The model directory's fast tokenizer.
-
-    Raises:
-        ProbeInputError: there is none, or it needs remote code.
-    """
-    import transformers
-
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ProbeInputError(f"{model_dir}: no usable tokenizer ({_first_line(error)})") from error
-    if not tokenizer.is_fast:
-        raise ProbeInputError(f"{model_dir}: only a slow tokenizer; save a tokenizer.json beside the model")
-    return tokenizer
 
 
 def load_model(
@@ -34,99 +22,76 @@ def load_model(
     Returns:
         the model and ``{"missing_keys", "unexpected_keys"}``, both empty (anything else raises).
     Raises:
-        ProbeInputError: the directory is missing, not a causal LM, incomplete, or holds tensors nobody takes; so for
-            the adapter, which PEFT itself would load silently as no adapter at all.
+        ProbeInputError: the directory is missing, unsafe (``probes.models.directory``), not a causal LM, incomplete, or
+            holds tensors nobody takes; so for the adapter, which PEFT itself would load silently as no adapter at all.
     """
     import torch
     import transformers
 
     if dtype not in _DTYPES:
         raise ProbeInputError(f"dtype {dtype!r}: not one of {', '.join(_DTYPES)}")
-    config = _config(model_dir, adapter)
+    directory = locate(model_dir)
+    config = _config(directory, check_model(directory), adapter)
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            model_dir,
-            config=config,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        model, info = loaded
-    except Exception as error:  # transformers and safetensors raise a dozen types for a bad directory
-        raise ProbeInputError(f"{model_dir}: cannot load a causal LM ({_first_line(error)})") from error
+        with foreign_code(model_dir, "cannot load a causal LM"):
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                directory,
+                config=config,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            model, info = loaded
     finally:
         if bars:
             transformers.utils.logging.enable_progress_bar()
     keys = {name: sorted(str(key) for key in info.get(name, ())) for name in ("missing_keys", "unexpected_keys")}
-    _refuse_keys(model_dir, keys)
+    refuse_keys(model_dir, keys)
     if adapter is not None:
-        model, keys = _with_adapter(model, adapter)
+        model, keys = with_adapter(model, adapter)
         if merge:
-            model = model.merge_and_unload(safe_merge=True)
+            with foreign_code(adapter, "cannot merge this PEFT adapter"):
+                model = model.merge_and_unload(safe_merge=True)
     return model.eval(), keys
 
 
-def _config(model_dir: str | Path, adapter: str | Path | None) -> Any:
+def _config(directory: Path, tensors: dict[str, Tensor], adapter: str | Path | None) -> Any:
     """The model's configuration, with the rotary base that the adapter's file says it was trained with.
 
-    PEFT does not look: a base whose config.json says another one would answer, and be explained, as another model.
+    PEFT does not look: a base whose config.json says another one would answer, and be explained, as another model. A
+    model of these sizes is built without memory first, so that sizes no file has are refused and not allocated.
     """
+    import torch
     import transformers
-    from safetensors import SafetensorError, safe_open
 
-    try:
-        config = transformers.AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
-    except Exception as error:  # as below
-        raise ProbeInputError(f"{model_dir}: cannot load a causal LM ({_first_line(error)})") from error
-    file = Path(adapter) / "adapter_model.safetensors" if adapter is not None else None
-    if file is None or not file.exists():
-        return config
-    try:
-        with safe_open(file, framework="pt") as opened:
-            stated = (opened.metadata() or {}).get("rope_theta")
-        theta = None if stated is None else float(stated)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ProbeInputError(f"{adapter}: cannot load this PEFT adapter ({_first_line(error)})") from error
+    with foreign_code(directory, "cannot load a causal LM"):
+        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+    check_size(directory, sum(weight.numel() for weight in model.parameters()), tensors)
+    theta = None if adapter is None else _trained_theta(Path(adapter).expanduser())
     if theta is None:
         return config
     if not isinstance(getattr(config, "rope_parameters", None), dict):
-        raise ProbeInputError(f"{adapter}: trained with rope_theta {theta}, but {model_dir} has no rotary positions")
+        raise ProbeInputError(f"{adapter}: trained with rope_theta {theta}, but {directory} has no rotary positions")
     config.rope_parameters["rope_theta"] = theta
     return config
 
 
-def _with_adapter(model: Any, adapter: str | Path) -> tuple[Any, dict[str, list[str]]]:
-    import peft
-    import torch
+def _trained_theta(adapter: Path) -> float | None:
+    """The rotary base that an adapter of ours states; what else is wrong with the directory is said when it is read."""
+    from safetensors import safe_open
 
+    file = adapter / ADAPTER_WEIGHTS
+    if not file.is_file():
+        return None
+    with foreign_code(adapter, "cannot load this PEFT adapter"), safe_open(file, framework="pt") as opened:
+        stated = (opened.metadata() or {}).get("rope_theta")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT only warns about missing keys; the comparison below refuses them
-            wrapped = peft.PeftModel.from_pretrained(model, str(adapter))
-            stored = peft.load_peft_weights(str(adapter), device="cpu")
-    except Exception as error:  # as above: KeyError, ValueError, RuntimeError, OSError, SafetensorError ...
-        raise ProbeInputError(f"{adapter}: cannot load this PEFT adapter ({_first_line(error)})") from error
-    loaded = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-    keys = {
-        "missing_keys": sorted(set(loaded) - set(stored)),
-        "unexpected_keys": sorted(set(stored) - set(loaded)),
-    }
-    _refuse_keys(adapter, keys)
-    changed = [key for key in stored if not torch.equal(loaded[key].float().cpu(), stored[key].float())]
-    if changed:
-        raise ProbeInputError(f"{adapter}: PEFT did not take {len(changed)} tensors as stored, first {changed[0]}")
-    return wrapped, keys
-
-
-def _refuse_keys(where: str | Path, keys: dict[str, list[str]]) -> None:
-    for kind, names in keys.items():
-        if names:
-            what = kind.removesuffix("_keys")
-            raise ProbeInputError(f"{where}: {len(names)} {what} tensors, first {names[0]}; export it again")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+        value = None if stated is None else float(stated)
+    except ValueError:
+        value = stated
+    return Fields({"rope_theta": value}, file).number("rope_theta", 1.0, 1e12)

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from probes.errors import ProbeInputError
+from probes.models.directory import locate
 from probes.models.encode import encode
-from probes.models.load import load_model, load_tokenizer
+from probes.models.load import load_model
 from probes.models.loaded import LoadedModel
 from probes.models.score import Scorer
+from probes.models.tokenizer import load_tokenizer
 from probes.records import Example
 
 P = TypeVar("P", bound="Probed")
@@ -53,7 +55,7 @@ class Probed(LoadedModel):
         """
         model, _ = load_model(model_dir, adapter, dtype, merge)
         name = str(model_dir) if adapter is None else f"{model_dir} + {adapter}"
-        return cls(model.to(device), load_tokenizer(model_dir), name)
+        return cls(model.to(device), load_tokenizer(locate(model_dir)), name)
 
     def encode(self, row: dict[str, Any]) -> Example:
         """Lays out one row of generations.jsonl (``probes.models.encode.encode``)."""

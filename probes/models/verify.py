@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from probes.errors import ProbeError, ProbeInputError
-from probes.models.load import load_model, load_tokenizer
+from probes.foreign import first_line, foreign_code, read_bytes
+from probes.models.directory import check_model
+from probes.models.load import load_model
+from probes.models.tokenizer import load_tokenizer
 
 # name -> (dimensions, kind of number)
 _ARRAYS = {
@@ -22,6 +28,9 @@ _ARRAYS = {
     "eos_ids": (1, "i"),
 }
 _BATCH_TOKENS = 4096
+_MAX_BYTES = 8 << 30  # of the file, and of one array in it
+# What numpy and zipfile raise for bytes that are none of theirs.
+_DAMAGE = (OSError, ValueError, EOFError, LookupError, TypeError, SyntaxError, RuntimeError)
 
 
 def read_reference(path: str | Path) -> dict[str, np.ndarray]:
@@ -35,15 +44,7 @@ def read_reference(path: str | Path) -> dict[str, np.ndarray]:
         ProbeInputError: the file cannot be read, or an array is missing or does not fit the others.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            stored = np.load(file, allow_pickle=False)
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise ValueError("a single array, not an archive of arrays")
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
-        raise ProbeInputError(f"{path}: cannot read as npz ({reason}); export it again") from error
+    arrays = _arrays(path, io.BytesIO(read_bytes(path, _MAX_BYTES)))
     for name, (dimensions, kind) in _ARRAYS.items():
         if name not in arrays:
             raise ProbeInputError(f"{path}: array {name!r} is missing; export it again")
@@ -61,6 +62,26 @@ def read_reference(path: str | Path) -> dict[str, np.ndarray]:
         )
     if not all(np.isfinite(arrays["logits"][row, :length]).all() for row, length in enumerate(arrays["lengths"])):
         raise ProbeInputError(f"{path}: the reference logits hold NaN or infinity")
+    return arrays
+
+
+def _arrays(path: Path, file: io.BytesIO) -> dict[str, np.ndarray]:
+    """The arrays of ``_ARRAYS`` that an archive holds. Shapes are read, and bounded, before anything is unpacked."""
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for name in [name for name in _ARRAYS if f"{name}.npy" in archive.namelist()]:
+                with archive.open(f"{name}.npy") as member:
+                    version = np.lib.format.read_magic(member)
+                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+                    shape, _, dtype = (read or np.lib.format.read_array_header_2_0)(member)
+                size = math.prod(shape) * dtype.itemsize
+                if dtype.hasobject or size > _MAX_BYTES or size > archive.getinfo(f"{name}.npy").file_size:
+                    raise ValueError(f"array {name} of {dtype}{list(shape)} is not in it")
+                with archive.open(f"{name}.npy") as member:
+                    arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+    except (*_DAMAGE, zlib.error, zipfile.BadZipFile) as error:
+        raise ProbeInputError(f"{path}: cannot read as npz ({first_line(error)}); export it again") from error
     return arrays
 
 
@@ -131,21 +152,16 @@ def reopen(model_dir: str | Path) -> dict[str, Any]:
     """
     import torch
     import transformers
-    from safetensors import safe_open
 
     model_dir = Path(model_dir)
-    try:
+    if not model_dir.is_dir():
+        raise ProbeInputError(f"{model_dir}: no such directory")
+    stored = {name: tensor.shape for name, tensor in check_model(model_dir).items()}
+    with foreign_code(model_dir, "transformers does not open it"):
         config = transformers.AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
         generation = transformers.GenerationConfig.from_pretrained(model_dir)
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        stored: dict[str, tuple[int, ...]] = {}
-        for file in sorted(model_dir.glob("*.safetensors")):
-            with safe_open(file, framework="np") as opened:
-                stored |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except Exception as error:  # transformers and safetensors raise a dozen types for a bad directory
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ProbeInputError(f"{model_dir}: transformers does not open it ({reason})") from error
     shared = {} if not config.tie_word_embeddings else dict.fromkeys(model.all_tied_weights_keys)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in shared}
     wrong = [name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name)]

@@ -16,7 +16,7 @@ from probes.checks.crosscheck import Evidence
 from probes.checks.verdict import FAMILIES
 from probes.files import write_text
 from probes.report import overview, view
-from probes.results.store import PostResult, Run, Suite, read_run
+from probes.results.store import PostResult, Run, Suite, read_run, short_name
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -78,7 +78,7 @@ def render(run: Run, redact: bool = False, max_cards: int = MAX_CARDS) -> str:
         rows=rows,
         cards=cards,
         manifest=run.manifest,
-        model=view.plain(_short(str(run.manifest.get("model", "model")))),
+        model=view.plain(short_name(str(run.manifest.get("model", "model")))),
         redact=redact,
         families=[method for method in run.summary["mass_ratio"] if method in FAMILIES],
         names=view.METHOD_NAMES,
@@ -140,8 +140,3 @@ def _policy(style: str, script: str) -> str:
         f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def _short(model: str) -> str:
-    """The last parts of the paths in a model name: a report is passed on, a home directory should not be."""
-    return " + ".join(part.rstrip("/").rsplit("/", 1)[-1] for part in model.split(" + "))

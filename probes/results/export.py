@@ -190,5 +190,11 @@ def summary_csv(summary: dict[str, Any]) -> str:
         add(f"verdict_{verdict}", count, summary["n"], null=summary["verdicts_by_chance"].get(verdict))
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerows([_SUMMARY, *rows])
+    writer.writerows([_SUMMARY, *([_cell(value) for value in row] for row in rows)])
     return sink.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would compute (by its first character) gets a ``'`` before it."""
+    computes = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    return f"'{value}" if computes else value

@@ -6,24 +6,30 @@
     DIR/attributions.jsonl, units.parquet, checks.jsonl, checks.parquet, summary.csv  tables (``results.export``)
     DIR/summary.json         the data set in numbers
     DIR/report.html
-    DIR/cache/               one file per post, named by a hash of everything its numbers depend on
+    DIR/cache/               one file per post, named by a hash of everything its numbers depend on (``results.cache``)
+    DIR/private/             of a redacted run: the key of that hash; not to be passed on
 """
 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from probes.checks.crosscheck import Evidence, examine
-from probes.errors import ProbeInputError
+from probes.errors import ProbeError, ProbeInputError
+from probes.foreign import Fields, first_line, plain, read_json
 from probes.notebook import Shown
 from probes.records import Attribution, Check, Citation, Example, Span
+from probes.results.cache import digest, entry
 
-SCHEMA_VERSION = 4  # 2: maps of cited phrases; 3: draws of checks, authors, rationales; 4: nulls by clause, p_holm
+# 2: maps of cited phrases; 3: draws of checks, authors, rationales; 4: nulls by clause, p_holm; 5: digests
+SCHEMA_VERSION = 5
+_REPAIRS = "the same `probes run` command repairs it"
 
 
 def cited_target(citation: Citation) -> str:
@@ -127,30 +133,72 @@ class PostResult(Shown):
         """Inverse of ``to_dict``.
 
         Raises:
-            KeyError, TypeError, ProbeInputError: written by another version, or damaged.
+            ProbeInputError: written by another version, damaged, or not consistent in itself.
         """
-        read: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__}
-        for name in ("units", "cues", "decoys", "rationales"):
-            read[name] = None if read[name] is None else tuple((a, b) for a, b in read[name])
-        read["citations"] = tuple(Citation.from_dict(item) for item in read["citations"])
-        read["attributions"] = tuple(Attribution.from_dict(item) for item in read["attributions"])
-        read["measured"] = tuple(Check.from_dict(item) for item in read["measured"])
-        read["counterfactuals"] = tuple((a, b) for a, b in read["counterfactuals"])
-        return cls(**read)
+        try:
+            read: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__}
+            for name in ("units", "cues", "decoys", "rationales"):
+                read[name] = None if read[name] is None else tuple((a, b) for a, b in read[name])
+            read["citations"] = tuple(Citation.from_dict(item) for item in read["citations"])
+            read["attributions"] = tuple(Attribution.from_dict(item) for item in read["attributions"])
+            read["measured"] = tuple(Check.from_dict(item) for item in read["measured"])
+            read["counterfactuals"] = tuple((a, b) for a, b in read["counterfactuals"])
+            result = cls(**read)
+            result._require_sound()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ProbeError) as error:
+            raise ProbeInputError(f"not a post as this version writes it ({first_line(error)})") from error
+        return result
+
+    def _require_sound(self) -> None:
+        """Raises where a field has another type, or a span or number lies outside what it counts."""
+
+        def require(good: object, what: str) -> None:
+            if not good:
+                raise ProbeInputError(f"{what} does not fit the rest")
+
+        def texts(*values: object, none: bool = False) -> bool:
+            return all(isinstance(value, str) or (none and value is None) for value in values)
+
+        def numbers(*values: object) -> bool:
+            return all(
+                value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)) for value in values
+            )
+
+        def within(spans: Sequence[Span] | None, length: int) -> bool:
+            return all(type(a) is int and type(b) is int and 0 <= a < b <= length for a, b in spans or ())
+
+        lengths = (self.length, self.explanation_length)
+        require(all(type(n) is int and n >= 0 for n in lengths), "a length")
+        require(texts(self.id, self.task, self.label), "id, task or label")
+        require(texts(self.label_text, self.post, self.explanation, self.user, none=True), "a text")
+        require(self.post is None or len(self.post) == self.length, "the post")
+        require(self.explanation is None or len(self.explanation) == self.explanation_length, "the explanation")
+        for spans in (self.units, self.cues, self.decoys, self.rationales):
+            require(within(spans, self.length), "a span")
+        covered = [0, *(b for _, b in self.units)]
+        require(covered[-1] == self.length and [a for a, _ in self.units] == covered[:-1], "a clause")
+        for one in self.citations:
+            require(texts(one.id, one.kind, one.text_hash) and numbers(one.score), "a citation")
+            require(within((one.expl_char,), self.explanation_length), "a citation")
+            require(within(one.post_char, self.length), "a citation")
+        for one in self.attributions:
+            require(texts(one.method, one.target, one.unit, one.baseline, one.dtype, one.model_fp), "a map")
+            require(numbers(one.f_input, one.f_baseline, one.delta, one.rel_delta, one.seconds, one.seed), "a map")
+            require(one.converged in (None, True, False) and isinstance(one.params, dict), "a map")
+            require(one.example_id == self.id and within(one.unit_spans, self.length), "a map")
+            require(one.values.shape == (len(one.unit_spans),) and one.char_values.shape == (self.length,), "a map")
+            require(np.isfinite(one.values).all() and np.isfinite(one.char_values).all(), "a map")
+        for one in self.measured:
+            plain_numbers = (one.value, one.null_mean, one.null_q05, one.null_q95, one.p, one.n)
+            require(texts(one.name, one.method, one.status, *one.inputs), "a check")
+            require(numbers(*plain_numbers, *(one.ci or ()), *one.draws), "a check")
+            require(one.ci is None or len(one.ci) == 2, "a check")
+        require(all(numbers(*pair) and None not in pair for pair in self.counterfactuals), "a counterfactual")
 
 
-def read_json(path: Path) -> Any:
-    """Parsed JSON.
-
-    Raises:
-        ProbeInputError: the file is missing, unreadable or not JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise ProbeInputError(f"{path}: cannot read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise ProbeInputError(f"{path}: not JSON ({error})") from error
+def short_name(model: str) -> str:
+    """The last parts of the paths in a model name: what is passed on should not name a home directory."""
+    return " + ".join(part.rstrip("/").rsplit("/", 1)[-1] for part in model.split(" + "))
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,17 +218,48 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         ProbeInputError: not a run directory, unfinished, or written by another version.
     """
     directory = Path(directory)
-    if not (directory / "manifest.json").is_file():
+    path = directory / "manifest.json"
+    if not path.exists() and not path.is_symlink():
         raise ProbeInputError(f"{directory}: no manifest.json here; give the directory that `probes run --out` wrote")
-    manifest = read_json(directory / "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("kind") != "probes":
-        raise ProbeInputError(f"{directory}/manifest.json: not written by `probes run`")
+    manifest = read_manifest_file(path)
+    if manifest.get("kind") != "probes":
+        raise ProbeInputError(f"{path}: not written by `probes run`")
     if manifest.get("schema_version") != SCHEMA_VERSION:
-        found = manifest.get("schema_version")
+        found = plain(manifest.get("schema_version"), 40)
         raise ProbeInputError(f"{directory}: schema version {found}, this version reads {SCHEMA_VERSION}; run it again")
     if manifest.get("status") != "done":
         raise ProbeInputError(f"{directory}: the run is not finished; the same `probes run` command continues it")
+    fields = Fields(manifest, path)
+    for key in ("model", "model_fp", "dtype", "device", "budget", "created"):
+        fields.text(key)
+    for key in ("cache", "methods"):
+        fields.texts(key)
+    for key in ("rows", "limit"):
+        fields.integer(key, 0, 2**53)
+    for key in ("settings", "versions"):
+        fields.table(key)
+    fields.boolean("redact")
+    authors, skipped = manifest.get("authors"), manifest.get("skipped", [])
+    pseudonyms = isinstance(authors, list) and all(isinstance(one, (str, type(None))) for one in authors)
+    if "authors" in manifest and not (pseudonyms and len(authors) == len(fields.texts("cache"))):
+        fields.refuse("authors", "must name one author per post")
+    named = isinstance(skipped, list) and all(
+        isinstance(one, dict) and all(isinstance(one.get(key), str) for key in ("id", "reason")) for one in skipped
+    )
+    if not named:
+        fields.refuse("skipped", "must be a list of rows with their reasons")
     return manifest
+
+
+def read_manifest_file(path: Path) -> dict[str, Any]:
+    """A manifest.json as it stands.
+
+    Raises:
+        ProbeInputError: a link to another directory, or not a JSON object.
+    """
+    if path.is_symlink():
+        raise ProbeInputError(f"{path}: is a link, not a file of this run")
+    return read_json(path, half_pairs=True)
 
 
 def read_run(directory: str | Path) -> Run:
@@ -192,15 +271,20 @@ def read_run(directory: str | Path) -> Run:
     directory = Path(directory)
     manifest = read_manifest(directory)
     results = []
-    for name in manifest["cache"]:
-        path = directory / "cache" / name
+    for name in manifest.get("cache") or ():
         try:
-            results.append(PostResult.from_dict(read_json(path)))
-        except (KeyError, TypeError, ProbeInputError) as error:
-            raise ProbeInputError(f"{path}: missing or damaged; the same `probes run` command repairs it") from error
+            results.append(PostResult.from_dict(entry(directory / "cache", name)))
+        except ProbeInputError as error:
+            where = "" if str(directory) in str(error) else f"{directory / 'cache' / name}: "
+            raise ProbeInputError(f"{where}{error}; {_REPAIRS}") from error
+    if not results:
+        raise ProbeInputError(f"{directory}/manifest.json: cache: names no post; {_REPAIRS}")
     if "authors" in manifest:  # of a redacted run: pseudonyms, which no cached post holds
         results = [replace(r, user=who) for r, who in zip(results, manifest["authors"], strict=True)]
-    return Run(manifest, read_json(directory / "summary.json"), tuple(results))
+    summary = read_json(directory / "summary.json", half_pairs=True)
+    if digest(summary) != manifest.get("summary"):
+        raise ProbeInputError(f"{directory}/summary.json: damaged or edited since it was written; {_REPAIRS}")
+    return Run(manifest, summary, tuple(results))
 
 
 class Suite(Shown, dict[str, Any]):

@@ -153,3 +153,15 @@ def test_an_id_is_printed_inert(tmp_path, name, capsys):
 def test_a_sheet_says_whose_label_it_is(tmp_path, whose, column):
     export_review(records(1), tmp_path, labels_by=whose)
     assert sheet(tmp_path / "review.csv")[0][10] == column
+
+
+def test_no_export_takes_away_what_raters_wrote_into_the_sheet(tmp_path, capsys):
+    write_records(tmp_path / "posts.jsonl", records(4))
+    again = ["mentalglm", "data", "review", "export", tmp_path / "posts.jsonl", "--out", tmp_path / "r"]
+    assert run(again, capsys).code == 0 == run(again, capsys).code
+    filled, _ = rate(tmp_path / "r")
+    filled.replace(tmp_path / "r" / "review.csv")
+    before = (tmp_path / "r" / "review.csv").read_bytes()
+    refused(run(again, capsys), r"review\.csv: is there already and differs")
+    refused(run([*again, "--n", 2], capsys), r"review\.html: is there already and differs")
+    assert (tmp_path / "r" / "review.csv").read_bytes() == before

@@ -1,6 +1,7 @@
 """Recipes, wordings, keys and posts that `mentalglm data build` is given, before a token is paid for."""
 
 import json
+import os
 import urllib.parse
 from pathlib import Path
 
@@ -144,6 +145,24 @@ def test_a_recipe_that_is_no_recipe(world, text):
     refused(run(["mentalglm", "data", "build", path], world._capsys), r"x\.yaml: ", seconds=30)
 
 
+@pytest.mark.parametrize(
+    "aliases",
+    [
+        "a: &a [*a]",
+        "a: &a {b: *a}",
+        "a0: &a0 [x, x, x]\n" + "".join(f"    a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 14)),
+    ],
+    ids=["a list in itself", "a mapping in itself", "multiplying to millions"],
+)
+def test_aliases_where_any_value_may_stand_are_counted(world, aliases):
+    path = world.recipe("http://127.0.0.1:9/v1", {})
+    text = path.read_text("utf-8").replace("teacher:\n", f"teacher:\n  extra_body:\n    {aliases}\n")
+    path.write_text(text, "utf-8")
+    refused(
+        run(["mentalglm", "data", "build", path], world._capsys), r"recipe\.yaml: more than 100000 values", seconds=30
+    )
+
+
 @pytest.mark.parametrize("value", ["[", "{a: " * 3000, "&a [*a]", "9" * 5000])
 def test_an_override_that_is_no_value(world, value):
     path = world.recipe("http://127.0.0.1:9/v1", {})
@@ -164,3 +183,35 @@ def test_the_names_that_say_where_it_ran_are_not_published(world):
         accepted(world.build(server.url))
     assert str(world.folder) not in (world.folder / "out" / "manifest.json").read_text("utf-8")
     assert urllib.parse.urlsplit(server.url).netloc in (world.folder / "out" / "manifest.json").read_text("utf-8")
+
+
+@pytest.mark.parametrize("made", ["review/a.json", "notes.txt", "records/train.jsonl", "link", "manifest.json", "fifo"])
+def test_no_build_takes_away_what_people_put_into_its_folder(world, made):
+    """A form with its ratings, a corrected record, another command's folder: the build writes its folder anew."""
+    with behaving() as server:
+        accepted(world.build(server.url))
+        accepted(world.build(server.url))
+        path = world.folder / "out" / made
+        path.parent.mkdir(exist_ok=True)
+        if made == "link":
+            path.symlink_to(world.folder / "posts.jsonl")
+        elif made == "fifo":
+            os.mkfifo(path)
+        else:
+            path.write_text('{"written by": "somebody"}\n')
+        line = refused(world.build(server.url), "out")
+    assert made.split("/")[-1] in line and (made in ("link", "fifo") or "somebody" in path.read_text())
+
+
+def test_a_file_where_the_build_writes_a_folder(world):
+    (world.folder / "out").write_text("thesis")
+    with behaving() as server:
+        refused(world.build(server.url), "out: is a file")
+        assert server.requests == [] and (world.folder / "out").read_text() == "thesis"
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing(world):
+    (world.folder / "cache").write_text("a file")
+    with behaving() as server:
+        outcome = world.build(server.url)
+        assert outcome.code in (1, 2) and server.requests == [] and "Traceback" not in outcome.err

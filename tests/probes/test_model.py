@@ -99,7 +99,7 @@ def test_unmerged_adapter_scores_as_merged(
             "2 missing tensors",
         ),
         (lambda w: {**w, "base_model.model.model.layers.9.mlp.down_proj.lora_A.weight": torch.ones(2)}, "1 unexpected"),
-        (lambda w: {key: value.T.contiguous() for key, value in w.items()}, "cannot load this PEFT adapter"),
+        (lambda w: {key: value.T.contiguous() for key, value in w.items()}, "says rank 4 for .*, the file has 128"),
     ],
     ids=["without prefix", "one layer short", "one layer too many", "transposed"],
 )
@@ -129,7 +129,7 @@ def test_bad_model_directories(tiny_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ProbeInputError, match=r"1 missing tensors, first model\.layers\.1\.mlp\.down_proj\.weight"):
         Probe.from_pretrained(cut)
     (cut / "model.safetensors").write_bytes(b"\x00" * 100)
-    with pytest.raises(ProbeInputError, match="cannot load a causal LM"):
+    with pytest.raises(ProbeInputError, match=r"model\.safetensors: not a readable safetensors file"):
         Probe.from_pretrained(cut)
 
 
@@ -138,7 +138,7 @@ def test_pickled_weights_are_refused(tiny_model_dir: Path, tmp_path: Path) -> No
     shutil.copytree(tiny_model_dir, path)
     torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
     (path / "model.safetensors").unlink()
-    with pytest.raises(ProbeInputError, match="cannot load a causal LM"):
+    with pytest.raises(ProbeInputError, match=r"only pickled weights \(pytorch_model\.bin\)"):
         Probe.from_pretrained(path)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probes.errors import ProbeError, ProbeInputError
+from probes.errors import ProbeError, ProbeInputError, ProbeWarning
 from probes.records import Check, Example
 from probes.report.page import write_report
 from probes.results.store import SCHEMA_VERSION, PostResult, read_manifest, read_run
@@ -28,6 +28,7 @@ FILES = {
     "summary.json",
     "report.html",
     "cache",
+    "run.lock",
 }
 
 
@@ -91,7 +92,7 @@ def probe(monkeypatch):
 
     monkeypatch.setattr("probes.saliency.attribute.attribute", attribute)
     monkeypatch.setattr("probes.checks.faithfulness.cited_effects", effects)
-    for name in ("gates.judge", "gates.max_sensitivity", "behaviour.counterfactuals"):
+    for name in ("checks.gates.judge", "checks.gates.max_sensitivity", "checks.behaviour.counterfactuals"):
         monkeypatch.setattr(f"probes.{name}", lambda *given, **named: ())
     for name in ("weight_of_evidence", "mediation_share"):
         monkeypatch.setattr(
@@ -214,7 +215,9 @@ def test_damaged_cache_is_made_again(probe, tmp_path):
     with pytest.raises(ProbeInputError, match="the same `probes run` command repairs it"):
         read_run(tmp_path)
     second.write_text("[]", "utf-8")
-    run_suite(probe, rows("p0", "p1"), tmp_path)
+    with pytest.warns(ProbeWarning, match="made again") as said:
+        run_suite(probe, rows("p0", "p1"), tmp_path)
+    assert len(said) == 2
     assert sorted(probe.calls) == ["p0", "p0", "p1", "p1"]
     assert len(read_run(tmp_path).results) == 2
 

@@ -34,7 +34,7 @@ from mentalglm_jax.data.sources import present
 from mentalglm_jax.data.surrogates import replacing_surrogates
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, working_in, write_json, write_text
-from mentalglm_jax.foreign import parse_yaml, read_yaml
+from mentalglm_jax.foreign import parse_yaml, read_json, read_yaml
 
 Progress = Callable[..., None]
 MANIFEST = "manifest.json"
@@ -133,8 +133,7 @@ def build(recipe: BuildRecipe, progress: Progress, teacher: Teacher | None = Non
         RunError: the teacher failed or the budget is spent; all answers, those under way included, are in the cache and
             the same call goes on. A post that the teacher's content filter refuses is no failure: it is rejected.
     """
-    if recipe.out.exists() and any(recipe.out.iterdir()) and not (recipe.out / MANIFEST).is_file():
-        raise InputError(f"{recipe.out}: not empty and not written by this command; choose another out")
+    _check_out(recipe.out)
     with replacing_surrogates(recipe.data.replace_surrogates):
         records, split = _gold_records(recipe)
         experts = load_experts(recipe.experts)
@@ -146,6 +145,29 @@ def build(recipe: BuildRecipe, progress: Progress, teacher: Teacher | None = Non
     inputs = {"posts": len(records), "posts_sha256": _digest(records), **split.to_dict(), "notes": split.lines,
               "experts": len(experts), "experts_sha256": _digest(experts)}  # fmt: skip
     return _write(recipe, outcomes, corpus, prompts, inputs) | {"teacher": asked.stats}
+
+
+def _check_out(out: Path) -> None:
+    """A build replaces ``out`` whole. Raises: InputError if that would lose what another, or a person, put there."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out}: is a file; a build writes a folder")
+    files = [str(path.relative_to(out)) for path in sorted(out.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    if not files:
+        return
+    if MANIFEST not in files:
+        raise InputError(f"{out}: not empty and not written by this command; choose another out")
+    ours = read_json(out / MANIFEST).get("files")
+    if not isinstance(ours, dict):
+        raise InputError(f"{out / MANIFEST}: not written by this command; choose another out")
+    for name in files:
+        path = out / name
+        if name not in (MANIFEST, "README.md") and (
+            path.is_symlink() or not path.is_file() or ours.get(name) != hashlib.sha256(path.read_bytes()).hexdigest()
+        ):
+            raise InputError(f"{path}: was {'changed' if name in ours else 'put there'} since the last build, which "
+                             "would be lost; move it, or choose another out")  # fmt: skip
 
 
 def _digest(records: Sequence[Record]) -> str:
@@ -200,26 +222,26 @@ async def _ask_all(
     outcomes: list[Outcome | None] = [None] * len(records)
     waiting = iter(range(len(records)))
     failures: list[Exception] = []
-    done = 0
+    done = good = 0
     async with contextlib.AsyncExitStack() as stack:
         if teacher is None:
             teacher = await stack.enter_async_context(OpenAITeacher(recipe.teacher, AnswerCache(recipe.cache)))
 
         async def work() -> None:
-            nonlocal done
+            nonlocal done, good
             for number in waiting:
                 if failures:
                     return
                 try:
-                    outcomes[number] = await _explain(recipe, records[number], experts, prompts, limits, teacher)
+                    outcome = await _explain(recipe, records[number], experts, prompts, limits, teacher)
                 except Exception as failure:  # of any kind: the others' answers under way are paid for
                     failures.append(failure)
                     teacher.stop(RunError(str(failure)))
                     return
+                outcomes[number] = outcome
                 done += 1
-                progress(
-                    done, len(records), f"{teacher.stats['asked']} asked, {teacher.stats['cached']} from the cache"
-                )
+                good, stats = good + _keepable(recipe, outcome), teacher.stats
+                progress(done, len(records), f"{stats['asked']} asked, {stats['cached']} from the cache, {good} good")
 
         workers = min(len(records), 1 if recipe.teacher.local else recipe.teacher.concurrency)
         tasks = [asyncio.ensure_future(work()) for _ in range(workers)]
@@ -259,6 +281,10 @@ async def _explain(
     return replace(best, attempts=tries)
 
 
+def _keepable(recipe: BuildRecipe, outcome: Outcome) -> bool:
+    return bool(outcome.candidate.explanation) and not set(recipe.checks.require) & set(outcome.failed)
+
+
 def _corpus_checked(
     recipe: BuildRecipe, outcomes: Sequence[Outcome]
 ) -> tuple[list[Outcome], dict[str, dict[str, float | int | None]]]:
@@ -284,8 +310,8 @@ def _corpus_checked(
         for number, agrees in zip(numbers, found.agrees, strict=True):
             if not agrees:
                 (unjudged if agrees is None else failed)[number].append("label_recoverable")
-    required = set(recipe.checks.require)
-    kept = [n for n, o in enumerate(outcomes) if o.candidate.explanation and not required & set(failed[n])]
+    now = [replace(o, failed=tuple(f)) for o, f in zip(outcomes, failed, strict=True)]
+    kept = [number for number, outcome in enumerate(now) if _keepable(recipe, outcome)]
     unique = checks.not_near_duplicate([outcomes[n].candidate for n in kept], recipe.checks.near_threshold)
     for number, passed in zip(kept, unique, strict=True):
         if not passed:
@@ -303,9 +329,8 @@ def _write(
     recipe: BuildRecipe, outcomes: Sequence[Outcome], consistency: Mapping[str, Any], prompts: Mapping[str, Prompts],
     inputs: Mapping[str, Any]
 ) -> dict[str, Any]:  # fmt: skip
-    required = set(recipe.checks.require)
-    accepted = [explained(o.candidate) for o in outcomes if not required & set(o.failed) and o.candidate.explanation]
-    rejected = [o for o in outcomes if required & set(o.failed) or not o.candidate.explanation]
+    accepted = [explained(o.candidate) for o in outcomes if _keepable(recipe, o)]
+    rejected = [o for o in outcomes if not _keepable(recipe, o)]
     with replace_dir(recipe.out, private=True) as folder:
         for split in SPLITS:
             if rows := [record for record in accepted if record.split == split]:

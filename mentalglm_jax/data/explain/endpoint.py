@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from mentalglm_jax.data.explain.prompts import Message
 from mentalglm_jax.data.explain.replies import Refusal, Reply, Secrets, read_reply, redact_body, redact_url
-from mentalglm_jax.data.explain.teacher import CONTENT_FILTER, Answer, AnswerCache, TeacherConfig, check_url
+from mentalglm_jax.data.explain.teacher import CONTENT_FILTER, Answer, AnswerCache, Setting, TeacherConfig, check_url
 from mentalglm_jax.errors import InputError, RunError
 
 LARGEST_BODY = 8 << 20  # bytes, decoded; the longest answers take some hundred thousand
@@ -190,7 +190,7 @@ class OpenAITeacher:
     async def ask(self, messages: Sequence[Message], seed: int) -> Answer:
         """As ``Teacher.ask``. Raises also BudgetSpent."""
         config = self._config
-        settings = {"temperature": config.temperature, "max_tokens": config.max_tokens}
+        settings: dict[Setting, Any] = {"temperature": config.temperature, "max_tokens": config.max_tokens}
         asked: dict[str, Any] = {"base_url": self._url, "model": config.model, "messages": list(messages), "seed": seed}
         asked |= {name: value for name, value in settings.items() if config.names.get(name, name) is not None}
         asked |= {"names": dict(config.names)} if config.names else {}
@@ -266,7 +266,7 @@ class OpenAITeacher:
         Raises: _Useless if another try may help, RunError if none will.
         """
         openai, config = self._openai, self._config
-        settings = {"max_tokens": config.max_tokens, "temperature": config.temperature, "seed": asked["seed"]}
+        settings: dict[Setting, Any] = {"max_tokens": config.max_tokens, "temperature": config.temperature, "seed": asked["seed"]}
         body = {config.names.get(name, name): value for name, value in settings.items()} | config.extra_body
         body.pop(None, None)
         try:

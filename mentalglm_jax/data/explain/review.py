@@ -107,7 +107,8 @@ def export_review(records: Sequence[Record], folder: str | Path, *, count: int =
 
     Returns: ``form`` (its id) and ``items``.
 
-    Raises: InputError if no record has an explanation, two have one id, or the [data] extra is missing.
+    Raises: InputError if no record has an explanation, two have one id, ``folder`` holds another form or a sheet that
+        was filled in, or the [data] extra is missing.
     """
     folder = Path(folder)
     sample = stratified_sample(records, count, seed)
@@ -116,11 +117,15 @@ def export_review(records: Sequence[Record], folder: str | Path, *, count: int =
     if twice := [one for one, count in Counter(record.id for record in sample).items() if count > 1]:
         raise InputError(f"review export: id {twice[0]!r} stands in two of the files; ratings need ids that differ")
     form = form_id(sample)
-    page = render_form(sample, language, labels_by)
+    texts = {"review.html": render_form(sample, language, labels_by), "review.csv": _sheet(sample, form, labels_by)}
     with working_in(folder):
+        for name, text in texts.items():
+            if (folder / name).exists() and (folder / name).read_bytes() != text.encode():
+                raise InputError(f"{folder / name}: is there already and differs; somebody may be rating with it: "
+                                 "choose another --out")  # fmt: skip
         write_records(folder / "sample.jsonl", sample)
-        write_text(folder / "review.html", page, private=True)
-        write_text(folder / "review.csv", _sheet(sample, form, labels_by), private=True)
+        for name, text in texts.items():
+            write_text(folder / name, text, private=True)
     return {"form": form, "items": len(sample)}
 
 

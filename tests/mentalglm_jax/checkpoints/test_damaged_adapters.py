@@ -174,7 +174,7 @@ def test_wrong_calls_are_refused(base, saved_by_peft, tmp_path):
     model = trained(base)
     with pytest.raises(InputError, match="already has an adapter"):
         load_adapter(model, saved_by_peft)
-    with pytest.raises(InputError, match=r"format 'gguf' is not one of peft, vllm-split, llama.cpp, chatglm"):
+    with pytest.raises(InputError, match=r"format 'gguf' is not one of peft, vllm, vllm-split, llama.cpp, chatglm"):
         save_adapter(model, tmp_path / "x", format="gguf")
     with pytest.raises(InputError, match="no such adapter directory"):
         load_adapter(base, tmp_path / "nowhere")

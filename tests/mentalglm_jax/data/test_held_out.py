@@ -4,14 +4,18 @@ import json
 import random
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from mentalglm_jax.data.c_imhi import iter_c_imhi_raw
+from mentalglm_jax.data.explain.datasheet import datasheet
 from mentalglm_jax.data.held_out import records_split, upstream_split
 from mentalglm_jax.data.records import Record, write_records
 from mentalglm_jax.data.splits import bare_post, clusters, dev_split, without_held_out
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.evaluate.report import model_card
+from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.text import tasks
 
 CHARACTERS = "".join(chr(code) for code in range(0x4E00, 0x4F00))
@@ -235,3 +239,22 @@ def test_a_chain_of_near_posts_is_held_out_whole():
     far = bare_post(posts("other", 1)[0])
     stay, gone = without_held_out([record(2, second), record(3, third), record(4, far)], [record(1, first, "test")])
     assert [r.id for r in stay] == ["4"] and gone == {"near": 2}
+
+
+# --- what is stated ---
+
+
+def test_an_unknown_overlap_is_stated_in_cards_and_datasheet(tmp_path):
+    c_imhi_clone(tmp_path, raw=False)
+    split = upstream_split(tmp_path, ["c_imhi"], accept_unknown_overlap=True)
+    (line,) = split.lines
+    assert f"* {line}" in model_card({}, title="x", notes=split.lines)
+    (tmp_path / "README.md").write_text("# Adapter\n")
+    Run.state_data(SimpleNamespace(result={"data": {"notes": split.lines}}), tmp_path)  # type: ignore[arg-type]
+    assert (tmp_path / "README.md").read_text().endswith(f"## Training data\n\n* {line}\n")
+    recipe = {"teacher": {"model": "m", "local": True, "temperature": 0, "max_tokens": 1}, "attempts": 1, "seed": 0,
+              "examples_per_class": 1, "data": {"sets": ["x"], "scrub": True}, "checks": {"require": []}}  # fmt: skip
+    manifest = {"recipe": recipe, "records": {"accepted": 1, "asked": 1, "filtered": 0}, "files": {}, "counts": {},
+                "inputs": {"posts": 1, "posts_sha256": "0", "experts": 1, "notes": split.lines}, "prompts": {},
+                "attempts": {}, "checks": {}, "consistency": {}}  # fmt: skip
+    assert f"* {line}" in datasheet(manifest)

@@ -10,6 +10,7 @@ import jaxtyping._import_hook
 import torch
 
 import mentalglm_jax.files
+from tests.conftest import HEAVY, ROOT
 
 COMPILE = """
 import jax, os, sys
@@ -42,3 +43,7 @@ def test_only_our_bytecode_is_under_another_name():
     name = jaxtyping._import_hook._optimized_cache_from_source
     assert name("0", torch.__file__) == cache_from_source(torch.__file__)
     assert name("0", mentalglm_jax.files.__file__) != cache_from_source(mentalglm_jax.files.__file__)
+
+
+def test_heavy_files_exist_and_stand_once():
+    assert len(HEAVY) == len(set(HEAVY)) and all((ROOT / "tests" / name).is_file() for name in HEAVY)

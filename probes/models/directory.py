@@ -1,0 +1,244 @@
+"""What a model or adapter directory may hold, checked before transformers or PEFT is given its path.
+
+The rule, the same in both packages: safetensors weights and JSON, as plain files in the directory itself (in the Hub's
+cache links to its own blobs). Pickles are never opened, no code of the directory is run, headers are checked before a
+tensor is touched. What cannot be computed with here (GGUF, quantised weights, an adapter in place of a model) is named.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from probes.errors import ProbeInputError
+from probes.foreign import Fields, first_line, foreign_code, inside, plain, read_json, some
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_HEADER_BYTES = 16 << 20  # of one file; 61 layers need about 100 kB
+MAX_TENSORS = 100_000  # over all files
+# What may be downloaded of a Hub repository: nothing else is ever opened.
+HUB_FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt")
+# Dtypes as safetensors names them; others are those of quantised weights.
+DTYPES = ("F64", "F32", "F16", "BF16")
+_EXACT = (*DTYPES, "BOOL", "I64", "I32")  # beside the weights, some checkpoints hold masks and positions
+_COUNT = re.compile(r"(^|_)(depth|layers?|blocks?|heads?|experts?)(_|$)")
+_MAX_ID = 2**31 - 1
+
+
+class Tensor(NamedTuple):
+    """What a header says about one tensor."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of its elements."""
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count
+
+
+def locate(model: str | Path) -> Path:
+    """The local directory; a Hub id is downloaded first (``HUB_FILES`` only), so that it is checked like any other.
+
+    Raises:
+        ProbeInputError: neither a directory nor an id that the Hub can serve.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or path.is_symlink():
+        raise ProbeInputError(f"{model}: is a file; give the directory that holds config.json")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(model)):
+        raise ProbeInputError(f"{model}: no such directory")
+    from huggingface_hub import snapshot_download
+
+    with foreign_code(model, "no such directory, and the Hub download failed"):
+        return Path(snapshot_download(str(model), allow_patterns=list(HUB_FILES)))
+
+
+def check_model(directory: Path) -> dict[str, Tensor]:
+    """Refuses a model directory that is not safe or not a plain model; gives the tensors of its headers by name.
+
+    Raises:
+        ProbeInputError: named, with what to do.
+    """
+    names = _names(directory)
+    if ADAPTER_CONFIG in names:
+        raise ProbeInputError(
+            f"{directory}: is a PEFT adapter ({ADAPTER_CONFIG}); give its base as MODEL and this with --adapter"
+        )
+    if "config.json" not in names and any(name.endswith(".gguf") for name in names):
+        raise ProbeInputError(f"{directory}: a GGUF directory (llama.cpp); {_ORIGINAL}")
+    config = read_json(inside(directory, "config.json"))
+    _refuse_quantised(directory, names, config)
+    tensors = _tensors(directory, names)
+    _check_config(directory / "config.json", config, tensors)
+    if "generation_config.json" in names:
+        path = inside(directory, "generation_config.json")
+        _check_ids(path, read_json(path))
+    return tensors
+
+
+def check_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The parsed ``adapter_config.json`` of a PEFT directory and the tensors of its header by name.
+
+    Raises:
+        ProbeInputError: not a directory, files missing or outside, pickled weights, a damaged header.
+    """
+    if not directory.is_dir():
+        raise ProbeInputError(f"{directory}: no such adapter directory; give a local PEFT adapter")
+    names = _names(directory)
+    if ADAPTER_CONFIG not in names:
+        raise ProbeInputError(f"{directory}: no PEFT adapter: {ADAPTER_CONFIG} is missing")
+    config = read_json(inside(directory, ADAPTER_CONFIG))
+    if ADAPTER_WEIGHTS not in names:
+        pickles = sorted(name for name in names if name.endswith(PICKLES))
+        why = f"only pickles are there ({some(pickles)}), which could run code" if pickles else "it is missing"
+        raise ProbeInputError(f"{directory / ADAPTER_WEIGHTS}: needed, but {why}; save the adapter as safetensors")
+    return config, dict(_header(inside(directory, ADAPTER_WEIGHTS)))
+
+
+_ORIGINAL = "gradients need the original weights; take the unquantised safetensors release"
+_QUANTISERS = {"bitsandbytes": "bitsandbytes", "gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "fbgemm_fp8": "FP8",
+               "compressed-tensors": "compressed-tensors", "mxfp4": "MXFP4"}  # fmt: skip
+
+
+def _names(directory: Path) -> set[str]:
+    try:
+        return {path.name for path in directory.iterdir()}
+    except OSError as error:
+        raise ProbeInputError(f"{directory}: cannot read ({error.strerror or error})") from error
+
+
+def _refuse_quantised(directory: Path, names: set[str], config: dict[str, Any]) -> None:
+    stated = config.get("quantization_config") or config.get("compression_config")
+    old = sorted(names & {"quantize_config.json", "quant_config.json"})
+    if not stated and not old:
+        return
+    method = stated.get("quant_method") if isinstance(stated, dict) else None
+    if isinstance(stated, dict) and method is None and ("load_in_4bit" in stated or "load_in_8bit" in stated):
+        method = "bitsandbytes"
+    name = _QUANTISERS.get(str(method).lower(), plain(method, 40)) if method else f"{old[0]} is there" if old else ""
+    raise ProbeInputError(f"{directory}: a quantised checkpoint{f' ({name})' if name else ''}; {_ORIGINAL}")
+
+
+def _tensors(directory: Path, names: set[str]) -> dict[str, Tensor]:
+    """The tensors of the weight files, one by one as their index places them."""
+    if SINGLE in names:
+        return _once([inside(directory, SINGLE)])
+    if INDEX not in names:
+        if pickles := sorted(name for name in names if name.endswith(PICKLES)):
+            raise ProbeInputError(
+                f"{directory}: only pickled weights ({some(pickles)}); loading a pickle can run anything its author "
+                "wrote, so only safetensors are read. Save the model again with safetensors"
+            )
+        if any(name.endswith(".gguf") for name in names):
+            raise ProbeInputError(f"{directory}: a GGUF directory (llama.cpp); {_ORIGINAL}")
+        raise ProbeInputError(f"{directory}: neither {SINGLE} nor {INDEX} found")
+    path = inside(directory, INDEX)
+    placed = read_json(path).get("weight_map")
+    if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
+        raise ProbeInputError(f"{path}: weight_map must map tensor names to file names")
+    if odd := [name for name in placed.values() if not name.endswith(".safetensors")]:
+        raise ProbeInputError(f"{path}: {plain(odd[0], 80)} is no safetensors file; only those are read")
+    found = _once([inside(directory, name) for name in sorted(set(placed.values()))])
+    wrong = [name for name, file in placed.items() if name not in found or found[name].file.name != file]
+    wrong += [name for name in found if name not in placed]
+    if wrong:
+        raise ProbeInputError(f"{path}: does not match its shards: {some(wrong)}")
+    return found
+
+
+def _once(files: list[Path]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in files:
+        for name, tensor in _header(file):
+            if name in found:
+                raise ProbeInputError(f"{file}: {plain(name)} is also in {found[name].file.name}; once is right")
+            found[name] = tensor
+            if len(found) > MAX_TENSORS:
+                raise ProbeInputError(f"{file}: more than {MAX_TENSORS} tensors are not those of a language model")
+    if odd := sorted({tensor.dtype for tensor in found.values()} - set(_EXACT)):
+        kind = "FP8" if odd[0].startswith("F8") else odd[0]
+        raise ProbeInputError(f"{files[0].parent}: a quantised checkpoint ({kind} tensors); {_ORIGINAL}")
+    return found
+
+
+def _header(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """What a safetensors header names, read by us first: moderate size, each name once; then by the library itself."""
+    from safetensors import safe_open
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(value := dict(pairs)) != len(pairs):
+            counts = collections.Counter(name for name, _ in pairs)
+            twice = some(name for name in value if counts[name] > 1)
+            raise ProbeInputError(f"{file}: header names {twice} more than once")
+        return value
+
+    try:
+        with file.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if length > MAX_HEADER_BYTES:
+                raise ProbeInputError(f"{file}: not a safetensors file of a language model (header of {length} bytes)")
+            json.loads(handle.read(length), object_pairs_hook=once)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ProbeInputError(
+            f"{file}: not a readable safetensors file ({first_line(error)}); download it again"
+        ) from error
+    with foreign_code(file, "not a readable safetensors file"), safe_open(file, framework="np") as opened:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+        found = [(name, Tensor(file, one.get_dtype(), tuple(one.get_shape()))) for name, one in slices.items()]
+    yield from found
+
+
+def _check_config(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Refuses what would build something else, or something far larger, than the tensors of the directory."""
+    most = max(len(tensors), *(extent for tensor in tensors.values() for extent in tensor.shape), 1)
+    if config.get("transformers_weights") is not None:
+        raise ProbeInputError(f"{path}: transformers_weights names other files; weights must be {SINGLE} or {INDEX}")
+    stack = [config]
+    while stack:
+        part = stack.pop()
+        fields = Fields(part, path)
+        _check_ids(path, part)
+        for key, value in part.items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                fields.integer(key, -_MAX_ID, most if _COUNT.search(key) else 2**53)
+            if "_implementation" in key and isinstance(value, str) and "/" in value:
+                fields.refuse(key, "names code on the Hub, which is never run")
+        stack += [value for value in part.values() if isinstance(value, dict)]
+
+
+def _check_ids(path: Path, values: dict[str, Any]) -> None:
+    """Token ids are numbers that a model can have."""
+    fields = Fields(values, path)
+    for key, value in values.items():
+        if key.endswith("_token_id") and value is not None:
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, bool) or not isinstance(one, int) or not -1 <= one <= _MAX_ID:
+                    fields.refuse(key, f"must be a token id (0 to {_MAX_ID})")
+
+
+def check_size(directory: Path, parameters: int, tensors: dict[str, Tensor]) -> None:
+    """Refuses a config whose model is more than twice what its files hold (tied embeddings count twice).
+
+    Raises:
+        ProbeInputError: the sizes in config.json are not those of the weights.
+    """
+    stored = sum(tensor.size for tensor in tensors.values())
+    if parameters > 2 * stored + 1_000_000:
+        raise ProbeInputError(
+            f"{directory / 'config.json'}: describes a model of {parameters:,} parameters, the files hold {stored:,}"
+        )

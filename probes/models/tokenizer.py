@@ -1,0 +1,166 @@
+"""Opening a tokenizer directory: checked copies of its files go to transformers, which never sees the directory.
+
+What a file may ask for beside its vocabulary is switched off or refused: ``truncation`` and ``padding`` (transformers
+writes them into tokenizer.json after one ordinary call; every post would be cut or filled up without a word), random
+merges, patterns that can run for ever, tables that make the library panic, code of a repository.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probes.errors import ProbeInputError, ProbeWarning
+from probes.foreign import first_line, foreign_code, inside, parse_json, plain, read_bytes
+from probes.models.patterns import backtracks, patterns_in
+
+# What transformers builds a tokenizer from. No chat template: prompts come as token ids.
+_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
+         "vocab.json")  # fmt: skip
+_OTHER = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "merges.txt", "vocab.txt")
+# Of tokenizer_config.json: code of a repository, and names of other files.
+_DROPPED = ("auto_map", "chat_template", "tokenizer_file", "vocab_file", "merges_file", "fast_tokenizer_files",
+            "special_tokens_map_file", "name_or_path", "custom_pipelines")  # fmt: skip
+_MAX_GROWTH = 1000  # how often a chain of Replace rules may multiply the length of a text
+
+
+def load_tokenizer(model_dir: str | Path) -> Any:
+    """The model directory's fast tokenizer; whatever it is given, it reads whole.
+
+    Warns:
+        ProbeWarning: truncation, padding or dropout was switched on in tokenizer.json; here it is off.
+    Raises:
+        ProbeInputError: there is none, it needs remote code, or its files are damaged or unsafe (named).
+    """
+    import transformers
+
+    directory = Path(model_dir)
+    found = [name for name in (*_JSON, *_OTHER) if (directory / name).exists() or (directory / name).is_symlink()]
+    if not set(found) - {"config.json", "special_tokens_map.json", "added_tokens.json"}:
+        raise ProbeInputError(f"{model_dir}: no usable tokenizer (no tokenizer.json); save one beside the model")
+    with tempfile.TemporaryDirectory(prefix="probes-tokenizer-") as staged:
+        for name in found:
+            data = read_bytes(inside(directory, name))
+            if name in _JSON:
+                data = json.dumps(_checked(directory / name, data)).encode()
+            (Path(staged) / name).write_bytes(data)
+        with foreign_code(model_dir, "no usable tokenizer"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(staged, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise ProbeInputError(f"{model_dir}: only a slow tokenizer; save a tokenizer.json beside the model")
+    tokenizer.name_or_path = str(model_dir)
+    with foreign_code(model_dir, "no usable tokenizer"):
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer("a b", add_special_tokens=False)
+    return tokenizer
+
+
+def normalisers(core: Any) -> list[str]:
+    """The names of the rules of a ``tokenizers.Tokenizer`` that change a text beyond its spaces."""
+    with foreign_code("tokenizer", "cannot tell its normalizer"):
+        rule = json.loads(core.to_str()).get("normalizer")
+    rules = rule.get("normalizers", [rule]) if rule else []
+    harmless = ("Prepend", "Replace")  # SentencePiece's marker for a space
+    return [str(one.get("type")) for one in rules if one.get("type") not in harmless]
+
+
+def _checked(path: Path, data: bytes) -> dict[str, Any]:
+    value = parse_json(data, path)
+    if not isinstance(value, dict):
+        raise ProbeInputError(f"{path}: a JSON {type(value).__name__}, not an object")
+    if path.name == "tokenizer.json":
+        return _tokenizer_json(path, value)
+    if path.name in ("tokenizer_config.json", "config.json"):
+        return {key: one for key, one in value.items() if key not in _DROPPED}
+    return value
+
+
+def _tokenizer_json(path: Path, value: dict[str, Any]) -> dict[str, Any]:
+    """Raises, warns, and gives back what may be opened."""
+    for pattern in patterns_in(value):
+        if why := backtracks(pattern):
+            raise ProbeInputError(
+                f"{path}: its pattern {plain(repr(pattern), 80)} can run for ever: {why}; take the tokenizer of the "
+                "original release"
+            )
+    growth = math.prod(max(1, len(text)) for text in _replacements(value.get("normalizer")))
+    if growth > _MAX_GROWTH:
+        raise ProbeInputError(f"{path}: its Replace rules can make a text {growth:.1g} times as long")
+    for table in _charsmaps(value):
+        if why := _damaged_charsmap(table):
+            raise ProbeInputError(f"{path}: its precompiled_charsmap is damaged ({why}); download it again")
+    was = []
+    if (cut := value.get("truncation")) is not None:
+        length = cut.get("max_length") if isinstance(cut, dict) else None
+        was.append(f"truncation to {plain(length, 20)} tokens")
+    if value.get("padding") is not None:
+        was.append("padding")
+    model = value.get("model")
+    if isinstance(model, dict) and model.get("dropout"):
+        was.append("dropout of merges")
+        value["model"] = model | {"dropout": None}
+    if was:
+        said = f"{path}: {' and '.join(was)} switched on in the file; off here, every text is read whole"
+        warnings.warn(said, ProbeWarning, stacklevel=2)
+    return value | {"truncation": None, "padding": None}
+
+
+def _replacements(rule: Any) -> list[str]:
+    if not isinstance(rule, dict):
+        return []
+    if isinstance(rule.get("normalizers"), list):
+        return [text for one in rule["normalizers"] for text in _replacements(one)]
+    return [text for key in ("content", "prepend") if isinstance(text := rule.get(key), str)]
+
+
+def _charsmaps(value: Any) -> list[str]:
+    stack, found = [value.get("normalizer")], []
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            if isinstance(node.get("precompiled_charsmap"), str):
+                found.append(node["precompiled_charsmap"])
+            stack += [one for one in node.values() if isinstance(one, (dict, list))]
+        elif isinstance(node, list):
+            stack += node
+    return found
+
+
+def _damaged_charsmap(text: str) -> str | None:
+    """What is wrong with SentencePiece's table of replacements; the library trusts it and panics.
+
+    Four bytes say how long the double-array trie is (little-endian, uint32 units), the rest are the replacements, each
+    ended by a zero byte. A unit without bit 31 leads from place i to i ^ offset ^ byte; bit 8 says that i ^ offset
+    holds a value, which is the place of a replacement (Darts-clone's layout).
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        return first_line(error)
+    size = int.from_bytes(data[:4], "little")
+    if len(data) < 4 or size % 4 or size == 0 or 4 + size > len(data):
+        return f"{len(data)} bytes with a trie of {size}"
+    units = np.frombuffer(data[4 : 4 + size], "<u4").astype(np.int64)
+    replaced = data[4 + size :]
+    try:
+        replaced.decode("utf-8")
+    except UnicodeDecodeError:
+        return "replacements that are not UTF-8"
+    places = np.arange(len(units)) ^ ((units >> 10) << ((units & (1 << 9)) >> 6))
+    inner = units < 1 << 31
+    if (places[inner] | 0xFF).max(initial=0) >= len(units):
+        return "a trie that leads outside itself"
+    values = units[places[inner & (units >> 8 & 1 == 1)]] & 0x7FFFFFFF
+    begins = np.array([*((np.frombuffer(replaced, np.uint8) & 0xC0) != 0x80), True])
+    if values.max(initial=0) > len(replaced) or not begins[np.minimum(values, len(replaced))].all():
+        return "a replacement outside its list"
+    return None
