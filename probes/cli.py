@@ -280,6 +280,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     quotes = f"of {summary['n_quotes']} quotes"
     table.add_row("quotes that are not in the post", percent(summary["fabricated_quote_rate"]), "", quotes)
     table.add_row("explanations that cite nothing", str(summary["abstained"]), "", "")
+    if summary.get("cut_off"):
+        table.add_row("answers cut off by the token limit", str(summary["cut_off"]), "", "")
     for name, count in summary["verdicts"].items():
         chance = summary["verdicts_by_chance"].get(name)
         table.add_row(name, str(count), "", "" if chance is None else f"{chance:.1f} expected from random citations")

@@ -98,6 +98,7 @@ def run_suite(
         )
     plan = _plan(examples, budget, seed)
     manifest = _manifest(probe, budget, plan.methods, settings, redact, limit, len(rows), skipped)
+    manifest["cut_off"] = sum(row.get("finish") == "length" for row in rows)  # by the token limit, as the file says
     with contextlib.ExitStack() as stack:
         if rank == 0:  # the processes of one launch share the directory; their first holds it
             stack.enter_context(held(out))
@@ -145,6 +146,7 @@ def _carry_out(
         progress(len(examples), len(examples))
     evidence = [result.evidence(n_boot=n_boot, seed=seed) for result in results]
     summary = summarise(results, evidence, n_boot=n_boot, seed=seed) | {"skipped": len(manifest["skipped"])}
+    summary["cut_off"] = manifest["cut_off"]
     summary["randomisation"] = _randomisation(probe, examples[:_RANDOMISED], cache, seed) if plan.deep else None
     _write_run(out, results, evidence, summary, manifest | {"cache": names})
     return Suite(summary, out)

@@ -23,23 +23,35 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 
 @data_app.command("inspect")
 def data_inspect(
-    root: Annotated[Path, typer.Argument(help="Folder with upstream files, or records (.jsonl, .parquet)")],
+    root: Annotated[
+        Path,
+        typer.Argument(
+            help="What data.root of a recipe names: a folder of upstream files, of "
+            "records or of `datasets`, or one file of them"
+        ),
+    ],
     sets: Annotated[list[str], typer.Option("--set-name", help="Data set, e.g. sos_hl_1k (repeatable)")] = [],  # noqa: B006
     near: Annotated[bool, typer.Option(help="Look for near duplicates too (needs the [data] extra)")] = True,
     threshold: Annotated[float, typer.Option(help="Similarity from which two posts are near")] = 0.8,
     scrub: Annotated[Path | None, typer.Option(help="Also write the records here, contact details replaced")] = None,
+    replace_surrogates: Annotated[
+        bool, typer.Option("--replace-surrogates", help="U+FFFD where a text holds half of a UTF-16 surrogate pair")
+    ] = False,
     json_: AsJson = False,
 ) -> None:
     """Counts, labels, lengths, duplicates, posts on both sides of a split, label conflicts, contact details."""
     from mentalglm_jax.data.contacts import scrub_record
     from mentalglm_jax.data.inspection import Inspection
+    from mentalglm_jax.data.roots import iter_root
+    from mentalglm_jax.data.surrogates import replacing_surrogates
 
     inspection = Inspection(near, threshold)
     kept = []
-    for record in _records(root, sets):
-        inspection.add(record)
-        if scrub is not None:
-            kept.append(scrub_record(record))
+    with replacing_surrogates(replace_surrogates):
+        for record in iter_root(root, sets):
+            inspection.add(record)
+            if scrub is not None:
+                kept.append(scrub_record(record))
     report = inspection.report()
     if scrub is not None:
         _write_splits(scrub, kept)
@@ -49,17 +61,6 @@ def data_inspect(
         return
     for line in inspection_lines(report):
         Console().print(line if isinstance(line, Table) else _inert(line), soft_wrap=True, highlight=False)
-
-
-def _records(root: Path, sets: list[str]) -> Iterator[Any]:
-    from mentalglm_jax.data.records import iter_records
-    from mentalglm_jax.data.sources import iter_upstream, present
-
-    if root.suffix in (".jsonl", ".parquet"):
-        if sets:
-            raise InputError(f"--set-name: {root} is one file of records; name sets only for a folder")
-        return iter_records(root)
-    return iter_upstream(root, sets or present(root))
 
 
 def _write_splits(folder: Path, records: list[Any]) -> None:

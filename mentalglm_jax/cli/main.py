@@ -40,6 +40,10 @@ Overrides = Annotated[list[str], typer.Option("--set", help="Override a value: -
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
 Restart = Annotated[bool, typer.Option(help="Delete what another recipe left in the run directory")]
 AllowChanged = Annotated[bool, typer.Option("--allow-changed", help="Go on although the recipe differs from the run's")]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most; default: 640, or what the "
+                                                              "model's context leaves")]  # fmt: skip
+ReplaceSurrogates = Annotated[bool, typer.Option("--replace-surrogates", help="U+FFFD where a text holds half of a "
+                                                                              "UTF-16 surrogate pair")]  # fmt: skip
 Profile = Annotated[bool, typer.Option("--profile", help="Training stages write a trace of three steps to profile/")]
 
 
@@ -226,21 +230,24 @@ def generate(
     out: Annotated[Path, typer.Option("--out", help="generations.jsonl to write")],
     adapter: Annotated[Path | None, typer.Option(help="PEFT adapter directory")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer directory; default: the model's")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    max_new_tokens: MaxNewTokens = None,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     dtype: Annotated[str, typer.Option()] = "float32",
+    replace_surrogates: ReplaceSurrogates = False,
     json_: AsJson = False,
 ) -> None:
     """Answers posts: label and explanation, one row each, parsed. Continues where an interrupted call stopped."""
     from mentalglm_jax.checkpoints.directories import load
     from mentalglm_jax.checkpoints.hf_files import locate
     from mentalglm_jax.data.records import read_records
+    from mentalglm_jax.data.surrogates import replacing_surrogates
     from mentalglm_jax.inference.generate import count_unread, generate_records
     from mentalglm_jax.model.lora import has_lora, merge_lora
     from mentalglm_jax.text.tokenizer import GlmTokenizer
 
-    records = read_records(in_, allow_extra=True)
+    with replacing_surrogates(replace_surrogates):
+        records = read_records(in_, allow_extra=True)
     loaded = load(model, adapter=adapter, dtype=dtype)
     reporter = ConsoleReporter(_stderr())
     try:
@@ -256,7 +263,9 @@ def generate(
         _print_json({"out": str(out), **found})
     else:
         Console().print(
-            f"{out}: {found['rows']} answers, {found['no_label']} without a readable label\n{SAFETY}", soft_wrap=True
+            f"{out}: {found['rows']} answers, {found['no_label']} without a readable label, {found['cut_off']} cut off "
+            f"by the token limit\n{SAFETY}",
+            soft_wrap=True,
         )
 
 
@@ -279,15 +288,17 @@ def evaluate(
                                                       "explanations")] = None,
     ratings: Annotated[Path | None, typer.Option(help="Folder of `mentalglm data review import`: adds what people said "
                                                       "about these explanations")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    max_new_tokens: MaxNewTokens = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     dtype: Annotated[str, typer.Option()] = "float32",
+    replace_surrogates: ReplaceSurrogates = False,
     json_: AsJson = False,
 ) -> None:  # fmt: skip
     """Scores labels and explanations, read from the text and as label log-probabilities, with confidence intervals;
     given --train, beside baselines; given --against, compared with another run."""
     import tempfile
 
+    from mentalglm_jax.data.surrogates import replacing_surrogates
     from mentalglm_jax.errors import InputError, RunError
     from mentalglm_jax.evaluate.assess import assess
     from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data, shown_name
@@ -295,16 +306,19 @@ def evaluate(
     from mentalglm_jax.evaluate.tables import format_comparison, format_table
     from mentalglm_jax.files import working_in
 
+    answered = finished(Path(model))
+    if answered and adapter is not None:
+        raise InputError(f"{model}: holds finished answers; --adapter goes with a model")
+    if not answered and data is None:
+        raise InputError(f"{model}: is a model; say what it is to answer with --data PATH")
+    with replacing_surrogates(replace_surrogates):  # all that is read, before a model works for hours
+        answers = read_answers(model).of_task(task) if answered else None
+        records = None if data is None else read_data(data, task, split, language)
+        train = [] if train_data is None else read_data(train_data, task, "train", language)
+        others = None if against is None else read_answers(against).of_task(task)
     with contextlib.ExitStack() as alone:  # nobody else works in --out meanwhile
-        if finished(Path(model)):
-            if adapter is not None:
-                raise InputError(f"{model}: holds finished answers; --adapter goes with a model")
-            answers = read_answers(model).of_task(task)
-            records = None if data is None else read_data(data, task, split, language)
-        else:
-            if data is None:
-                raise InputError(f"{model}: is a model; say what it is to answer with --data PATH")
-            records = read_data(data, task, split, language)
+        if answers is None:
+            assert records is not None
             if out is not None:
                 alone.enter_context(working_in(out))
             with tempfile.TemporaryDirectory() as scratch:
@@ -316,16 +330,9 @@ def evaluate(
                     raise RunError(
                         "interrupted; nothing is kept: with --out DIR the same command would continue"
                     ) from None
-        result, compared = assess(
-            answers,
-            records,
-            train=[] if train_data is None else read_data(train_data, task, "train", language),
-            against=None if against is None else read_answers(against).of_task(task),
-            encoder=encoder,
-            ratings=ratings,
-        )
+        result, compared = assess(answers, records, train=train, against=others, encoder=encoder, ratings=ratings)
         if out is not None:
-            if finished(Path(model)):
+            if answered:
                 alone.enter_context(working_in(out))
             write_report(out, result, title=shown_name(model), compared=compared,
                          against="" if against is None else shown_name(str(against)))  # fmt: skip
@@ -345,7 +352,7 @@ def _answer(
     adapter: Path | None,
     records: Sequence[Any],
     out: Path,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     batch_size: int,
     dtype: str,
 ) -> Any:

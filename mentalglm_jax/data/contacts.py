@@ -58,7 +58,8 @@ def scrub_record(record: Record) -> Record:
 
     explanation = None if record.explanation is None else scrub(record.explanation).strip() or None
     kept = post if post.strip() else "[removed]"
-    return replace(record, post=kept, explanation=explanation, cues=moved(record.cues), decoys=moved(record.decoys))
+    return replace(record, post=kept, explanation=explanation, cues=moved(record.cues), decoys=moved(record.decoys),
+                   rationales=moved(record.rationales))  # fmt: skip
 
 
 def _scrubbed(text: str) -> tuple[str, list[tuple[Span, Span]]]:

@@ -10,17 +10,10 @@ from typing import Any
 from mentalglm_jax.data.contacts import MENTION, find_contacts
 from mentalglm_jax.data.near import NearIndex
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.data.sources import normalize_post
+from mentalglm_jax.data.splits import bare_post
 
 SHOWN = 20  # ids listed per finding; the counts are complete
 HIGH_FROM = 6  # SOS-1K's levels from which SOS-HL-1K's "high" begins
-
-
-def bare_post(text: str) -> str:
-    """Letters and digits of the normalised post: what two copies share that differ in punctuation or emoji. A post
-    without any is kept as it is."""
-    text = normalize_post(text)
-    return "".join(character for character in text if character.isalnum()) or text
 
 
 class Inspection:
@@ -50,12 +43,15 @@ class Inspection:
         if group == len(self._counts):
             self._counts.append({"records": 0, "labels": Counter(), "characters": Counter(), "words": Counter(),
                                  "explanation": Counter(), "duplicates": 0, "contacts": Counter(), "rows": 0,
-                                 "mentions": 0, "asked": set()})  # fmt: skip
+                                 "mentions": 0, "asked": set(), "rationales": Counter()})  # fmt: skip
         counts = self._counts[group]
         counts["records"] += 1
         counts["labels"].update(record.gold)
         counts["characters"][len(record.post)] += 1
         counts["words"][len(record.post.split())] += record.language == "en"
+        if record.rationales is not None:  # an empty list: somebody marked what is not in the post
+            found = len(record.rationales)
+            counts["rationales"].update({"records": 1, "spans": found, "not_found": int(not found)})
         if record.explanation is not None:
             counts["explanation"][len(record.explanation)] += 1
         self._look_for_contacts(record, counts)
@@ -116,6 +112,8 @@ class Inspection:
                 "contacts": dict(counts["contacts"].most_common()),
                 "messenger_mentions": counts["mentions"],
             }
+            if counts["rationales"]:
+                entry["rationales"] = {name: counts["rationales"][name] for name in ("records", "spans", "not_found")}
             if words := +counts["words"]:
                 entry["words"] = _lengths(words)
             if counts["explanation"]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mentalglm_jax.data.surrogates import half_pair, whole_texts
 from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.errors import InputError, MentalGLMError
 from mentalglm_jax.files import write_bytes, write_text
@@ -23,7 +24,8 @@ class Record:
 
     ``label`` (one key, "single" tasks) or ``labels`` (keys, in the order in which the answer states them, "multi"
     tasks), never both. ``cues`` and ``decoys`` are [start, end) character spans of ``post``: the phrases the label
-    depends on, and those it does not although they may look so.
+    depends on, and those it does not although they may look so; ``rationales`` those that people marked as decisive
+    (empty: what they marked is not in the post).
 
     Raises:
         InputError: from the constructor, naming the record's id and the field that is wrong.
@@ -41,6 +43,7 @@ class Record:
     split: str = "train"
     cues: tuple[Span, ...] | None = None
     decoys: tuple[Span, ...] | None = None
+    rationales: tuple[Span, ...] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -52,6 +55,9 @@ class Record:
         for name in _TEXTS:
             if name != "source" and not getattr(self, name).strip():
                 raise InputError(f"{name}: is empty; remove the record or fill it in")
+        for name in (*_TEXTS, "explanation"):
+            if (place := half_pair(getattr(self, name) or "")) is not None:
+                raise InputError(f"{name}: character {place + 1} is half of a UTF-16 surrogate pair; mend the text")
         task = tasks.get_task(self.task)
         task.question(self.language)
         if self.split not in SPLITS:
@@ -64,7 +70,7 @@ class Record:
         task.ordered(self.gold)
         if self.explanation is not None and not self.explanation.strip():
             raise InputError("explanation: is empty; give text, or null for none")
-        for name in ("cues", "decoys"):
+        for name in ("cues", "decoys", "rationales"):
             for start, end in getattr(self, name) or ():
                 if not 0 <= start < end <= len(self.post):
                     raise InputError(f"{name}: [{start}, {end}] is not inside the post of {len(self.post)} characters")
@@ -84,10 +90,9 @@ class Record:
         return tasks.answer(self.task, self.gold, self.explanation, self.language, order)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: all fields, except that of ``label`` and ``labels`` only the one in use appears."""
-        row = {
-            name: value for name, value in asdict(self).items() if name not in ("label", "labels") or value is not None
-        }
+        """JSON-ready: all fields, except that ``label``, ``labels`` and ``rationales`` appear only where in use."""
+        row = {name: value for name, value in asdict(self).items()
+               if name not in ("label", "labels", "rationales") or value is not None}  # fmt: skip
         return json.loads(json.dumps(row))
 
     @classmethod
@@ -178,11 +183,12 @@ def _numbered(path: Path, allow_extra: bool) -> Iterator[tuple[int, Record]]:
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in read_lines(path):
         try:
-            yield number, json.loads(line)
+            row = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); fix or delete the line"
             ) from None
+        yield number, whole_texts(row, line, f"{path}:{number}")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -210,7 +216,7 @@ def _write_parquet(path: Path, records: Iterable[Record]) -> None:
 def _features(datasets: Any) -> Any:
     """The columns of a record file, the same whatever its records use."""
     text, spans = datasets.Value("string"), datasets.List(datasets.List(datasets.Value("int64")))
-    kinds = {"labels": datasets.List(text), "cues": spans, "decoys": spans}
+    kinds = {"labels": datasets.List(text), "cues": spans, "decoys": spans, "rationales": spans}
     return datasets.Features({field.name: kinds.get(field.name, text) for field in fields(Record)})
 
 

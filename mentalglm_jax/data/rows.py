@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mentalglm_jax.data.records import Record
+from mentalglm_jax.data.records import Record, Span
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.text import tasks
 
@@ -17,6 +17,7 @@ class Row(NamedTuple):
     labels: tuple[str, ...]
     explanation: str | None = None
     question: str | None = None
+    rationales: tuple[Span, ...] | None = None  # in the post without white space at its ends
 
 
 def make_records(
@@ -39,6 +40,7 @@ def make_records(
             explanation=row.explanation,
             source=source,
             split=split,
+            rationales=row.rationales,
         )
     if number < 0:
         raise InputError(f"{path}: holds no row; is the download complete?")

@@ -1,18 +1,18 @@
-"""Upstream data sets, read from the files their authors publish, and the split of what is trained on.
+"""Upstream data sets, read from the files their authors publish.
 
 None of them is shipped (the Chinese ones carry no licence). The user names a folder: a clone of the authors'
 repository, one of its folders, or a folder that holds several. What is wrong with a file is reported with file, line
-and column, and never with the post itself. The formats stand in ``chinese.py`` and ``imhi.py``.
+and column, and never with the post itself. The formats stand in ``chinese.py``, ``c_imhi.py``
+and ``imhi.py``.
 """
 
-import hashlib
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from mentalglm_jax.data import chinese, imhi
-from mentalglm_jax.data.chinese import C_IMHI, PATHWAYS, SOCIALCD_3K, SOS_1K, SOS_HL_1K
+from mentalglm_jax.data import c_imhi, chinese, imhi, rationales
+from mentalglm_jax.data.c_imhi import C_IMHI, C_IMHI_RAW
+from mentalglm_jax.data.chinese import PATHWAYS, SOCIALCD_3K, SOS_1K, SOS_HL_1K
 from mentalglm_jax.data.chinese import load_socialcd_3k as load_socialcd_3k
 from mentalglm_jax.data.chinese import load_sos_hl_1k as load_sos_hl_1k
 from mentalglm_jax.data.imhi import IMHI_DEFAULT as IMHI_DEFAULT
@@ -54,10 +54,13 @@ _SOURCES: dict[str, Source] = {
     ),
     PATHWAYS: Source(("", "pathways", "cognitive_pathways", "data"), chinese.pathways_here, chinese.iter_pathways),
     C_IMHI: Source(
-        ("", "c_imhi", "alpaca", "Instruct data"),
-        chinese.c_imhi_here,
-        chinese.iter_c_imhi,
+        ("", "c_imhi", "alpaca", "Instruct data", "c_imhi/Instruct data"), c_imhi.c_imhi_here, c_imhi.iter_c_imhi
     ),
+    C_IMHI_RAW: Source(
+        ("", "Raw data", "c_imhi/Raw data"), lambda path: bool(c_imhi.c_imhi_raw_files(path)), c_imhi.iter_c_imhi_raw
+    ),
+    rationales.IRF: Source(("", "irf", "irf/data", "data"), rationales.irf_here, rationales.iter_irf),
+    rationales.CNSD: Source(("", "cnsocialdepress"), rationales.cnsd_here, rationales.iter_cnsd),
     "imhi": _imhi_source(imhi.IMHI_DEFAULT),
     **{task: _imhi_source((name,)) for name, task in imhi.IMHI_TASKS.items()},
 }
@@ -68,15 +71,14 @@ def iter_upstream(root: str | Path, names: Sequence[str]) -> Iterator[Record]:
     """Finds the named data sets below ``root`` and reads them row by row, in the order of ``names``.
 
     Args:
-        root: a clone, or a folder that holds clones or folders called as in ``SOURCES`` (``imhi`` for all of IMHI).
+        root: a clone, or a folder that holds clones or folders called as in ``SOURCES`` (``imhi`` for all of IMHI); a
+            file stands for the folder it is in.
         names: of ``SOURCES``; "imhi" stands for DR, dreaddit and SAD.
 
     Raises:
         InputError: ``root`` or a data set is missing, a name is unknown, or a file is damaged.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; give the folder that holds the upstream data sets")
+    root = _folder(root)
     for name in names:
         if name not in _SOURCES:
             raise InputError(f"unknown data set {name!r}; known: {', '.join(SOURCES)}")
@@ -95,13 +97,26 @@ def load_upstream(root: str | Path, names: Sequence[str]) -> list[Record]:
 
 def present(root: str | Path) -> list[str]:
     """The data sets below ``root`` by name, IMHI set by set. Raises: InputError if there is none."""
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; give the folder that holds the upstream data sets")
+    root = _folder(root)
     found = [name for name, source in _SOURCES.items() if name != "imhi" and _find(root, source) is not None]
     if not found:
         raise InputError(f"{root}: none of the known data sets is there ({', '.join(SOURCES)})")
     return found
+
+
+def find(root: str | Path, name: str) -> Path | None:
+    """The folder below ``root`` that holds the data set, or None."""
+    return _find(_folder(root), _SOURCES[name])
+
+
+def _folder(root: str | Path) -> Path:
+    """``root``, or the folder of the file it names."""
+    root = Path(root)
+    if root.is_file():
+        return root.parent
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give the folder that holds the upstream data sets")
+    return root
 
 
 def _find(root: Path, source: Source) -> Path | None:
@@ -112,30 +127,3 @@ def _find(root: Path, source: Source) -> Path | None:
             if (base / place).is_dir() and source.holds(base / place):
                 return base / place
     return None
-
-
-def normalize_post(text: str) -> str:
-    """One spelling for posts that differ only in width, case or white space (NFKC, casefold, single spaces)."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def dev_split(records: Iterable[Record], fraction: float = 0.2) -> list[Record]:
-    """Moves about ``fraction`` of the training records to "dev", by a hash of the normalised post; the order stays.
-
-    The choice depends on the post alone, so the same post falls on the same side in every file, run and version. A
-    training post that also stands in a published dev or test part goes to "dev" whatever its hash, so that it is never
-    trained on.
-
-    Raises: InputError if ``fraction`` is not in [0, 1).
-    """
-    if not 0 <= fraction < 1:
-        raise InputError(f"development fraction: {fraction} is not in [0, 1); try 0.2")
-    records = list(records)
-    published = {normalize_post(record.post) for record in records if record.split != "train"}
-
-    def side(post: str) -> str:
-        text = normalize_post(post)
-        number = int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
-        return "dev" if text in published or number < fraction * 2**64 else "train"
-
-    return [replace(record, split=side(record.post)) if record.split == "train" else record for record in records]

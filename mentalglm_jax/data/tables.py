@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from mentalglm_jax.data.surrogates import whole_texts
 from mentalglm_jax.errors import InputError
 
 _CHUNK = 1 << 20
@@ -199,8 +200,10 @@ class _ListReader:
                     continue
                 line = self._line + self._text.count("\n", self._at, error.pos)
                 raise self._broken(error.msg, line) from None
+            raw = self._text[self._at : end]
+            line = self._line
             self._move(end)
-            return item
+            return whole_texts(item, raw, f"{self._path}:{line}")
 
     def _more(self) -> bool:
         more = self._file.read(_CHUNK)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mentalglm_jax.data.records import Record
+from mentalglm_jax.data.surrogates import whole_texts
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.text import tasks
 
@@ -64,7 +65,7 @@ def _read_rows(path: Path, kind: str, check: Callable[[Mapping[str, Any]], Answe
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = whole_texts(json.loads(line), line, f"{path}:{number}")
             if not isinstance(row, dict):
                 raise InputError(f"expected a JSON object, got {type(row).__name__}")
             check(row)
@@ -74,7 +75,8 @@ def _read_rows(path: Path, kind: str, check: Callable[[Mapping[str, Any]], Answe
                 "be answered, too"
             ) from None
         except InputError as error:
-            raise InputError(f"{path}:{number}: {error}") from None
+            named = str(error).startswith(f"{path}:{number}")
+            raise InputError(f"{error}" if named else f"{path}:{number}: {error}") from None
         rows.append(row)
     if not rows:
         raise InputError(f"{path}: holds no row; make it with `mentalglm generate`")

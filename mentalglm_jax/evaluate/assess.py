@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.data.sources import normalize_post
+from mentalglm_jax.data.splits import bare_post
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer, by_task, expected_records, generated, scored
 from mentalglm_jax.evaluate.bartscore import Bart, bart_score
@@ -70,8 +70,8 @@ def assess(
 
 def _apart(train: Sequence[Record], evaluated: Sequence[Record]) -> list[Record]:
     """The training records whose post is not evaluated for the same task: a floor that has seen the answers is none."""
-    asked = {(record.task, normalize_post(record.post)) for record in evaluated}
-    kept = [record for record in train if (record.task, normalize_post(record.post)) not in asked]
+    asked = {(record.task, bare_post(record.post)) for record in evaluated}
+    kept = [record for record in train if (record.task, bare_post(record.post)) not in asked]
     if len(kept) < len(train):
         for task in {task for task, _ in asked} & {record.task for record in train}:
             if not any(record.task == task for record in kept):

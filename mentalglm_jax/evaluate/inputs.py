@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.data.chinese import PATHWAYS, SOCIALCD_3K, SOS_1K, SOS_HL_1K
+from mentalglm_jax.data.held_out import upstream_split
 from mentalglm_jax.data.records import SPLITS, Record, read_records
-from mentalglm_jax.data.sources import dev_split, load_upstream
 from mentalglm_jax.data.tables import read_named_rows
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
@@ -83,7 +83,7 @@ def read_answers(path: str | Path) -> Answers:
 
 
 def answer_records(
-    model: Glm, tokenizer: GlmTokenizer, records: Sequence[Record], out: Path, *, max_new_tokens: int = 256,
+    model: Glm, tokenizer: GlmTokenizer, records: Sequence[Record], out: Path, *, max_new_tokens: int | None = None,
     batch_size: int = 32, progress: Callable[[str], Callable[..., None]] | None = None,
 ) -> Answers:  # fmt: skip
     """Both readings of ``records`` by ``model``, also written to ``out``; after an interruption the same call has the
@@ -134,7 +134,7 @@ def read_data(path: Path, task: str | None, split: str | None = None, language: 
     if path.is_dir():
         if task is None:
             raise InputError(f"{path}: a folder of upstream files needs --task")
-        records = dev_split(load_upstream(path, [_UPSTREAM.get(task, task)]))
+        records = upstream_split(path, [_UPSTREAM.get(task, task)]).records
         found = [record for record in records if record.task == task and record.split == (split or "dev")]
         if not found:
             raise InputError(f"{path}: no record of task {task!r} in split {split or 'dev'!r}")

@@ -41,6 +41,7 @@ def write_report(
     title: str,
     compared: Mapping[str, Any] | None = None,
     against: str = "",
+    notes: Sequence[str] = (),
 ) -> None:
     """Writes ``evaluation.json``, ``.csv``, ``.html``, ``model_card.md`` and, with a comparison, ``comparison.json``.
 
@@ -50,6 +51,7 @@ def write_report(
         title: what was evaluated.
         compared: what ``compare`` returned.
         against: the other run's name.
+        notes: what a reader must know of the training data, one sentence each; stands in the card.
 
     Raises:
         RunError: the file system refused.
@@ -58,7 +60,7 @@ def write_report(
     write_json(directory / "evaluation.json", result)
     write_text(directory / "evaluation.csv", csv_text(result))
     write_text(directory / "evaluation.html", render(result, title=title, compared=compared, against=against))
-    write_text(directory / "model_card.md", model_card(result, title=title))
+    write_text(directory / "model_card.md", model_card(result, title=title, notes=notes))
     if compared is not None:
         write_json(directory / "comparison.json", compared)
 
@@ -155,7 +157,7 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
             yield f"{prefix}{name}", value
 
 
-def model_card(result: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
+def model_card(result: Mapping[str, Mapping[str, Any]], *, title: str, notes: Sequence[str] = ()) -> str:
     """Text for a Hub model card (the part under the YAML head): measured numbers, floors, limits and safety."""
     rows = []
     for task, entry in result.items():
@@ -163,8 +165,8 @@ def model_card(result: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
             low, high = scores["ci95"]
             floors = ", ".join(f"{name} {floor['weighted_f1']:.3f}" for name, floor in entry["floors"].items())
             rows.append(f"| {task} | {reading} | {scores['n']} | {scores['weighted_f1']:.3f} ({low:.3f}–{high:.3f}) | "
-                        f"{scores['micro_f1']:.3f} | {scores['macro_f1']:.3f} | "
-                        f"{scores['parse_failure_rate']:.1%} | {floors or '–'} |")  # fmt: skip
+                        f"{scores['micro_f1']:.3f} | {scores['macro_f1']:.3f} | {scores['parse_failure_rate']:.1%} | "
+                        f"{scores.get('cut_off', '–')} | {floors or '–'} |")  # fmt: skip
     return "\n".join([
         f"# {_plain(title)}",
         "",
@@ -174,12 +176,13 @@ def model_card(result: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
         "",
         f"Measured with `mentalglm evaluate` on {_today()}. `text`: label read from the generated answer, what can not "
         "be read is wrong; `label`: the label sentence the model finds most probable. Weighted F1 with its 95 % "
-        "bootstrap interval over posts.",
+        "bootstrap interval over posts. `cut off`: answers ended by the token limit; floors: weighted F1.",
         "",
-        "| task | reading | n | weighted F1 (95 % CI) | micro F1 | macro F1 | unread | floors (weighted F1) |",
-        "|---|---|--:|--:|--:|--:|--:|---|",
+        "| task | reading | n | weighted F1 (95 % CI) | micro F1 | macro F1 | unread | cut off | floors |",
+        "|---|---|--:|--:|--:|--:|--:|--:|---|",
         *rows,
         "",
+        *(["## Training data", "", *(f"* {note}" for note in notes), ""] if notes else []),
         "## Use",
         "",
         "For research on explainable analysis of posts about mental health. Not for diagnosis, triage, moderation or "

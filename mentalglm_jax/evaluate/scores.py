@@ -49,7 +49,8 @@ def evaluate(
         Task name to: n; weighted_f1, micro_f1, macro_f1; accuracy (single) or exact_match and samples_f1 (multi);
         positive_class, positive_f1 (suicide risk, yes/no); levels (pathways: micro scores of parents, children, both);
         ci95, ci95_by_metric; parse_failure_rate, parse_status (counts); per_class; confusion; by_language; explanation
-        (``explanation_scores``, and ``overlap`` with reference explanations); floors (empty: see ``floors``). All of
+        (``explanation_scores``, and ``overlap`` with reference explanations); cut_off (answers that the token limit
+        ended, by their ``finish``); floors (empty: see ``floors``). All of
         these are the parsed text reading's. ``label_reading`` has the same scores without explanation and floors, and
         ``calibration``, of the label log-probabilities, and the number of labels scored ``after_explanation``; None
         without them. Without any
@@ -58,7 +59,8 @@ def evaluate(
     Raises:
         InputError: a row is not of the format, has an unknown label, or an id occurs twice or is not asked for.
     """
-    label_scores = list(label_scores)
+    rows, label_scores = list(rows), list(label_scores)
+    cut = Counter(row["task"] for row in rows if row.get("finish") == "length")
     texts, values = [generated(row) for row in rows], [scored(row, threshold) for row in label_scores]
     records = expected_records(texts, values) if records is None else list(records)
     by_text = by_task(texts, records if texts else None)
@@ -70,6 +72,7 @@ def evaluate(
         if name in by_text:
             entry = _scores(tasks.get_task(name), by_text[name], draws, seed)
             overlap = reference_overlap(by_text[name])
+            entry["cut_off"] = cut[name]
             entry["explanation"] = {**explanation_scores(by_text[name]), "overlap": overlap}
         entry["floors"] = {}
         entry["label_reading"] = None

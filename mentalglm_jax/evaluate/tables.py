@@ -39,8 +39,11 @@ def format_table(result: Mapping[str, Mapping[str, Any]]) -> Table:
             shown = ["–" if value is None else f"{value:.3f}" for value in found]
             add(title if title != task else f"{task} (label probability)", reading,
                 "{:.3f}–{:.3f}".format(*reading["ci95"]), beside, shown)  # fmt: skip
-    if names:
-        table.caption = "floors: weighted F1"
+    cut = [f"{task} {entry['cut_off']}" for task, entry in result.items() if entry.get("cut_off")]
+    notes = ["floors: weighted F1"] * bool(names) + [f"answers cut off by the token limit: {', '.join(cut)}"] * bool(
+        cut
+    )
+    table.caption = "\n".join(notes) or None
     return table
 
 

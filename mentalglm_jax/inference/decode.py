@@ -25,6 +25,10 @@ Progress = Callable[[int, int], None]  # (prompts done, prompts in all)
 # Prompt tokens prefilled at once, padding included: bounds the attention scores of long prompts (rows * bucket ** 2).
 BATCH_TOKENS = 16384
 SHORTEST_PREFIX = 32
+# Tokens of an answer where the caller names no limit: the longest explanation that `mentalglm data build` keeps (300
+# English words, 400 Chinese characters) at 2 tokens a word and 1.5 a character, and 40 for the label sentence.
+MAX_NEW_TOKENS = 640
+LEAST_NEW_TOKENS = 256  # in a short context; a post that leaves less is refused by name
 # On a CPU, layers up to this many bytes are laid apart for decoding, which holds them twice; see ``laid_apart``.
 APART_BYTES = 1 << 30
 
@@ -225,7 +229,7 @@ def generate_ids(
     model: Glm,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     eos_ids: Sequence[int],
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -242,7 +246,7 @@ def generate_ids(
 
     Args:
         prompts: token ids, each prompt at least one.
-        max_new_tokens: generated per prompt at most.
+        max_new_tokens: generated per prompt at most; None is ``default_room``.
         eos_ids: generation of a prompt stops after any of these; the stop token is part of the result.
         temperature, top_k, top_p, repetition_penalty: see ``Sampling``; 0 is greedy.
         seed: of the draws. Prompt ``i`` has its own random key, whatever batch it is decoded in.
@@ -275,12 +279,14 @@ def generate_ids(
 
 
 def batches(
-    model: Glm, prompts: Sequence[Sequence[int]], names: Sequence[str], rows: Sequence[int], *, max_new_tokens: int,
-    eos_ids: Sequence[int], sampling: Sampling, seed: int, batch_size: int, vocab_limit: int | None,
+    model: Glm, prompts: Sequence[Sequence[int]], names: Sequence[str], rows: Sequence[int], *,
+    max_new_tokens: int | None, eos_ids: Sequence[int], sampling: Sampling, seed: int, batch_size: int,
+    vocab_limit: int | None,
     share_prefix: bool = False, stream: Callable[[int, int], None] | None = None
 ) -> Iterator[list[tuple[int, list[int]]]]:  # fmt: skip
     """(number of the prompt, its generated ids) per batch, the longest prompts first: lack of memory shows at once."""
     vocab = model.config.vocab_size
+    max_new_tokens = default_room(model, prompts) if max_new_tokens is None else max_new_tokens
     if max_new_tokens < 1 or batch_size < 1:
         raise InputError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
     if not 0 < (vocab_limit := vocab if vocab_limit is None else vocab_limit) <= vocab:
@@ -341,6 +347,13 @@ def shared_prefix(graph: Any, state: Any, prompts: Sequence[Sequence[int]]) -> t
         return 0, None
     tokens, segment_ids = left_pad([prompts[0][:count]], 1, bucket(count))
     return count, prefill(graph, state, tokens, segment_ids)[1]
+
+
+def default_room(model: Glm, prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens of an answer where nobody says how many: ``MAX_NEW_TOKENS``, or what the longest prompt leaves of the
+    model's context, but no less than ``LEAST_NEW_TOKENS``."""
+    left = model.config.max_position_embeddings - max(map(len, prompts), default=0)
+    return min(MAX_NEW_TOKENS, max(LEAST_NEW_TOKENS, left))
 
 
 def check_ids(model: Glm, name: str, ids: Sequence[int], more: int = 0, what: str = "") -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import working_on, write_bytes, write_text
-from mentalglm_jax.inference.decode import Progress, Sampling, batches, check_ids, generate_ids
+from mentalglm_jax.inference.decode import Progress, Sampling, batches, check_ids, default_room, generate_ids
 from mentalglm_jax.inference.scoring import (
     Calibration,
     explanation_ids,
@@ -40,7 +40,7 @@ def generate(
     model: Glm,
     tokenizer: GlmTokenizer,
     prompts: Sequence[str],
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     *,
     top_k: int | None = None,
@@ -88,12 +88,19 @@ def generation_row(
 ) -> dict[str, Any]:
     """One row of ``generations.jsonl``: the record, what the model was given and gave, and what that says.
 
-    ``output_ids`` are as generated, stop token included; ``output_text`` is their text without it. ``candidates`` are
-    the label sentences of the task, ``label_text`` the one that stands in the output.
+    ``output_ids`` are as generated, stop token included; ``output_text`` is their text without it. ``finish`` is "stop"
+    where the model ended its answer, "length" where the token limit did; such an answer is never "ok", with an
+    explanation it is "cut_off". ``candidates`` are the label sentences of the task, ``label_text`` the one that stands
+    in the output.
     """
+    finish = "stop" if output_ids and output_ids[-1] in tokenizer.eos_ids else "length"
     text = answer_text(tokenizer, output_ids)
     task = tasks.get_task(record.task)
     parsed = tasks.parse(task, record.language, text)
+    if finish == "length" and (span := parsed.label_span) is not None:
+        last = not text[span[1] :].strip(" *_`.。!！\n")
+        if last and task.read_sentence(text[slice(*span)], record.language) is None:  # "level 1" of "level 10"
+            parsed = dataclasses.replace(parsed, labels=None, label_span=None, status="unknown_label")
     label: str | list[str] | None = None
     if parsed.labels is not None:
         label = parsed.labels[0] if task.kind == "single" else list(parsed.labels)
@@ -101,9 +108,10 @@ def generation_row(
         "prompt_ids": prompt_ids,
         "output_ids": output_ids,
         "output_text": text,
+        "finish": finish,
         "parsed_label": label,
         "parsed_explanation": parsed.explanation,
-        "parse_status": parsed.status,
+        "parse_status": "cut_off" if finish == "length" and parsed.status == "ok" else parsed.status,
         "label_text": text[slice(*parsed.label_span)] if parsed.label_span is not None else None,
         "candidates": task.candidates(record.language),
     }
@@ -115,7 +123,7 @@ def generate_records(
     records: Sequence[Record],
     *,
     out_path: str | Path,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -147,6 +155,7 @@ def generate_records(
     if len(prompts) != len(records):
         ids = [record.id for record in records]
         raise InputError(f"record {next(i for i in ids if ids.count(i) > 1)!r} is given twice; ids must differ")
+    max_new_tokens = default_room(model, list(prompts.values())) if max_new_tokens is None else max_new_tokens
     for record_id, prompt in prompts.items():
         check_ids(model, f"record {record_id!r}", prompt, max_new_tokens, "max_new_tokens")
     out_path = Path(out_path)
@@ -241,7 +250,9 @@ def _bit_sums(state: Any) -> Any:
 
 def count_unread(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
     """Of rows of ``generations.jsonl``: ``rows``, those without a readable label (``no_label``), and those with a label
-    but no explanation (``no_explanation``): right after training data that explains nothing, as some published sets."""
+    but no explanation (``no_explanation``): right after training data that explains nothing, as some published sets;
+    and those that the token limit cut off (``cut_off``)."""
     read = [row for row in rows if row["parsed_label"] is not None]
     bare = sum(row["parsed_explanation"] is None for row in read)
-    return {"rows": len(rows), "no_label": len(rows) - len(read), "no_explanation": bare}
+    cut = sum(row.get("finish") == "length" for row in rows)
+    return {"rows": len(rows), "no_label": len(rows) - len(read), "no_explanation": bare, "cut_off": cut}

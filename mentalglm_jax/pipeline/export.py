@@ -55,6 +55,7 @@ def export_run(
         save_pretrained(model, out, tokenizer=job.tokenizer())
     else:
         save_adapter(model, out, format=to, base_model_name_or_path=base_name)
+    job.state_data(out)
     if push is not None:
         _push(out, push, public)
     return out

@@ -22,30 +22,29 @@ from jax.sharding import Mesh
 
 from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints.directories import save_pretrained
-from mentalglm_jax.checkpoints.hf_files import locate
 from mentalglm_jax.checkpoints.reference import write_reference
 from mentalglm_jax.data.batches import Example, encode_chats, encode_posts, encode_records
-from mentalglm_jax.data.records import Record, write_records
+from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.selection import limited, weighted
-from mentalglm_jax.data.sources import dev_split, load_upstream
-from mentalglm_jax.data.synthetic import make_corpus, pretraining_chats
+from mentalglm_jax.data.synthetic import pretraining_chats
 from mentalglm_jax.devices.distributed import barrier, is_primary, start
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.evaluate.assess import assess
 from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
 from mentalglm_jax.evaluate.readings import score_records
 from mentalglm_jax.evaluate.report import write_report
-from mentalglm_jax.files import replace_dir, working_in, write_bytes, write_json, write_text
+from mentalglm_jax.files import working_in, write_bytes, write_json, write_text
 from mentalglm_jax.foreign import first_line, read_json
 from mentalglm_jax.inference.generate import answer_text, count_unread, generate_ids, generate_records
 from mentalglm_jax.interpreter import environment, module_command
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import add_lora, merge_lora, parameter_count
 from mentalglm_jax.model.sharding import make_mesh, split_cpu
-from mentalglm_jax.pipeline.run_dir import Run, read_splits
+from mentalglm_jax.pipeline.data_stage import data_stage
+from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.planning.plan import expected
 from mentalglm_jax.text import tasks
-from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer, train_bpe
+from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.evaluation import Sampler
 from mentalglm_jax.train.loop import Interrupted, Surroundings, TrainResult, train
 from mentalglm_jax.train.recipe import Recipe, StageSection
@@ -127,7 +126,7 @@ Stage = Callable[[Run, Callable[..., None]], dict[str, Any]]
 
 
 def _stages(recipe: Recipe, until: str | None) -> Iterable[tuple[str, Stage]]:
-    yield "data", functools.partial(_data, evaluated=until is None)
+    yield "data", functools.partial(data_stage, evaluated=until is None)
     if recipe.pretrain is not None:
         yield "pretrain", _pretrain
     previous: str | None = None
@@ -147,46 +146,6 @@ def _stages(recipe: Recipe, until: str | None) -> Iterable[tuple[str, Stage]]:
     if probing:
         yield "probe", _probe
     yield "summary", _summary
-
-
-def _data(job: Run, progress: Callable[..., None], evaluated: bool = False) -> dict[str, Any]:
-    recipe, section, lines = job.recipe, job.recipe.data, []
-    if section.source == "synthetic":
-        corpora = {"faithful": make_corpus(section.synthetic)}
-        if recipe.probe.control is not None:
-            corpora["unfaithful"] = make_corpus(section.synthetic.model_copy(update={"variant": "unfaithful"}))
-    elif section.source == "upstream":
-        assert section.root is not None
-        corpora = {"faithful": dev_split(load_upstream(section.root, section.sets), section.dev_fraction)}
-    else:
-        assert section.root is not None
-        records, lines = read_splits(section.root)
-        corpora = {"faithful": records}
-    if not any(record.split == "train" for record in corpora["faithful"]):
-        raise InputError(f"the recipe's data has no training records{''.join(f'; {line}' for line in lines)}")
-    if evaluated:  # better said before training than after it
-        lines.append(job.check_evaluable(corpora["faithful"]))
-    counts: dict[str, dict[str, int]] = {}
-    for variant, records in corpora.items():
-        kept = limited(records, section.limit)
-        with replace_dir(job.dir / "data" / variant, private=True) as directory:
-            for split in ("train", "dev", "test"):
-                write_records(directory / f"{split}.jsonl", [r for r in kept if r.split == split])
-        if variant == "faithful":
-            for record in kept:
-                counts.setdefault(record.task, {}).setdefault(record.split, 0)
-                counts[record.task][record.split] += 1
-    if recipe.tokenizer.vocab_size is not None:
-        texts = [text for record in job.records("train")
-                 for text in (record.prompt, record.answer(recipe.answer_order))]  # fmt: skip
-        tokenizer: GlmTokenizer = train_bpe(texts, recipe.tokenizer.vocab_size)
-    else:
-        source = recipe.tokenizer.path or (BUILTIN if recipe.pretrain else locate(str(recipe.model.path)))
-        tokenizer = GlmTokenizer.load(source)
-    with replace_dir(job.dir / "tokenizer") as directory:
-        tokenizer.save(directory)
-    said = [f"{task}: " + ", ".join(f"{n} {split}" for split, n in splits.items()) for task, splits in counts.items()]
-    return {"counts": counts, "say": said + lines}
 
 
 def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
@@ -272,6 +231,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
                        evaluation=dev, around=around)  # fmt: skip
         if is_primary():
             save_adapter(model, where / "adapter")
+            job.state_data(where / "adapter")
         said = _said(result, f"LoRA rank {recipe.lora.rank}")
         said["say"] += _left_out(stage, too_long)
         return {**said, "left_out": len(too_long)}
@@ -284,7 +244,7 @@ def _left_out(stage: StageSection, too_long: Sequence[str]) -> list[str]:
             f"left out whole (first: {first})" for first in too_long[:1]]  # fmt: skip
 
 
-def _sampler(tokenizer: GlmTokenizer, records: Sequence[Record], max_new_tokens: int) -> Sampler | None:
+def _sampler(tokenizer: GlmTokenizer, records: Sequence[Record], max_new_tokens: int | None) -> Sampler | None:
     """Greedy answers to ``records``, by their ids: the posts stay where they are."""
     if not records:
         return None
@@ -329,13 +289,14 @@ def _export(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     """``adapter/``, ``merged/`` and what JAX computes with them, for ``probes verify``."""
     model, tokenizer = job.load_final(), job.tokenizer()
     save_adapter(model, job.dir / "adapter")
+    job.state_data(job.dir / "adapter")
     save_pretrained(model, job.dir / "merged", tokenizer=tokenizer)
     records, order = _eval_records(job), job.recipe.answer_order
     chats = [[{"role": "user", "content": r.prompt}, {"role": "assistant", "content": r.answer(order)}]
              for r in _spread(records, REFERENCE_ROWS)]  # fmt: skip
     texts = [tokenizer.chat(chat).ids for chat in chats]
     prompts = [tokenizer.prompt_ids(record.prompt) for record in _spread(records, GREEDY_ROWS)]
-    greedy = generate_ids(model, prompts, max_new_tokens=min(job.recipe.generate.max_new_tokens, 64),
+    greedy = generate_ids(model, prompts, max_new_tokens=min(job.recipe.generate.max_new_tokens or 64, 64),
                           eos_ids=tokenizer.eos_ids, vocab_limit=tokenizer.vocab_size)  # fmt: skip
     write_reference(job.dir / "reference_logits.npz", model, texts, prompts, greedy, tokenizer)
     return {}
@@ -390,7 +351,8 @@ def _generate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
                          out_path=job.dir / "control" / "generations.jsonl", max_new_tokens=section.max_new_tokens,
                          batch_size=section.batch_size)  # fmt: skip
     found = count_unread(rows)
-    line = "{rows} answers; {no_label} without a readable label, {no_explanation} with a label and no explanation"
+    line = ("{rows} answers; {no_label} without a readable label, {no_explanation} with a label and no explanation, "
+            "{cut_off} cut off by the token limit")  # fmt: skip
     return {**found, "say": [line.format(**found)]}
 
 
@@ -418,7 +380,7 @@ def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         )  # fmt: skip
     answers = Answers(rows, values)
     result, _ = assess(answers, train=job.records("train"))
-    write_report(job.dir, result, title=job.dir.name)
+    write_report(job.dir, result, title=job.dir.name, notes=job.result["data"].get("notes", ()))
     return {}
 
 
@@ -449,6 +411,8 @@ def _probe(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
 
 def _summary(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     summary: dict[str, Any] = {"eval_split": job.eval_split, "parity": {}, "eval": {}, "probes": {}}
+    summary["data"] = {name: job.result["data"][name] for name in ("counts", "held_out", "notes")
+                       if name in job.result["data"]}  # fmt: skip
     try:  # what earlier stages said may have been read back from a run.json that somebody changed
         if "verify" in job.result:
             for name in ("merged", "adapter"):

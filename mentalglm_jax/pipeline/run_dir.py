@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable, Sequence, Set
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from jax.sharding import Mesh
 from mentalglm_jax.checkpoints.adapters import load_adapter
 from mentalglm_jax.checkpoints.directories import load
 from mentalglm_jax.data.records import SPLITS, Record, read_records
-from mentalglm_jax.data.sources import dev_split
 from mentalglm_jax.devices.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.files import LOCK, is_left_over, write_json
+from mentalglm_jax.files import LOCK, is_left_over, write_json, write_text
 from mentalglm_jax.foreign import read_json, some
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.text.tokenizer import GlmTokenizer
@@ -83,26 +81,6 @@ def clear(directory: Path) -> list[str]:
             if not os.listdir(root):
                 os.rmdir(root)
     return sorted(path.relative_to(directory).as_posix() for path in other)
-
-
-def read_splits(root: Path) -> tuple[list[Record], list[str]]:
-    """The records of ``root``/train.jsonl and, where they are there, dev.jsonl and test.jsonl.
-
-    What stands in dev.jsonl or test.jsonl is of that split, whatever its rows say. A training record whose post is
-    evaluated too is left out (``dev_split`` would move it, into results that are to be on the files as they are).
-
-    Returns:
-        The records, and lines that say what was left out.
-    """
-    records = read_records(root / "train.jsonl")
-    for split in ("dev", "test"):
-        if (file := root / f"{split}.jsonl").exists():
-            records += [replace(record, split=split) for record in read_records(file)]
-    sides = [record.split for record in dev_split(records, 0.0)]
-    kept = [record for record, side in zip(records, sides, strict=True) if record.split == side]
-    if not (left_out := len(records) - len(kept)):
-        return kept, []
-    return kept, [f"{left_out} training records are left out: their posts stand in the development or test part too"]
 
 
 class Run:
@@ -266,3 +244,10 @@ class Run:
     def adapter_dir(self, stage: str) -> Path:
         """Where the adapter trained by ``stage`` is kept."""
         return self.dir / ("control" if stage == "control" else f"stages/{stage}") / "adapter"
+
+    def state_data(self, directory: Path) -> None:
+        """Adds to the card of an export what a reader must know of the training data."""
+        card, notes = directory / "README.md", self.result.get("data", {}).get("notes", ())
+        if notes and card.is_file():
+            lines = "\n".join(f"* {note}" for note in notes)
+            write_text(card, f"{card.read_text(encoding='utf-8')}\n## Training data\n\n{lines}\n")

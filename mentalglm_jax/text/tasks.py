@@ -9,6 +9,7 @@ that "No, ..." inside an explanation or "life" inside "lifeless" can never decid
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -28,8 +29,15 @@ _PROMPT = {
 _JOIN = {"en": ", ", "zh": "、"}
 _REASONING = {"en": "Reasoning: ", "zh": "推理："}
 _ANSWER = {"en": "Answer: ", "zh": "回答："}
-_REASONING_RE = {"en": re.compile(r"Reasoning:\s*"), "zh": re.compile(r"推理[：:]\s*")}
-_ANSWER_RE = {"en": re.compile(r"Answer:\s*"), "zh": re.compile(r"回答[：:]\s*")}
+# Either may stand in Markdown's bold or italics, colon inside or outside.
+_MARKER = r"(?P<mark>\*{{1,3}}|_{{1,3}}){0}(?:[：:](?P=mark)|(?P=mark)[：:])\s*|{0}[：:]\s*"
+_REASONING_RE = {"en": re.compile(_MARKER.format("Reasoning")), "zh": re.compile(_MARKER.format("推理"))}
+_ANSWER_RE = {"en": re.compile(_MARKER.format("Answer")), "zh": re.compile(_MARKER.format("回答"))}
+# What may stand before and around a label without changing what it says. No strike-through, bracket or question mark.
+_LEAD = re.compile(r"[\s#>*_`-]*(?:(?:answer|回答|答案)[\s*_`]*[：:])?[\s#>*_`\"'“”‘’「」『』《》-]*", re.IGNORECASE)
+_TAIL = " \t\r\n*_`\"'“”‘’「」『』《》"
+_ENDS = ".。!！"
+_SEPARATORS = re.compile(r"\s*[,，、;；]\s*")
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,32 @@ class Task:
         keys = [by_name.get(name) for name in text[len(head) : len(text) - len(tail)].split(_JOIN[language])]
         return None if None in keys else self.ordered({key for key in keys if key is not None})
 
+    def read_short(self, text: str, language: str) -> tuple[str, ...] | None:
+        """The label keys that ``text`` states in another dress than ``read_sentence`` knows, or None.
+
+        Case, width and Markdown's marks do not count, nor do marks and full stops at the ends. What is left must, as a
+        whole, be a label sentence, or for labels that are names in a sentence (high, 乱贴标签) the names alone or with
+        an end of what stands before and all or nothing of what stands behind them ("high suicide risk"). So no word
+        that denies a label can be overlooked: nothing is.
+        """
+        self.question(language)
+        said = _fold(text)
+        for label in self.labels:
+            if language in label.whole and _fold(label.whole[language]) == said:
+                return (label.key,)
+        if language not in self.templates or any(language in label.whole for label in self.labels):
+            return None
+        head, tail = (_fold(part, ends=False) for part in self.templates[language].split("{}"))
+        tail = tail.rstrip(_ENDS)
+        by_name = {_fold(label.name(language)): label.key for label in self.labels}
+        for body in _without_head(said, head, language):
+            for names in {body, body.removesuffix(tail).rstrip()}:
+                parts = _SEPARATORS.split(names) if self.kind == "multi" else [names]
+                keys = {by_name.get(part.strip()) for part in parts}
+                if None not in keys:
+                    return self.ordered({key for key in keys if key is not None})
+        return None
+
 
 @dataclass(frozen=True)
 class Parsed:
@@ -142,6 +176,21 @@ class Parsed:
 
 def _squeeze(text: str) -> str:
     return " ".join(text.split())
+
+
+def _fold(text: str, *, ends: bool = True) -> str:
+    """One dress for what says the same: width, case, white space, Markdown's marks; with ``ends`` full stops too."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = _squeeze("".join(character for character in text if character not in "*_`"))
+    return text.rstrip(_ENDS + " ") if ends else text
+
+
+def _without_head(said: str, head: str, language: str) -> list[str]:
+    """``said`` without each end of ``head`` (of its words in English) that it begins with, the longest first."""
+    cuts = range(len(head) + 1)
+    if language == "en":
+        cuts = [cut for cut in cuts if cut in (0, len(head)) or head[cut - 1] == " "]
+    return [said[len(head) - cut :].lstrip() for cut in cuts if said.startswith(head[cut:])]
 
 
 def _nearest(word: object, known: Iterable[str]) -> str:
@@ -267,6 +316,16 @@ _TASKS = (
         {"en": "What cognitive pathway does the post show?", "zh": "这个帖子体现了什么认知路径？"},
         {"en": "This post shows this cognitive pathway: {}.", "zh": "这个帖子体现的认知路径有：{}。"},
     ),
+    Task(
+        "depression_risk",
+        "single",
+        (
+            Label("yes", "yes", "是", whole={"zh": "是，这些帖子体现了抑郁风险。"}),
+            Label("no", "no", "否", whole={"zh": "否，这些帖子没有体现抑郁风险。"}),
+        ),
+        {"zh": "这些帖子是否体现了抑郁风险？"},
+        {"zh": "{}"},
+    ),
     _imhi("dr", ("Does the poster suffer from depression?",), *_yes_no("depression")),
     _imhi("clp", ("Does the poster suffer from depression?",), *_yes_no("depression")),
     _imhi("dreaddit", ("Does the poster suffer from stress?",), *_yes_no("stress")),
@@ -371,6 +430,10 @@ def before_label(explanation: str, language: str) -> tuple[str, str]:
 def parse(task: str | Task, language: str, text: str) -> Parsed:
     """Reads an answer in either order; the inverse of ``answer``.
 
+    The label is what stands before the explanation, or behind it: a label sentence, or one in another dress
+    (``Task.read_short``): bold, in quotation marks, behind "Answer:", in another case, its label alone. It is matched
+    as a whole, never by substring: "not high" and 没有高自杀风险 state no label.
+
     Status: "ok"; "no_explanation" (the label is known, nothing explains it); "no_label" (nothing stands where the label
     belongs); "unknown_label" (what stands there is not, as a whole, a label sentence of the task).
     """
@@ -381,8 +444,19 @@ def parse(task: str | Task, language: str, text: str) -> Parsed:
         return Parsed(None, explanation, None, explanation_span, "no_label")
     labels = task.read_sentence(text[slice(*label_span)], language)
     if labels is None:
+        label_span = _undressed(text, label_span)
+        labels = task.read_short(text[slice(*label_span)], language)
+    if labels is None:
         return Parsed(None, explanation, None, explanation_span, "unknown_label")
     return Parsed(labels, explanation, label_span, explanation_span, "ok" if explanation_span else "no_explanation")
+
+
+def _undressed(text: str, span: tuple[int, int]) -> tuple[int, int]:
+    """The span without what stands around the label: "Answer:", marks, quotation marks."""
+    start, end = span
+    lead = _LEAD.match(text, start, end)
+    start = lead.end() if lead else start
+    return start, max(start, start + len(text[start:end].rstrip(_TAIL)))
 
 
 def explains_first(language: str, text: str) -> bool:
@@ -395,7 +469,7 @@ def _parts(language: str, text: str) -> tuple[tuple[int, int] | None, tuple[int,
     marker = _REASONING_RE[language].search(text)
     if marker is None:
         return _strip(text, 0, len(text)), None
-    if text[: marker.start()].strip():  # no label sentence holds the marker, so the first one ends it
+    if text[: marker.start()].strip(" \t\r\n#>*_"):  # no label sentence holds the marker, so the first one ends it
         return _strip(text, 0, marker.start()), _strip(text, marker.end(), len(text))
     # An explanation may say "Answer:" itself; the label sentence never does, so the last one counts.
     ends = list(_ANSWER_RE[language].finditer(text, marker.end()))

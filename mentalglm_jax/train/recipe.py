@@ -131,8 +131,10 @@ class DataSection(_Strict):
     """Where records come from.
 
     ``synthetic`` generates them; ``upstream`` reads the published files under ``root`` (``sets`` names them); ``jsonl``
-    reads ``root/{train,dev,test}.jsonl``. ``limit`` keeps at most that many
-    records per task, language and split: one number, or one per task (others are kept whole).
+    reads records: ``root/{train,dev,test}.jsonl``, Parquet files of these names or what ``datasets`` saved. ``limit``
+    keeps at most that many records per task, language and split: one number, or one per task (others are kept whole).
+    ``accept_unknown_overlap`` takes C-IMHI's files without the published test parts that they repeat;
+    ``replace_surrogates`` puts U+FFFD where a text holds half of a UTF-16 surrogate pair.
     """
 
     source: Literal["synthetic", "upstream", "jsonl"]
@@ -140,6 +142,8 @@ class DataSection(_Strict):
     sets: tuple[str, ...] = ()
     dev_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     limit: Positive | dict[str, Positive] | None = None
+    accept_unknown_overlap: bool = False
+    replace_surrogates: bool = False
     synthetic: SyntheticConfig = SyntheticConfig()
 
     @model_validator(mode="after")
@@ -228,9 +232,10 @@ class PretrainSection(_Strict):
 
 class GenerateSection(_Strict):
     """Answers to the evaluation split, at most ``limit`` records per task and language: greedy decoding and, unless
-    ``label_scores`` is false, the log-probability of every label."""
+    ``label_scores`` is false, the log-probability of every label. ``max_new_tokens`` null is
+    ``inference.decode.default_room``."""
 
-    max_new_tokens: Positive = 256
+    max_new_tokens: Positive | None = None
     batch_size: Positive = 64
     limit: Positive | None = None
     label_scores: bool = True

@@ -33,6 +33,7 @@ _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "cues": list,
     "decoys": list,
     "rationales": list,
+    "finish": str,
     "user": (str, int),
 }
 

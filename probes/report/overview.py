@@ -293,6 +293,8 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("Explanations citing nothing", str(summary["abstained"]), f"of {summary['n']}; not compared"),
         ("Gradients converged", view.percent(delta["converged"]), f"mean error {view.percent(delta['mean'])}"),
     ]
+    if summary.get("cut_off"):
+        found.append(("Answers cut off", str(summary["cut_off"]), "by the token limit; they cite what they came to"))
     shown = [method for method in FAMILIES if summary["cue_auroc"].get(method) is not None]
     if shown:
         values = " · ".join(number(summary["cue_auroc"][method]) for method in shown)

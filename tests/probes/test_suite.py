@@ -256,8 +256,8 @@ def test_redaction_does_not_go_over_an_unredacted_run(probe, tmp_path):
 
 
 def test_rows_without_label_are_skipped_and_counted(probe, tmp_path):
-    summary = run_suite(probe, [{"id": "p0"}, {"id": "p1", "label_text": ""}], tmp_path)
-    assert summary["n"] == 1 and summary["skipped"] == 1
+    summary = run_suite(probe, [{"id": "p0", "finish": "stop"}, {"id": "p1", "label_text": ""}], tmp_path)
+    assert summary["n"] == 1 and summary["skipped"] == 1 and summary["cut_off"] == 0
     assert read_manifest(tmp_path)["skipped"] == [{"id": "p1", "reason": "no label was parsed from the output"}]
     with pytest.raises(ProbeInputError, match="none of the 1 rows has a label"):
         run_suite(probe, [{"id": "p1", "label_text": ""}], tmp_path / "b")

@@ -25,10 +25,13 @@ from mentalglm_jax.data.explain.endpoint import OpenAITeacher
 from mentalglm_jax.data.explain.prompts import Prompts, load_prompts, pick_examples
 from mentalglm_jax.data.explain.replies import redact_body, redact_url, spoken
 from mentalglm_jax.data.explain.teacher import CONTENT_FILTER, AnswerCache, Teacher, TeacherConfig
+from mentalglm_jax.data.held_out import Split, records_split, upstream_split
 from mentalglm_jax.data.imhi import load_imhi_experts
-from mentalglm_jax.data.records import SPLITS, Record, iter_records, read_records, write_records
+from mentalglm_jax.data.records import SPLITS, Record, read_records, write_records
+from mentalglm_jax.data.roots import record_files
 from mentalglm_jax.data.selection import limited
-from mentalglm_jax.data.sources import dev_split, load_upstream, present
+from mentalglm_jax.data.sources import present
+from mentalglm_jax.data.surrogates import replacing_surrogates
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, working_in, write_json, write_text
 from mentalglm_jax.foreign import parse_yaml, read_json, read_yaml
@@ -43,15 +46,18 @@ class _Strict(BaseModel):
 
 
 class BuildData(_Strict):
-    """Labelled posts: ``sets`` below ``root`` (upstream files), or ``root`` itself a record file. ``dev_fraction`` of
-    the training part becomes the development part; ``limit`` keeps at most that many records per task, language and
-    split, spread evenly over the file."""
+    """Labelled posts: ``sets`` below ``root`` (upstream files), or records (``roots.record_files``). ``dev_fraction``
+    of the training part becomes the development part; ``limit`` keeps at most that many records per task, language and
+    split, spread evenly over the file; ``accept_unknown_overlap`` and ``replace_surrogates`` as in a training
+    recipe."""
 
     root: Path
     sets: tuple[str, ...] = ()
     dev_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
     splits: tuple[Literal["train", "dev", "test"], ...] = ("train", "dev")
     limit: Annotated[int, Field(ge=1)] | None = None
+    accept_unknown_overlap: bool = False
+    replace_surrogates: bool = False
     scrub: bool = True
 
 
@@ -128,16 +134,15 @@ def build(recipe: BuildRecipe, progress: Progress, teacher: Teacher | None = Non
             the same call goes on. A post that the teacher's content filter refuses is no failure: it is rejected.
     """
     _check_out(recipe.out)
-    records = _gold_records(recipe)
-    experts = load_experts(recipe.experts)
+    with replacing_surrogates(recipe.data.replace_surrogates):
+        records, split = _gold_records(recipe)
+        experts = load_experts(recipe.experts)
     prompts = {language: load_prompts(language, recipe.prompts) for language in sorted({r.language for r in records})}
     _check_experts(recipe, records, experts)
-    _check_texts(recipe.data.root, records)
-    _check_texts(recipe.experts, experts)
     with working_in(recipe.cache):  # two at once would pay for the same answers twice
         asked = asyncio.run(_ask_all(recipe, records, experts, prompts, progress, teacher))
     outcomes, corpus = _corpus_checked(recipe, asked.outcomes)
-    inputs = {"posts": len(records), "posts_sha256": _digest(records),
+    inputs = {"posts": len(records), "posts_sha256": _digest(records), **split.to_dict(), "notes": split.lines,
               "experts": len(experts), "experts_sha256": _digest(experts)}  # fmt: skip
     return _write(recipe, outcomes, corpus, prompts, inputs) | {"teacher": asked.stats}
 
@@ -178,36 +183,26 @@ def load_experts(path: Path) -> list[Record]:
     return experts
 
 
-def _gold_records(recipe: BuildRecipe) -> list[Record]:
+def _gold_records(recipe: BuildRecipe) -> tuple[list[Record], Split]:
     section = recipe.data
-    if section.root.suffix in (".jsonl", ".parquet"):
-        records = list(iter_records(section.root))
+    if record_files(section.root):
+        split = records_split(section.root)
     else:
-        records = dev_split(load_upstream(section.root, section.sets or present(section.root)), section.dev_fraction)
-    kept = limited([record for record in records if record.split in section.splits], section.limit)
+        split = upstream_split(section.root, section.sets or present(section.root), section.dev_fraction,
+                               accept_unknown_overlap=section.accept_unknown_overlap)  # fmt: skip
+    kept = limited([record for record in split.records if record.split in section.splits], section.limit)
     kept = [scrub_record(record) for record in kept] if section.scrub else kept
     if not kept:
         raise InputError(f"{section.root}: no record of the splits {', '.join(section.splits)}")
     if repeated := [one for one, count in Counter(record.id for record in kept).items() if count > 1]:
         raise InputError(f"{section.root}: id {repeated[0]!r} stands there twice; ids must differ")
-    return kept
+    return kept, split
 
 
 def _check_experts(recipe: BuildRecipe, records: Sequence[Record], experts: Sequence[Record]) -> None:
     have = {(record.task, record.language) for record in experts}
     for task, language in sorted({(record.task, record.language) for record in records} - have):
         raise InputError(f"{recipe.experts}: no expert example for task {task} in {language!r}; add some")
-
-
-def _check_texts(path: Path, records: Sequence[Record]) -> None:
-    """Before a token is paid for: what can be neither sent nor written. Raises: InputError."""
-    for number, record in enumerate(records, start=1):
-        for name in ("id", "post", "question", "explanation", "source"):
-            try:
-                (getattr(record, name) or "").encode()
-            except UnicodeEncodeError as error:
-                raise InputError(f"{path}: record {number}, {name}: character {error.start + 1} is half a surrogate "
-                                 "pair, no text; repair or remove the record") from None  # fmt: skip
 
 
 # --- asking ---

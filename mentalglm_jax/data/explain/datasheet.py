@@ -50,6 +50,7 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
         f"* posts: {manifest['inputs']['posts']} of {', '.join(recipe['data']['sets']) or 'a file of records'} "
         f"(SHA-256 of the records {manifest['inputs']['posts_sha256']}); contact details "
         f"{'replaced' if recipe['data']['scrub'] else 'not replaced'}",
+        *(f"* {line}" for line in manifest["inputs"]["notes"]),
         f"* teacher: {teacher['model']}{' (local)' if teacher['local'] else ''}, temperature {teacher['temperature']}, "
         f"at most {teacher['max_tokens']} tokens, up to {recipe['attempts']} attempts, seed {recipe['seed']}",
         f"* examples: {recipe['examples_per_class']} per class, drawn per post from {manifest['inputs']['experts']} "

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.data.sources import normalize_post
+from mentalglm_jax.data.splits import normalize_post
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import read_yaml
 from mentalglm_jax.text import tasks

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mentalglm_jax.data.chinese import iter_c_imhi
+from mentalglm_jax.data.c_imhi import iter_c_imhi
 from mentalglm_jax.data.sources import (
     load_imhi,
     load_socialcd_3k,

@@ -7,9 +7,10 @@ import pytest
 
 from mentalglm_jax.cli.main import main
 from mentalglm_jax.data.contacts import find_contacts, scrub, scrub_record
-from mentalglm_jax.data.inspection import bare_post, inspect_records
+from mentalglm_jax.data.inspection import inspect_records
 from mentalglm_jax.data.near import NearIndex, near_duplicates
 from mentalglm_jax.data.records import Record, read_records, write_records
+from mentalglm_jax.data.splits import bare_post
 from mentalglm_jax.errors import InputError
 
 LONG = "今天下班很晚，地铁上人很多，我一直在想明天的会议，觉得自己什么都做不好，可是同事说已经很不错了"
@@ -66,7 +67,7 @@ def test_scrubbing_moves_cues_with_their_words():
 def test_near_texts_are_found_and_far_ones_are_not():
     texts = [LONG, LONG[:-2] + "啊", "完全不同的一句话，说的是天气和面条，没有别的", LONG[::-1], LONG]
     assert list(near_duplicates([(text, "zh") for text in texts], 0.8)) == [None, 0, None, None, 0]
-    chain = [(text, "zh") for text in (LONG, LONG[7:], LONG[14:])]  # the third resembles only the second, a repeat
+    chain = [(text, "zh") for text in (LONG, LONG[8:], LONG[16:])]  # the third resembles only the second, a repeat
     assert list(near_duplicates(chain, 0.75)) == [None, 0, None] and list(near_duplicates(chain[1:], 0.75)) == [None, 0]
     index = NearIndex(0.8)
     assert index.neighbours("ab", "en") == [] and index.neighbours("ab", "en") == [(0, 1.0)]
@@ -142,4 +143,4 @@ def test_the_command_prints_counts_and_writes_scrubbed_records(tmp_path, capsys)
     assert "rows with contact details: 1" in out and "risk level against high/low: 1 of 1" in out
     assert code == 0 and not any(one.post in out for one in planted())
     code, _, err = call("--set-name", "imhi")
-    assert code == 2 and err.startswith("mentalglm: --set-name")
+    assert code == 2 and "holds records" in err

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mentalglm_jax.data.chinese import iter_c_imhi
+from mentalglm_jax.data.c_imhi import iter_c_imhi
 from mentalglm_jax.data.imhi import load_imhi_experts
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.sources import (

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from mentalglm_jax.data.sources import (
-    dev_split,
     load_sos_hl_1k,
     load_upstream,
-    normalize_post,
 )
+from mentalglm_jax.data.splits import dev_split, normalize_post
 from mentalglm_jax.errors import InputError
 from tests.mentalglm_jax.upstream import posts
 

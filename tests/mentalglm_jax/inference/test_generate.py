@@ -367,7 +367,7 @@ def test_a_row_says_what_the_answer_says(tokenizer, record):
     lost = generation_row(record, tokenizer, [7, 8], tokenizer.encode("\nNo idea."))
     assert (lost["parsed_label"], lost["label_text"], lost["parse_status"]) == (None, None, "unknown_label")
     bare = generation_row(record, tokenizer, [7, 8], tokenizer.encode("\n" + row["label_text"]))
-    assert count_unread([row, lost, bare, bare]) == {"rows": 4, "no_label": 1, "no_explanation": 2}
+    assert count_unread([row, lost, bare, bare]) == {"rows": 4, "no_label": 1, "no_explanation": 2, "cut_off": 3}
 
 
 def test_label_ids_begin_as_an_answer_does(tokenizer):

@@ -1,0 +1,148 @@
+"""What the folder or file that a user names holds: record files in any layout, or upstream data sets.
+
+Record files are ``{train,dev,test}.jsonl`` (or ``.parquet``, or numbered shards as ``datasets`` and the Hub name them)
+in the folder or in its ``records`` or ``data``, what ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote, or
+one file. A row is a record whatever the layout is.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from mentalglm_jax.data.arrow import arrow_rows
+from mentalglm_jax.data.chinese import SOS_CHAT_FILES
+from mentalglm_jax.data.records import SPLITS, Record, iter_records
+from mentalglm_jax.data.sources import iter_upstream, present
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import inside, read_json
+
+_SPLIT_OF = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
+_KINDS = (".jsonl", ".parquet", ".arrow")  # best first, where a split is there in several
+_NAMED = re.compile(rf"({'|'.join(_SPLIT_OF)})(?:-\d{{5}}-of-(\d{{5}}))?")
+_BUILDER = re.compile(r"^\w+-(?=[a-z])")  # what a cache of `datasets` puts before the split: json-train.arrow
+_PLACES = ("", "records", "data")
+_DATASET, _DATASETS = "state.json", "dataset_dict.json"
+_COLUMNS = tuple(field.name for field in fields(Record))
+
+
+class RecordFile(NamedTuple):
+    """A file with records, and the split its place says they are of (None: the rows say it)."""
+
+    path: Path
+    split: str | None
+
+
+def record_files(root: str | Path) -> list[RecordFile]:
+    """The record files of ``root``, in the order of the splits; empty if it holds none.
+
+    Raises:
+        InputError: a layout of ``datasets`` that lacks one of its files.
+    """
+    root = Path(root)
+    if root.is_file():
+        if root.name in (_DATASET, _DATASETS):
+            return record_files(root.parent)
+        return [RecordFile(root, None)] if root.suffix in _KINDS and root.name not in SOS_CHAT_FILES else []
+    if (root / _DATASETS).is_file():
+        return _dataset_dict(root)
+    if (root / _DATASET).is_file():
+        return _dataset(root, None)
+    for place in _PLACES:
+        if (root / place).is_dir() and (found := _named_files(root / place)):
+            return found
+    return []
+
+
+def iter_record_files(files: Sequence[RecordFile]) -> Iterator[Record]:
+    """Their records, in bounded memory. Where the place says "dev" or "test", that is what its rows are.
+
+    Raises:
+        InputError: a file is damaged or a row is no record; the message names file and row.
+    """
+    for path, split in files:
+        for record in iter_records(path) if path.suffix == ".jsonl" else _arrow_records(path):
+            yield record if split in (None, "train", record.split) else replace(record, split=split)
+
+
+def iter_root(root: str | Path, sets: Sequence[str] = ()) -> Iterator[Record]:
+    """All records below ``root``: of its record files, or of its upstream data sets (``sets`` names them, else all).
+
+    Raises:
+        InputError: ``root`` holds neither, or has record files and ``sets`` are named; or as ``iter_record_files`` and
+            ``iter_upstream``.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise InputError(f"{root}: no such file or folder; check the path")
+    files = record_files(root)
+    if files and sets:
+        raise InputError(f"{root}: holds records ({files[0].path.name}), not upstream files; leave out the names of "
+                         "data sets")  # fmt: skip
+    return iter_record_files(files) if files else iter_upstream(root, sets or present(root))
+
+
+def _arrow_records(path: Path) -> Iterator[Record]:
+    number = 0
+    for number, row in arrow_rows(path, _COLUMNS):
+        try:
+            record = Record.from_dict(row)
+        except InputError as error:
+            raise InputError(f"{path}, row {number}: {error}") from None
+        yield record
+    if not number:
+        raise InputError(f"{path}: holds no record; give at least one row")
+
+
+def _dataset_dict(root: Path) -> list[RecordFile]:
+    names = read_json(root / _DATASETS).get("splits")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{root / _DATASETS}: expected a list 'splits' of names; save the data set again")
+    if unknown := [name for name in names if name not in _SPLIT_OF]:
+        raise InputError(f"{root / _DATASETS}: split {unknown[0]!r} is none of {', '.join(_SPLIT_OF)}; rename it")
+    found = []
+    for split in SPLITS:
+        for name in (name for name in names if _SPLIT_OF[name] == split):
+            if not (root / name / _DATASET).is_file():
+                raise InputError(f"{root}: split {name!r} is missing ({name}/{_DATASET}); is the copy complete?")
+            found += _dataset(root / name, split)
+    return found
+
+
+def _dataset(folder: Path, split: str | None) -> list[RecordFile]:
+    state = read_json(folder / _DATASET)
+    files = state.get("_data_files")
+    names = [one.get("filename") for one in files if isinstance(one, dict)] if isinstance(files, list) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{folder / _DATASET}: names no data file; save the data set again with save_to_disk")
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        raise InputError(f"{folder}: a selection of rows is kept apart from them; save it after flatten_indices()")
+    said = state.get("_split")
+    split = split or (_SPLIT_OF.get(said) if isinstance(said, str) else None)
+    return [RecordFile(inside(folder, str(name)), split) for name in names]
+
+
+def _named_files(folder: Path) -> list[RecordFile]:
+    """Files or folders of files named after splits."""
+    found: dict[tuple[str, str], list[tuple[Path, str | None]]] = {}
+    for path in sorted(folder.iterdir()):
+        stem = _BUILDER.sub("", path.stem) if path.suffix == ".arrow" else path.stem
+        if path.suffix in _KINDS and path.is_file() and (name := _NAMED.fullmatch(stem)):
+            found.setdefault((_SPLIT_OF[name[1]], path.suffix), []).append((path, name[2]))
+        elif path.name in _SPLIT_OF and path.is_dir():
+            for file in sorted(path.iterdir()):
+                if file.is_file() and file.suffix in _KINDS:
+                    found.setdefault((_SPLIT_OF[path.name], file.suffix), []).append((file, None))
+    files = []
+    for split in SPLITS:
+        kind = next((kind for kind in _KINDS if (split, kind) in found), None)
+        if kind is None:
+            continue
+        shards = found[split, kind]
+        total = next((int(of) for _, of in shards if of), None)
+        if total is not None and len(shards) != total:
+            raise InputError(f"{folder}: {len(shards)} of {total} files of split {split!r} are here "
+                             f"({shards[0][0].name}, …); is the download complete?")  # fmt: skip
+        files += [RecordFile(path, split) for path, _ in shards]
+    return files

@@ -1,0 +1,105 @@
+"""Which posts are the same or nearly so, and the development split that keeps such posts together."""
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from mentalglm_jax.data.near import NearIndex
+from mentalglm_jax.data.records import Record
+from mentalglm_jax.errors import InputError
+
+NEAR = 0.8
+# Letters and digits from which two posts can be near: in a shorter one the similarity hangs on one or two characters,
+# and "Day 11: tired" would be near "Day 12: tired". Shorter posts are compared whole.
+NEAR_FROM = 24
+
+
+def normalize_post(text: str) -> str:
+    """One spelling for posts that differ only in width, case or white space (NFKC, casefold, single spaces)."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def bare_post(text: str) -> str:
+    """Letters and digits of the normalised post: what two copies share that differ in punctuation or emoji. A post
+    without any is kept as it is."""
+    text = normalize_post(text)
+    return "".join(character for character in text if character.isalnum()) or text
+
+
+def clusters(records: Sequence[Record]) -> list[int]:
+    """For each record the number of its cluster: posts with the same letters and digits, posts that are near
+    (``NEAR``, MinHash), and what these join. The order of the records does not change who stands together."""
+    index, numbers = NearIndex(NEAR), dict[str, int]()
+    parents: list[int] = []
+    indexed: list[int] = []
+
+    def root(number: int) -> int:
+        while parents[number] != number:
+            parents[number] = parents[parents[number]]
+            number = parents[number]
+        return number
+
+    found = []
+    for record in records:
+        text = bare_post(record.post)
+        number = numbers.setdefault(text, len(numbers))
+        if number == len(parents):
+            parents.append(number)
+            if len(text) >= NEAR_FROM:
+                for other, _ in index.neighbours(text, record.language):
+                    parents[root(number)] = root(indexed[other])
+                indexed.append(number)
+        found.append(number)
+    return [root(number) for number in found]
+
+
+def dev_split(records: Iterable[Record], fraction: float = 0.2) -> list[Record]:
+    """Moves about ``fraction`` of the training records to "dev", by a hash of the normalised post; the order stays.
+
+    Posts of one cluster (``clusters``) go to one side, by the hash of one of them. So the same post falls on the same
+    side in every file, run and version that holds the same near copies of it. A training post of whose cluster a post
+    stands in a published dev or test part goes to "dev" whatever its hash, so that it is never trained on.
+
+    Raises: InputError if ``fraction`` is not in [0, 1).
+    """
+    if not 0 <= fraction < 1:
+        raise InputError(f"development fraction: {fraction} is not in [0, 1); try 0.2")
+    records = list(records)
+    numbers = clusters(records)
+    published = {number for number, record in zip(numbers, records, strict=True) if record.split != "train"}
+    chosen: dict[int, tuple[int, str]] = {}  # cluster -> the post that decides: the first by a hash of its own
+    for number, record in zip(numbers, records, strict=True):
+        text = normalize_post(record.post)
+        chosen[number] = min(chosen.get(number, (1 << 64, "")), (_hash(text, b"decides"), text))
+    sides = {number: "dev" if number in published or _hash(text) < fraction * 2**64 else "train"
+             for number, (_, text) in chosen.items()}  # fmt: skip
+    return [replace(record, split=sides[number]) if record.split == "train" else record
+            for number, record in zip(numbers, records, strict=True)]  # fmt: skip
+
+
+def _hash(text: str, person: bytes = b"") -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=person).digest(), "big")
+
+
+def without_held_out(
+    records: Sequence[Record], held_out: Sequence[Record] = (), splits: Sequence[str] = ("test",)
+) -> tuple[list[Record], Counter[str]]:
+    """``records`` without the training records whose cluster has a post of the other ``splits``, there or in
+    ``held_out``.
+
+    Returns:
+        The records that stay, in order, and how many went: "exact" (the same letters and digits), "near" (the rest).
+    """
+    everything = [*records, *held_out]
+    numbers = clusters(everything)
+    kept_apart = {n for n, record in zip(numbers, everything, strict=True) if record.split in splits}
+    texts = {bare_post(record.post) for record in everything if record.split in splits}
+    stay, gone = [], Counter[str]()
+    for number, record in zip(numbers, records, strict=False):
+        if record.split == "train" and number in kept_apart:
+            gone["exact" if bare_post(record.post) in texts else "near"] += 1
+        else:
+            stay.append(record)
+    return stay, gone

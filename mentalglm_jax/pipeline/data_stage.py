@@ -1,0 +1,64 @@
+"""The first stage of a run: its records, apart from what is held out, and its tokenizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mentalglm_jax.checkpoints.hf_files import locate
+from mentalglm_jax.data.held_out import Split, records_split, upstream_split
+from mentalglm_jax.data.records import write_records
+from mentalglm_jax.data.selection import limited
+from mentalglm_jax.data.surrogates import replacing_surrogates
+from mentalglm_jax.data.synthetic import make_corpus
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.files import replace_dir
+from mentalglm_jax.pipeline.run_dir import Run
+from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer, train_bpe
+
+
+def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False) -> dict[str, Any]:
+    """The records of the run, split and limited, and its tokenizer. ``evaluated``: stop where nothing could be."""
+    recipe, section = job.recipe, job.recipe.data
+    read: Split | None = None
+    if section.source == "synthetic":
+        corpora = {"faithful": make_corpus(section.synthetic)}
+        if recipe.probe.control is not None:
+            corpora["unfaithful"] = make_corpus(section.synthetic.model_copy(update={"variant": "unfaithful"}))
+    elif section.source == "upstream":
+        assert section.root is not None
+        with replacing_surrogates(section.replace_surrogates):
+            read = upstream_split(section.root, section.sets, section.dev_fraction,
+                                   accept_unknown_overlap=section.accept_unknown_overlap)  # fmt: skip
+        corpora = {"faithful": read.records}
+    else:
+        assert section.root is not None
+        with replacing_surrogates(section.replace_surrogates):
+            read = records_split(section.root)
+        corpora = {"faithful": read.records}
+    lines = [] if read is None else read.lines
+    if not any(record.split == "train" for record in corpora["faithful"]):
+        raise InputError(f"the recipe's data has no training records{''.join(f'; {line}' for line in lines)}")
+    notes = list(lines)
+    if evaluated:  # better said before training than after it
+        lines.append(job.check_evaluable(corpora["faithful"]))
+    counts: dict[str, dict[str, int]] = {}
+    for variant, records in corpora.items():
+        kept = limited(records, section.limit)
+        with replace_dir(job.dir / "data" / variant, private=True) as directory:
+            for split in ("train", "dev", "test"):
+                write_records(directory / f"{split}.jsonl", [r for r in kept if r.split == split])
+        if variant == "faithful":
+            for record in kept:
+                counts.setdefault(record.task, {}).setdefault(record.split, 0)
+                counts[record.task][record.split] += 1
+    if recipe.tokenizer.vocab_size is not None:
+        texts = [text for record in job.records("train")
+                 for text in (record.prompt, record.answer(recipe.answer_order))]  # fmt: skip
+        tokenizer: GlmTokenizer = train_bpe(texts, recipe.tokenizer.vocab_size)
+    else:
+        source = recipe.tokenizer.path or (BUILTIN if recipe.pretrain else locate(str(recipe.model.path)))
+        tokenizer = GlmTokenizer.load(source)
+    with replace_dir(job.dir / "tokenizer") as directory:
+        tokenizer.save(directory)
+    said = [f"{task}: " + ", ".join(f"{n} {split}" for split, n in splits.items()) for task, splits in counts.items()]
+    found = {"counts": counts, "notes": notes, "say": said + lines}
+    return found if read is None else found | {"held_out": read.to_dict()}
