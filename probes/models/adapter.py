@@ -20,12 +20,17 @@ from probes.models.directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, DTYPES, Ten
 from probes.models.patterns import linear
 
 PREFIX = "base_model.model."
-# Two tables that mentalglm_jax.checkpoints holds as well (the packages do not import each other; a test compares them).
-# Keys of adapter_config.json that other trainers write and that say only how it was trained.
+# Two tables that mentalglm_jax.checkpoints.peft_keys has as well (the packages do not import each other; a test compares
+# them). Keys of adapter_config.json that say only how it was trained.
 TRAINING_ONLY = frozenset({"lora_dtype", "lorap_emb_lr", "lorap_lr_ratio"})  # ms-swift 2
-# Ends of tensor names that are copies of the base: taken when equal to it. ``save_embedding_layers=True`` stores the
-# embeddings, an adapter on lm_head its base layer.
-BASE_COPIES = (".base_layer.weight", ".base_layer.bias", "embed_tokens.weight", "lm_head.weight")
+# Tensors that repeat the base, by the end of their name: taken when equal to it. ``save_embedding_layers=True`` stores
+# the embeddings, an adapter on one of them its base layer.
+BASE_COPIES = (
+    "embed_tokens.weight",
+    "embed_tokens.base_layer.weight",
+    "lm_head.weight",
+    "lm_head.base_layer.weight",
+)
 
 _MAX_RANK = 1 << 16
 _MAX_ALPHA = 1e6
@@ -248,13 +253,13 @@ def _base_copies(model: Any, directory: Path, tensors: dict[str, Tensor], saved:
     from safetensors import safe_open
 
     base, found = model.state_dict(), set()
+    whole = {name.rpartition(".")[2] for name in saved}
     for name, tensor in tensors.items():
         inner = name.removeprefix(PREFIX)
-        owner = inner.removesuffix(".weight").rpartition(".")[2]
-        if not inner.endswith(BASE_COPIES) or owner in saved or ".lora_" in inner:
+        if not inner.endswith(BASE_COPIES) or ".lora_" in inner or whole & set(inner.split(".")):
             continue
         ours = base.get(inner.replace(".base_layer.", "."))
-        if ours is None or inner.endswith(".bias"):  # a trained bias is PEFT's to load (bias="all", "lora_only")
+        if ours is None:
             continue
         with foreign_code(tensor.file, "cannot read"), safe_open(tensor.file, framework="pt") as opened:
             theirs = opened.get_tensor(name)
