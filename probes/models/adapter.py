@@ -20,8 +20,8 @@ from probes.models.directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, DTYPES, Ten
 from probes.models.patterns import linear
 
 PREFIX = "base_model.model."
-# Two tables that mentalglm_jax.checkpoints.peft_keys has as well (the packages do not import each other; a test compares
-# them). Keys of adapter_config.json that say only how it was trained.
+# Two tables that mentalglm_jax.checkpoints.peft_keys has as well (the packages do not import each other; a test
+# compares them). Keys of adapter_config.json that say only how it was trained.
 TRAINING_ONLY = frozenset({"lora_dtype", "lorap_emb_lr", "lorap_lr_ratio"})  # ms-swift 2
 # Tensors that repeat the base, by the end of their name: taken when equal to it. ``save_embedding_layers=True`` stores
 # the embeddings, an adapter on one of them its base layer.
@@ -32,6 +32,8 @@ BASE_COPIES = (
     "lm_head.base_layer.weight",
 )
 
+# As PEFT names them; what is probed is a causal model whatever it says.
+_TASKS = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _MAX_RANK = 1 << 16
 _MAX_ALPHA = 1e6
 _MAX_PATTERNS = 10_000
@@ -125,6 +127,9 @@ def read_config(
     fields = Fields(raw, path)
     if raw.get("peft_type") != "LORA":
         fields.refuse("peft_type", "only LORA adapters can be probed; merge it with PEFT and give the merged model")
+    task = fields.text("task_type")
+    if task is not None and task not in _TASKS:
+        fields.refuse("task_type", "none that PEFT knows: the adapter is for another program")
     off = [key for key, values in _SWITCHED_OFF.items() if raw.get(key) is not None and raw[key] not in values]
     known = _SWITCHED_OFF.keys() | _IGNORED | _READ | TRAINING_ONLY
     off += [key for key, value in raw.items() if key not in known and value not in (None, False, [], {})]

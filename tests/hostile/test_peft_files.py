@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,27 +22,27 @@ from tests.hostile.probes_files import clean, edit, place  # noqa: F401
 IDS = [[5, 80, 9, 33, 12]]
 
 
-def _both(place) -> tuple[np.ndarray, np.ndarray]:  # noqa: F811
+def _both(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what is said of lost biases: tested where it is made
-        ours = np.asarray(mg.load(place / "model", adapter=place / "adapter")(jnp.array(IDS)))
-        model, _ = load_model(place / "model", place / "adapter", merge=False)
+        ours = np.asarray(mg.load(folder / "model", adapter=folder / "adapter")(jnp.array(IDS)))
+        model, _ = load_model(folder / "model", folder / "adapter", merge=False)
     with torch.no_grad():
         return ours, model(input_ids=torch.tensor(IDS)).logits.numpy()
 
 
-def _weights(place, name: str, source: str, plus: float = 0.0) -> None:  # noqa: F811
-    file = place / "adapter" / "adapter_model.safetensors"
-    base = load_file(place / "model" / "model.safetensors")[source]
+def _weights(folder: Path, name: str, source: str, plus: float = 0.0) -> None:
+    file = folder / "adapter" / "adapter_model.safetensors"
+    base = load_file(folder / "model" / "model.safetensors")[source]
     save_file(load_file(file) | {f"base_model.model.{name}": base + plus}, file, metadata={"format": "pt"})
 
 
 def _config(**changes):
-    return lambda place: edit(place / "adapter" / "adapter_config.json", **changes)
+    return lambda folder: edit(folder / "adapter" / "adapter_config.json", **changes)
 
 
 TAKEN = {
-    "as PEFT writes it": lambda place: None,
+    "as PEFT writes it": lambda folder: None,
     "r is 4.0": _config(r=4.0),
     "ms-swift 2": _config(lora_dtype="float16", lorap_emb_lr=1e-6, lorap_lr_ratio=16.0),
     "biases lost by PEFT 0.13": _config(bias="lora_only"),
@@ -60,7 +61,7 @@ def test_taken_by_both_alike(kind, place):  # noqa: F811
 
 REFUSED = {
     "embeddings of another base": (
-        lambda p: _weights(p, "model.embed_tokens.weight", "model.embed_tokens.weight", 1.0), "differs from this model"),
+        lambda p: _weights(p, "model.embed_tokens.weight", "model.embed_tokens.weight", 1.0), "differs from this"),
     "head of another base": (
         lambda p: _weights(p, "lm_head.base_layer.weight", "lm_head.weight", 1.0), "differs from this model"),
     "r is 4.5": (_config(r=4.5), r"\br\b"),
