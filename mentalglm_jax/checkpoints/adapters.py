@@ -38,6 +38,7 @@ from mentalglm_jax.checkpoints.hf_files import (
 )
 from mentalglm_jax.checkpoints.model_card import adapter_card
 from mentalglm_jax.checkpoints.peft_config import from_peft
+from mentalglm_jax.checkpoints.peft_keys import as_computed, base_copies
 from mentalglm_jax.devices.distributed import gathered
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, write_json, write_text
@@ -123,6 +124,9 @@ def load_adapter(model: Glm, directory: str | Path) -> None:
     files = TensorFiles([inside(directory, WEIGHTS)])
     _check_base(model, files, directory)
     found = _entries(files, directory / WEIGHTS)
+    raw = as_computed(raw, list(found), directory / CONFIG)
+    for name in base_copies(list(found), raw.get("modules_to_save")):
+        _check_copy(model, found.pop(name), directory / WEIGHTS)
     if dialect(list(found)) == "peft":
         count = model.config.num_hidden_layers
         names = [name for path, _ in linears(model) for name in module_names(path, count)]
@@ -308,9 +312,6 @@ def _translate(
 
 
 def _fill(model: Glm, found: dict[str, _Entry], file: Path) -> None:
-    head = found.pop(f"{PREFIX}lm_head.base_layer.weight", None)  # PEFT adds the base when lm_head is targeted
-    if head is not None:
-        _check_head(model, head, file)
     slots = _slots(model)
     faults = []
     for what, names in (
@@ -355,10 +356,12 @@ def _whole(array: jax.Array) -> np.ndarray:
     return np.asarray(jax.device_get(array) if array.is_fully_addressable else gathered(array))
 
 
-def _check_head(model: Glm, head: _Entry, file: Path) -> None:
-    linear = model.lm_head
-    if isinstance(linear, Linear) and head.shape == linear.kernel.shape[::-1]:
-        ours = _whole(linear.kernel[...])
-        if np.array_equal(head.read().astype(ours.dtype), ours.T):
-            return
-    raise InputError(f"{file}: {head.name} differs from this model's lm_head; the adapter was trained on another base")
+def _check_copy(model: Glm, copy: _Entry, file: Path) -> None:
+    """Refuses a tensor that should repeat the embeddings or the head of the base and does not."""
+    head = model.lm_head if "lm_head" in copy.name else None
+    ours = _whole(head.kernel[...]).T if isinstance(head, Linear) else _whole(model.embed_tokens.embedding[...])
+    if copy.shape != ours.shape or not np.array_equal(copy.read().astype(ours.dtype), ours):
+        raise InputError(
+            f"{file}: {copy.name} differs from this model's: the adapter was trained on another base, or trained this "
+            "layer without saying so in modules_to_save; merge it with PEFT"
+        )

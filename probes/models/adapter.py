@@ -20,13 +20,20 @@ from probes.models.directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, DTYPES, Ten
 from probes.models.patterns import linear
 
 PREFIX = "base_model.model."
-# Two tables that mentalglm_jax.checkpoints holds as well (the packages do not import each other; a test compares them).
-# Keys of adapter_config.json that other trainers write and that say only how it was trained.
+# Two tables that mentalglm_jax.checkpoints.peft_keys has as well (the packages do not import each other; a test
+# compares them). Keys of adapter_config.json that say only how it was trained.
 TRAINING_ONLY = frozenset({"lora_dtype", "lorap_emb_lr", "lorap_lr_ratio"})  # ms-swift 2
-# Ends of tensor names that are copies of the base: taken when equal to it. ``save_embedding_layers=True`` stores the
-# embeddings, an adapter on lm_head its base layer.
-BASE_COPIES = (".base_layer.weight", ".base_layer.bias", "embed_tokens.weight", "lm_head.weight")
+# Tensors that repeat the base, by the end of their name: taken when equal to it. ``save_embedding_layers=True`` stores
+# the embeddings, an adapter on one of them its base layer.
+BASE_COPIES = (
+    "embed_tokens.weight",
+    "embed_tokens.base_layer.weight",
+    "lm_head.weight",
+    "lm_head.base_layer.weight",
+)
 
+# As PEFT names them; what is probed is a causal model whatever it says.
+_TASKS = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _MAX_RANK = 1 << 16
 _MAX_ALPHA = 1e6
 _MAX_PATTERNS = 10_000
@@ -120,6 +127,9 @@ def read_config(
     fields = Fields(raw, path)
     if raw.get("peft_type") != "LORA":
         fields.refuse("peft_type", "only LORA adapters can be probed; merge it with PEFT and give the merged model")
+    task = fields.text("task_type")
+    if task is not None and task not in _TASKS:
+        fields.refuse("task_type", "none that PEFT knows: the adapter is for another program")
     off = [key for key, values in _SWITCHED_OFF.items() if raw.get(key) is not None and raw[key] not in values]
     known = _SWITCHED_OFF.keys() | _IGNORED | _READ | TRAINING_ONLY
     off += [key for key, value in raw.items() if key not in known and value not in (None, False, [], {})]
@@ -248,13 +258,13 @@ def _base_copies(model: Any, directory: Path, tensors: dict[str, Tensor], saved:
     from safetensors import safe_open
 
     base, found = model.state_dict(), set()
+    whole = {name.rpartition(".")[2] for name in saved}
     for name, tensor in tensors.items():
         inner = name.removeprefix(PREFIX)
-        owner = inner.removesuffix(".weight").rpartition(".")[2]
-        if not inner.endswith(BASE_COPIES) or owner in saved or ".lora_" in inner:
+        if not inner.endswith(BASE_COPIES) or ".lora_" in inner or whole & set(inner.split(".")):
             continue
         ours = base.get(inner.replace(".base_layer.", "."))
-        if ours is None or inner.endswith(".bias"):  # a trained bias is PEFT's to load (bias="all", "lora_only")
+        if ours is None:
             continue
         with foreign_code(tensor.file, "cannot read"), safe_open(tensor.file, framework="pt") as opened:
             theirs = opened.get_tensor(name)

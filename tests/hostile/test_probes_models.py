@@ -181,6 +181,7 @@ ADAPTERS = {
     "an import by name": (_adapter(megatron_config={"a": 1}, megatron_core="os"), r"not supported: megatron_config"),
     "replicated layers": (_adapter(layer_replication=[[0, 2]] * 9), r"not supported: layer_replication"),
     "a key from the future": (_adapter(use_magic=True), r"not supported: use_magic"),
+    "for another program": (_adapter(task_type="for vLLM only"), r"task_type: none that PEFT knows"),
     "another kind of adapter": (_adapter(peft_type="PROMPT_TUNING"), r"only LORA adapters"),
     "endless SVD": (_adapter(init_lora_weights="pissa_niter_999999999"), r"init_lora_weights"),
     "deep": (_raw('{"a":' + DEEP + "}"), r"levels deep"),
