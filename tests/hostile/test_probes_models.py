@@ -359,7 +359,7 @@ def test_what_cuts_or_fills_texts_is_off_and_said(attack, place):  # noqa: F811
     edit(place / "model" / "tokenizer.json", **CUTS[attack])
     with pytest.warns(ProbeWarning, match="off here, every text is read whole"):
         tokenizer = load_tokenizer(place / "model")
-    assert tokenizer(text)["input_ids"] == whole == tokenizer.backend_tokenizer.encode(text).ids
+    assert tokenizer.backend_tokenizer.encode(text).ids == whole == tokenizer(text)["input_ids"]  # a call resets it
 
 
 def test_what_was_switched_off_is_said_by_the_command(place, capsys):  # noqa: F811
