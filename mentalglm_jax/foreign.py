@@ -68,7 +68,7 @@ def open_file(path: Path) -> BinaryIO:
         raise InputError(f"{str(path)!r}: is not a name that a file can have") from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InputError(f"{path}: is not a file (a directory, a pipe or a device); give a file")
+            raise InputError(f"{path}: cannot be read, it is not a file but a directory, a pipe or a device")
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -91,7 +91,7 @@ def read_text(path: Path, most: int = MAX_JSON_BYTES) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+        raise InputError(f"{path}:{line}: cannot be read as UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
 def read_json(path: Path, most: int = MAX_JSON_BYTES, hint: str = "") -> dict[str, Any]:

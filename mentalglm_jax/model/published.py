@@ -1,5 +1,8 @@
-"""What a published ``config.json`` says, in the names of ``GlmConfig``: native glm / glm4 (old and new spellings) and the
-chatglm remote code. Every value is checked for type and range: the file comes from strangers."""
+"""What a published ``config.json`` says, in the names of ``GlmConfig``.
+
+Native glm / glm4 (old and new spellings) and the chatglm remote code. Every value is checked for type and range: the
+file comes from strangers.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -31,6 +31,7 @@ from mentalglm_jax.data.records import Record, write_records
 from mentalglm_jax.data.selection import limited, weighted
 from mentalglm_jax.data.sources import dev_split, load_upstream
 from mentalglm_jax.data.synthetic import make_corpus, pretraining_chats
+from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.devices.distributed import barrier, is_primary, start
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.evaluate.assess import assess
@@ -38,6 +39,7 @@ from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
 from mentalglm_jax.evaluate.readings import score_records
 from mentalglm_jax.evaluate.report import write_report
 from mentalglm_jax.files import replace_dir, write_bytes, write_json
+from mentalglm_jax.foreign import first_line, parse_json, read_json
 from mentalglm_jax.inference.generate import answer_text, count_unread, generate_ids, generate_records
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import add_lora, merge_lora, parameter_count
@@ -113,7 +115,7 @@ def run(
             reporter.say(line)
     if until is not None:
         return job.result
-    return json.loads((job.dir / "summary.json").read_text(encoding="utf-8"))
+    return _own_json(job.dir / "summary.json")
 
 
 Stage = Callable[[Run, Callable[..., None]], dict[str, Any]]
@@ -422,7 +424,12 @@ def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [parse_json(line, f"{path}:{number}", "delete it to start over") for number, line in read_lines(path)]
+
+
+def _own_json(path: Path) -> dict[str, Any]:
+    """What an earlier stage left; somebody may have touched it since."""
+    return read_json(path, hint=f"delete {path.parent} or choose another run_dir")
 
 
 def _probe(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
@@ -450,7 +457,7 @@ def _summary(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
             found = job.result["verify"][name]
             summary["parity"][f"{name}_max_abs_logit_diff"] = found["max_abs_logit_diff"]
             summary["parity"][f"{name}_greedy_identical"] = [found["greedy_identical"], found["greedy_total"]]
-    summary["eval"] = json.loads((job.dir / "evaluation.json").read_text(encoding="utf-8"))
+    summary["eval"] = _own_json(job.dir / "evaluation.json")
     if "probe" in job.result:
         found = job.result["probe"]
         summary["probes"] = {**found["summary"], "diagnosticity": found.get("check", {}).get("diagnosticity"),
@@ -474,10 +481,11 @@ def export_run(run_dir: Path, to: str, out: Path, stage: str | None = None, push
         InputError: not a run directory, an unknown format or stage, or the stage is not finished.
     """
     try:
-        saved = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["recipe"]
+        saved = read_json(run_dir / "run.json")["recipe"]
         recipe = Recipe.model_validate({**saved, "run_dir": run_dir})
-    except (OSError, ValueError, KeyError):
-        raise InputError(f"{run_dir}: not a run directory (no readable run.json)") from None
+    except (InputError, ValueError, KeyError, TypeError) as error:
+        reason = first_line(error) if isinstance(error, InputError) else "it does not hold a recipe"
+        raise InputError(f"{run_dir}: not a run directory (no readable run.json: {reason})") from None
     if to not in (*FORMATS, "merged"):
         raise InputError(f"export format {to!r} is not one of {', '.join(FORMATS)}, merged")
     job = Run(recipe)

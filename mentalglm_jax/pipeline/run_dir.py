@@ -1,6 +1,5 @@
 """A run directory: the recipe it belongs to, which stages are finished, and where their results lie."""
 
-import json
 import shutil
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
@@ -15,6 +14,7 @@ from mentalglm_jax.data.sources import dev_split
 from mentalglm_jax.devices.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json
+from mentalglm_jax.foreign import read_json
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.checkpoint import differences
@@ -71,9 +71,12 @@ class Run:
         self._state: dict[str, Any] = {"recipe": wanted, "stages": {}}
         if self._file.exists():
             try:
-                self._state = json.loads(self._file.read_text(encoding="utf-8"))
+                self._state = read_json(self._file)
                 differing = differences(self._state["recipe"], wanted)
-            except (ValueError, KeyError, TypeError):
+                stages = self._state["stages"]
+                if not all(isinstance(found, dict) for found in (stages, *stages.values())):
+                    raise TypeError("stages")
+            except (InputError, KeyError, TypeError, AttributeError):
                 raise InputError(f"{self._file}: damaged; delete {self.dir} or choose another run_dir") from None
             if differing and not allow_changed:
                 raise InputError(

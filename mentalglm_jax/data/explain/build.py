@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mentalglm_jax.data.contacts import scrub_record
@@ -30,6 +29,7 @@ from mentalglm_jax.data.selection import limited
 from mentalglm_jax.data.sources import dev_split, load_upstream, present
 from mentalglm_jax.errors import InputError, MentalGLMError
 from mentalglm_jax.files import replace_dir, write_json, write_text
+from mentalglm_jax.foreign import MAX_YAML_BYTES, parse_yaml, read_text
 
 Progress = Callable[..., None]
 MANIFEST = "manifest.json"
@@ -92,11 +92,10 @@ def load_build_recipe(path: str | Path, overrides: Sequence[str] = ()) -> BuildR
     """Reads a recipe; ``overrides`` are ``a.b=value``. Raises: InputError naming the file and the key."""
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+        text = read_text(path, MAX_YAML_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error.strerror})") from None
+    raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections, this file is {type(raw).__name__}")
     for override in overrides:
@@ -107,7 +106,7 @@ def load_build_recipe(path: str | Path, overrides: Sequence[str] = ()) -> BuildR
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
         if not equals or not last or not isinstance(node, dict):
             raise InputError(f"--set {override}: write it as section.key=value")
-        node[last] = yaml.safe_load(text)
+        node[last] = parse_yaml(text, f"--set {override[:200]}", "the value is not valid YAML")
     try:
         recipe = BuildRecipe.model_validate(raw)
     except ValidationError as error:

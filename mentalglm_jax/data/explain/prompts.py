@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.sources import normalize_post
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import MAX_YAML_BYTES, parse_yaml, read_bytes
 from mentalglm_jax.text import tasks
 
 Message = dict[str, str]
@@ -73,15 +73,15 @@ def load_prompts(language: str, path: str | Path | None = None) -> Prompts:
     else:
         name = str(path)
         try:
-            data = Path(path).read_bytes()
+            data = read_bytes(Path(path), MAX_YAML_BYTES)
         except OSError as error:
             raise InputError(f"{path}: cannot read the prompts ({error.strerror})") from None
     try:
-        wording = yaml.safe_load(data.decode("utf-8")) | {"sha256": hashlib.sha256(data).hexdigest()}
+        wording = parse_yaml(data.decode("utf-8"), name) | {"sha256": hashlib.sha256(data).hexdigest()}
         prompts = Prompts.model_validate(wording)
         prompts.system.format(role="", criteria="", rules="")
         prompts.request.format(post="", question="", label="")
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+    except (UnicodeDecodeError, TypeError) as error:
         raise InputError(f"{name}: not a YAML mapping in UTF-8 ({str(error).splitlines()[0]})") from None
     except ValidationError as error:
         problem = error.errors()[0]

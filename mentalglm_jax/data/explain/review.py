@@ -20,9 +20,10 @@ import numpy as np
 import yaml
 
 from mentalglm_jax.data.records import Record, read_records, write_records
-from mentalglm_jax.data.tables import find_encoding, read_named_rows
+from mentalglm_jax.data.tables import read_named_rows
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json, write_text
+from mentalglm_jax.foreign import parse_json, read_text
 from mentalglm_jax.text import tasks
 
 SCALES = ("consistency", "reliability", "professionality", "overall")
@@ -200,15 +201,14 @@ _Rated = tuple[str, str, str, str, dict[str, Any], str]
 
 
 def _json_ratings(path: Path) -> Iterable[_Rated]:
-    encoding = find_encoding(path, ("utf-8-sig",))
     try:
-        raw = json.loads(path.read_text(encoding=encoding))
+        raw = parse_json(read_text(path).removeprefix("\ufeff"), str(path), "download it again")
         form, rater, ratings = str(raw["form"]), str(raw["rater"]), dict(raw["ratings"])
         for item, given in ratings.items():
             values = {scale: given.get(scale) for scale in SCALES}
             yield f", item {item!r}", form, rater, item, values, str(given.get("comment") or "")
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}); download it again") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror}); check the path") from None
     except (KeyError, TypeError, AttributeError, ValueError):
         raise InputError(f"{path}: not a file of this form; it needs form, rater and ratings") from None
 

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mentalglm_jax.data.explain.prompts import Message
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import write_json
+from mentalglm_jax.foreign import parse_json, read_text
 
 _LONGEST_WAIT = 120.0  # seconds, also when the server asks for more
 CONTENT_FILTER = "content_filter"  # ``Answer.finish`` of a request that the server's filter refused
@@ -98,8 +99,8 @@ class AnswerCache:
     def get(self, key: str) -> Answer | None:
         """The answer kept under ``key``; None if there is none, or its file is damaged (it will be asked again)."""
         try:
-            return Answer(**json.loads(self._path(key).read_text(encoding="utf-8"))["answer"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return Answer(**parse_json(read_text(self._path(key)), key)["answer"])
+        except (OSError, InputError, KeyError, TypeError):
             return None
 
     def put(self, key: str, asked: dict[str, Any], answer: Answer) -> None:
@@ -116,8 +117,8 @@ class AnswerCache:
         paid = [(a.prompt_tokens, a.completion_tokens)
                 for path in self._directory.glob("??/*.json") if (a := self.get(path.stem))]  # fmt: skip
         for path in self._directory.glob(f"{_UNUSED}/*.json"):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                found = json.loads(path.read_text(encoding="utf-8"))
+            with contextlib.suppress(OSError, InputError, ValueError, KeyError, TypeError):
+                found = parse_json(read_text(path), str(path))
                 paid.append((int(found["prompt_tokens"]), int(found["completion_tokens"])))
         return sum(prompt for prompt, _ in paid), sum(completion for _, completion in paid)
 

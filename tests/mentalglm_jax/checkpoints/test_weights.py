@@ -442,7 +442,7 @@ FAULTS = {
     "in two shards": (duplicated, "is also in a.safetensors"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json: missing"),
     "config not JSON": (lambda d: (d / "config.json").write_text("{"), "config.json: not readable as JSON"),
-    "config not text": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe{}"), "config.json:1: not UTF-8"),
+    "config not text": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe{}"), "config.json:1: cannot be read as UTF-8"),
     "config a list": (lambda d: (d / "config.json").write_text("[]"), "must hold a JSON object"),
     "config incomplete": (config(hidden_size=...), "hidden_size.*missing"),
     "config of another model": (config(model_type="llama"), "llama.*is not glm"),

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.text.tokenizer import BUILTIN, SPECIALS, SPLIT, GlmTokenizer, ToolsIgnoredWarning
+from mentalglm_jax.text.tokenizer import BUILTIN, SPECIALS, GlmTokenizer, ToolsIgnoredWarning
+from mentalglm_jax.text.tokenizer_files import SPLIT
 
 RANKS = 151329  # tokens in GLM-4's tokenizer.model; its special tokens follow
 TEXTS = ["it's 12345 days,  ok?\n\n  yes ", "我最近睡不着。\n", "", " <|user|>\r\n", "naïve e\u0301 🙂\x00", "  \t x"]
