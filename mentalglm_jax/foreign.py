@@ -91,7 +91,7 @@ def read_text(path: Path, most: int = MAX_JSON_BYTES) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: cannot be read as UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise InputError(f"{path}:{line}: cannot be read as UTF-8 text (byte {error.start}); save it anew") from None
 
 
 def read_json(path: Path, most: int = MAX_JSON_BYTES, hint: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import MAX_DEPTH, check_json, first_line, open_file, raw_decode
@@ -48,7 +48,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
         raise InputError(f"{path}: cannot read ({error.strerror})") from None
 
 
-def _opened(path: Path, encoding: str, newline: str | None) -> TextIO:
+def _opened(path: Path, encoding: str, newline: str | None) -> io.TextIOWrapper:
     return io.TextIOWrapper(open_file(path), encoding=encoding, newline=newline)
 
 
@@ -162,7 +162,7 @@ def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
 class _ListReader:
     """A window on the file: what is before ``_at`` is done, ``_line`` is the line of ``_at``."""
 
-    def __init__(self, path: Path, file: TextIO):
+    def __init__(self, path: Path, file: io.TextIOWrapper):
         self._path, self._file = path, file
         self._text, self._at, self._line = "", 0, 1
 
