@@ -41,8 +41,8 @@ def inside(directory: Path, name: str) -> Path:
         InputError: the name or its link leads outside, or there is no such file.
     """
     path = directory / name
-    if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
-        raise InputError(f"{directory}: refers to the file {name!r}, which is outside the directory")
+    if Path(name).name != name or name in ("", ".", "..") or "\0" in name or len(name) > 255:
+        raise InputError(f"{directory}: refers to the file {short(name)}, which is outside the directory")
     try:
         target, root = path.resolve(strict=True), directory.resolve()
     except (OSError, RuntimeError, ValueError) as error:

@@ -6,7 +6,7 @@ are shown escaped and do nothing: no colour, no cursor, no second line, no failu
 
 import json
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,10 +17,9 @@ def inert(text: str) -> str:
     """``text`` with control characters, line and direction marks and halves of surrogate pairs escaped."""
     if text.isprintable():
         return text
-    return "".join(
-        one if one.isprintable() or one in "\u3000\u00a0" else one.encode("unicode_escape").decode("ascii")
-        for one in text
-    )
+    spaces = "\u3000\u00a0"  # no control characters, though Python does not print them
+    shown = (one if one.isprintable() or one in spaces else one.encode("unicode_escape").decode("ascii") for one in text)
+    return "".join(shown)
 
 
 def cell(text: object) -> Text:
@@ -53,7 +52,7 @@ def print_json(value: Any) -> None:
     sys.stdout.write("".join(f"\\u{ord(one):04x}" if "\x7f" <= one <= "\x9f" else one for one in text) + "\n")
 
 
-def forgiving(stream: TextIO) -> None:
+def forgiving(stream: Any) -> None:
     """What an encoding cannot say is escaped: ``LC_ALL=C`` or ``PYTHONIOENCODING=ascii`` is no reason to fail."""
     if (change := getattr(stream, "reconfigure", None)) is not None:
         change(errors="backslashreplace")

@@ -119,14 +119,14 @@ class GlmTokenizer:
         path, old = directory / "tokenizer.json", directory / "tokenizer.model"
         has_config = (directory / "tokenizer_config.json").exists()
         config = read_json(directory / "tokenizer_config.json", MAX_CONFIG_BYTES) if has_config else {}
-        if path.is_file():
+        if path.exists() or path.is_symlink():
             backend = read_tokenizer(path)
-        elif old.is_file():
+        elif old.exists():
             path, backend = old, from_tiktoken(inside(directory, old.name), config)
         else:
             raise InputError(f"{path}: no such file, nor {old.name}; a directory with one of the two is needed")
         template = directory / "chat_template.jinja"
-        if template.is_file():
+        if template.exists():
             text = read_text(inside(directory, template.name), MAX_TEMPLATE_BYTES)
         else:
             text = config.get("chat_template")
