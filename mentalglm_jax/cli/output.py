@@ -12,13 +12,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+MOST = 1000  # characters of a line that is no result
+
 
 def inert(text: str) -> str:
     """``text`` with control characters, line and direction marks and halves of surrogate pairs escaped."""
     if text.isprintable():
         return text
     spaces = "\u3000\u00a0"  # no control characters, though Python does not print them
-    shown = (one if one.isprintable() or one in spaces else one.encode("unicode_escape").decode("ascii") for one in text)
+    shown = (
+        one if one.isprintable() or one in spaces else one.encode("unicode_escape").decode("ascii") for one in text
+    )
     return "".join(shown)
 
 
@@ -38,8 +42,9 @@ def say(line: str | Table, console: Console | None = None, style: str | None = N
 
 
 def complain(line: str) -> None:
-    """One line on stderr."""
-    sys.stderr.write(inert(line) + "\n")
+    """One line on stderr, of a length that can be read."""
+    line = inert(line)
+    sys.stderr.write((line if len(line) <= MOST else f"{line[: MOST - 1]}…") + "\n")
 
 
 def print_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -198,13 +199,14 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
             sizes = [group.column(c).total_uncompressed_size for group in groups for c in range(group.num_columns)]
             if (largest := max([0, *sizes])) > _MOST_COLUMN:
                 raise InputError(f"{path}: a column of {largest} bytes is too large; write smaller row groups")
-            for batch in file.iter_batches(batch_size=256):
+            for batch in file.iter_batches(batch_size=16):
                 for row in batch.to_pylist():
                     yield (number := number + 1), row
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError, pyarrow.ArrowException) as error:  # UnicodeDecodeError among them
-        raise InputError(f"{path}: not a Parquet file that can be read ({first_line(error)})") from None
+        reason = re.sub(r"\w+(Exception|Error): ", "", first_line(error))
+        raise InputError(f"{path}: not a Parquet file that can be read ({reason})") from None
 
 
 def _write_parquet(path: Path, records: Iterable[Record]) -> None:

@@ -74,7 +74,7 @@ class Run:
                 self._state = read_json(self._file)
                 differing = differences(self._state["recipe"], wanted)
                 stages = self._state["stages"]
-                if not all(isinstance(found, dict) for found in (stages, *stages.values())):
+                if not all(isinstance(found, dict) for found in (self._state["recipe"], stages, *stages.values())):
                     raise TypeError("stages")
             except (InputError, KeyError, TypeError, AttributeError):
                 raise InputError(f"{self._file}: damaged; delete {self.dir} or choose another run_dir") from None

@@ -56,7 +56,9 @@ def write_adapter(directory: Path) -> Path:
     (directory / "adapter_config.json").write_text(json.dumps(to_peft(LORA, None)))
     model = abstract_model(CONFIG)
     shapes = _shapes(model, LORA, resolve(model, LORA))
-    save_file({key: np.ones(shape, np.float32) for key, shape in shapes.items()}, directory / "adapter_model.safetensors")
+    save_file(
+        {key: np.ones(shape, np.float32) for key, shape in shapes.items()}, directory / "adapter_model.safetensors"
+    )
     return directory
 
 
@@ -74,9 +76,7 @@ def edit(name: str, **changes: Any) -> Damage:
 
 def text(name: str, content: str | bytes) -> Damage:
     """Replaces a file."""
-    return lambda directory: (directory / name).write_bytes(
-        content if isinstance(content, bytes) else content.encode()
-    )
+    return lambda directory: (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def key_text(name: str, key: str, raw: str) -> Damage:

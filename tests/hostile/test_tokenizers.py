@@ -40,7 +40,9 @@ def split(expression):
 
 
 def added(**changes):
-    return tokenizer(lambda t: t["added_tokens"].append(t["added_tokens"][0] | {"id": 2560, "content": "<x>"} | changes))
+    return tokenizer(
+        lambda t: t["added_tokens"].append(t["added_tokens"][0] | {"id": 2560, "content": "<x>"} | changes)
+    )
 
 
 @contextlib.contextmanager
