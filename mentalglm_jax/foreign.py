@@ -135,12 +135,11 @@ def parse_json(text: str | bytes, where: str, hint: str = "") -> Any:
         check_json(value, text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{where}: not readable as JSON ({error.msg}, line {error.lineno}, column {error.colno})"
-            f"{hint and '; ' + hint}"
+            f"{where}: not JSON ({error.msg}, line {error.lineno}, column {error.colno}){hint and '; ' + hint}"
         ) from None
     except (ValueError, RecursionError) as error:
         what = f"more than {MAX_DEPTH} levels" if isinstance(error, RecursionError) else first_line(error)
-        raise InputError(f"{where}: not readable as JSON ({what}){hint and '; ' + hint}") from None
+        raise InputError(f"{where}: not JSON ({what}){hint and '; ' + hint}") from None
     return value
 
 

@@ -281,7 +281,8 @@ def _check_header(file: Path) -> int:
             length = int.from_bytes(handle.read(8), "little")
             if length > MAX_HEADER_BYTES:
                 raise InputError(f"{file}: a header of {length} bytes is not that of a GLM-4 checkpoint")
-            header = parse_json(handle.read(length).rstrip(b"\0"), f"{file}: header", "download it again")
+            what = f"{file}: not a readable safetensors file; its header"
+            header = parse_json(handle.read(length), what, "download it again")
     except OSError as error:
         raise InputError(f"{file}: not a readable safetensors file ({first_line(error)}); download it again") from error
     if not isinstance(header, dict):

@@ -9,7 +9,6 @@ files.
 """
 
 import functools
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.rows import Row, make_records, shown
 from mentalglm_jax.data.tables import check_width, read_json_list, read_lines, read_named_rows, read_table
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import parse_json
 from mentalglm_jax.text import tasks
 
 SOS_HL_1K, SOS_1K, SOCIALCD_3K, PATHWAYS, C_IMHI = "sos_hl_1k", "sos_1k", "socialcd_3k", "pathways", "c_imhi"
@@ -102,12 +102,9 @@ def _sos_chat_rows(path: Path) -> Iterator[Row]:
     """One chat a line: the last user message is the post, the assistant's answer the label."""
     for line, text in read_lines(path):
         try:
-            by_role = {message["role"]: message["content"] for message in json.loads(text)["messages"]}
+            found = parse_json(text, f"{path}:{line}", "fix or delete the line")
+            by_role = {message["role"]: message["content"] for message in found["messages"]}
             post, said = by_role["user"], by_role["assistant"]
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}:{line}: not JSON ({error.msg}, column {error.colno}); fix or delete the line"
-            ) from None
         except (KeyError, TypeError):
             raise InputError(
                 f"{path}:{line}: expected {{'messages': [...]}} with a user and an assistant message; fix the line"

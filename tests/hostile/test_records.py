@@ -117,7 +117,8 @@ def test_parquet_round_trip(tmp_path):
 
 
 PARQUETS = {
-    "empty": b"", "text": b"x" * 100, "marks only": b"PAR1PAR1", "footer beyond": b"PAR1" + struct.pack("<I", 1 << 30) + b"PAR1",
+    "empty": b"", "text": b"x" * 100, "marks only": b"PAR1PAR1",
+    "footer beyond": b"PAR1" + struct.pack("<I", 1 << 30) + b"PAR1",
     "footer of noise": b"PAR1" + bytes(range(200)) + struct.pack("<I", 200) + b"PAR1",
 }  # fmt: skip
 

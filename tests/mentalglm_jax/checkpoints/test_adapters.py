@@ -421,7 +421,7 @@ def without_weights(directory: Path):
 KEY = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
 FAULTS = {
     "no config": (lambda d: (d / "adapter_config.json").unlink(), "adapter_config.json: missing"),
-    "config not JSON": (lambda d: (d / "adapter_config.json").write_text("r: 8"), "not readable as JSON"),
+    "config not JSON": (lambda d: (d / "adapter_config.json").write_text("r: 8"), "not JSON"),
     "not LoRA": (change(peft_type="IA3"), "peft_type is 'IA3'"),
     "no type": (change(peft_type=...), "peft_type is None"),
     "no rank": (change(r=...), "r missing"),

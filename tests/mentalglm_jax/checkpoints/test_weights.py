@@ -413,7 +413,7 @@ FAULTS = {
     "not JSON": (raw_header(b"{{{{"), "not a readable safetensors file"),
     "nested JSON": (raw_header(b"[" * 100_000), "not a readable safetensors file"),
     "name twice": (
-        raw_header(json.dumps({"v": ONE, "w": ONE}).replace("v", "w").encode(), b"0000"), "names w more than once"
+        raw_header(json.dumps({"v": ONE, "w": ONE}).replace("v", "w").encode(), b"0000"), "the key .w. stands more than once"
     ),
     "shape lies": (raw_header({"w": ONE | {"shape": [2]}}, b"0000"), "not a readable safetensors file"),
     "offsets lie": (raw_header({"w": ONE | {"data_offsets": [0, 400]}}, b"0000"), "not a readable safetensors file"),
@@ -441,7 +441,7 @@ FAULTS = {
     "index is a list": (indexed(lambda right: [1]), "weight_map must map"),
     "in two shards": (duplicated, "is also in a.safetensors"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json: missing"),
-    "config not JSON": (lambda d: (d / "config.json").write_text("{"), "config.json: not readable as JSON"),
+    "config not JSON": (lambda d: (d / "config.json").write_text("{"), "config.json: not JSON"),
     "config not text": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe{}"), "config.json:1: cannot be read as UTF-8"),
     "config a list": (lambda d: (d / "config.json").write_text("[]"), "must hold a JSON object"),
     "config incomplete": (config(hidden_size=...), "hidden_size.*missing"),

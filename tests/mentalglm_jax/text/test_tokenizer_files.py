@@ -230,7 +230,7 @@ FAULTS = {
     "specials of another model": (
         config(added_tokens_decoder={"259": {"content": "<s>"}}), "is this a GLM-4 tokenizer"
     ),
-    "config not JSON": (lambda d: (d / "tokenizer_config.json").write_text("{"), "not readable as JSON"),
+    "config not JSON": (lambda d: (d / "tokenizer_config.json").write_text("{"), "not JSON"),
     "model linked": (linked("tokenizer.model"), "link to a file outside"),
     "template linked": (linked("chat_template.jinja"), "link to a file outside"),
     "tokenizer.json linked": (linked("tokenizer.json"), "link to a file outside"),
