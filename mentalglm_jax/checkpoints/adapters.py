@@ -29,6 +29,7 @@ from mentalglm_jax.checkpoints.adapter_formats import (
 )
 from mentalglm_jax.checkpoints.hf_files import (
     DTYPES,
+    MAX_CONFIG_BYTES,
     PICKLES,
     TensorFiles,
     TensorSource,
@@ -42,7 +43,7 @@ from mentalglm_jax.checkpoints.peft_keys import as_computed, base_copies
 from mentalglm_jax.devices.distributed import gathered
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, write_json, write_text
-from mentalglm_jax.foreign import inside, read_json, some
+from mentalglm_jax.foreign import inside, parse_json, read_json, short, some
 from mentalglm_jax.model.glm import Glm, GlmConfig, Linear
 from mentalglm_jax.model.lora import (
     EMBEDDING,
@@ -55,6 +56,7 @@ from mentalglm_jax.model.lora import (
     linears,
     module_names,
     remove_lora,
+    resolve,
 )
 
 CONFIG = "adapter_config.json"
@@ -116,7 +118,7 @@ def load_adapter(model: Glm, directory: str | Path) -> None:
         raise InputError(f"{directory}: no such adapter directory")
     if has_lora(model):
         raise InputError("load_adapter: the model already has an adapter; merge or remove it first")
-    raw = read_json(directory / CONFIG)
+    raw = read_json(directory / CONFIG, MAX_CONFIG_BYTES)
     if not (directory / WEIGHTS).exists():
         pickles = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLES)
         reason = f"only pickles are there ({some(pickles)}), which could run code" if pickles else "it is missing"
@@ -134,10 +136,12 @@ def load_adapter(model: Glm, directory: str | Path) -> None:
     else:
         found, config = _translate(model, raw, found, directory / CONFIG)
     try:
-        add_lora(model, config, nnx.Rngs(0))
+        specs = resolve(model, config)
     except InputError as error:
         raise InputError(f"{directory / CONFIG}: {error}") from error
+    _check_shapes(_shapes(model, config, specs), found, directory / WEIGHTS)  # before anything is allocated
     try:
+        add_lora(model, config, nnx.Rngs(0))
         _fill(model, found, directory / WEIGHTS)
     except BaseException:
         remove_lora(model)
@@ -155,7 +159,7 @@ def trained_rope_theta(directory: str | Path) -> float | None:
     try:
         return None if stated is None else float(stated)
     except ValueError as error:
-        raise InputError(f"{file}: its rope_theta {stated!r} is not a number; save the adapter again") from error
+        raise InputError(f"{file}: its rope_theta {short(stated)} is not a number; save the adapter again") from error
 
 
 class _Entry(NamedTuple):
@@ -258,17 +262,17 @@ def _check_base(model: Glm, files: TensorFiles, directory: Path) -> None:
     stated = files.metadata.get("rope_theta")
     if stated is not None and stated != repr(model.config.rope_theta):
         raise InputError(
-            f"{directory}: trained on a base with rope_theta {stated}, this model has {model.config.rope_theta!r}; "
-            f"load the base with rope_theta={stated}"
+            f"{directory}: trained on a base with rope_theta {stated[:40]}, this model has "
+            f"{model.config.rope_theta!r}; load the base with rope_theta={stated[:40]}"
         )
     try:
-        base = json.loads(files.metadata.get("base", "{}"))
+        base = parse_json(files.metadata.get("base", "{}"), f"{directory / WEIGHTS}: its base")
         differing = [(name, base[name], value) for name, value in _identity(model.config).items()
                      if name in base and base[name] != value]  # fmt: skip
-    except (ValueError, TypeError) as error:
+    except TypeError as error:
         raise InputError(f"{directory}: what {WEIGHTS} says of its base is damaged ({error})") from error
     if differing:
-        stated = ", ".join(f"{name} {theirs}" for name, theirs, _ in differing)
+        stated = ", ".join(f"{name} {short(theirs)}" for name, theirs, _ in differing)
         found = ", ".join(str(ours) for *_, ours in differing)
         raise InputError(f"{directory}: trained on another base: with {stated}; this model has {found}")
 
@@ -311,36 +315,59 @@ def _translate(
     return left | made, config
 
 
-def _fill(model: Glm, found: dict[str, _Entry], file: Path) -> None:
-    slots = _slots(model)
+def _shapes(model: Glm, config: LoraConfig, specs: Mapping[str, tuple[Spec | None, ...]]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the adapter that ``config`` asks for, by its key in the file: the keys of ``_slots``."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    saved = config.modules_to_save
+    for path, linear in linears(model):
+        *_, inputs, outputs = linear.kernel.shape
+        if path in saved:
+            shapes[f"{PREFIX}{path}.weight"] = (outputs, inputs)
+            continue
+        names = module_names(path, model.config.num_hidden_layers)
+        for name, spec in zip(names, specs.get(path, ()), strict=False):
+            if spec is not None:
+                shapes[f"{PREFIX}{name}.lora_A.weight"] = (spec.rank, inputs)
+                shapes[f"{PREFIX}{name}.lora_B.weight"] = (outputs, spec.rank)
+                if config.use_dora:
+                    shapes[f"{PREFIX}{name}.lora_magnitude_vector"] = (outputs,)
+    if "embed_tokens" in saved:
+        shapes[f"{PREFIX}{EMBEDDING}.weight"] = model.embed_tokens.embedding.shape
+    return shapes
+
+
+def _check_shapes(shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, _Entry], file: Path) -> None:
     faults = []
     for what, names in (
-        ("missing", [key for key in slots if key not in found]),
-        ("unexpected", [entry.name for key, entry in found.items() if key not in slots]),
+        ("missing", [key for key in shapes if key not in found]),
+        ("unexpected", [entry.name for key, entry in found.items() if key not in shapes]),
     ):
         if names:
             faults.append(f"{len(names)} tensor{'s' * (len(names) > 1)} {what}: {some(sorted(names))}")
-    wrong, bad = [], []
+    wrong = [
+        f"{found[key].name} {found[key].dtype}{list(found[key].shape)} instead of {list(shape)}"
+        for key, shape in shapes.items()
+        if key in found and (found[key].shape != shape or found[key].dtype not in DTYPES)
+    ]
+    if wrong:
+        faults.append(f"{len(wrong)} of wrong shape or dtype (another base or rank?): {some(wrong)}")
+    if faults:
+        raise InputError(f"{file}: does not fit adapter_config.json and this base: {'; '.join(faults)}")
+
+
+def _fill(model: Glm, found: Mapping[str, _Entry], file: Path) -> None:
+    bad = []
     stacks: dict[int, tuple[nnx.Variable, np.ndarray]] = {}
-    for key, slot in slots.items():
-        if key not in found:
-            continue
+    for key, slot in _slots(model).items():
         entry = found[key]
         if id(slot.variable) not in stacks:  # the values are kept where the file has none: layers without an adapter
             stacks[id(slot.variable)] = slot.variable, _unfilled(slot.variable, key)
         place = slot.view(stacks[id(slot.variable)][1])
-        if entry.shape != place.shape or entry.dtype not in DTYPES:
-            wrong.append(f"{entry.name} {entry.dtype}{list(entry.shape)} instead of {list(place.shape)}")
-            continue
         place[...] = entry.read()
         if not np.isfinite(place).all():
             bad.append(entry.name)
-    if wrong:
-        faults.append(f"{len(wrong)} of wrong shape or dtype (another base or rank?): {some(wrong)}")
     if bad:
-        faults.append(f"NaN or infinity in {some(bad)}")
-    if faults:
-        raise InputError(f"{file}: does not fit adapter_config.json and this base: {'; '.join(faults)}")
+        raise InputError(f"{file}: does not fit adapter_config.json and this base: NaN or infinity in {some(bad)}")
     for variable, stack in stacks.values():
         variable.set_value(jnp.asarray(stack))
 

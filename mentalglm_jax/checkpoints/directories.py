@@ -24,6 +24,7 @@ from mentalglm_jax.checkpoints.hf_files import (
     DTYPE_NAMES,
     DTYPES,
     INDEX,
+    MAX_CONFIG_BYTES,
     SINGLE,
     TOKENIZER_FILES,
     Checkpoint,
@@ -348,7 +349,7 @@ def convert(
     generation = checkpoint.directory / "generation_config.json"
     contents = _Contents(
         config_dict,
-        generation_config(config, read_json(generation) if generation.exists() else {}),
+        generation_config(config, read_json(generation, MAX_CONFIG_BYTES) if generation.exists() else {}),
         _tokenizer_of(checkpoint.directory, layout),
     )
     _write(Path(target), contents, write, check)

@@ -5,7 +5,6 @@ opened, and headers are checked before any tensor is touched. Reading and writin
 which tensor means what is told by ``weights.py``.
 """
 
-import collections
 import json
 import os
 import re
@@ -21,7 +20,16 @@ from safetensors import SafetensorError, safe_open
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json
-from mentalglm_jax.foreign import first_line, inside, read_json, some
+from mentalglm_jax.foreign import (
+    MAX_TOKENIZER_BYTES,
+    first_line,
+    inside,
+    open_file,
+    parse_json,
+    read_bytes,
+    read_json,
+    some,
+)
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -34,6 +42,8 @@ SINGLE = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
                    "added_tokens.json", "chat_template.jinja")  # fmt: skip
 MAX_HEADER_BYTES = 16 << 20  # 40 layers need about 50 kB
+MAX_CONFIG_BYTES = 1 << 20  # config.json, generation_config.json, adapter_config.json
+MAX_INDEX_BYTES = 32 << 20
 MAX_TENSORS = 100_000  # over all shards; 61 layers have about 900
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -109,12 +119,12 @@ class Checkpoint(TensorFiles, ModelFiles):
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self.config: dict[str, Any] = read_json(directory / "config.json")
+        self.config: dict[str, Any] = read_json(directory / "config.json", MAX_CONFIG_BYTES)
         index_path = directory / INDEX
         if (directory / SINGLE).exists():
             super().__init__([inside(directory, SINGLE)])
         elif index_path.exists():
-            placed = read_json(index_path).get("weight_map")
+            placed = read_json(index_path, MAX_INDEX_BYTES).get("weight_map")
             if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
                 raise InputError(f"{index_path}: weight_map must map tensor names to file names")
             shards = {name: inside(directory, name) for name in sorted(set(placed.values()))}
@@ -257,7 +267,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     if not names:
         raise InputError(f"{source}: no tokenizer files found ({some(TOKENIZER_FILES[:3])})")
     for name in names:
-        data = inside(source, name).read_bytes()
+        data = read_bytes(inside(source, name), MAX_TOKENIZER_BYTES)
         if name != "tokenizer_config.json":
             (target / name).write_bytes(data)
             continue
@@ -271,17 +281,15 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 def _check_header(file: Path) -> int:
     """The number of entries of a header, which must be JSON of moderate size that names each tensor once."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(value := dict(pairs)) != len(pairs):
-            counts = collections.Counter(name for name, _ in pairs)
-            raise InputError(f"{file}: header names {some(n for n in value if counts[n] > 1)} more than once")
-        return value
-
     try:
-        with file.open("rb") as handle:
+        with open_file(file) as handle:
             length = int.from_bytes(handle.read(8), "little")
             if length > MAX_HEADER_BYTES:
                 raise InputError(f"{file}: a header of {length} bytes is not that of a GLM-4 checkpoint")
-            return len(json.loads(handle.read(length), object_pairs_hook=once))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+            what = f"{file}: not a readable safetensors file; its header"
+            header = parse_json(handle.read(length), what, "download it again")
+    except OSError as error:
         raise InputError(f"{file}: not a readable safetensors file ({first_line(error)}); download it again") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{file}: not a readable safetensors file (its header is no object); download it again")
+    return len(header)

@@ -10,6 +10,7 @@ them (a kernel's chunks are column-major), so that converting moves bytes and tr
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +20,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from mentalglm_jax.checkpoints.hf_files import DTYPE_NAMES, DTYPES, ModelFiles, TensorInfo
+from mentalglm_jax.checkpoints.hf_files import DTYPE_NAMES, DTYPES, MAX_CONFIG_BYTES, ModelFiles, TensorInfo
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.foreign import read_json
 
 PARAMS = "params"
 CHUNK_BYTES = 32 << 20
+MAX_FILES = 1_000_000
 _ZARR_TYPES = {"F32": "<f4", "BF16": "bfloat16", "F16": "<f2"}
 
 
@@ -37,10 +39,10 @@ class OrbaxCheckpoint(ModelFiles):
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self.config: dict[str, Any] = read_json(directory / "config.json")
+        self.config: dict[str, Any] = read_json(directory / "config.json", MAX_CONFIG_BYTES)
         self._params = (directory / PARAMS).absolute()
-        if links := [path for path in (self._params, *self._params.rglob("*")) if path.is_symlink()]:
-            raise InputError(f"{links[0]}: is a link; put the file itself there")
+        _check_files(self._params)
+        self._zarr3 = bool(read_json(self._params / "_METADATA").get("use_zarr3"))
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 tree = checkpointer.metadata(self._params).item_metadata.tree
@@ -85,19 +87,39 @@ class OrbaxCheckpoint(ModelFiles):
     def _store(self, path: str) -> Any:
         if self._open is None or self._open[0] != path:
             try:
-                self._open = path, ts.open(self._spec(path), open=True, read=True).result()
+                store = ts.open(self._spec(path), open=True, read=True).result()
             except Exception as error:
                 raise InputError(f"{self._params}: cannot read parameter {path} ({reason(error)})") from error
+            chunk, shape = store.chunk_layout.read_chunk.shape, self.tensors[path].shape
+            if tuple(store.shape) != shape or any(
+                part is not None and part > size for part, size in zip(chunk or (), shape, strict=False)
+            ):
+                raise InputError(  # a chunk is decoded whole, however little of it is wanted
+                    f"{self._params}: parameter {path} has shape {list(store.shape)} in chunks of {list(chunk or ())}, "
+                    f"wanted {list(shape)}"
+                )
+            self._open = path, store
         return self._open[1]
 
     def _spec(self, path: str) -> dict[str, Any]:
-        stored = read_json(self._params / "_METADATA")
         if (self._params / "manifest.ocdbt").exists():  # how Orbax itself saves a tree
             kvstore = {"driver": "ocdbt", "base": f"file://{self._params}/", "path": f"{path}/"}
         else:
             kvstore = {"driver": "file", "path": f"{self._params / path}/"}
-        driver = "zarr3" if stored.get("use_zarr3") else "zarr"
+        driver = "zarr3" if self._zarr3 else "zarr"
         return {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
+
+
+def _check_files(params: Path) -> None:
+    """Only files and directories below ``params``, and not without end: a FIFO would be waited for, a link followed."""
+    for number, path in enumerate((params, *params.rglob("*"))):
+        kind = path.lstat().st_mode
+        if stat.S_ISLNK(kind):
+            raise InputError(f"{path}: is a link; put the file itself there")
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            raise InputError(f"{path}: is neither a file nor a directory; remove it")
+        if number > MAX_FILES:
+            raise InputError(f"{params}: more than {MAX_FILES} files are not those of a checkpoint")
 
 
 def _dotted(path: Iterable[Any]) -> str:

@@ -1,13 +1,12 @@
 """PEFT's ``adapter_config.json`` <-> ``LoraConfig``. What PEFT can say and this model can not is refused by name."""
 
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.foreign import some
-from mentalglm_jax.model.lora import LoraConfig, matches, selects
+from mentalglm_jax.foreign import FLOAT32_MAX, Fields, short, some
+from mentalglm_jax.model.lora import MAX_ENTRIES, MAX_RANK, LoraConfig, matches, selects
 
 PEFT_VERSION = "0.21.2"
 # Every key of PEFT's LoraConfig that this model has no counterpart for, with the values that switch it off.
@@ -98,38 +97,33 @@ def from_peft(
         return InputError(f"{file}: {reason}")
 
     if raw.get("peft_type") != "LORA":
-        raise refuse(f"peft_type is {raw.get('peft_type')!r}; only LORA adapters can be loaded")
+        raise refuse(f"peft_type is {short(raw.get('peft_type'))}; only LORA adapters can be loaded")
     if missing := [key for key in ("r", "lora_alpha", "target_modules") if raw.get(key) is None]:
         raise refuse(f"{some(missing)} missing; PEFT's defaults differ between versions, so they must be stated")
     unsupported = [
-        f"{key}={value!r}"
+        f"{short(key)[1:-1]}={short(value)}"
         for key, value in raw.items()
         if (key in SWITCHED_OFF and value is not None and value not in SWITCHED_OFF[key])
         or (key not in SWITCHED_OFF and key not in UNDERSTOOD and value not in (None, False, [], {}))
     ]
     init = str(raw.get("init_lora_weights", True)).lower()
     if init.startswith(BASE_CHANGING_INIT):
-        unsupported.append(f"init_lora_weights={init!r}")
+        unsupported.append(f"init_lora_weights={short(init)}")
     if unsupported:
         raise refuse(f"not supported: {some(unsupported, 8)}; merge the adapter with PEFT and load the merged model")
-    for key, kinds in (("r", int), ("lora_alpha", int | float), ("lora_dropout", int | float), ("use_rslora", bool),
-                       ("use_dora", bool), ("rank_pattern", dict), ("alpha_pattern", dict)):  # fmt: skip
-        value = raw.get(key)
-        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)):
-            raise refuse(f"{key} has the wrong type, found {value!r}")
+    read = Fields(raw, str(file))
+    rank, alpha = read.integer("r", 1, MAX_RANK), read.number("lora_alpha")
+    dropout = read.number("lora_dropout", 0.0, 1.0, 0.0)
+    rslora, dora = read.flag("use_rslora", False), read.flag("use_dora", False)
     for key in ("target_modules", "exclude_modules", "modules_to_save"):
-        value = raw.get(key)
-        listed = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        if value is not None and not listed and not (isinstance(value, str) and key != "modules_to_save"):
-            raise refuse(f"{key} must be a list of names or a regular expression, found {value!r}")
-    layers = raw.get("layers_to_transform")
-    layers = [layers] if isinstance(layers, int) else layers
-    if layers is not None and not (isinstance(layers, list) and all(type(layer) is int for layer in layers)):
-        raise refuse(f"layers_to_transform must be a list of layer numbers, found {layers!r}")
-    for key, kinds in (("rank_pattern", int), ("alpha_pattern", int | float)):
-        for name, value in (raw.get(key) or {}).items():
-            if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
-                raise refuse(f"{key} for {name} is {value!r}, not a number")
+        if not isinstance(raw.get(key), str) or key == "modules_to_save":
+            read.texts(key, None, MAX_ENTRIES)
+    layers = read.integers("layers_to_transform", -(1 << 31), 1 << 31, None)
+    for key, low, high, kinds in (("rank_pattern", 1, MAX_RANK, (int,)),
+                                  ("alpha_pattern", -FLOAT32_MAX, FLOAT32_MAX, (int, float))):  # fmt: skip
+        for name, value in read.mapping(key, {}, MAX_ENTRIES).items():
+            if type(value) not in kinds or not low <= value <= high:
+                raise refuse(f"{key} for {short(name)} is {short(value)}, not a number from {low:g} to {high:g}")
 
     def rule(value: list[str] | str | None) -> tuple[str, ...] | str:
         if isinstance(value, str):
@@ -147,15 +141,15 @@ def from_peft(
         raise refuse(f"target_modules {some(raw['target_modules'])} selects nothing in this model")
     try:
         return kind(
-            rank=raw["r"],
-            alpha=float(raw["lora_alpha"]),
-            dropout=float(raw.get("lora_dropout") or 0.0),
+            rank=rank,
+            alpha=alpha,
+            dropout=dropout,
             target_modules=rule(raw["target_modules"]),
             exclude_modules=rule(raw.get("exclude_modules")),
-            layers_to_transform=tuple(layers) if layers else None,
+            layers_to_transform=layers or None,
             modules_to_save=tuple(name.rpartition(".")[2] for name in raw.get("modules_to_save") or ()),
-            use_rslora=bool(raw.get("use_rslora")),
-            use_dora=bool(raw.get("use_dora")),
+            use_rslora=rslora,
+            use_dora=dora,
             rank_pattern=tuple(table("rank_pattern")),
             alpha_pattern=tuple((name, float(value)) for name, value in table("alpha_pattern")),
         )

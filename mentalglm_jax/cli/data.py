@@ -1,7 +1,5 @@
 """``mentalglm data``: inspect, build and review data. Every command is one library call; prints no post."""
 
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
+from mentalglm_jax.cli.output import cell, print_json, say
 from mentalglm_jax.errors import InputError
 
 review_app = typer.Typer(no_args_is_help=True, help="People rate a sample of explanations.")
@@ -57,10 +55,10 @@ def data_inspect(
         _write_splits(scrub, kept)
         report["scrubbed"] = str(scrub)
     if json_:
-        _print_json(report)
+        print_json(report)
         return
     for line in inspection_lines(report):
-        Console().print(line if isinstance(line, Table) else _inert(line), soft_wrap=True, highlight=False)
+        say(line)
 
 
 def _write_splits(folder: Path, records: list[Any]) -> None:
@@ -86,9 +84,9 @@ def inspection_lines(report: dict[str, Any]) -> Iterator[Table | str]:
             for split, entry in splits.items():
                 lengths = entry["characters"]
                 labels = ", ".join(f"{label} {count}" for label, count in entry["labels"].items())
-                table.add_row(task, _inert(source), split, str(entry["records"]), str(entry["duplicates"]),
+                table.add_row(task, cell(source), split, str(entry["records"]), str(entry["duplicates"]),
                               str(entry["contact_rows"]), f"{lengths['median']}, {lengths['p95']}, {lengths['max']}",
-                              _inert(labels))  # fmt: skip
+                              cell(labels))  # fmt: skip
     yield table
     for kind, words in (("overlap", "train and held-out part of one source"), ("crossings", "across sources")):
         for entry in report[kind]:
@@ -124,7 +122,7 @@ def data_build(
             loaded, lambda done, total, text="": bar.update(task, completed=done, total=total, text=text), teacher
         )
     if json_:
-        _print_json(manifest)
+        print_json(manifest)
         return
     table = Table(show_edge=False, header_style="bold")
     table.add_column("check")
@@ -132,12 +130,11 @@ def data_build(
     for name, entry in manifest["checks"].items():
         rate = "too few" if entry["rate"] is None else f"{entry['rate']:.1%}"
         table.add_row(name, f"{entry['passed']}/{entry['n']} ({rate})")
-    Console().print(table)
+    say(table)
     counts, stats = manifest["records"], manifest["teacher"]
-    Console().print(f"{counts['accepted']} of {counts['asked']} explanations kept; teacher: "
-                    f"{', '.join(f'{what} {count}' for what, count in sorted(stats.items()))}", soft_wrap=True,
-                    highlight=False)  # fmt: skip
-    Console().print(_inert(f"{loaded.out}: written"), soft_wrap=True, highlight=False)
+    say(f"{counts['accepted']} of {counts['asked']} explanations kept; teacher: "
+        f"{', '.join(f'{what} {count}' for what, count in sorted(stats.items()))}\n"
+        f"{loaded.out}: written")  # fmt: skip
 
 
 @review_app.command("export")
@@ -173,10 +170,9 @@ def review_export(
         labels_by = "experts"
     made = export_review(records, out, count=count, seed=seed, language=language, labels_by=labels_by)
     if json_:
-        _print_json(made | {"out": str(out)})
+        print_json(made | {"out": str(out)})
     else:
-        Console().print(_inert(f"{out / 'review.html'}: {made['items']} explanations, form {made['form']}"),
-                        soft_wrap=True)  # fmt: skip
+        say(f"{out / 'review.html'}: {made['items']} explanations, form {made['form']}")
 
 
 @review_app.command("import")
@@ -191,7 +187,7 @@ def review_import(
 
     result = import_review(folder, ratings, accept_at=accept_at)
     if json_:
-        _print_json(result)
+        print_json(result)
         return
     table = Table(show_edge=False, header_style="bold")
     for name in ("scale", "mean", "Fleiss κ", "Krippendorff α", "rated by all"):
@@ -199,11 +195,11 @@ def review_import(
     for scale, entry in result["agreement"].items():
         values = (entry["mean"], entry["fleiss_kappa"], entry["krippendorff_alpha"])
         table.add_row(scale, *("–" if v is None else f"{v:.3f}" for v in values), str(entry["items_rated_by_all"]))
-    Console().print(table)
+    say(table)
     for one in result["disagreements"]:
-        Console().print(_inert(f"{one['id']}: apart on {', '.join(one['scales'])}"), highlight=False, soft_wrap=True)
+        say(f"{one['id']}: apart on {', '.join(one['scales'])}")
     counts = f"{result['accepted']} of {result['rated']} rated records accepted"
-    Console().print(f"{counts} ({len(result['raters'])} raters)", highlight=False)
+    say(f"{counts} ({len(result['raters'])} raters)")
 
 
 def local_teacher(config: Any, cache: Path) -> Any:
@@ -230,12 +226,3 @@ def local_teacher(config: Any, cache: Path) -> Any:
         return answer_text(tokenizer, ids), "stop" if ended else "length", len(prompt), len(ids)
 
     return LocalTeacher(config, AnswerCache(cache), model_fingerprint(model), complete)
-
-
-def _inert(text: str) -> Text:
-    """What a file says, on a terminal: no markup, no control character."""
-    return Text("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text))
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")

@@ -5,7 +5,6 @@ Results go to stdout (``--json``: one JSON object and nothing else), progress an
 """
 
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from mentalglm_jax.cli.data import data_app
+from mentalglm_jax.cli.output import cell, complain, forgiving, print_json, say
 from mentalglm_jax.devices.hardware import tpu_here
 from mentalglm_jax.errors import MentalGLMError
 
@@ -78,7 +78,7 @@ class ConsoleReporter:
 
     def say(self, line: str) -> None:
         """Prints a line of the stage, above its bar."""
-        self.console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+        say(f"  {line}", self.console)
 
     def close(self) -> None:
         """Removes the bar."""
@@ -105,15 +105,14 @@ def run(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, allo
     finally:
         reporter.close()
     if json_:
-        _print_json(summary)
+        print_json(summary)
         return
-    console = Console()
     for line in summary_lines(summary):
-        console.print(line)
-    console.print(f"\n{SAFETY}\n", style="dim")
-    console.print(f"summary  {loaded.run_dir / 'summary.json'}", soft_wrap=True)
+        say(line)
+    say(f"\n{SAFETY}\n", style="dim")
+    say(f"summary  {loaded.run_dir / 'summary.json'}")
     if (loaded.run_dir / "report.html").exists():
-        console.print(f"report   {loaded.run_dir / 'report.html'}", soft_wrap=True)
+        say(f"report   {loaded.run_dir / 'report.html'}")
 
 
 def summary_lines(summary: dict[str, Any]) -> list[Table]:
@@ -168,7 +167,7 @@ def train(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, al
     finally:
         reporter.close()
     last = loaded.run_dir / "stages" / loaded.stages[-1].name / "adapter"
-    _print_json({"adapter": str(last), "stages": result}) if json_ else Console().print(f"adapter  {last}")
+    print_json({"adapter": str(last), "stages": result}) if json_ else say(f"adapter  {last}")
 
 
 @app.command()
@@ -185,12 +184,12 @@ def plan(
     from mentalglm_jax.train.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_)
-    with _stderr().status(f"compiling for {topology} (minutes for a 9B model) ..."):
+    with _stderr().status(cell(f"compiling for {topology} (minutes for a 9B model) ...")):
         found = make_plan(loaded, topology, stage=stage)
     if json_:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
-        Console().print(plan_table(found))
+        say(plan_table(found))
     if not found.fits:
         raise typer.Exit(1)
 
@@ -200,7 +199,7 @@ def plan_table(found: "Plan") -> Table:
     shape, least, gib = found.shape, found.bound, 2**30
     memory = found.compiled or found.estimated
     source = "compiled" if found.compiled else "estimated; the compiler refused"
-    table = Table(title=f"{found.model}, stage {found.stage!r} on {found.topology}", title_justify="left",
+    table = Table(title=cell(f"{found.model}, stage {found.stage!r} on {found.topology}"), title_justify="left",
                   show_edge=False, header_style="bold")  # fmt: skip
     table.add_column("per device")
     table.add_column("", justify="right")
@@ -210,7 +209,7 @@ def plan_table(found: "Plan") -> Table:
         table.add_row(name, f"{value / gib:.2f} GiB")
     table.add_row("fits", "yes" if found.fits else "no")
     if found.advice:
-        table.add_row("turn", found.advice)
+        table.add_row("turn", cell(found.advice))
     sizes = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items())
     table.add_row("mesh", sizes, end_section=True)
     table.add_row("one step", f"{least.tokens:,} tokens: {shape.rows * shape.data * shape.fsdp} rows of {shape.length}"
@@ -260,13 +259,10 @@ def generate(
         reporter.close()
     found = count_unread(rows)
     if json_:
-        _print_json({"out": str(out), **found})
+        print_json({"out": str(out), **found})
     else:
-        Console().print(
-            f"{out}: {found['rows']} answers, {found['no_label']} without a readable label, {found['cut_off']} cut off "
-            f"by the token limit\n{SAFETY}",
-            soft_wrap=True,
-        )
+        say(f"{out}: {found['rows']} answers, {found['no_label']} without a readable label, {found['cut_off']} cut off "
+            f"by the token limit\n{SAFETY}")  # fmt: skip
 
 
 @app.command()
@@ -337,14 +333,14 @@ def evaluate(
             write_report(out, result, title=shown_name(model), compared=compared,
                          against="" if against is None else shown_name(str(against)))  # fmt: skip
     if json_:
-        _print_json({"tasks": result, "comparison": compared} if compared is not None else result)
+        print_json({"tasks": result, "comparison": compared} if compared is not None else result)
         return
-    Console().print(format_table(result))
+    say(format_table(result))
     if compared is not None:
-        Console().print(format_comparison(compared))
+        say(format_comparison(compared))
     if out is not None:
-        Console().print(f"report   {out / 'evaluation.html'}", soft_wrap=True)
-    Console().print(f"\n{SAFETY}", style="dim")
+        say(f"report   {out / 'evaluation.html'}")
+    say(f"\n{SAFETY}", style="dim")
 
 
 def _answer(
@@ -388,7 +384,7 @@ def leaderboard(
     if out is not None:
         with working_on(out):
             write_text(out, leaderboard_markdown(rows))
-    _print_json(rows) if json_ else Console().print(leaderboard_markdown(rows), soft_wrap=True, markup=False)
+    print_json(rows) if json_ else say(leaderboard_markdown(rows))
 
 
 @app.command()
@@ -407,12 +403,12 @@ def convert(
     check = reopen_with_transformers if to == "glm" and transformers_installed() else None
     convert_checkpoint(source, target, to, rope_theta, int(max_shard_gb * 1e9), check)
     if json_:
-        _print_json({"out": str(target), "layout": to, "opened_with_transformers": check is not None})
+        print_json({"out": str(target), "layout": to, "opened_with_transformers": check is not None})
         return
     opened = {"glm": "not opened with transformers, which is not installed", "chatglm": "for vLLM and llama.cpp; "
               "transformers has no code of its own for this layout", "orbax": "for mentalglm and Orbax"}  # fmt: skip
     note = "transformers opens it" if check is not None else opened[to]
-    Console().print(f"{target}: written in the {to} layout ({note})", soft_wrap=True)
+    say(f"{target}: written in the {to} layout ({note})")
 
 
 @app.command()
@@ -432,7 +428,7 @@ def export(
 
     out = out or run_dir / f"export-{to}"
     written = export_run(run_dir, to, out, stage=stage, push=push, public=public, base_name=base_name)
-    Console().print(f"{written}: written", soft_wrap=True)
+    say(f"{written}: written")
 
 
 @app.command()
@@ -442,18 +438,10 @@ def doctor(json_: AsJson = False) -> None:
 
     found = diagnose()
     if json_:
-        _print_json(found)
+        print_json(found)
         return
     for key, value in found.items():
-        Console().print(f"{key:<14} {value}", soft_wrap=True, highlight=False)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
-
-
-def _complain(line: str) -> None:
-    sys.stderr.write(line + "\n")
+        say(f"{key:<14} {value}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -461,12 +449,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        forgiving(stream)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if not tpu_here():  # libtpu, if it is installed for plans, would else fill stderr at every start of JAX
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     logging.getLogger("absl").setLevel(logging.ERROR)
-    warnings.showwarning = lambda message, *rest, **named: _complain(f"warning: {message}")
+    warnings.showwarning = lambda message, *rest, **named: complain(f"warning: {message}")
     try:
         code = app(args=arguments, standalone_mode=False)  # of typer.Exit; None where a command just ends
         if code == 130:  # what newer versions of Typer make of Ctrl-C
@@ -474,12 +464,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MentalGLMError as error:
         if debug:
             raise
-        _complain(f"mentalglm: {error}")
+        complain(f"mentalglm: {error}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         if debug:
             raise
-        _complain("mentalglm: interrupted; what was finished is kept, the same command continues")
+        complain("mentalglm: interrupted; what was finished is kept, the same command continues")
         sys.exit(1)
     except Exception as error:
         if debug:
@@ -488,7 +478,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = getattr(error, "format_message", None)
         text = message() if message is not None else f"{type(error).__name__}: {error}"
         hint = "" if usage == 2 else " (--debug shows where)"
-        _complain(f"mentalglm: {text.splitlines()[0] if text else error!r}{hint}")
+        complain(f"mentalglm: {text.splitlines()[0] if text else error!r}{hint}")
         sys.exit(2 if usage == 2 else 1)
     sys.exit(code or 0)
 

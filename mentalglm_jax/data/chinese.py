@@ -6,7 +6,6 @@ SOS-1K        HongzhiQ/FineGrainedSuicideDetection   ModelTrain/data/{train_data
 pathways      JiangMeng-JM/Cognitive-Pathways        {train,dev,test}.txt (withdrawn by its authors: own files only)
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from mentalglm_jax.data.rows import Row, make_records, shown
 from mentalglm_jax.data.surrogates import whole_texts
 from mentalglm_jax.data.tables import check_width, read_lines, read_named_rows, read_table
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import parse_json
 from mentalglm_jax.text import tasks
 
 SOS_HL_1K, SOS_1K, SOCIALCD_3K, PATHWAYS = "sos_hl_1k", "sos_1k", "socialcd_3k", "pathways"
@@ -100,13 +100,11 @@ def _sos_chat_rows(path: Path) -> Iterator[Row]:
     """One chat a line: the last user message is the post, the assistant's answer the label."""
     for line, text in read_lines(path):
         try:
-            chat = whole_texts(json.loads(text), text, f"{path}:{line}")
-            by_role = {message["role"]: message["content"] for message in chat["messages"]}
+            found = whole_texts(
+                parse_json(text, f"{path}:{line}", "fix or delete the line", half_pairs=True), text, f"{path}:{line}"
+            )
+            by_role = {message["role"]: message["content"] for message in found["messages"]}
             post, said = by_role["user"], by_role["assistant"]
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}:{line}: not JSON ({error.msg}, column {error.colno}); fix or delete the line"
-            ) from None
         except (KeyError, TypeError):
             raise InputError(
                 f"{path}:{line}: expected {{'messages': [...]}} with a user and an assistant message; fix the line"

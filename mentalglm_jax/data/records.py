@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 from mentalglm_jax.data.surrogates import half_pair, whole_texts
 from mentalglm_jax.data.tables import read_lines
-from mentalglm_jax.errors import InputError, MentalGLMError
+from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_bytes, write_text
+from mentalglm_jax.foreign import first_line, open_file, parse_json
 from mentalglm_jax.text import tasks
 
 Span = tuple[int, int]
 SPLITS = ("train", "dev", "test")
+_MOST_METADATA, _MOST_COLUMN = 16 << 20, 512 << 20  # bytes of a Parquet file's footer, of one column of a row group
 _TEXTS = ("id", "task", "language", "post", "question", "source", "split")
 
 
@@ -182,26 +185,36 @@ def _numbered(path: Path, allow_extra: bool) -> Iterator[tuple[int, Record]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in read_lines(path):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); fix or delete the line"
-            ) from None
-        yield number, whole_texts(row, line, f"{path}:{number}")
+        where = f"{path}:{number}"
+        yield number, whole_texts(parse_json(line, where, "fix or delete the line", half_pairs=True), line, where)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path")
-    datasets = load_datasets()
+    """Rows as plain Arrow values: what the metadata of a file says of images, sounds and the like, which ``datasets``
+    would fetch from addresses and local files and decode, is not looked at."""
     try:
-        rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        yield from enumerate(rows, start=1)
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, MentalGLMError):
-            raise
-        raise InputError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError("Parquet needs the data extra: pip install 'mentalglm-jax[data]'") from None
+    number = 0
+    try:
+        with open_file(path) as source:
+            file = pyarrow.parquet.ParquetFile(
+                source, thrift_string_size_limit=_MOST_METADATA, thrift_container_size_limit=1_000_000
+            )
+            groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+            sizes = [group.column(c).total_uncompressed_size for group in groups for c in range(group.num_columns)]
+            if (largest := max([0, *sizes])) > _MOST_COLUMN:
+                raise InputError(f"{path}: a column of {largest} bytes is too large; write smaller row groups")
+            for batch in file.iter_batches(batch_size=16):
+                for row in batch.to_pylist():
+                    yield (number := number + 1), row
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # UnicodeDecodeError among them
+        reason = re.sub(r"\w+(Exception|Error): ", "", first_line(error))
+        raise InputError(f"{path}: not a Parquet file that can be read ({reason})") from None
 
 
 def _write_parquet(path: Path, records: Iterable[Record]) -> None:

@@ -3,17 +3,19 @@ and line."""
 
 import codecs
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from mentalglm_jax.data.surrogates import whole_texts
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import MAX_DEPTH, check_json, first_line, open_file, raw_decode
 
 _CHUNK = 1 << 20
-_LONGEST_ITEM = 1 << 24
+_LONGEST_ITEM = 1 << 22  # characters: far beyond any post
 _BOM = "\ufeff"
 _NOT_SPACE = re.compile(r"[^ \t\r\n]")
 
@@ -38,13 +40,17 @@ def find_encoding(path: Path, encodings: Sequence[str]) -> str:
 
 def _chunks(path: Path) -> Iterator[bytes]:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             while data := file.read(_CHUNK):
                 yield data
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
     except OSError as error:
         raise InputError(f"{path}: cannot read ({error.strerror})") from None
+
+
+def _opened(path: Path, encoding: str, newline: str | None) -> io.TextIOWrapper:
+    return io.TextIOWrapper(open_file(path), encoding=encoding, newline=newline)
 
 
 def _first_fault(path: Path, encoding: str) -> int | None:
@@ -77,15 +83,19 @@ def _line_of(path: Path, position: int) -> int:
 def read_lines(path: Path, encodings: Sequence[str] = ("utf-8-sig",)) -> Iterator[tuple[int, str]]:
     """(line number, line without its end) of each line that is not blank; only a line feed ends a line, for a post may
     hold the other line separators of Unicode."""
-    with path.open(encoding=find_encoding(path, encodings), newline="\n") as file:
-        for number, line in enumerate(file, start=1):
+    with _opened(path, find_encoding(path, encodings), "\n") as file:
+        number = 0
+        while line := file.readline(_LONGEST_ITEM):
+            number += 1
+            if len(line) == _LONGEST_ITEM:
+                raise InputError(f"{path}:{number}: a line of {_LONGEST_ITEM} characters or more is no post")
             if line.strip():
                 yield number, line.rstrip("\r\n")
 
 
 def read_table(path: Path, encodings: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line where the row begins, cells) of each row that is not blank; cells may be quoted and hold line breaks."""
-    with path.open(encoding=find_encoding(path, encodings), newline="") as file:
+    with _opened(path, find_encoding(path, encodings), "") as file:
         # strict: an unclosed quote would otherwise swallow the rest of the file without a word.
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         while True:
@@ -146,17 +156,16 @@ def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
 
     Raises: InputError if the file is not a JSON list, or ends before its list does.
     """
-    with path.open(encoding=find_encoding(path, ("utf-8-sig",))) as file:
+    with _opened(path, find_encoding(path, ("utf-8-sig",)), None) as file:
         yield from _ListReader(path, file).items()
 
 
 class _ListReader:
     """A window on the file: what is before ``_at`` is done, ``_line`` is the line of ``_at``."""
 
-    def __init__(self, path: Path, file: TextIO):
+    def __init__(self, path: Path, file: io.TextIOWrapper):
         self._path, self._file = path, file
         self._text, self._at, self._line = "", 0, 1
-        self._decode = json.JSONDecoder().raw_decode
 
     def items(self) -> Iterator[tuple[int, Any]]:
         first = self._peek()
@@ -193,15 +202,19 @@ class _ListReader:
     def _item(self) -> Any:
         while True:
             try:
-                item, end = self._decode(self._text, self._at)
+                item, end = raw_decode(self._text, self._at)
+                check_json(item, self._text[self._at : end], half_pairs=True)
+            except RecursionError:
+                raise self._broken(f"more than {MAX_DEPTH} levels", self._line) from None
             except json.JSONDecodeError as error:
                 # It may go on in the next chunk; an item longer than any post means that a bracket is missing.
                 if len(self._text) - self._at < _LONGEST_ITEM and self._more():
                     continue
                 line = self._line + self._text.count("\n", self._at, error.pos)
                 raise self._broken(error.msg, line) from None
-            raw = self._text[self._at : end]
-            line = self._line
+            except ValueError as error:
+                raise self._broken(first_line(error), self._line) from None
+            raw, line = self._text[self._at : end], self._line
             self._move(end)
             return whole_texts(item, raw, f"{self._path}:{line}")
 

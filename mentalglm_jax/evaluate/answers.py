@@ -5,7 +5,6 @@ is a wrong answer, never a dropped one.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from jaxtyping import Float
 
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.surrogates import whole_texts
+from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import parse_json
 from mentalglm_jax.text import tasks
 
 # The label log-probability reading of a multi-label task takes the most probable label and all others from here on.
@@ -54,26 +55,17 @@ def read_label_scores(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _read_rows(path: Path, kind: str, check: Callable[[Mapping[str, Any]], Answer]) -> list[dict[str, Any]]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start}); is this a {kind}?") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot read ({error.strerror}); make it with `mentalglm generate`") from None
+    if not path.exists():
+        raise InputError(f"{path}: no such file; make it with `mentalglm generate`")
     rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
+        where = f"{path}:{number}"
+        hint = f"make this {kind} again: its record is to be answered, too"
+        row = whole_texts(parse_json(line, where, hint, half_pairs=True), line, where)
         try:
-            row = whole_texts(json.loads(line), line, f"{path}:{number}")
             if not isinstance(row, dict):
                 raise InputError(f"expected a JSON object, got {type(row).__name__}")
             check(row)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); make the file again: its record is to "
-                "be answered, too"
-            ) from None
         except InputError as error:
             named = str(error).startswith(f"{path}:{number}")
             raise InputError(f"{error}" if named else f"{path}:{number}: {error}") from None

@@ -1,7 +1,6 @@
 """Everything there is to say about one system's answers: scores, floors, explanations, and another system beside it."""
 
 import functools
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from mentalglm_jax.evaluate.explanations import consistency
 from mentalglm_jax.evaluate.human import human_ratings
 from mentalglm_jax.evaluate.inputs import Answers
 from mentalglm_jax.evaluate.scores import against_floor, compare, evaluate
+from mentalglm_jax.foreign import read_json
 
 
 def assess(
@@ -85,8 +85,8 @@ def _apart(train: Sequence[Record], evaluated: Sequence[Record]) -> list[Record]
 def _encoder_score(directory: Path) -> tuple[str, Callable[[Sequence[Answer]], Any]]:
     """The score that a directory's model gives: BERTScore, or BARTScore if its ``config.json`` says BART."""
     try:
-        kind = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
+        kind = read_json(directory / "config.json").get("model_type")
+    except InputError:
         kind = None  # the encoder says what is wrong with the directory
     if kind == "bart":
         return "bart_score", functools.partial(bart_score, Bart(directory))

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
-from mentalglm_jax.evaluate.bertscore import LENGTHS, read_model, read_tokenizer
+from mentalglm_jax.evaluate.bertscore import LENGTHS, check_shapes, read_model, read_tokenizer
+from mentalglm_jax.foreign import Fields
 from mentalglm_jax.text import tasks
 
 _SHARED = ("model.shared.weight", "lm_head.weight", "model.encoder.embed_tokens.weight")
@@ -38,18 +39,23 @@ class Bart:
     def __init__(self, directory: str | Path):
         directory = Path(directory)
         config, self._tensors = read_model(directory, "bart", "activation_function")
-        self._start = int(config["decoder_start_token_id"])
-        self._shape = tuple(int(config[name]) for name in (
+        read = Fields(config, str(directory / "config.json"))
+        self._start = read.integer("decoder_start_token_id", 0, 1 << 24)
+        self._shape = tuple(read.integer(name, 1, 1000) for name in (
             "encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"))  # fmt: skip
-        self._scale = float(config["d_model"]) ** 0.5 if config.get("scale_embedding") else 1.0
-        self._longest = min(int(config["max_position_embeddings"]), LENGTHS[-1])
+        self._scale = read.integer("d_model", 1, 1 << 24) ** 0.5 if read.flag("scale_embedding", False) else 1.0
+        self._longest = min(read.integer("max_position_embeddings", 2, 1 << 31), LENGTHS[-1])
         self._tokenizer = read_tokenizer(directory, self._longest)
-        shared = next((self._tensors[name] for name in _SHARED if name in self._tensors), None)
-        missing = [name for name in _wanted(*self._shape[:2]) if name not in self._tensors]
-        if shared is None or missing:
-            raise InputError(f"{directory}/model.safetensors: tensor {(missing or _SHARED)[0]!r} is missing")
+        words = next((name for name in _SHARED if name in self._tensors), _SHARED[0])
+        rows = {f"model.{side}.embed_positions.weight": self._longest + _OFFSET for side in ("encoder", "decoder")}
+        rows[words] = max(self._tokenizer.get_vocab_size(), self._start + 1)
+        for heads in self._shape[2:]:
+            check_shapes(directory, self._tensors, _wanted(*self._shape[:2]), words, rows, heads)
+        shared = self._tensors[words]
         used = {name: self._tensors[name] for name in _wanted(*self._shape[:2])}
         bias = self._tensors.get("final_logits_bias", jnp.zeros((1, shared.shape[0])))
+        if bias.shape != (1, shared.shape[0]):
+            raise InputError(f"{directory / 'model.safetensors'}: tensor 'final_logits_bias' does not fit {words!r}")
         self._tensors = used | {"shared": shared, "final_logits_bias": bias}
 
     def tokens(self, text: str) -> list[int]:

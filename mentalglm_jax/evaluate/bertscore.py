@@ -6,8 +6,8 @@ For a BERT directory the user has (bert-base-chinese, Chinese-MentalBERT, RoBERT
 """
 
 import functools
-import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mentalglm_jax.checkpoints.hf_files import DTYPES, MAX_CONFIG_BYTES, TensorFiles
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
+from mentalglm_jax.foreign import MAX_TOKENIZER_BYTES, Fields, first_line, inside, read_json, read_text
 from mentalglm_jax.text import tasks
+from mentalglm_jax.text.tokenizer_files import SwitchedOffWarning
+from mentalglm_jax.text.tokenizer_files import read_tokenizer as read_tokenizer_json
 
 LENGTHS = (64, 128, 256, 512)
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -40,16 +44,17 @@ class Encoder:
     def __init__(self, directory: str | Path, layer: int | None = None):
         directory = Path(directory)
         config, self._tensors = read_model(directory, "bert", "hidden_act")
-        layers = int(config["num_hidden_layers"])
+        read = Fields(config, str(directory / "config.json"))
+        layers = read.integer("num_hidden_layers", 1, 1000)
         if layer is not None and not 1 <= layer <= layers:
             raise InputError(f"{directory}: has layers 1 to {layers}, not {layer}")
-        self.layers, self._heads = layer or layers, int(config["num_attention_heads"])
-        self._eps = float(config.get("layer_norm_eps", 1e-12))
-        self._longest = min(int(config["max_position_embeddings"]), LENGTHS[-1])
+        self.layers, self._heads = layer or layers, read.integer("num_attention_heads", 1, 1 << 16)
+        self._eps = read.number("layer_norm_eps", 0.0, 1.0, 1e-12)
+        self._longest = min(read.integer("max_position_embeddings", 2, 1 << 31), LENGTHS[-1])
         self._tokenizer = read_tokenizer(directory, self._longest)
-        missing = [name for name in _wanted(self.layers) if name not in self._tensors]
-        if missing:
-            raise InputError(f"{directory}/model.safetensors: tensor {missing[0]!r} is missing")
+        words, places = (f"embeddings.{part}_embeddings.weight" for part in ("word", "position"))
+        rows = {words: self._tokenizer.get_vocab_size(), places: self._longest}
+        check_shapes(directory, self._tensors, _wanted(self.layers), words, rows, self._heads)
 
     def tokens(self, text: str) -> list[int]:
         """Ids of [CLS] text [SEP], cut to the encoder's longest input."""
@@ -113,12 +118,14 @@ def read_model(directory: Path, kind: str, activation: str) -> tuple[dict[str, A
     """
     name = kind.upper()
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        tensors = read_tensors(directory / "model.safetensors")
-    except OSError as error:
+        config = read_json(directory / "config.json", MAX_CONFIG_BYTES)
+        file = inside(directory, "model.safetensors")
+    except InputError as error:
         raise InputError(f"{directory}: not a {name} directory ({error}); it needs config.json, model.safetensors "
                          "and tokenizer.json or vocab.txt") from None  # fmt: skip
-    except ValueError as error:
+    try:
+        tensors = read_tensors(file)
+    except InputError as error:
         raise InputError(f"{directory}: damaged ({error})") from None
     found, function = config.get("model_type"), config.get(activation, "gelu")
     if (found, function) != (kind, "gelu"):
@@ -128,39 +135,76 @@ def read_model(directory: Path, kind: str, activation: str) -> tuple[dict[str, A
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
-    """float32 tensors by their newest names. Raises: FileNotFoundError, ValueError if the file is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.name} is missing")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path.name}: {error}") from None
-    found = {}
-    for name, value in tensors.items():
-        name = re.sub(r"^bert\.", "", name)
+    """float32 tensors by their newest names. Raises: InputError if the file is damaged or holds NaN."""
+    files, found = TensorFiles([path]), {}
+    for stored, info in files.tensors.items():
+        if info.dtype not in DTYPES:  # position ids, which are no weights
+            continue
+        name = re.sub(r"^bert\.", "", stored)
         for old, new in _OLD_NAMES.items():
             name = name.replace(old, new)
-        found[name] = jnp.asarray(value, jnp.float32)
+        value = files.read(stored).astype(np.float32)
+        if not np.isfinite(value).all():
+            raise InputError(f"{path}: NaN or infinity in {stored}")
+        found[name] = jnp.asarray(value)
     return found
+
+
+def check_shapes(
+    directory: Path, tensors: Mapping[str, Array], names: Sequence[str], words: str, rows: Mapping[str, int], heads: int
+) -> None:
+    """Whether the tensors ``names`` are there and fit one another.
+
+    Args:
+        words: the embedding of tokens, whose width is the model's.
+        rows: how many rows an embedding needs at least.
+
+    Raises:
+        InputError: names a tensor that is missing or of the wrong shape.
+    """
+    file = directory / "model.safetensors"
+    if missing := [name for name in (words, *names) if name not in tensors]:
+        raise InputError(f"{file}: tensor {missing[0]!r} is missing")
+    width = tensors[words].shape[-1]
+    if width % heads:
+        raise InputError(f"{directory / 'config.json'}: {heads} attention heads do not divide a width of {width}")
+    for name in dict.fromkeys([words, *names]):
+        shape, kind = tensors[name].shape, name.rpartition(".")[2]
+        of = name.removesuffix(f".{kind}")
+        if name == words or ("embed" in name and "norm" not in name.lower()):
+            good = len(shape) == 2 and shape[1] == width and shape[0] >= rows.get(name, 1)
+        elif kind == "bias":
+            good = shape == tensors[f"{of}.weight"].shape[:1]
+        elif "norm" in name.lower():
+            good = shape == (width,)
+        elif of.endswith(("intermediate.dense", "fc1")):
+            good = len(shape) == 2 and shape[1] == width
+        elif of.endswith("fc2") or (of.endswith("output.dense") and "attention" not in of):
+            into = of.replace("fc2", "fc1").replace("output.dense", "intermediate.dense")
+            good = shape == (width, *tensors[f"{into}.weight"].shape[:1])
+        else:
+            good = shape == (width, width)
+        if not good:
+            raise InputError(f"{file}: tensor {name!r} of shape {list(shape)} does not fit the others")
 
 
 def read_tokenizer(directory: Path, longest: int) -> Any:
     """The tokenizer of ``tokenizer.json``, else of ``vocab.txt``, cutting at ``longest``. Raises: InputError."""
-    from tokenizers import BertWordPieceTokenizer, Tokenizer
+    from tokenizers import BertWordPieceTokenizer
 
-    fast, words = directory / "tokenizer.json", directory / "vocab.txt"
-    if fast.is_file():
-        tokenizer: Any = Tokenizer.from_file(str(fast))
-        tokenizer.no_padding()
-    elif words.is_file():
+    fast, words, said = directory / "tokenizer.json", directory / "vocab.txt", directory / "tokenizer_config.json"
+    if fast.exists():
+        with warnings.catch_warnings():  # it is cut here too, at the length that the model has
+            warnings.simplefilter("ignore", SwitchedOffWarning)
+            tokenizer: Any = read_tokenizer_json(fast)
+    elif words.exists():
+        options = Fields(read_json(said, MAX_CONFIG_BYTES) if said.exists() else {}, str(said))
+        lines = read_text(inside(directory, words.name), MAX_TOKENIZER_BYTES).split("\n")
+        vocabulary = {line.rstrip(): number for number, line in enumerate(lines) if line.strip()}
         try:
-            options = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-        except OSError:
-            options = {}
-        tokenizer = BertWordPieceTokenizer(str(words), lowercase=bool(options.get("do_lower_case", True)))
+            tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=options.flag("do_lower_case", True))
+        except Exception as error:  # the library's bare one
+            raise InputError(f"{words}: not the words of a BERT tokenizer ({first_line(error)})") from None
     else:
         raise InputError(f"{directory}: has neither tokenizer.json nor vocab.txt")
     tokenizer.enable_truncation(longest)

@@ -1,6 +1,5 @@
 """What people said about a model's explanations: an imported review form, beside the automatic scores."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from mentalglm_jax.data.records import read_records
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
+from mentalglm_jax.foreign import parse_json, read_text
 
 
 def human_ratings(folder: str | Path, answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
@@ -27,7 +27,7 @@ def human_ratings(folder: str | Path, answers: Sequence[Answer]) -> dict[str, di
     folder = Path(folder)
     file = folder / "agreement.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(read_text(file), str(file), "run `mentalglm data review import` again")
         raters, by_task = len(found["raters"]), dict(found["tasks"])
     except OSError as error:
         raise InputError(f"{file}: cannot read ({error.strerror}); run `mentalglm data review import {folder} FILES` "

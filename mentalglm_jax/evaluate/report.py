@@ -8,7 +8,6 @@ import base64
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -20,6 +19,7 @@ import yaml
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.metrics import METRICS
 from mentalglm_jax.files import write_json, write_text
+from mentalglm_jax.foreign import parse_json, read_text
 from mentalglm_jax.text import tasks
 
 SAFETY = (
@@ -216,7 +216,7 @@ def leaderboard_rows(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
         file = path if path.suffix == ".json" else path / "evaluation.json"
         system = (path.parent if path.suffix == ".json" else path).name
         try:
-            result = json.loads(file.read_text(encoding="utf-8"))
+            result = parse_json(read_text(file), str(file), "make it with `mentalglm evaluate --out DIR`")
             for task, entry in result.items():
                 tasks.get_task(task)
                 for reading, scores in readings(entry):

@@ -17,6 +17,7 @@ from jaxtyping import Array
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import working_on, write_bytes, write_text
+from mentalglm_jax.foreign import first_line, parse_json, read_bytes
 from mentalglm_jax.inference.decode import Progress, Sampling, batches, check_ids, default_room, generate_ids
 from mentalglm_jax.inference.scoring import (
     Calibration,
@@ -34,6 +35,8 @@ __all__ = [
     "Calibration", "Sampling", "answer_text", "explanation_ids", "fit_calibration", "generate", "generate_ids",
     "generate_records", "generation_row", "label_ids", "log_odds", "model_fingerprint", "partial_file", "score_labels",
 ]  # fmt: skip
+
+MAX_PARTIAL_BYTES = 4 << 30  # of unfinished answers
 
 
 def generate(
@@ -194,7 +197,7 @@ def _open_partial(path: Path, made_by: dict[str, Any]) -> dict[str, dict[str, An
     """The rows, by id, of an unfinished ``generate_records``; the first line of its file says what made them."""
     header = (json.dumps({"made_by": made_by}) + "\n").encode()
     try:
-        data = path.read_bytes() if path.exists() else b""
+        data = read_bytes(path, MAX_PARTIAL_BYTES) if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]  # what a crash cut short is generated again
         if not whole:
             write_bytes(path, header, private=True)
@@ -209,9 +212,10 @@ def _open_partial(path: Path, made_by: dict[str, Any]) -> dict[str, dict[str, An
             "or go on with the model and options it was begun with"
         )
     try:
-        return {row["id"]: row for row in map(json.loads, lines) if row["prompt_ids"]}
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: is damaged ({error}); delete it to start over") from None
+        rows = [parse_json(line, f"{path}:{number}") for number, line in enumerate(lines, start=2)]
+        return {row["id"]: row for row in rows if row["prompt_ids"]}
+    except (InputError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: is damaged ({first_line(error)}); delete it to start over") from None
 
 
 def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -25,9 +25,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import Fields, short
 from mentalglm_jax.model.attention import apply_rope, attention, restarting_positions
 from mentalglm_jax.model.layout import spread_hidden
-from mentalglm_jax.model.spellings import ROPE_BASE, check_agreement, llama_cpp_names
+from mentalglm_jax.model.published import MAX_TOKEN_ID, MOST, MOST_WIDTH, SIZES, published_fields
+from mentalglm_jax.model.spellings import check_agreement, llama_cpp_names
 
 Rope = tuple[Array, Array]  # cosines and sines, see rope_tables
 PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
@@ -48,8 +50,6 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     "norm.weight": ("norm",),
     "lm_head.kernel": ("embed", "vocab"),
 }
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-          "num_key_value_heads")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,10 @@ class Yarn:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if name != "attention_factor" and not (type(value) in (int, float) and 0 < value < math.inf):
-                raise InputError(f"model config: {name} of a yarn rope must be a positive number, got {value!r}")
+            if name == "attention_factor" and value is None:
+                continue
+            if not (type(value) in (int, float) and 1e-30 < value < 1e30):
+                raise InputError(f"model config: {name} of a yarn rope must be a positive number, got {short(value)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,19 +94,22 @@ class GlmConfig:
     pad_token_id: int = 151329
 
     def __post_init__(self) -> None:
-        counts = (*_SIZES, "head_dim", "max_position_embeddings")
+        counts = (*SIZES, "head_dim", "max_position_embeddings")
         numbers = ("rms_norm_eps", "rope_theta", "partial_rotary_factor", "initializer_range")
         flags = ("attention_bias", "tie_word_embeddings", "sandwich_norm")
         for what, names, good in (
             ("a positive integer", counts, lambda v: type(v) is int and v > 0),
-            ("a positive number", numbers, lambda v: type(v) in (int, float) and 0 < v < math.inf),
+            ("a positive number", numbers, lambda v: type(v) in (int, float) and 1e-30 < v < 1e30),
             ("true or false", flags, lambda v: type(v) is bool),
-            ("token ids", ("eos_token_id",), lambda v: all(type(i) is int for i in v)),
-            ("a token id", ("pad_token_id",), lambda v: type(v) is int),
+            ("token ids", ("eos_token_id",), lambda v: all(_is_token(i) for i in v)),
+            ("a token id", ("pad_token_id",), _is_token),
         ):
             for name in names:
                 if not good(value := getattr(self, name)):
-                    raise InputError(f"model config: {name} must be {what}, got {value!r}")
+                    raise InputError(f"model config: {name} must be {what}, got {short(value)}")
+        for name in counts:
+            if (value := getattr(self, name)) > (most := MOST.get(name, MOST_WIDTH)):
+                raise InputError(f"model config: {name} must be at most {most}, got {short(value)}")
         heads, kv = self.num_attention_heads, self.num_key_value_heads
         if heads % kv:
             raise InputError(f"model config: {heads} attention heads are not a multiple of {kv} key/value heads")
@@ -133,14 +138,17 @@ class GlmConfig:
         Raises:
             InputError: a needed key is missing, two contradict each other, or this model does not have what is asked.
         """
-        fields = _from_chatglm(raw) if "ffn_hidden_size" in raw else _from_native(raw)
+        read = Fields(raw, "config.json")
+        fields = published_fields(raw)
         check_agreement(raw, fields, None if rope_theta is None else "rope_theta")
+        if (yarn := fields.get("yarn")) is not None:
+            fields["yarn"] = Yarn(**yarn)
         if rope_theta is not None:
             fields["rope_theta"] = float(rope_theta)
-        if (eos := raw.get("eos_token_id")) is not None:
-            fields["eos_token_id"] = (eos,) if isinstance(eos, int) else tuple(eos)
-        if raw.get("pad_token_id") is not None:
-            fields["pad_token_id"] = raw["pad_token_id"]
+        if (eos := read.integers("eos_token_id", 0, MAX_TOKEN_ID, None)) is not None:
+            fields["eos_token_id"] = eos
+        if (pad := read.integer("pad_token_id", 0, MAX_TOKEN_ID, None)) is not None:
+            fields["pad_token_id"] = pad
         return cls(**fields)
 
     def to_dict(self, dtype: str = "float32") -> dict[str, Any]:
@@ -152,7 +160,7 @@ class GlmConfig:
         }
         if self.yarn is not None:
             rope |= {k: v for k, v in dataclasses.asdict(self.yarn).items() if v is not None} | {"rope_type": "yarn"}
-        same = (*_SIZES, "head_dim", "max_position_embeddings", "rms_norm_eps", "attention_bias", "tie_word_embeddings",
+        same = (*SIZES, "head_dim", "max_position_embeddings", "rms_norm_eps", "attention_bias", "tie_word_embeddings",
                 "initializer_range", "pad_token_id")  # fmt: skip
         return {
             "architectures": ["Glm4ForCausalLM" if self.sandwich_norm else "GlmForCausalLM"],
@@ -170,66 +178,8 @@ class GlmConfig:
         }
 
 
-def _need(raw: Mapping[str, Any], *names: str) -> Any:
-    for name in names:
-        if raw.get(name) is not None:
-            return raw[name]
-    raise InputError(f"config.json: key {names[0]!r} is missing; is this a GLM-4 checkpoint?")
-
-
-def _from_native(raw: Mapping[str, Any]) -> dict[str, Any]:
-    if raw.get("model_type") not in ("glm", "glm4", None):
-        raise InputError(f"config.json: model_type {raw['model_type']!r} is not glm, glm4 or chatglm")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise InputError(f"config.json: hidden_act {raw['hidden_act']!r} is not supported (GLM-4 uses silu)")
-    rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    glm4 = (raw.get("model_type") or raw.get("architectures")) in ("glm4", ["Glm4ForCausalLM"])
-    fields = {name: _need(raw, name) for name in _SIZES}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "yarn":
-        if rope.get("mscale") or rope.get("mscale_all_dim") or not rope.get("truncate", True):
-            raise InputError("config.json: mscale, mscale_all_dim and truncate of a yarn rope are not supported")
-        stated = {
-            field.name: rope[field.name] for field in dataclasses.fields(Yarn) if rope.get(field.name) is not None
-        }
-        fields["yarn"] = Yarn(**{"original_max_position_embeddings": raw.get("max_position_embeddings"), **stated})
-    elif kind != "default":
-        raise InputError(f"config.json: rope type {kind!r} is not supported (default and yarn are)")
-    # What transformers 5.23 takes for an absent key; its GlmConfig and Glm4Config have the same defaults.
-    return fields | {
-        "head_dim": raw.get("head_dim", 128) or fields["hidden_size"] // fields["num_attention_heads"],
-        "max_position_embeddings": raw.get("max_position_embeddings", 131072),
-        "rms_norm_eps": float(raw.get("rms_norm_eps", 1.5625e-07)),
-        "rope_theta": float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
-        "partial_rotary_factor": rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 0.5)),
-        "attention_bias": raw.get("attention_bias", True),
-        "tie_word_embeddings": raw.get("tie_word_embeddings", False),
-        "initializer_range": float(raw.get("initializer_range", 0.02)),
-        "sandwich_norm": glm4,
-    }
-
-
-def _from_chatglm(raw: Mapping[str, Any]) -> dict[str, Any]:
-    for key, only in (("rmsnorm", True), ("post_layer_norm", True), ("add_bias_linear", False),
-                      ("apply_residual_connection_post_layernorm", False), ("original_rope", True)):  # fmt: skip
-        if raw.get(key, only) is not only:
-            raise InputError(f"config.json: {key} = {raw[key]!r} is not a GLM-4 model ({only!r} is)")
-    heads = _need(raw, "num_attention_heads")
-    return {
-        "vocab_size": _need(raw, "padded_vocab_size", "vocab_size"),
-        "hidden_size": _need(raw, "hidden_size"),
-        "intermediate_size": _need(raw, "ffn_hidden_size"),
-        "num_hidden_layers": _need(raw, "num_layers", "num_hidden_layers"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": _need(raw, "multi_query_group_num") if raw.get("multi_query_attention") else heads,
-        "head_dim": raw.get("kv_channels") or raw["hidden_size"] // heads,
-        "max_position_embeddings": raw.get("seq_length", 8192),
-        "rms_norm_eps": float(_need(raw, "layernorm_epsilon")),
-        "rope_theta": ROPE_BASE * float(raw.get("rope_ratio", 1)),
-        "partial_rotary_factor": 0.5,
-        "attention_bias": raw.get("add_qkv_bias", False),
-        "tie_word_embeddings": raw.get("tie_word_embeddings", False),
-    }
+def _is_token(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_TOKEN_ID
 
 
 class Linear(nnx.Module):

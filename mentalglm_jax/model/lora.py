@@ -24,12 +24,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import FLOAT32_MAX, pattern, short
 from mentalglm_jax.model.glm import Glm, Linear, matmul
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
 TARGETS = (*ALL_LINEAR, "lm_head")
 SAVABLE = ("embed_tokens", "lm_head")
 EMBEDDING = "model.embed_tokens"
+MAX_RANK = 1 << 16
+MAX_ENTRIES = 10_000  # of a list of names or a table of patterns; a model has a few hundred modules
 
 
 class LoraParam(nnx.Param):
@@ -49,7 +52,8 @@ class LoraConfig:
     ``layers.3.self_attn.q_proj``), or one regular expression for a whole name (``model.layers.0.self_attn.q_proj``);
     "all-linear" is every linear map of the layers. ``layers_to_transform``: the layers that ends of names are meant
     for, None is all; whole names, and ``lm_head`` is one, stand for themselves. ``rank_pattern``, ``alpha_pattern``:
-    pairs of a regular expression for the end of a name, the first that matches counts, and a value.
+    pairs of a regular expression for the end of a name, the first that matches counts, and a value. Expressions are
+    matched in time linear in the name (RE2), so look-around and back references are refused.
     ``modules_to_save``: ``embed_tokens``, ``lm_head``, trained whole.
     """
 
@@ -73,8 +77,17 @@ class LoraConfig:
             object.__setattr__(self, "target_modules", ALL_LINEAR)
         if not self.target_modules:
             raise InputError("LoRA: target_modules is empty, nothing would be trained")
-        if min([self.rank, *dict(self.rank_pattern).values()]) < 1 or not 0 <= self.dropout < 1:
-            raise InputError(f"LoRA: rank must be at least 1 and dropout in [0, 1), got {self.rank}, {self.dropout}")
+        for rank in (self.rank, *dict(self.rank_pattern).values()):
+            if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+                raise InputError(f"LoRA: rank must be at least 1 and at most {MAX_RANK}, got {rank}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"LoRA: dropout must be in [0, 1), got {self.dropout}")
+        for alpha in (self.alpha, *dict(self.alpha_pattern).values()):
+            if not abs(alpha) <= FLOAT32_MAX:  # NaN is not
+                raise InputError(f"LoRA: alpha must be a finite number in float32, got {alpha}")
+        for name in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
+            if not isinstance(value := getattr(self, name), str) and len(value) > MAX_ENTRIES:
+                raise InputError(f"LoRA: {name} has {len(value)} entries, more than {MAX_ENTRIES}")
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise InputError("LoRA: layers_to_transform goes with a list of target_modules, not with an expression")
         plain = [name for name, _ in (*self.rank_pattern, *self.alpha_pattern) if re.fullmatch(r"\w+", name)]
@@ -87,11 +100,11 @@ class LoraConfig:
                 f"LoRA: modules_to_save {', '.join(unknown)}: only {', '.join(SAVABLE)} can be trained whole"
             )
         rules = [rule for rule in (self.target_modules, self.exclude_modules) if isinstance(rule, str)]
-        for rule in (*rules, *(name for name, _ in (*self.rank_pattern, *self.alpha_pattern))):
+        for rule in (*rules, *(_ending(name) for name, _ in (*self.rank_pattern, *self.alpha_pattern))):
             try:
-                re.compile(rule)
-            except re.error as error:
-                raise InputError(f"LoRA: {rule!r} is not a regular expression ({error})") from error
+                pattern(rule)
+            except InputError as error:
+                raise InputError(f"LoRA: {error}") from None
         # Lists of names, and tables of them, say the same in any order; one order makes equal ones equal.
         for name in ("target_modules", "exclude_modules", "modules_to_save"):
             if not isinstance(value := getattr(self, name), str):
@@ -137,7 +150,7 @@ def _order(name: str) -> tuple[int, str]:
 def selects(rule: tuple[str, ...] | str, module: str) -> bool:
     """PEFT's matching: a string is a regular expression for the whole name, a list holds names or endings of names."""
     if isinstance(rule, str):
-        return re.fullmatch(rule, module) is not None
+        return pattern(rule).fullmatch(module) is not None
     return any(module == item or module.endswith(f".{item}") for item in rule)
 
 
@@ -145,9 +158,14 @@ def _first(patterns: tuple[tuple[str, Any], ...], module: str, default: Any) -> 
     return next((value for key, value in patterns if matches(key, module)), default)
 
 
-def matches(pattern: str, module: str) -> bool:
+def matches(key: str, module: str) -> bool:
     """Whether a key of ``rank_pattern`` or ``alpha_pattern`` is meant for a module, as PEFT sees it."""
-    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    return pattern(_ending(key)).fullmatch(module) is not None
+
+
+def _ending(key: str) -> str:
+    """PEFT's ``re.match`` of this with a ``$`` behind is a match of the whole, for names have no line breaks."""
+    return rf"(.*\.)?({key})"
 
 
 class Adapter(nnx.Module):
@@ -300,7 +318,7 @@ def resolve(model: Glm, config: LoraConfig) -> dict[str, tuple[Spec | None, ...]
     specs = {path: tuple(config.spec_of(name) for name in group) for path, group in names.items()}
     specs = {path: group for path, group in specs.items() if any(group)}
     if not specs:
-        raise InputError(f"LoRA: target_modules {config.target_modules!r} selects nothing in this model")
+        raise InputError(f"LoRA: target_modules {short(config.target_modules)} selects nothing in this model")
     if config.modules_to_save and model.config.tie_word_embeddings:
         raise InputError(
             f"LoRA: modules_to_save {', '.join(config.modules_to_save)}: this model's embeddings are tied, "

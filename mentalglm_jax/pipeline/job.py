@@ -27,6 +27,7 @@ from mentalglm_jax.data.batches import Example, encode_chats, encode_posts, enco
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.selection import limited, weighted
 from mentalglm_jax.data.synthetic import pretraining_chats
+from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.devices.distributed import barrier, is_primary, start
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.evaluate.assess import assess
@@ -34,7 +35,7 @@ from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
 from mentalglm_jax.evaluate.readings import score_records
 from mentalglm_jax.evaluate.report import write_report
 from mentalglm_jax.files import working_in, write_bytes, write_json, write_text
-from mentalglm_jax.foreign import first_line, read_json
+from mentalglm_jax.foreign import parse_json, read_json
 from mentalglm_jax.inference.generate import answer_text, count_unread, generate_ids, generate_records
 from mentalglm_jax.interpreter import environment, module_command
 from mentalglm_jax.model.glm import Glm, GlmConfig
@@ -119,7 +120,7 @@ def _go(job: Run, reporter: Reporter, until: str | None) -> dict[str, Any]:
             reporter.say(line)
     if until is not None:
         return job.result
-    return read_json(job.dir / "summary.json")
+    return _own_json(job.dir / "summary.json")
 
 
 Stage = Callable[[Run, Callable[..., None]], dict[str, Any]]
@@ -385,10 +386,12 @@ def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is damaged ({first_line(error)})") from None
+    return [parse_json(line, f"{path}:{number}", "delete it to start over") for number, line in read_lines(path)]
+
+
+def _own_json(path: Path) -> dict[str, Any]:
+    """What an earlier stage left; somebody may have touched it since."""
+    return read_json(path, hint=f"delete {path.parent} or choose another run_dir")
 
 
 def _probe(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
@@ -426,7 +429,7 @@ def _summary(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{job.dir / 'run.json'}: what stages verify and probe found is damaged; begin anew with "
                          "--restart") from None  # fmt: skip
-    summary["eval"] = read_json(job.dir / "evaluation.json")
+    summary["eval"] = _own_json(job.dir / "evaluation.json")
     summary["seconds"] = {name: result["seconds"] for name, result in job.result.items()}
     write_json(job.dir / "summary.json", summary)
     return {}

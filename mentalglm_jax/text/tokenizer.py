@@ -5,53 +5,24 @@ the tiktoken text ``tokenizer.model`` of the original releases. A role token wri
 can never open a turn of its own.
 """
 
-import base64
-import binascii
 import json
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json, write_text
-from mentalglm_jax.foreign import MAX_JSON_BYTES, inside, read_json
+from mentalglm_jax.foreign import inside, read_json, read_text
+from mentalglm_jax.text.tokenizer_files import SPECIALS, byte_level, from_tiktoken, read_tokenizer
 
 BUILTIN = Path(__file__).parents[1] / "assets" / "tokenizer"
-# GLM-4's special tokens in GLM-4's order (ids 151329.. in the published vocabulary).
-SPECIALS = (
-    "<|endoftext|>",
-    "[MASK]",
-    "[gMASK]",
-    "[sMASK]",
-    "<sop>",
-    "<eop>",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|observation|>",
-    "<|begin_of_image|>",
-    "<|end_of_image|>",
-    "<|begin_of_video|>",
-    "<|end_of_video|>",
-)
+MAX_CONFIG_BYTES = 4 << 20  # tokenizer_config.json repeats the special tokens
+MAX_TEMPLATE_BYTES = 1 << 20
 ROLES = ("system", "user", "assistant", "observation")
-# The split of GLM-4 (the same as cl100k): contractions, words, up to three digits, punctuation, white space.
-SPLIT = "|".join(
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
 # Rendered with trim_blocks and lstrip_blocks, as transformers does. A turn has no end token: the next role token ends
 # it.
 CHAT_TEMPLATE = """\
@@ -138,29 +109,25 @@ class GlmTokenizer:
         """Reads ``tokenizer.json``, or ``tokenizer.model`` where that is missing, and the chat template to be saved
         along again (``chat_template.jinja``, else that of ``tokenizer_config.json``, else glm-4-9b-chat's).
 
+        Warns:
+            SwitchedOffWarning: the file cuts, pads or varies what it encodes, see ``read_tokenizer``.
+
         Raises:
             InputError: a file is missing, damaged or outside the directory, or is not GLM's.
         """
         directory = Path(directory)
         path, old = directory / "tokenizer.json", directory / "tokenizer.model"
         has_config = (directory / "tokenizer_config.json").exists()
-        config = read_json(directory / "tokenizer_config.json") if has_config else {}
-        if path.is_file():
-            try:
-                backend = Tokenizer.from_str(inside(directory, path.name).read_text(encoding="utf-8"))
-            except InputError:
-                raise
-            except Exception as error:  # the library raises bare Exception on malformed JSON
-                raise InputError(
-                    f"{path}: cannot be read as a tokenizer ({error}); download or build it again"
-                ) from None
-        elif old.is_file():
-            path, backend = old, _from_tiktoken(inside(directory, old.name), config)
+        config = read_json(directory / "tokenizer_config.json", MAX_CONFIG_BYTES) if has_config else {}
+        if path.exists() or path.is_symlink():
+            backend = read_tokenizer(path)
+        elif old.exists():
+            path, backend = old, from_tiktoken(inside(directory, old.name), config)
         else:
             raise InputError(f"{path}: no such file, nor {old.name}; a directory with one of the two is needed")
         template = directory / "chat_template.jinja"
-        if template.is_file():
-            text = inside(directory, template.name).read_text(encoding="utf-8")
+        if template.exists():
+            text = read_text(inside(directory, template.name), MAX_TEMPLATE_BYTES)
         else:
             text = config.get("chat_template")
         return cls(backend, text if isinstance(text, str) else CHAT_TEMPLATE, str(path))
@@ -330,91 +297,6 @@ def _hf_config(specials: list[str]) -> dict[str, Any]:
     }
 
 
-def _byte_level(model: models.BPE) -> Tokenizer:
-    backend = Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def _from_tiktoken(path: Path, config: Mapping[str, Any]) -> Tokenizer:
-    """A tiktoken text (``base64(token) rank`` a line) as byte-level BPE, with the special tokens ``config`` places.
-
-    tiktoken joins the two neighbours whose joint is the token of lowest rank. As merge rules that is: every way to cut
-    a token into two tokens, in the order of the tokens' ranks.
-
-    Raises:
-        InputError: a line is malformed, ranks have gaps or repeat, bytes are missing, or special tokens stand elsewhere
-            than after the ranks.
-    """
-    ranks = _ranks(path)
-    letters = _byte_letters()
-    spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
-    merges = []
-    for token in ranks:
-        cuts = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
-        if len(cuts) > 1:
-            cuts.sort(key=lambda cut: (ranks[cut[0]], ranks[cut[1]]))
-        merges += [(spelled[a], spelled[b]) for a, b in cuts]
-    vocab = {spelled[token]: rank for token, rank in ranks.items()}
-    backend = _byte_level(models.BPE(vocab, merges, ignore_merges=True))
-    added = _placed_specials(path, config, len(ranks))
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added])
-    return backend
-
-
-def _ranks(path: Path) -> dict[bytes, int]:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise InputError(f"{path}: {path.stat().st_size} bytes is too large for a tokenizer")
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        encoded, _, rank = line.strip().partition(b" ")
-        try:
-            token = base64.b64decode(encoded, validate=True)
-        except binascii.Error:
-            token = b""
-        if not token or not re.fullmatch(rb"[0-9]{1,9}", rank):
-            raise InputError(f"{path}: line {number} is not 'base64 rank'; download it again")
-        if token in ranks or int(rank) != len(ranks):
-            raise InputError(f"{path}: line {number} repeats a token or leaves out a rank; download it again")
-        ranks[token] = len(ranks)
-    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise InputError(f"{path}: {len(missing)} of the 256 bytes have no token; download it again")
-    return ranks
-
-
-def _placed_specials(path: Path, config: Mapping[str, Any], first: int) -> Sequence[str]:
-    """The special tokens in the order of their ids, which must follow the ranks without a gap."""
-    stated = config.get("added_tokens_decoder")
-    if not stated:
-        return SPECIALS
-    try:
-        placed = sorted((int(index), token["content"]) for index, token in stated.items())
-        good = all(isinstance(token, str) and token for _, token in placed)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        placed, good = [], False
-    if not good or [index for index, _ in placed] != list(range(first, first + len(placed))):
-        raise InputError(
-            f"{path.with_name('tokenizer_config.json')}: added_tokens_decoder must place tokens at {first}, "
-            f"{first + 1}, ... after those of {path.name}"
-        )
-    return [token for _, token in placed]
-
-
-def _byte_letters() -> list[str]:
-    """The letter that byte-level BPE writes for each byte: itself if printable, else one from 256 on, in order."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
-
-
 def train_bpe(texts: Iterable[str], vocab_size: int, max_token_length: int = 12) -> GlmTokenizer:
     """Trains a byte-level BPE with GLM's split and GLM's 14 special tokens after the base vocabulary.
 
@@ -435,7 +317,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, max_token_length: int = 12)
     documents = [text for text in texts if text]
     if not documents:
         raise InputError("tokenizer training: no text; give at least one document")
-    backend = _byte_level(models.BPE())
+    backend = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIALS),
         max_token_length=max_token_length,

@@ -10,6 +10,9 @@ from tensorboardX import SummaryWriter
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_text
+from mentalglm_jax.foreign import parse_json, read_bytes
+
+MAX_BYTES = 1 << 30
 
 
 class MetricsLog:
@@ -72,10 +75,11 @@ def _continued(path: Path, resume_step: int) -> IO[str]:
     """``path`` opened for appending, without rows beyond ``resume_step`` and what is not a row."""
     kept = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").split("\n"):  # an answer may hold other line separators
+        text = read_bytes(path, MAX_BYTES).decode("utf-8", errors="replace")
+        for line in text.split("\n"):  # an answer may hold other line separators
             try:
-                keep = json.loads(line)["step"] <= resume_step
-            except (ValueError, TypeError, KeyError):  # the line a killed process was writing
+                keep = parse_json(line, "a row")["step"] <= resume_step
+            except (InputError, TypeError, KeyError):  # the line a killed process was writing
                 continue
             if keep:
                 kept.append(line + "\n")

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mentalglm_jax.data.synthetic import SyntheticConfig
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import MAX_YAML_BYTES, parse_yaml, read_text
 from mentalglm_jax.model.glm import GlmConfig
 from mentalglm_jax.model.lora import LoraConfig
 from mentalglm_jax.text.tasks import TASKS, Order
@@ -322,16 +322,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = read_text(path, MAX_YAML_BYTES)
     except FileNotFoundError:
         raise InputError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise InputError(f"{path}{where}: not valid YAML ({problem})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error.strerror})") from None
+    raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections, this file is {type(raw).__name__}")
     raw = _unshared(raw)
@@ -354,10 +350,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override}: write it as section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override}: the value is not valid YAML") from None
+    value = parse_yaml(text, f"--set {override[:200]}", "the value is not valid YAML")
     *parents, last = key.split(".")
     node: Any = raw
     for parent in parents:

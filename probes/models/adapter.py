@@ -199,12 +199,11 @@ def _plain(fields: Fields, key: str) -> list[str]:
 
 
 def _integers(fields: Fields, key: str) -> list[int] | None:
-    value = fields.values.get(key)
-    value = [value] if isinstance(value, int) and not isinstance(value, bool) else value
-    listed = isinstance(value, list) and all(type(one) is int and 0 <= one < 2**31 for one in value)
-    if value is not None and not listed:
+    value: Any = fields.values.get(key)
+    listed = [value] if type(value) is int else [] if value is None else value
+    if not (isinstance(listed, list) and all(type(one) is int and 0 <= one < 2**31 for one in listed)):
         fields.refuse(key, "must be a list of whole numbers")
-    return value or None
+    return listed or None
 
 
 def _ranks(fields: Fields, modules: Collection[str], tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -239,7 +239,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     for key in ("settings", "versions"):
         fields.table(key)
     fields.boolean("redact")
-    authors, skipped = manifest.get("authors"), manifest.get("skipped", [])
+    authors, skipped = manifest.get("authors", []), manifest.get("skipped", [])
     pseudonyms = isinstance(authors, list) and all(isinstance(one, (str, type(None))) for one in authors)
     if "authors" in manifest and not (pseudonyms and len(authors) == len(fields.texts("cache"))):
         fields.refuse("authors", "must name one author per post")

@@ -107,8 +107,8 @@ def load_build_recipe(path: str | Path, overrides: Sequence[str] = ()) -> BuildR
         for parent in parents:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
         if not equals or not last or not isinstance(node, dict):
-            raise InputError(f"--set {key}: write it as section.key=value")
-        node[last] = parse_yaml(text, f"--set {key}")
+            raise InputError(f"--set {key[:200]}: write it as section.key=value")
+        node[last] = parse_yaml(text, f"--set {key[:200]}", "the value is not valid YAML")
     try:
         recipe = BuildRecipe.model_validate(raw)
     except ValidationError as error:

@@ -12,6 +12,7 @@ from collections.abc import Collection
 import numpy as np
 
 ACCEPT = 0.7
+_EXACT_ABOVE = 1000  # characters: alignment takes the product of both lengths, and nobody quotes so much with changes
 _EXACT_BELOW = 4  # characters: so short a quote is too easily near something
 _QUOTES = re.compile(r"“([^“”]+)”|「([^「」]+)」|『([^『』]+)』|‘([^‘’]+)’|\"([^\"]+)\"|(?<!\w)'([^']+)'(?!\w)")
 _GAP = re.compile(r"…+|\.{3,}|。{3,}")
@@ -44,7 +45,7 @@ def similarity(quote: str, post: str) -> float:
 def _similarity(part: str, text: str) -> float:
     if part in text:
         return 1.0
-    if len(part) < _EXACT_BELOW or not text:
+    if not _EXACT_BELOW <= len(part) <= _EXACT_ABOVE or not text:
         return 0.0
     post = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     steps = np.arange(1, len(post) + 1)

@@ -23,9 +23,10 @@ import yaml
 
 from mentalglm_jax.data.explain.replies import readable
 from mentalglm_jax.data.records import Record, read_records, write_records
-from mentalglm_jax.data.tables import find_encoding, read_named_rows
+from mentalglm_jax.data.tables import read_named_rows
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import working_in, write_json, write_text
+from mentalglm_jax.foreign import parse_json, read_text
 from mentalglm_jax.text import tasks
 
 SCALES = ("consistency", "reliability", "professionality", "overall")
@@ -238,35 +239,20 @@ _Rated = tuple[str, str, str, str, dict[str, Any], str]
 
 
 def _json_ratings(path: Path) -> Iterable[_Rated]:
-    encoding = find_encoding(path, ("utf-8-sig",))
     try:
-        if path.stat().st_size > _LARGEST_RATINGS:
-            raise InputError(f"{path}: {path.stat().st_size} bytes is too large for a file of ratings")
-        raw = json.loads(path.read_text(encoding=encoding), object_pairs_hook=_once)
+        text = read_text(path, _LARGEST_RATINGS).removeprefix("\ufeff")
+        raw = parse_json(text, str(path), "download it again", half_pairs=True)
         form, rater, ratings = raw["form"], raw["rater"], raw["ratings"]
         texts = [form, rater, *(given.get("comment") or "" for given in ratings.values())]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}); download it again") from None
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        twice = f" ({error})" if isinstance(error, _Twice) else ""
-        raise InputError(f"{path}: not a file of this form; it needs form, rater and ratings{twice}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror}); check the path") from None
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{path}: not a file of this form; it needs form, rater and ratings") from None
     for item, given in ratings.items():
         values = {scale: given.get(scale) for scale in SCALES}
         yield f", item {item!r}", form, readable(rater), item, values, readable(given.get("comment") or "")
-
-
-class _Twice(ValueError):
-    pass
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys differ: of two ratings of one item neither is the right one."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _Twice("a key stands there twice")
-    return found
 
 
 def _csv_ratings(path: Path) -> Iterable[_Rated]:

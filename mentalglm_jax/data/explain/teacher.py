@@ -19,8 +19,9 @@ from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, JsonValue, TypeAd
 
 from mentalglm_jax.data.explain.prompts import Message
 from mentalglm_jax.data.explain.replies import readable, spoken
-from mentalglm_jax.errors import RunError
+from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import write_json
+from mentalglm_jax.foreign import parse_json, read_text
 
 CONTENT_FILTER = "content_filter"  # ``Answer.finish`` of a request that the server's filter refused
 _UNUSED = "unused"  # folder of the cache: what was paid for answers of no use
@@ -172,10 +173,9 @@ class AnswerCache:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        if path.is_file() and path.stat().st_size <= _LARGEST_FILE:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            return found if isinstance(found, dict) else None
+    with contextlib.suppress(OSError, InputError):
+        found = parse_json(read_text(path, _LARGEST_FILE), str(path))
+        return found if isinstance(found, dict) else None
     return None
 
 

@@ -139,7 +139,8 @@ FAULTS = {
     "not JSON": (raw_header(b"{{{{"), "not a readable safetensors file"),
     "nested JSON": (raw_header(b"[" * 100_000), "not a readable safetensors file"),
     "name twice": (
-        raw_header(json.dumps({"v": ONE, "w": ONE}).replace("v", "w").encode(), b"0000"), "names w more than once"
+        raw_header(json.dumps({"v": ONE, "w": ONE}).replace("v", "w").encode(), b"0000"),
+        "the key .w. stands more than once",
     ),
     "shape lies": (raw_header({"w": ONE | {"shape": [2]}}, b"0000"), "not a readable safetensors file"),
     "offsets lie": (raw_header({"w": ONE | {"data_offsets": [0, 400]}}, b"0000"), "not a readable safetensors file"),
@@ -167,17 +168,21 @@ FAULTS = {
     "index is a list": (indexed(lambda right: [1]), "weight_map must map"),
     "in two shards": (duplicated, "is also in a.safetensors"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json: missing"),
-    "config not JSON": (lambda d: (d / "config.json").write_text("{"), "config.json: not readable as JSON"),
-    "config not text": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe{}"), "config.json: not readable as JSON"),
+    "config not JSON": (lambda d: (d / "config.json").write_text("{"), "config.json: not JSON"),
+    "config not text": (
+        lambda d: (d / "config.json").write_bytes(b"\xff\xfe{}"), "config.json:1: cannot be read as UTF-8"
+    ),
     "config a list": (lambda d: (d / "config.json").write_text("[]"), "must hold a JSON object"),
     "config incomplete": (config(hidden_size=...), "hidden_size.*missing"),
     "config of another model": (config(model_type="llama"), "llama.*is not glm"),
-    "config types": (config(num_attention_heads="four"), "num_attention_heads|wrong type"),
-    "config eps": (config(rms_norm_eps="small"), "rms_norm_eps must be a positive number|wrong type"),
+    "config types": (config(num_attention_heads="four"), "num_attention_heads must be an integer .*got .four."),
+    "config eps": (config(rms_norm_eps="small"), "rms_norm_eps must be a finite number, got .small."),
     "config rope": (config(rope_parameters={"rope_type": "linear", "factor": 2}), "rope type 'linear'"),
-    "config rope types": (config(rope_parameters=[1]), "wrong type"),
-    "config huge": (config(vocab_size=10**30), "wrong shape|wrong type or range"),
-    "config deep": (config(num_hidden_layers=10**9), "1000000000 layers, the files hold only"),
+    "config rope types": (config(rope_parameters=[1]), r"rope_parameters must be an object .*got \[1\]"),
+    "config huge": (config(vocab_size=10**30), "an integer of 31 digits, beyond 64 bits"),
+    "config wide": (config(vocab_size=10**7), "wrong shape: .*10000000"),
+    "config deep": (config(num_hidden_layers=4000), "4000 layers, the files hold only"),
+    "config deeper": (config(num_hidden_layers=10**9), "num_hidden_layers must be an integer from 1 to 4096"),
 }  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def test_a_damaged_file_is_named(tmp_path, content, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.jsonl: no such file"):
         read_records(tmp_path / "nowhere.jsonl")
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_records(tmp_path)
 
 

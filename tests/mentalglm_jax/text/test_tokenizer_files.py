@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.text.tokenizer import BUILTIN, SPECIALS, SPLIT, GlmTokenizer, ToolsIgnoredWarning
+from mentalglm_jax.text.tokenizer import BUILTIN, SPECIALS, GlmTokenizer, ToolsIgnoredWarning
+from mentalglm_jax.text.tokenizer_files import SPLIT
 
 RANKS = 151329  # tokens in GLM-4's tokenizer.model; its special tokens follow
 TEXTS = ["it's 12345 days,  ok?\n\n  yes ", "我最近睡不着。\n", "", " <|user|>\r\n", "naïve e\u0301 🙂\x00", "  \t x"]
@@ -229,7 +230,7 @@ FAULTS = {
     "specials of another model": (
         config(added_tokens_decoder={"259": {"content": "<s>"}}), "is this a GLM-4 tokenizer"
     ),
-    "config not JSON": (lambda d: (d / "tokenizer_config.json").write_text("{"), "not readable as JSON"),
+    "config not JSON": (lambda d: (d / "tokenizer_config.json").write_text("{"), "not JSON"),
     "model linked": (linked("tokenizer.model"), "link to a file outside"),
     "template linked": (linked("chat_template.jinja"), "link to a file outside"),
     "tokenizer.json linked": (linked("tokenizer.json"), "link to a file outside"),

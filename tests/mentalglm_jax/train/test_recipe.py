@@ -197,7 +197,7 @@ def test_a_file_that_is_no_recipe(tmp_path, content, line, reason):
     file = tmp_path / "recipe.yaml"
     file.write_bytes(content)
     found = problem(file)
-    assert found.startswith(f"{file}:{line}: " if line else f"{file}: ") and reason in found
+    assert found.startswith(f"{file}:{line}: " if line else f"{file}") and reason in found
 
 
 def test_a_missing_file(tmp_path):

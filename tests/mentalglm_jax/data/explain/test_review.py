@@ -162,7 +162,7 @@ def test_other_damage_is_named(exported):
     with pytest.raises(InputError, match="rater 'a' was already read"):
         import_review(folder, [path, path])
     path.write_text(path.read_text()[:-4])
-    with pytest.raises(InputError, match=r"a\.json:1: not JSON"):
+    with pytest.raises(InputError, match=r"a\.json: not JSON"):
         import_review(folder, [path])
     (folder / "b.csv").write_text("form,rater,id\n")
     with pytest.raises(InputError, match=r"b\.csv:1: column 'consistency' is missing"):

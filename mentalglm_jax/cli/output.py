@@ -1,0 +1,63 @@
+"""What the commands print, all of it: lines and tables in which names from outside are text and nothing else.
+
+A path, an id or a message may hold control characters, Rich markup, or what the terminal's encoding cannot say. They
+are shown escaped and do nothing: no colour, no cursor, no second line, no failure.
+"""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+MOST = 1000  # characters of a line that is no result
+
+
+def inert(text: str) -> str:
+    """``text`` with control characters, line and direction marks and halves of surrogate pairs escaped."""
+    if text.isprintable():
+        return text
+    spaces = "\u3000\u00a0"  # no control characters, though Python does not print them
+    shown = (
+        one if one.isprintable() or one in spaces else one.encode("unicode_escape").decode("ascii") for one in text
+    )
+    return "".join(shown)
+
+
+def cell(text: object) -> Text:
+    """A cell of a table: text without markup."""
+    return Text(inert(str(text)))
+
+
+def say(line: str | Table, console: Console | None = None, style: str | None = None) -> None:
+    """Prints a line (or several, for line feeds between ours are meant) or a table on stdout, or on ``console``."""
+    console = console or Console()
+    if isinstance(line, str):
+        for part in line.split("\n"):
+            console.print(inert(part), soft_wrap=True, markup=False, highlight=False, style=style)
+    else:
+        console.print(line)
+
+
+def complain(line: str) -> None:
+    """One line on stderr, of a length that can be read."""
+    line = inert(line)
+    sys.stderr.write((line if len(line) <= MOST else f"{line[: MOST - 1]}…") + "\n")
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout; in ASCII where stdout cannot say all of it."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(value, default=str)
+    sys.stdout.write("".join(f"\\u{ord(one):04x}" if "\x7f" <= one <= "\x9f" else one for one in text) + "\n")
+
+
+def forgiving(stream: Any) -> None:
+    """What an encoding cannot say is escaped: ``LC_ALL=C`` or ``PYTHONIOENCODING=ascii`` is no reason to fail."""
+    if (change := getattr(stream, "reconfigure", None)) is not None:
+        change(errors="backslashreplace")

@@ -1,0 +1,106 @@
+"""What a published ``config.json`` says, in the names of ``GlmConfig``.
+
+Native glm / glm4 (old and new spellings) and the chatglm remote code. Every value is checked for type and range: the
+file comes from strangers.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import Fields, short
+from mentalglm_jax.model.spellings import ROPE_BASE
+
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+          "num_key_value_heads")  # fmt: skip
+# Far above every published model, and low enough that no product of them overflows.
+MOST = {"num_hidden_layers": 1 << 12, "num_attention_heads": 1 << 16, "num_key_value_heads": 1 << 16,
+         "head_dim": 1 << 16, "max_position_embeddings": (1 << 31) - 1}  # fmt: skip
+MOST_WIDTH = 1 << 24
+MAX_TOKEN_ID = (1 << 31) - 1  # ids are int32
+YARN = ("factor", "beta_fast", "beta_slow", "attention_factor")
+
+
+def published_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ``GlmConfig`` that ``raw``, a ``config.json``, states; ``yarn`` as a mapping.
+
+    The layout is told from the keys present, not from ``model_type``, because re-saved checkpoints mix them.
+
+    Raises:
+        InputError: a needed key is missing, a value has the wrong type or range, or asks for something this model does
+            not have.
+    """
+    read = Fields(raw, "config.json")
+    return _from_chatglm(raw, read) if "ffn_hidden_size" in raw else _from_native(raw, read)
+
+
+def _size(read: Fields, raw: Mapping[str, Any], *names: str) -> int:
+    """A size under the first of its ``names`` that is there."""
+    for name in names:
+        if raw.get(name) is not None:
+            return read.integer(name, 1, MOST.get(name, MOST_WIDTH))
+    raise InputError(f"config.json: key {names[0]!r} is missing; is this a GLM-4 checkpoint?")
+
+
+def _from_native(raw: Mapping[str, Any], read: Fields) -> dict[str, Any]:
+    if raw.get("model_type") not in ("glm", "glm4", None):
+        raise InputError(f"config.json: model_type {short(raw['model_type'])} is not glm, glm4 or chatglm")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise InputError(f"config.json: hidden_act {short(raw['hidden_act'])} is not supported (GLM-4 uses silu)")
+    rope = {**read.mapping("rope_scaling", {}), **read.mapping("rope_parameters", {})}
+    turned = Fields(rope, "config.json: rope_parameters")
+    glm4 = (raw.get("model_type") or raw.get("architectures")) in ("glm4", ["Glm4ForCausalLM"])
+    fields: dict[str, Any] = {name: _size(read, raw, name) for name in SIZES}
+    # What transformers 5.23 takes for an absent key; its GlmConfig and Glm4Config have the same defaults.
+    positions = read.integer("max_position_embeddings", 1, MOST["max_position_embeddings"], 131072)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "yarn":
+        if rope.get("mscale") or rope.get("mscale_all_dim") or not rope.get("truncate", True):
+            raise InputError("config.json: mscale, mscale_all_dim and truncate of a yarn rope are not supported")
+        stated = {name: turned.number(name, 0.0) for name in YARN if rope.get(name) is not None}
+        fields["yarn"] = {
+            **stated,
+            "original_max_position_embeddings": turned.integer(
+                "original_max_position_embeddings", 1, MOST["max_position_embeddings"], positions
+            ),
+        }
+    elif kind != "default":
+        raise InputError(f"config.json: rope type {short(kind)} is not supported (default and yarn are)")
+    return fields | {
+        "head_dim": read.integer("head_dim", 0, MOST["head_dim"], 128)
+        or fields["hidden_size"] // fields["num_attention_heads"],
+        "max_position_embeddings": positions,
+        "rms_norm_eps": read.number("rms_norm_eps", default=1.5625e-07),
+        "rope_theta": turned.number("rope_theta", default=read.number("rope_theta", default=10000.0)),
+        "partial_rotary_factor": turned.number(
+            "partial_rotary_factor", default=read.number("partial_rotary_factor", default=0.5)
+        ),
+        "attention_bias": read.flag("attention_bias", True),
+        "tie_word_embeddings": read.flag("tie_word_embeddings", False),
+        "initializer_range": read.number("initializer_range", default=0.02),
+        "sandwich_norm": glm4,
+    }
+
+
+def _from_chatglm(raw: Mapping[str, Any], read: Fields) -> dict[str, Any]:
+    for key, only in (("rmsnorm", True), ("post_layer_norm", True), ("add_bias_linear", False),
+                      ("apply_residual_connection_post_layernorm", False), ("original_rope", True)):  # fmt: skip
+        if raw.get(key, only) is not only:
+            raise InputError(f"config.json: {key} = {short(raw[key])} is not a GLM-4 model ({only!r} is)")
+    heads, hidden = _size(read, raw, "num_attention_heads"), _size(read, raw, "hidden_size")
+    grouped = read.flag("multi_query_attention", False)
+    return {
+        "vocab_size": _size(read, raw, "padded_vocab_size", "vocab_size"),
+        "hidden_size": hidden,
+        "intermediate_size": _size(read, raw, "ffn_hidden_size"),
+        "num_hidden_layers": _size(read, raw, "num_layers", "num_hidden_layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": _size(read, raw, "multi_query_group_num") if grouped else heads,
+        "head_dim": read.integer("kv_channels", 0, MOST["head_dim"], 0) or hidden // heads,
+        "max_position_embeddings": read.integer("seq_length", 1, MOST["max_position_embeddings"], 8192),
+        "rms_norm_eps": read.number("layernorm_epsilon"),
+        "rope_theta": ROPE_BASE * read.number("rope_ratio", default=1.0),
+        "partial_rotary_factor": 0.5,
+        "attention_bias": read.flag("add_qkv_bias", False),
+        "tie_word_embeddings": read.flag("tie_word_embeddings", False),
+    }

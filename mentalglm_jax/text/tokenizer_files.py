@@ -1,0 +1,268 @@
+"""The files that tokenizers come in, read as what strangers wrote: ``tokenizer.json`` and the tiktoken text.
+
+The library that encodes is told nothing that could make it cut, pad, vary, wait or fall over: what a file says of that
+is switched off with a warning, and parts that GLM, BERT and BART tokenizers are not made of are refused by name.
+"""
+
+import base64
+import binascii
+import json
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import (
+    MAX_TOKENIZER_BYTES,
+    Fields,
+    first_line,
+    inside,
+    parse_json,
+    read_bytes,
+    read_text,
+    short,
+)
+
+# GLM-4's special tokens in GLM-4's order (ids 151329.. in the published vocabulary).
+SPECIALS = (
+    "<|endoftext|>",
+    "[MASK]",
+    "[gMASK]",
+    "[sMASK]",
+    "<sop>",
+    "<eop>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+    "<|begin_of_image|>",
+    "<|end_of_image|>",
+    "<|begin_of_video|>",
+    "<|end_of_video|>",
+)
+# The split of GLM-4 (the same as cl100k): contractions, words, up to three digits, punctuation, white space.
+SPLIT = "|".join(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+# Splits that were published with models, each matched in time linear in the text: GLM-4 and Llama 3 (cl100k), Qwen2,
+# GPT-2. The library matches by backtracking, so an unknown expression could take for ever on one post.
+KNOWN_SPLITS = frozenset(
+    {
+        SPLIT,
+        SPLIT.replace(r"\p{N}{1,3}", r"\p{N}"),
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    }
+)
+MAX_TOKEN_BYTES = 256
+# The parts a tokenizer may have, by their place in the file. Replace, Prepend and the like can multiply a text,
+# Precompiled and FixedLength fall over on damaged data; no GLM, BERT or BART tokenizer has them.
+_PARTS = {
+    "model": {"BPE", "WordPiece", "WordLevel"},
+    "normalizer": {"Sequence", "BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Strip", "StripAccents"},
+    "pre_tokenizer": {"Sequence", "BertPreTokenizer", "ByteLevel", "Digits", "Punctuation", "Split", "Whitespace",
+                      "WhitespaceSplit"},
+    "post_processor": {"Sequence", "BertProcessing", "ByteLevel", "RobertaProcessing", "TemplateProcessing"},
+    "decoder": {"Sequence", "BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "WordPiece"},
+}  # fmt: skip
+
+
+class SwitchedOffWarning(UserWarning):
+    """A tokenizer file would have cut, padded or varied every text; it does not, here."""
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a ``tokenizer.json``, with truncation, padding and dropout off.
+
+    transformers leaves the first two in the file after one ordinary call, and then every post is cut to 8 tokens, or
+    padded to 300.
+
+    Warns:
+        SwitchedOffWarning: they were on.
+
+    Raises:
+        InputError: outside its directory, not a file, not strict JSON; parts, patterns or ids that are not those of a
+            GLM, BERT or BART tokenizer; or whatever else the library cannot read.
+    """
+    inside(path.parent, path.name)
+    hint = "download or build it again"
+    try:
+        text = read_text(path, MAX_TOKENIZER_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as a tokenizer ({error.strerror}); {hint}") from None
+    raw = parse_json(text, f"{path}: cannot be read as a tokenizer", hint)
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: cannot be read as a tokenizer (no JSON object); {hint}")
+    for place in _PARTS:
+        _check_part(path, place, raw.get(place))
+    _check_vocabulary(path, raw)
+    off = [name for name in ("truncation", "padding") if raw.get(name) is not None]
+    raw |= dict.fromkeys(off)
+    if raw["model"].get("dropout"):
+        off.append("dropout")
+        raw["model"] = raw["model"] | {"dropout": None}
+    if off:
+        warnings.warn(f"{path}: {' and '.join(off)} switched off; texts are encoded whole", SwitchedOffWarning,
+                      stacklevel=3)  # fmt: skip
+        text = json.dumps(raw, ensure_ascii=False)
+    try:
+        backend = Tokenizer.from_str(text)
+        added = raw.get("added_tokens") or ()
+        lost = [one for one in added if backend.token_to_id(one["content"]) != one["id"]]
+        backend.decode(backend.encode("a 我\n\U0001f642", add_special_tokens=False).ids)
+    except BaseException as error:  # bare Exception, and what pyo3 makes of a panic, which is none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{path}: cannot be read as a tokenizer ({first_line(error)}); {hint}") from None
+    if lost:
+        raise InputError(f"{path}: added token {short(lost[0]['content'])} cannot have the id {lost[0]['id']}; {hint}")
+    return backend
+
+
+def _check_part(path: Path, place: str, part: Any) -> None:
+    """One part of the file, and the parts of a sequence."""
+    if part is None and place != "model":
+        return
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind is None and place == "model" and isinstance(part, dict):
+        kind = "BPE" if "merges" in part else "WordLevel"  # files of early versions do not say
+    if kind not in _PARTS[place]:
+        raise InputError(
+            f"{path}: {place} {short(kind)} is not a part of a GLM, BERT or BART tokenizer; known: "
+            f"{', '.join(sorted(_PARTS[place]))}"
+        )
+    assert isinstance(part, dict)
+    if kind == "Sequence":
+        key = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}.get(
+            place, "processors"
+        )
+        parts = part.get(key)
+        if not isinstance(parts, list) or len(parts) > 20:
+            raise InputError(f"{path}: {place}.{key} must be a list of at most 20 parts")
+        for one in parts:
+            _check_part(path, place, one)
+    if kind == "Split":
+        expression = part.get("pattern")
+        expression = expression.get("Regex") if isinstance(expression, dict) else None
+        if expression not in KNOWN_SPLITS:
+            raise InputError(
+                f"{path}: {place} splits by {short(part.get('pattern'))}, which is none of the published patterns; an "
+                "unknown one may never end on some post. Use the tokenizer of the original release"
+            )
+
+
+def _check_vocabulary(path: Path, raw: Mapping[str, Any]) -> None:
+    """Ids count from 0 without a gap: what is beyond the embedding would be read as another token without a word."""
+    model = Fields(raw["model"], f"{path}: model")
+    vocabulary = model.mapping("vocab")
+    model.number("dropout", 0.0, 1.0, None)
+    for key, most in (("continuing_subword_prefix", 8), ("end_of_word_suffix", 8), ("unk_token", 200)):
+        model.text(key, None, most)
+    if raw["model"].get("type", "BPE") == "BPE" and raw["model"].get("continuing_subword_prefix"):
+        raise InputError(f"{path}: model.continuing_subword_prefix is not supported for BPE")  # the library panics
+    model.integer("max_input_chars_per_word", 0, 10_000, None)
+    added = raw.get("added_tokens") or []
+    if not isinstance(added, list) or not all(
+        isinstance(token, dict) and isinstance(token.get("content"), str) and token["content"] for token in added
+    ):
+        raise InputError(f"{path}: added_tokens must be a list of tokens with their content")
+    ids = [*vocabulary.values(), *(token.get("id") for token in added if token["content"] not in vocabulary)]
+    if not all(type(one) is int for one in ids) or sorted(ids) != list(range(len(ids))):
+        raise InputError(f"{path}: the ids of vocab and added_tokens must be 0 to {len(ids) - 1}, each once")
+
+
+def byte_level(model: models.BPE) -> Tokenizer:
+    """GLM's way from text to the bytes that ``model`` joins, and back."""
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def from_tiktoken(path: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """A tiktoken text (``base64(token) rank`` a line) as byte-level BPE, with the special tokens ``config`` places.
+
+    tiktoken joins the two neighbours whose joint is the token of lowest rank. As merge rules that is: every way to cut
+    a token into two tokens, in the order of the tokens' ranks.
+
+    Raises:
+        InputError: a line is malformed, ranks have gaps or repeat, bytes are missing, or special tokens stand elsewhere
+            than after the ranks.
+    """
+    ranks = _ranks(path)
+    letters = _byte_letters()
+    spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    merges = []
+    for token in ranks:
+        cuts = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+        if len(cuts) > 1:
+            cuts.sort(key=lambda cut: (ranks[cut[0]], ranks[cut[1]]))
+        merges += [(spelled[a], spelled[b]) for a, b in cuts]
+    vocab = {spelled[token]: rank for token, rank in ranks.items()}
+    backend = byte_level(models.BPE(vocab, merges, ignore_merges=True))
+    added = _placed_specials(path, config, len(ranks))
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added])
+    return backend
+
+
+def _ranks(path: Path) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(read_bytes(path, MAX_TOKENIZER_BYTES).splitlines(), start=1):
+        if not line.strip():
+            continue
+        encoded, _, rank = line.strip().partition(b" ")
+        try:
+            token = base64.b64decode(encoded, validate=True)
+        except binascii.Error:
+            token = b""
+        if not token or not re.fullmatch(rb"[0-9]{1,9}", rank):
+            raise InputError(f"{path}: line {number} is not 'base64 rank'; download it again")
+        if len(token) > MAX_TOKEN_BYTES:  # the ways to cut one grow with its square
+            raise InputError(f"{path}: line {number} holds a token of {len(token)} bytes; GLM-4's longest has 128")
+        if token in ranks or int(rank) != len(ranks):
+            raise InputError(f"{path}: line {number} repeats a token or leaves out a rank; download it again")
+        ranks[token] = len(ranks)
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        raise InputError(f"{path}: {len(missing)} of the 256 bytes have no token; download it again")
+    return ranks
+
+
+def _placed_specials(path: Path, config: Mapping[str, Any], first: int) -> Sequence[str]:
+    """The special tokens in the order of their ids, which must follow the ranks without a gap."""
+    stated = config.get("added_tokens_decoder")
+    if not stated:
+        return SPECIALS
+    try:
+        placed = sorted((int(index), token["content"]) for index, token in stated.items())
+        good = all(isinstance(token, str) and token for _, token in placed)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        placed, good = [], False
+    if not good or [index for index, _ in placed] != list(range(first, first + len(placed))):
+        raise InputError(
+            f"{path.with_name('tokenizer_config.json')}: added_tokens_decoder must place tokens at {first}, "
+            f"{first + 1}, ... after those of {path.name}"
+        )
+    return [token for _, token in placed]
+
+
+def _byte_letters() -> list[str]:
+    """The letter that byte-level BPE writes for each byte: itself if printable, else one from 256 on, in order."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

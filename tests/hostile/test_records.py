@@ -1,0 +1,137 @@
+"""Records, answers and evaluations from strangers: one line with file and row, before any model is loaded."""
+
+import json
+import os
+import struct
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mentalglm_jax.data.records import read_records, write_records
+from mentalglm_jax.data.tables import read_json_list
+from mentalglm_jax.evaluate.answers import read_generations
+from tests.hostile.attack import refused, run
+from tests.hostile.foreign_files import JSON_ATTACKS, RECORD, called
+
+ANSWER = RECORD | {"parsed_label": "high", "parsed_explanation": "x", "parse_status": "ok", "output_text": "x"}
+LINES: dict[str, tuple[bytes, str]] = {
+    **{name: (raw if isinstance(raw, bytes) else raw.encode(), "") for name, (raw, _) in JSON_ATTACKS.items()
+       if name not in ("empty", "a byte order mark")},
+    "id a number": (json.dumps(RECORD | {"id": 1}).encode(), ":2: id: expected text"),
+    "post null": (json.dumps(RECORD | {"post": None}).encode(), ":2: post: expected text"),
+    "task unknown": (json.dumps(RECORD | {"task": "\x1b[31m\n"}).encode(), r":2: .*\\x1b\[31m\\n"),
+    "language unknown": (json.dumps(RECORD | {"language": "xx"}).encode(), ":2: .*xx"),
+    "label unknown": (json.dumps(RECORD | {"label": "x\x1b"}).encode(), ":2: "),
+    "label a list": (json.dumps(RECORD | {"label": ["high"]}).encode(), ":2: label: expected text"),
+    "cues beyond the post": (json.dumps(RECORD | {"cues": [[0, 10**15]]}).encode(), ":2: .*not inside the post"),
+    "cues of true": (json.dumps(RECORD | {"cues": [[True, 3]]}).encode(), ":2: cues: expected a list"),
+    "the same id": (json.dumps(RECORD | {"id": "r0"}).encode(), ":2: id 'r0' already stands in line 1"),
+    "an unknown field": (json.dumps(RECORD | {"\x07": 1}).encode(), r":2: unknown field '\\x07'"),
+    "a line of 5 million characters": (b'"' + b"x" * 5_000_000 + b'"', ":2: a line of 4194304 characters or more"),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("attack", LINES)
+def test_records_line(tmp_path, attack):
+    raw, says = LINES[attack]
+    file = tmp_path / "records.jsonl"
+    file.write_bytes(json.dumps(RECORD | {"id": "r0"}).encode() + b"\n" + raw + b"\n")
+    refused(called(lambda: read_records(file)), rf"records\.jsonl.*{says}")
+
+
+@pytest.mark.parametrize("attack", [name for name in LINES if name not in ("the same id", "an unknown field")])
+def test_generations_line(tmp_path, capsys, attack):
+    raw, _ = LINES[attack]
+    file = tmp_path / "generations.jsonl"
+    file.write_bytes(json.dumps(ANSWER | {"id": "r0"}).encode() + b"\n" + raw + b"\n")
+    refused(run(["mentalglm", "evaluate", file], capsys), r"generations\.jsonl")
+
+
+@pytest.mark.parametrize("attack", JSON_ATTACKS)
+def test_evaluation(tmp_path, capsys, attack):
+    raw, _ = JSON_ATTACKS[attack]
+    (tmp_path / "evaluation.json").write_bytes(raw if isinstance(raw, bytes) else raw.encode())
+    refused(run(["mentalglm", "leaderboard", tmp_path], capsys), r"evaluation\.json")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory", "device", "nothing"])
+@pytest.mark.parametrize("name", ["records.jsonl", "records.parquet", "generations.jsonl"])
+def test_no_file(tmp_path, name, kind):
+    file = tmp_path / name
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "directory":
+        file.mkdir()
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    read = read_generations if "gen" in name else read_records
+    says = "no such file" if kind == "nothing" else "not a file but a directory, a pipe or a device"
+    refused(called(lambda: read(file)), rf"{name}.*{says}")
+
+
+@pytest.mark.parametrize("attack", ["deep", "5,000 digits", "NaN", "half a surrogate pair", "a key twice"])
+def test_list_item(tmp_path, attack):
+    file = tmp_path / "train.json"
+    raw = JSON_ATTACKS[attack][0]
+    file.write_text("[{}, " + str(raw) + "]")
+    refused(called(lambda: list(read_json_list(file))), r"train\.json:1: not JSON")
+
+
+def parquet(path, table):
+    pq.write_table(table, path)
+
+
+def image_table(source):
+    """What ``datasets`` takes for images and sounds to fetch and decode."""
+    columns = {name: [value] for name, value in RECORD.items()}
+    columns |= {"source": [{"bytes": None, "path": source}]}
+    features = {name: {"dtype": "string", "_type": "Value"} for name in RECORD} | {"source": {"_type": "Image"}}
+    table = pa.table(columns)
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+@pytest.mark.parametrize("source", ["/etc/passwd", "http://127.0.0.1:9/x.png", "hf://datasets/a/b/c.png"])
+def test_parquet_that_names_files_and_addresses(tmp_path, source, monkeypatch):
+    file = tmp_path / "records.parquet"
+    parquet(file, image_table(source))
+    opened = []
+    monkeypatch.setattr("builtins.open", lambda *a, **k: opened.append(a))
+    outcome = called(lambda: read_records(file))
+    assert opened == []
+    refused(outcome, "records.parquet:1: source: expected text, got dict")
+
+
+def test_parquet_metadata_is_not_looked_at(tmp_path):
+    table = pa.table({name: [value] for name, value in RECORD.items()})
+    parquet(tmp_path / "r.parquet", table.replace_schema_metadata({"huggingface": "[" * 10_000}))
+    assert read_records(tmp_path / "r.parquet")[0].to_dict()["id"] == "r1"
+
+
+def test_parquet_round_trip(tmp_path):
+    (tmp_path / "r.jsonl").write_text(json.dumps(RECORD) + "\n")
+    records = read_records(tmp_path / "r.jsonl")
+    write_records(tmp_path / "r.parquet", records)
+    assert read_records(tmp_path / "r.parquet") == records
+
+
+PARQUETS = {
+    "empty": b"", "text": b"x" * 100, "marks only": b"PAR1PAR1",
+    "footer beyond": b"PAR1" + struct.pack("<I", 1 << 30) + b"PAR1",
+    "footer of noise": b"PAR1" + bytes(range(200)) + struct.pack("<I", 200) + b"PAR1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", PARQUETS)
+def test_parquet_damaged(tmp_path, attack):
+    (tmp_path / "r.parquet").write_bytes(PARQUETS[attack])
+    refused(called(lambda: read_records(tmp_path / "r.parquet")), "not a Parquet file that can be read")
+
+
+def test_parquet_that_grows_to_a_gigabyte(tmp_path):
+    column = pa.array(["x" * (1 << 20)] * 600)
+    table = pa.table({"id": column, "post": column})
+    pq.write_table(table, tmp_path / "r.parquet", use_dictionary=False, compression="zstd")
+    assert (tmp_path / "r.parquet").stat().st_size < 1 << 24
+    refused(called(lambda: read_records(tmp_path / "r.parquet")), "a column of 6[0-9]+ bytes is too large")
