@@ -73,10 +73,11 @@ class _Record:
 
 @dataclass(frozen=True)
 class Segment(_Record):
-    """One named stretch of the full text: ``name`` is template | post | label | explanation | other.
+    """One named stretch of the full text: ``name`` is template | border | post | label | explanation | other.
 
     ``tok`` is its token range, ``char`` its characters in ``Example.text``. The token range of the post holds every
-    token with at least one byte in the post; an output token belongs to the segment its first byte is in.
+    token wholly inside the post (a space before the first word may be in it: word tokens carry one); a ``border`` token
+    holds characters of the post and of the template. An output token belongs to the segment its first byte is in.
     """
 
     name: str
@@ -132,10 +133,27 @@ class Example(_Record):
 
     @property
     def post_tok(self) -> Span:
-        """Token range of the post: every token with at least one byte in it. Attribution varies exactly these."""
+        """Token range of the post: every token wholly inside it. Attribution varies exactly these."""
         segment = self.segment("post")
         assert segment is not None
         return segment.tok
+
+    @property
+    def border(self) -> tuple[int, ...]:
+        """Tokens that hold characters of the post and of the template (``."``), at most one at each end.
+
+        To take such a token away is to take away the template's quotation mark, and what that does is no saliency of
+        the post. They stay as they are in every eraser, baseline and path; the characters of the post in them have the
+        value 0 in every map, which means "not varied" (``varied``) and not "without effect".
+        """
+        return tuple(at for s in self.segments if s.name == "border" for at in range(*s.tok))
+
+    @functools.cached_property
+    def varied(self) -> np.ndarray:
+        """bool ``[len(post)]``: characters that attribution can vary; False where all bytes are in ``border`` tokens."""
+        found = np.zeros(len(self.post), dtype=bool)
+        found[self._post_bytes[1]] = True
+        return found
 
     @functools.cached_property
     def _post_bytes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -155,12 +173,21 @@ class Example(_Record):
             shares.append(np.full(len(inside), 1.0 / len(inside)))
         return np.concatenate(tokens), np.concatenate(chars), np.concatenate(shares)
 
+    def touched(self, spans: Sequence[Span]) -> np.ndarray:
+        """bool ``[post tokens]``: tokens of ``post_tok`` that hold a character of ``spans`` (characters of the post)."""
+        marked = np.zeros(len(self.post), dtype=bool)
+        for a, b in spans:
+            marked[a:b] = True
+        tokens, chars, _ = self._post_bytes
+        found = np.zeros(self.post_tok[1] - self.post_tok[0], dtype=bool)
+        found[tokens[marked[chars]]] = True
+        return found
+
     def post_chars(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """Spreads token values over the characters of the post; the sum is conserved.
 
         A token's value goes in equal parts to its bytes inside the post, and a character's value is the sum over its
-        bytes. A token that straddles the border of the post (``."`` holding the closing quote of the template) gives
-        its whole value to the bytes inside: the attribution varied the whole token, and only the post is shown.
+        bytes. Characters that no token of ``post_tok`` holds (``varied``) get 0.
 
         Args:
             values: one number per token of ``post_tok``, in any unit.

@@ -118,9 +118,7 @@ def clause_tokens(example: Example, max_units: int = 30) -> tuple[list[Span], np
 
 def saying_tokens(example: Example) -> np.ndarray:
     """bool ``[post tokens]``: which hold a letter, digit or symbol, and not only punctuation or white space."""
-    says = np.array([_says(char) for char in example.post])
-    first, last = example.post_tok
-    return np.array([bool((example.post_chars(one) > 0)[says].any()) for one in np.eye(last - first)])
+    return example.touched([(at, at + 1) for at, char in enumerate(example.post) if _says(char)])
 
 
 def unit_tokens(example: Example, kind: str, max_units: int = 30) -> tuple[list[Span], np.ndarray]:

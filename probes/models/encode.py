@@ -221,7 +221,8 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     for piece in pieces:
         ends.append(ends[-1] + len(piece))
     byte_spans = list(itertools.pairwise(ends))
-    text, char_bytes = decode_bytes(b"".join(pieces))
+    data = b"".join(pieces)
+    text, char_bytes = decode_bytes(data)
     prompt_chars = sum(offset < ends[prompt_len] for offset in char_bytes[:-1])
 
     post_char = _find_post(row, text[:prompt_chars], row_id, token_bytes)
@@ -238,6 +239,12 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
             at = text.find(label_text, spans["explanation"][1])
             spans["label"] = (at, at + len(label_text)) if at >= 0 else spans["label"]
 
+    segments = _segments(data, byte_spans, char_bytes, prompt_len, post_char, spans)
+    if not any(segment.name == "post" for segment in segments):
+        raise ProbeInputError(
+            f"row {row_id!r}: no token lies wholly inside the post of {len(row['post'])} characters: each also holds "
+            "characters of the prompt around it, and cannot be taken away without them"
+        )
     label = row.get("parsed_label") or ""
     return Example(
         id=row_id,
@@ -247,7 +254,7 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
         prompt_len=prompt_len,
         byte_spans=tuple(byte_spans),
         char_bytes=tuple(char_bytes),
-        segments=_segments(byte_spans, char_bytes, prompt_len, post_char, spans),
+        segments=segments,
         post_char=post_char,
         text=text,
         label=label if isinstance(label, str) else ",".join(label),
@@ -296,14 +303,31 @@ def _find(text: str, part: str, start: int, row_id: str, key: str) -> Span:
     return at, at + len(part)
 
 
+def _fused(token: bytes, before: int, after: int) -> bool:
+    """Whether a token that reaches into the post also holds some of the template.
+
+    A space in front does not count: word tokens carry the space before the word.
+
+    Args:
+        before, after: bytes of it before and after the post; not positive where it lies inside.
+    """
+    return after > 0 or bool(token[: max(before, 0)].strip(b" "))
+
+
 def _segments(
-    byte_spans: Sequence[Span], char_bytes: Sequence[int], prompt_len: int, post: Span, spans: dict[str, Span]
+    data: bytes,
+    byte_spans: Sequence[Span],
+    char_bytes: Sequence[int],
+    prompt_len: int,
+    post: Span,
+    spans: dict[str, Span],
 ) -> tuple[Segment, ...]:
     begin, stop = char_bytes[post[0]], char_bytes[post[1]]
     names = []
     for index, (a, b) in enumerate(byte_spans):
         if index < prompt_len:
-            names.append("post" if a < stop and b > begin else "template")
+            inside = a < stop and b > begin
+            names.append(("border" if _fused(data[a:b], begin - a, b - stop) else "post") if inside else "template")
             continue
         inside = (name for name, (s, e) in spans.items() if char_bytes[s] <= a < char_bytes[e])
         names.append(next(inside, None) or _straddled(a, b, char_bytes, spans))

@@ -69,9 +69,11 @@ class MaskTable:
 
     def chars(self, values: np.ndarray, example: Example) -> np.ndarray:
         """Unit values spread over the characters of the post; the sum is kept."""
-        if self.spans:
-            spread = [np.full(b - a, v / (b - a)) for (a, b), v in zip(self.spans, values, strict=True)]
-            return np.concatenate(spread)
+        if self.spans:  # over the characters that were erased: those of border tokens stayed
+            share = example.varied.astype(np.float64)
+            return np.concatenate(
+                [share[a:b] * (v / share[a:b].sum()) for (a, b), v in zip(self.spans, values, strict=True)]
+            )
         size = np.bincount(self.owner.numpy(), minlength=self.count)
         return example.post_chars((values / size)[self.owner.numpy()])
 
