@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -71,6 +72,11 @@ class _Record:
         return cls(**read)
 
 
+def _letters(text: str) -> str:
+    """Letters and digits only, without case or width: what two spellings of one label sentence share."""
+    return "".join(char for char in unicodedata.normalize("NFKC", text).casefold() if char.isalnum())
+
+
 @dataclass(frozen=True)
 class Segment(_Record):
     """One named stretch of the full text: ``name`` is template | border | post | label | explanation | other.
@@ -104,6 +110,9 @@ class Example(_Record):
         cues, decoys: known spans in the post (character offsets in ``post``), or None if the row has none.
         rationales: spans of the post that people marked as the reason, or None.
         user: author of the post, if known: posts of one author are not independent.
+        pair: rows of one pair differ in one phrase of the post (``probes.checks.swaps``), or None.
+        cut: clause | word: what the post is erased by, one for a data set (``citations.clauses.choose_cut``); None: as
+            this post alone would be.
     """
 
     _nested: ClassVar[dict[str, type[_Record]]] = {"segments": Segment}
@@ -126,6 +135,27 @@ class Example(_Record):
     decoys: tuple[Span, ...] | None
     rationales: tuple[Span, ...] | None = None
     user: str | None = None
+    pair: str | None = None
+    cut: str | None = None
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """The other candidates' sentences, each once: not the one of ``label``, nor one with the words of the label."""
+        own = _letters(self.label_text)
+        others = (text for key, text in self.candidates.items() if key != self.label and _letters(text) != own)
+        return tuple(dict.fromkeys(others))
+
+    @property
+    def contrast(self) -> str:
+        """What the label's score is.
+
+        * ``log-odds``: against the other candidates.
+        * ``unlisted``: log-odds, but the generated sentence is none of the candidates (several labels, other words).
+        * ``log p``: there is no other candidate. Not a contrast: it rises with everything that makes the answer likely.
+        """
+        if not self.rivals:
+            return "log p"
+        return "log-odds" if _letters(self.label_text) in map(_letters, self.candidates.values()) else "unlisted"
 
     def segment(self, name: str) -> Segment | None:
         """The first segment of that name, or None."""
@@ -243,7 +273,8 @@ class Attribution(Shown, _Record):
         delta: sum of values minus ``f_input - f_baseline``, for the methods that promise it is 0 (ig), else None.
         rel_delta: ``abs(delta) / max(abs(f_input - f_baseline), 0.1 nats)``, else None.
         converged: whether the method met its own error bound; None for methods without one.
-        n_fwd, n_bwd: model evaluations, counted in sequences.
+        n_fwd, n_bwd: model evaluations, counted in sequences, and ``seconds``: what this map added. Passes that serve
+            several targets are booked once, with the first map that needed them, so that sums are what was run.
         params: what else the numbers depend on (steps, tolerance, eraser ...).
     """
 

@@ -288,7 +288,7 @@ class Scorer:
         lead = "".join(example.text[i] for i, at in enumerate(example.char_bytes[:-1]) if at in lead_bytes)
         generated = list(example.ids[start:end])
         label = encode(lead + example.label_text)
-        others = [encode(lead + text) for text in example.candidates.values() if text != example.label_text]
+        others = [encode(lead + text) for text in example.rivals]
         whole = example.byte_spans[end - 1][1] == example.char_bytes[segment.char[1]]
         return (start, generated, others, False) if whole else (start, label, others, label != generated)
 

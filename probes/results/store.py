@@ -18,12 +18,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from probes import stats
 from probes.checks.crosscheck import Evidence, examine
+from probes.citations.clauses import choose_cut
 from probes.errors import ProbeInputError
 from probes.notebook import Shown
 from probes.records import Attribution, Check, Citation, Example, Span
 
-SCHEMA_VERSION = 4  # 2: maps of cited phrases; 3: draws of checks, authors, rationales; 4: nulls by clause, p_holm
+# 2: maps of cited phrases; 3: draws of checks, authors, rationales; 4: nulls by clause, p_holm; 5: border tokens stay,
+# offset of erasure, one cut for a data set, swap pairs
+SCHEMA_VERSION = 5
 
 
 def cited_target(citation: Citation) -> str:
@@ -38,6 +44,10 @@ class PostResult(Shown):
     ``measured`` are checks that needed the model (necessity and sufficiency of the cited words ...); ``rationales`` are
     spans that people marked, ``user`` is the author, ``counterfactuals`` are (label shift, mentioned), one
     per inserted clause.
+
+    ``border`` tokens also hold characters of the template and were not varied; ``not_varied`` are the post's characters
+    in them, ``border_letters`` says whether one is a letter or digit. ``contrast``: what the label's score is
+    (``records.Example.contrast``). ``cut``: clause | word, what the units are. ``pair``: id of its swap pair.
 
     ``post``, ``explanation`` and ``label_text`` are None in a redacted result; lengths and offsets stay.
     """
@@ -59,6 +69,12 @@ class PostResult(Shown):
     rationales: tuple[Span, ...] | None = None
     user: str | None = None
     counterfactuals: tuple[tuple[float, float], ...] = ()
+    border: int = 0
+    not_varied: tuple[Span, ...] = ()
+    border_letters: bool = False
+    contrast: str = "log-odds"
+    cut: str = "clause"
+    pair: str | None = None
 
     @classmethod
     def of(
@@ -86,6 +102,14 @@ class PostResult(Shown):
             measured=tuple(measured),
             rationales=example.rationales,
             user=example.user,
+            border=len(example.border),
+            not_varied=_stretches(~example.varied),
+            border_letters=any(
+                c.isalnum() for c, varied in zip(example.post, example.varied, strict=True) if not varied
+            ),
+            contrast=example.contrast,
+            cut=example.cut or choose_cut([example.post]),
+            pair=example.pair,
         )
 
     def redacted(self) -> PostResult:
@@ -130,13 +154,18 @@ class PostResult(Shown):
             KeyError, TypeError, ProbeInputError: written by another version, or damaged.
         """
         read: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__}
-        for name in ("units", "cues", "decoys", "rationales"):
+        for name in ("units", "cues", "decoys", "rationales", "not_varied"):
             read[name] = None if read[name] is None else tuple((a, b) for a, b in read[name])
         read["citations"] = tuple(Citation.from_dict(item) for item in read["citations"])
         read["attributions"] = tuple(Attribution.from_dict(item) for item in read["attributions"])
         read["measured"] = tuple(Check.from_dict(item) for item in read["measured"])
         read["counterfactuals"] = tuple((a, b) for a, b in read["counterfactuals"])
         return cls(**read)
+
+
+def _stretches(mask: np.ndarray) -> tuple[Span, ...]:
+    starts, ends = stats.runs(mask)
+    return tuple((int(a), int(b)) for a, b in zip(starts, ends, strict=True))
 
 
 def read_json(path: Path) -> Any:

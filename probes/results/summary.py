@@ -35,11 +35,13 @@ from probes.checks.mismatched import authors, mismatched_citations, mismatched_e
 from probes.checks.verdict import ALPHA, FAMILIES
 from probes.records import Check
 from probes.results.store import PostResult
+from probes.saliency.settings import SMALLEST_CHANGE
 
 VERDICTS = ("supported", "contradicted", "inconclusive")
 _MIN_POSTS = 5
 # Checks of one post that ran the model (``faithfulness``, ``gates`` and ``behaviour`` of ``probes.checks``).
 MEASURED = (
+    "erasure_offset",
     "necessity",
     "sufficiency",
     "weight_of_evidence",
@@ -94,6 +96,7 @@ def summarise(
     ]
     quotes = [c for r in results for c in r.citations if c.kind == "quote"]
     summary: dict[str, Any] = {"n": len(results), "n_users": len({e.user for e in evidence} - {None}) or None}
+    summary |= _given(results)
     summary |= _tables(evidence, ("cue_auroc", "decoy_auroc"), methods, n_boot, seed)
     summary |= _mass(evidence, methods, n_boot, draws, seed)
     summary |= _tables(evidence, ("auroc_clause", "cosine", "pearson"), methods, n_boot, seed)
@@ -107,6 +110,7 @@ def summarise(
         found = summary["measured"].get(name, {}).get("erase", {})
         for suffix, key in (("", "value"), ("_ci", "ci"), ("_null", "null_mean")):
             summary[name + suffix] = found.get(key)
+    summary |= _beyond(evidence, n_boot, seed)
     moved = [result.counterfactuals for result in results]
     summary["counterfactual"] = _counterfactual(moved, authors(evidence), n_boot, draws, seed)
     summary["tests"] = _tests(summary, methods)
@@ -129,6 +133,46 @@ def summarise(
     summary["conclusion"] = _conclusion(summary)
     summary["by_label"] = _by_label(results, evidence, methods, n_boot, seed)
     return summary
+
+
+def _beyond(evidence: Sequence[Evidence], n_boot: int, seed: int) -> dict[str, Any]:
+    """What the cited words do to the label beyond as many other words, in nats: necessity less its own null."""
+    found = [(check_of(e, "necessity", "erase"), who) for e, who in zip(evidence, authors(evidence), strict=True)]
+    values = [
+        (c.value - c.null_mean, who)
+        for c, who in found
+        if c is not None and c.status == "ok" and c.value is not None and c.null_mean is not None
+    ]
+    return {
+        "necessity_beyond": _mean([value for value, _ in values]),
+        "necessity_beyond_ci": _ci(values, n_boot, seed),
+    }
+
+
+def _given(results: Sequence[PostResult]) -> dict[str, Any]:
+    """What can be seen before any map is read: can the model do its task, and is what is scored a contrast?
+
+    ``labels``: posts per label. ``log_odds``: mean of the absolute label scores in nats (near 0: the model hardly
+    prefers its own answer). ``contrast``: posts by what their score is (``records.Example.contrast``). ``border``: posts
+    and tokens whose text is partly the template's, and posts where a letter or digit is in one; none is varied.
+    ``cut``: what posts are erased by, and how many have fewer than 4 such units.
+    """
+    scores = {r.id: a.f_input for r in results for a in r.attributions if a.target == "label"}
+    border = [r for r in results if r.border]
+    return {
+        "labels": dict(Counter(r.label for r in results)),
+        "log_odds": {
+            "mean_abs": _mean([abs(value) for value in scores.values()]),
+            "below_0.1": sum(abs(value) < SMALLEST_CHANGE for value in scores.values()),
+        },
+        "contrast": dict(Counter(r.contrast for r in results)),
+        "border": {
+            "posts": len(border),
+            "tokens": sum(r.border for r in border),
+            "posts_with_letters": sum(r.border_letters for r in border),
+        },
+        "cut": {"unit": results[0].cut if results else None, "few": sum(len(r.units) < 4 for r in results)},
+    }
 
 
 def _uncited(result: PostResult) -> bool:
@@ -252,7 +296,7 @@ def _measured(evidence: Sequence[Evidence], n_boot: int, draws: int, seed: int) 
     out: dict[str, dict[str, Any]] = {}
     for name, method in sorted(keys, key=lambda key: (MEASURED.index(key[0]), key[1])):
         # The gate's own statistic counts every map it judged: those that passed were chosen by it.
-        states = ("ok", "failed_gate") if name == "faithfulness_corr" else ("ok",)
+        states = ("ok", "failed_gate") if name in ("faithfulness_corr", "erasure_offset") else ("ok",)
         values = _authored(evidence, name, method, states)
         found = [(check_of(e, name, method), who) for e, who in zip(evidence, authors(evidence), strict=True)]
         ok = [(c, who) for c, who in found if c is not None and c.status in states and c.value is not None and c.draws]

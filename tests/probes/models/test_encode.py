@@ -141,6 +141,7 @@ def test_border_tokens_stay_as_they_are(tiny_probe: Probe, tokenizer, method: st
     def watch(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
         seen.append((kwargs["inputs_embeds"].detach(), kwargs["attention_mask"]))
 
+    tiny_probe.scorer.check(fixed)  # its plain calls on ids are not what is looked at
     handle = tiny_probe.model.register_forward_pre_hook(watch, with_kwargs=True)
     try:
         found = attribute(tiny_probe, fixed, (method,), ("label",), Settings(), ("the sun shone", "we ate soup"))
