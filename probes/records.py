@@ -180,7 +180,7 @@ class Example(_Record):
 
     @functools.cached_property
     def varied(self) -> np.ndarray:
-        """bool ``[len(post)]``: characters that attribution can vary; False where all bytes are in ``border`` tokens."""
+        """bool ``[len(post)]``: characters that attribution can vary; False for those in ``border`` tokens only."""
         found = np.zeros(len(self.post), dtype=bool)
         found[self._post_bytes[1]] = True
         return found
@@ -204,7 +204,7 @@ class Example(_Record):
         return np.concatenate(tokens), np.concatenate(chars), np.concatenate(shares)
 
     def touched(self, spans: Sequence[Span]) -> np.ndarray:
-        """bool ``[post tokens]``: tokens of ``post_tok`` that hold a character of ``spans`` (characters of the post)."""
+        """bool ``[post tokens]``: which of ``post_tok`` hold a character of ``spans`` (characters of the post)."""
         marked = np.zeros(len(self.post), dtype=bool)
         for a, b in spans:
             marked[a:b] = True

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probes.checks.crosscheck import Evidence, post_units
+from probes.checks.swaps import Swap, counterpart, pairs, swap
+from probes.checks.verdict import FAMILIES
 from probes.citations.align import align, merge_spans
+from probes.citations.clauses import choose_cut
 from probes.citations.normalise import is_cjk
 from probes.errors import ProbeError, ProbeInputError
 from probes.files import write_json
@@ -26,6 +29,7 @@ from probes.report.page import write_report
 from probes.results.export import export
 from probes.results.store import SCHEMA_VERSION, PostResult, Run, Suite, cited_target, read_json
 from probes.results.summary import summarise
+from probes.saliency.settings import NEED_FILLERS
 
 if TYPE_CHECKING:
     from probes.probe import Probe
@@ -33,12 +37,13 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
-# fast can screen but never judge: it has one family that may speak. full: IG to 1 %, finer clauses, several maps per
-# family, gates on every map, and what needs more passes or generation (``checks.gates``, ``checks.behaviour``).
+# fast can screen but never judge: it has one family that may speak. standard: erasure with and without a hole, so that
+# what missing text does is told from what the words do (``checks.offset``). full: IG to 1 %, finer clauses, several maps
+# per family, gates on every map, and what needs more passes or generation (``checks.gates``, ``checks.behaviour``).
 _FULL = ("ig", "erase", "ig_filler", "gradshap", "erase_resample", "shap", "gradnorm", "gxi")
 BUDGETS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "fast": (("erase", "gradnorm"), {}),
-    "standard": (("ig", "erase", "gradnorm"), {}),
+    "standard": (("ig", "erase", "erase_resample", "gradnorm"), {}),
     "full": (_FULL, {"tolerance": 0.01, "max_steps": 1024, "max_units": 60}),
 }
 _RANDOMISED = 8  # posts of the full budget whose maps are made again with the weights drawn anew
@@ -89,12 +94,16 @@ def run_suite(
     examples = [probe.encode(dict(row)) for row in rows]
     skipped = [{"id": e.id, "reason": "no label was parsed from the output"} for e in examples if not e.label_text]
     examples = [e for e in examples if e.label_text]
+    cut = choose_cut([e.post for e in examples])
+    examples = [dataclasses.replace(e, cut=cut) for e in examples]
     if not examples:
         raise ProbeInputError(
             f"none of the {len(rows)} rows has a label to attribute (label_text is null in all of them)"
         )
+    swapped = pairs(examples)
     plan = _plan(examples, budget, seed)
     manifest = _manifest(probe, budget, plan.methods, settings, redact, limit, len(rows), skipped)
+    manifest |= {"cut": cut, "border_tokens": sum(len(e.border) for e in examples)}
     rank, world = _rank()
     if rank == 0:
         write_json(out / "manifest.json", manifest | {"status": "running"})
@@ -109,6 +118,8 @@ def run_suite(
         path = out / "cache" / name
         result = _awaited(path, at, world) if at % world != rank else _cached(path)
         if result is None:
+            # The longest row first: a model that cannot be probed is refused before the first post.
+            probe.scorer.check(max(examples, key=lambda e: len(e.ids)))
             result = _result(probe, example, plan, at, settings)
             result = result.redacted() if redact else result
             write_json(path, result.to_dict())
@@ -124,7 +135,10 @@ def run_suite(
     if progress:
         progress(len(examples), len(examples))
     evidence = [result.evidence(n_boot=n_boot, seed=seed) for result in results]
-    summary = summarise(results, evidence, n_boot=n_boot, seed=seed) | {"skipped": len(skipped)}
+    swaps: list[Swap] = []
+    for a, b in swapped:
+        swaps += _swaps(probe, (examples[a], examples[b]), plan.fillers[b], (results[a], results[b]), settings, out)
+    summary = summarise(results, evidence, n_boot=n_boot, seed=seed, swaps=swaps) | {"skipped": len(skipped)}
     summary["randomisation"] = _randomisation(probe, examples[:_RANDOMISED], out, seed) if plan.deep else None
     _write_run(out, results, evidence, summary, manifest | {"cache": names})
     return Suite(summary, out)
@@ -142,22 +156,27 @@ class _Plan:
 
 
 def _plan(examples: Sequence[Example], budget: str, seed: int) -> _Plan:
-    """Fillers are clauses of other posts of the same task and script; a method without any is left out of the run."""
+    """Fillers are clauses of other posts of the same task and script; a post without any goes without the methods that
+    need them."""
     from probes.citations.clauses import pieces
-    from probes.saliency.settings import NEED_FILLERS
 
     methods = BUDGETS[budget][0]
     if not set(methods) & set(NEED_FILLERS):
         return _Plan(methods, ((),) * len(examples), tuple(examples), budget == "full", seed)
-    cut = [[e.post[a:b] for a, b in pieces(e.post)] for e in examples]
+    cut = [[e.post[a:b] for a, b in pieces(e.post, cut=e.cut)] for e in examples]
     kinds = [(e.task, _script(e.post)) for e in examples]
     fillers = []
     for i, kind in enumerate(kinds):
         pool = [t for j, texts in enumerate(cut) if j != i and kinds[j] == kind for t in texts]
         fillers.append(tuple(random.Random(f"{seed} {i}").sample(pool, min(_FILLERS, len(pool)))))
-    if not all(fillers):
+    if not any(fillers):
         methods = tuple(m for m in methods if m not in NEED_FILLERS)
     return _Plan(methods, tuple(fillers), tuple(examples), budget == "full", seed)
+
+
+def _able(plan: _Plan, at: int) -> tuple[str, ...]:
+    """The methods a post can have: those that put other text in its place need other text."""
+    return tuple(m for m in plan.methods if plan.fillers[at] or m not in NEED_FILLERS)
 
 
 def _script(post: str) -> str:
@@ -193,7 +212,7 @@ def _result(probe: Probe, example: Example, plan: _Plan, at: int, settings: Sett
     # What each cited phrase is written from. Erasure reads every target from the same passes, so only it is asked.
     phrases = tuple(dict.fromkeys(cited_target(c) for c in citations)) if example.explanation else ()
     maps: list[Attribution] = []
-    for method in plan.methods:
+    for method in _able(plan, at):
         wanted = targets + phrases * (method == "erase")
         maps += attribute(probe, example, (method,), wanted, settings, plan.fillers[at])
     spans = merge_spans(span for citation in citations for span in citation.post_char)
@@ -209,8 +228,50 @@ def _result(probe: Probe, example: Example, plan: _Plan, at: int, settings: Sett
         measured += judge(probe, example, maps, settings)
         measured += max_sensitivity(probe, example, maps, settings, plan.fillers[at])
         moved = counterfactuals(probe, example, plan.fillers[at], seed=plan.seed)
-    result = PostResult.of(example, citations, maps, post_units(maps, example.post), measured)
+    result = PostResult.of(example, citations, maps, post_units(maps, example.post, example.cut), measured)
     return dataclasses.replace(result, counterfactuals=moved)
+
+
+def _swaps(
+    probe: Probe,
+    pair: tuple[Example, Example],
+    fillers: Sequence[str],
+    results: tuple[PostResult, PostResult],
+    settings: Settings,
+    out: Path,
+) -> list[Swap]:
+    """One swap pair by every method that may give a verdict; the second post's maps for the first's answer are kept in
+    the cache like a post."""
+    from probes.saliency.attribute import attribute
+
+    (first, second), (one, other) = pair, results
+    methods = [a.method for a in one.attributions if a.target == "label" and a.method in FAMILIES]
+    if first.label_text == second.label_text and first.ids[first.prompt_len :] == second.ids[second.prompt_len :]:
+        maps = [a for a in other.attributions if a.target == "label"]
+    else:
+        moved = counterpart(first, second)
+        able = [m for m in methods if fillers or m not in NEED_FILLERS]
+        parts = [
+            SCHEMA_VERSION,
+            probe.fingerprint,
+            able,
+            dataclasses.asdict(settings),
+            list(fillers),
+            moved.to_dict(),
+        ]
+        path = out / "cache" / f"swap-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.json"
+        if path.is_file():
+            maps = [Attribution.from_dict(item) for item in read_json(path)]
+        else:
+            maps = attribute(probe, moved, able, ("label",), settings, fillers)
+            write_json(path, [a.to_dict() for a in maps])
+    found = [
+        swap(a, b, (first.post, second.post), (one.units, other.units), str(first.pair), first.user)
+        for a in one.attributions
+        for b in maps
+        if a.target == "label" and a.method == b.method and a.method in methods
+    ]
+    return [s for s in found if s is not None]
 
 
 def _randomisation(probe: Probe, examples: Sequence[Example], out: Path, seed: int) -> dict[str, Any]:
@@ -246,8 +307,9 @@ def _write_run(
 def _key(example: Example, model_fp: str, plan: _Plan, at: int, settings: Settings, redact: bool) -> str:
     """Hash of everything a cached post depends on: row, model, methods, settings, format, redaction, other posts."""
     parts = [SCHEMA_VERSION, model_fp, list(plan.methods), dataclasses.asdict(settings), redact, example.to_dict()]
+    parts.append(list(plan.fillers[at]))
     if plan.deep:
-        parts += [list(plan.fillers[at]), [list(e.ids) for e in plan.examples]]
+        parts.append([list(e.ids) for e in plan.examples])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

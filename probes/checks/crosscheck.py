@@ -255,8 +255,8 @@ def cross_check(
 def _missing_text(checks: Sequence[Check]) -> list[str]:
     """Where hiding other words of the same amount does most of what hiding the cited ones does."""
     return [
-        f"hiding the cited words costs the label {c.value:.2f} nats, hiding as many other words {c.null_mean:.2f}: most "
-        "of it is that text is missing"
+        f"hiding the cited words costs the label {c.value:.2f} nats, hiding as many other words {c.null_mean:.2f}: "
+        "most of it is that text is missing"
         for c in checks
         if c.name == "necessity"
         and c.value is not None

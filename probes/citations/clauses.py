@@ -93,7 +93,7 @@ def pieces(post: str, max_units: int = 30, cut: str | None = None) -> list[Span]
 
 
 def choose_cut(posts: Sequence[str]) -> str:
-    """"clause", or "word" where most posts have fewer than ``MIN_UNITS`` clauses.
+    """ "clause", or "word" where most posts have fewer than ``MIN_UNITS`` clauses.
 
     One for a whole data set: a post of three sentences in words beside one of ten in clauses would be two measurements
     under one name. A post without punctuation is one clause, however long, and then nothing could be told apart in it.

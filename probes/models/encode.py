@@ -303,14 +303,14 @@ def _answer(row: dict[str, Any], text: str, prompt_chars: int) -> int:
     opened = list(_OPENED.finditer(text[max(0, prompt_chars - 40) : prompt_chars] + output))
     if not ends and opened and label:
         raise ProbeInputError(
-            f"row {str(row.get('id'))!r}: the reasoning ({opened[-1].group()}) never ends, so there is no answer to score; "
-            "generate with a larger limit, or set label_text to null"
+            f"row {str(row.get('id'))!r}: the reasoning ({opened[-1].group()}) never ends, so there is no answer to "
+            "score; generate with a larger limit, or set label_text to null"
         )
     answer = max(ends, default=0)
     if label and label in output and label not in output[answer:]:
         raise ProbeInputError(
-            f"row {str(row.get('id'))!r}: label_text stands in the reasoning only, not in the answer after it; parse the "
-            "answer again"
+            f"row {str(row.get('id'))!r}: label_text stands in the reasoning only, not in the answer after it; "
+            "parse the answer again"
         )
     return prompt_chars + answer
 

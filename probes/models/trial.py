@@ -1,7 +1,7 @@
 """Is the model that is scored the model that answered? Tried on a row before it is scored, and on each longer one.
 
 The engine hands a model embeddings instead of ids, hides tokens by the attention mask, packs several continuations in
-one sequence and asks for gradients. Each is tried against a plain call of the model on the ids, in nats of the log-odds:
+one sequence and asks for gradients. Each is tried against a plain call of the model on the ids, in nats of log-odds:
 a model that does not pack is scored one sequence at a time ever after; where its own answer is not what we score, or
 what is hidden still matters, it is refused by name, before the first post.
 """
@@ -133,7 +133,9 @@ def _hidden(scorer: Scorer, forward: Forward, keep: torch.Tensor, bound: float) 
         )
     gap = float((_numbers(forward, alone) - _numbers(forward, together[1:])).abs().max())
     if not gap <= max(bound, HALF_BOUND):
-        raise _refusal(scorer, f"what shares the batch of a row with hidden tokens moves its log-odds by {gap:.2g} nats")
+        raise _refusal(
+            scorer, f"what shares the batch of a row with hidden tokens moves its log-odds by {gap:.2g} nats"
+        )
     return alone
 
 

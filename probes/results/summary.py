@@ -32,6 +32,7 @@ from probes import stats
 from probes.checks.agreement import pearson
 from probes.checks.crosscheck import Evidence
 from probes.checks.mismatched import authors, mismatched_citations, mismatched_explanations
+from probes.checks.swaps import Swap, summarise_swaps
 from probes.checks.verdict import ALPHA, FAMILIES
 from probes.records import Check
 from probes.results.store import PostResult
@@ -79,12 +80,14 @@ def summarise(
     n_boot: int = 2000,
     draws: int = 9999,
     seed: int = 0,
+    swaps: Sequence[Swap] = (),
 ) -> dict[str, Any]:
     """The numbers of ``summary.json``; JSON types only, None where there is nothing to measure.
 
     Args:
         results: the posts. evidence: their checks, when already made.
         n_boot: bootstrap draws per interval. draws: Monte-Carlo draws per test (p is at least 1 / (draws + 1)).
+        swaps: the swap pairs (``probes.checks.swaps``), if there are any.
     """
     evidence = [result.evidence(seed=seed) for result in results] if evidence is None else evidence
     methods = _methods(results)
@@ -113,6 +116,7 @@ def summarise(
     summary |= _beyond(evidence, n_boot, seed)
     moved = [result.counterfactuals for result in results]
     summary["counterfactual"] = _counterfactual(moved, authors(evidence), n_boot, draws, seed)
+    summary["swaps"] = summarise_swaps(swaps, draws, seed)
     summary["tests"] = _tests(summary, methods)
     summary["p_holm"] = {t["method"]: t["p_holm"] for t in summary["tests"] if t["check"] == "excess"}
     disagreement = [e for e in evidence for c in e.report.checks if c.name == "explainers_pearson"]
@@ -154,7 +158,7 @@ def _given(results: Sequence[PostResult]) -> dict[str, Any]:
 
     ``labels``: posts per label. ``log_odds``: mean of the absolute label scores in nats (near 0: the model hardly
     prefers its own answer). ``contrast``: posts by what their score is (``records.Example.contrast``). ``border``: posts
-    and tokens whose text is partly the template's, and posts where a letter or digit is in one; none is varied.
+    and tokens with text of post and template (never varied), and posts where one holds a letter or digit.
     ``cut``: what posts are erased by, and how many have fewer than 4 such units.
     """
     scores = {r.id: a.f_input for r in results for a in r.attributions if a.target == "label"}
@@ -385,6 +389,16 @@ def _tests(summary: dict[str, Any], methods: Sequence[str]) -> list[dict[str, An
     cct = summary.get("counterfactual")
     if cct is not None:
         add("what moves the label is mentioned", "counterfactual", "model", cct["p"], cct["r"], cct["n"])
+    for m, one in ((summary.get("swaps") or {}).get("by_method") or {}).items():
+        add("where swapped posts differ, their maps differ", "swap_share", m, one["p_share"], one["share"], one["n"])
+        add(
+            "the label moves as the maps of swapped posts say",
+            "swap_cosine",
+            m,
+            one["p_cosine"],
+            one["cosine"],
+            one["n"],
+        )
     adjusted = stats.holm([math.nan if row["p"] is None else row["p"] for row in rows])
     return [row | {"p_holm": None if math.isnan(p) else p} for row, p in zip(rows, adjusted, strict=True)]
 

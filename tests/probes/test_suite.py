@@ -1,6 +1,7 @@
 """The run over a data set: what is written, what survives a kill, what redaction leaves; and once with a real model."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from probes.errors import ProbeError, ProbeInputError
-from probes.records import Check, Example
+from probes.records import Check, Example, Segment
 from probes.report.page import write_report
 from probes.results.store import SCHEMA_VERSION, PostResult, read_manifest, read_run
 from probes.saliency.attribute import Settings
@@ -32,15 +33,17 @@ FILES = {
 
 
 def example(result: PostResult, **changes: Any) -> Example:
+    post = result.post or ""  # a token per character, and one for the answer
+    offsets = tuple(itertools.accumulate((len(char.encode("utf-8", "surrogatepass")) for char in post), initial=0))
     fields: dict[str, Any] = {
         "id": result.id,
         "task": result.task,
         "post": result.post or "",
-        "ids": (1, 2),
-        "prompt_len": 1,
-        "byte_spans": ((0, 1), (1, 2)),
-        "char_bytes": (0, 1, 2),
-        "segments": (),
+        "ids": tuple(range(len(post) + 1)),
+        "prompt_len": len(post),
+        "byte_spans": (*itertools.pairwise(offsets), (offsets[-1], offsets[-1] + 1)),
+        "char_bytes": (*offsets, offsets[-1] + 1),
+        "segments": (Segment("post", (0, len(post)), (0, len(post))),),
         "post_char": (0, result.length),
         "text": result.post or "",
         "label": result.label,
@@ -63,6 +66,11 @@ class FakeProbe:
         self.studied: list[list[str]] = []
         self.before: tuple[str, ...] = ("gradnorm",)
         self.stop_at: int | None = None
+        self.scorer = self
+        self.tried: list[str] = []
+
+    def check(self, example: Example) -> None:
+        self.tried.append(example.id)
 
     def encode(self, row: dict) -> Example:
         if row["id"] == "bad":
@@ -91,7 +99,7 @@ def probe(monkeypatch):
 
     monkeypatch.setattr("probes.saliency.attribute.attribute", attribute)
     monkeypatch.setattr("probes.checks.faithfulness.cited_effects", effects)
-    for name in ("gates.judge", "gates.max_sensitivity", "behaviour.counterfactuals"):
+    for name in ("checks.gates.judge", "checks.gates.max_sensitivity", "checks.behaviour.counterfactuals"):
         monkeypatch.setattr(f"probes.{name}", lambda *given, **named: ())
     for name in ("weight_of_evidence", "mediation_share"):
         monkeypatch.setattr(

@@ -55,7 +55,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "mpt": ("Mpt", {"vocab_size": 380, "d_model": 32, "n_layers": 2, "n_heads": 4, "initializer_range": 0.2, **_ENDS}),
     "mamba": ("Mamba", {**_MAMBA, **_ENDS}),
     "mamba2": ("Mamba2", {**_MAMBA, **_ENDS, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16}),
-    "rwkv": ("Rwkv", {"vocab_size": 380, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, **_ENDS}),
+    "rwkv": ("Rwkv", {"vocab_size": 380, "hidden_size": 32, "num_hidden_layers": 2, **_ENDS}),
     "recurrent_gemma": (
         "RecurrentGemma", {**_HEAD, "num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 16}
     ),

@@ -68,8 +68,8 @@ def test_tokens_that_cut_a_character(tiny_probe: Probe, tiny_rows: list[dict[str
 def test_char_values_conserve_the_sum(tiny_probe: Probe, tokenizer, post: str, data: st.DataObject) -> None:
     try:
         example = tiny_probe.encode(make_row(tokenizer, 0, "zh", post, post[:1]))
-    except ProbeInputError as error:
-        assert "no token lies wholly inside" in str(error)
+    except ProbeInputError:  # one or two characters, all of them fused with the quotation marks
+        assert len(post) <= 2
         return
     first, last = example.post_tok
     values = np.array(data.draw(st.lists(st.floats(-1e3, 1e3), min_size=last - first, max_size=last - first)))
@@ -77,7 +77,10 @@ def test_char_values_conserve_the_sum(tiny_probe: Probe, tokenizer, post: str, d
     assert chars.shape == (len(post),)
     assert chars.sum() == pytest.approx(values.sum(), abs=1e-9)
     begin, stop = (example.char_bytes[at] for at in example.post_char)
-    assert all(b > begin and a < stop for a, b in [*example.byte_spans[first:last], *map(example.byte_spans.__getitem__, example.border)])
+    assert all(
+        b > begin and a < stop
+        for a, b in [*example.byte_spans[first:last], *map(example.byte_spans.__getitem__, example.border)]
+    )
     low, high = min((first, *example.border)), max((last, *(at + 1 for at in example.border)))
     assert example.byte_spans[low - 1][1] <= begin and example.byte_spans[high][0] >= stop
     assert not chars[~example.varied].any()
@@ -133,7 +136,9 @@ def test_border_tokens_stay_as_they_are(tiny_probe: Probe, tokenizer, method: st
         for s in example.segments
     )  # fmt: skip
     at = [s.name for s in moved].index("post") + 1
-    fixed = dataclasses.replace(example, segments=(*moved[:at], Segment("border", (last - 2, last), (0, 0)), *moved[at:]))
+    fixed = dataclasses.replace(
+        example, segments=(*moved[:at], Segment("border", (last - 2, last), (0, 0)), *moved[at:])
+    )
     assert fixed.border == (last - 2, last - 1)
     embedding = tiny_probe.model.get_input_embeddings()
     own, seen = embedding.weight[list(fixed.ids[last - 2 : last])], []
