@@ -279,10 +279,10 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
         user=None if row.get("user") is None else str(row["user"]),
         pair=None if row.get("pair") is None else str(row["pair"]),
     )
-    if label_text in made.rivals:
-        stated = next(key for key, said in made.candidates.items() if said == label_text)
+    stated = [key for key, said in made.candidates.items() if said == label_text]
+    if stated and made.label in made.candidates and made.label not in stated:
         raise ProbeInputError(
-            f"row {row_id!r}: parsed_label is {made.label!r} but label_text is the sentence of {stated!r}; write both "
+            f"row {row_id!r}: parsed_label is {made.label!r} but label_text is the sentence of {stated[0]!r}; write both "
             "of one label"
         )
     return made

@@ -22,6 +22,7 @@ from probes.citations.clauses import pieces
 from probes.records import Attribution, Example
 from probes.results.summary import check_of
 from probes.stats import auroc, diagnosticity
+from probes.validation.holes import holes
 from probes.validation.planted import Planted, World, train, with_adapter
 
 Row = dict[str, Any]
@@ -67,6 +68,7 @@ def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> l
         ("closed forms, engine, Captum (V1-V3, V6, V13)", lambda: ({"side": "<="} | one for one in selftest())),
         ("error rates (V10)", lambda: error_rates(300 if quick else 1000, 100 if quick else 1000, seed)),
         ("aligner (V12)", lambda: aligner(180 if quick else 720, seed)),
+        ("offset of erasure (V11)", lambda: holes(8 if quick else 32, seed)),
     ]
     if not quick:
         steps += [
