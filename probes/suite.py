@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -29,16 +30,16 @@ from probes.report.page import write_report
 from probes.results.export import export
 from probes.results.store import SCHEMA_VERSION, PostResult, Run, Suite, cited_target, read_json
 from probes.results.summary import summarise
-from probes.saliency.settings import NEED_FILLERS
+from probes.saliency.settings import METHODS, NEED_FILLERS
 
 if TYPE_CHECKING:
     from probes.probe import Probe
     from probes.saliency.attribute import Settings
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[float, int], None]
 
 # fast can screen but never judge: it has one family that may speak. standard: erasure with and without a hole, so that
-# what missing text does is told from what the words do (``checks.offset``). full: IG to 1 %, finer clauses, several maps
+# what missing text does is told from what the words do (``checks.offset``). full: IG to 1 %, finer clauses, more maps
 # per family, gates on every map, and what needs more passes or generation (``checks.gates``, ``checks.behaviour``).
 _FULL = ("ig", "erase", "ig_filler", "gradshap", "erase_resample", "shap", "gradnorm", "gxi")
 BUDGETS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -63,7 +64,8 @@ def run_suite(
 ) -> Suite:
     """Attributes, aligns and cross-checks every row, and writes the run directory (``probes.results.store``).
 
-    Killed at any point, the same call continues: finished posts are read back from ``out/cache``. Results do not depend
+    Killed at any point, the same call continues: finished posts, and finished maps of a post, are read back from
+    ``out/cache``. Results do not depend
     on where it was interrupted, nor on how many processes share the work (``accelerate launch -m probes run ...``: each
     makes its share of the posts, the first gathers them from the cache and writes the run).
 
@@ -73,7 +75,7 @@ def run_suite(
         budget: fast | standard | full.
         limit: only the first so many rows.
         redact: write no text of any post or explanation anywhere under ``out``.
-        progress: called with (posts done, posts in all).
+        progress: called with (posts done, posts in all); between posts with a part of one, after each map.
 
     Returns:
         what is written to ``summary.json`` (``probes.results.summary.summarise``), a dict that knows its run
@@ -120,9 +122,12 @@ def run_suite(
         if result is None:
             # The longest row first: a model that cannot be probed is refused before the first post.
             probe.scorer.check(max(examples, key=lambda e: len(e.ids)))
-            result = _result(probe, example, plan, at, settings)
+            within = None if progress is None else functools.partial(_within, progress, done, len(examples))
+            result = _result(probe, example, plan, at, settings, path, within)
             result = result.redacted() if redact else result
             write_json(path, result.to_dict())
+            for part in path.parent.glob(f"{path.stem}.part-*.json"):
+                part.unlink(missing_ok=True)
         made[at] = (name, result)
     if rank != 0:
         return Suite({}, out)
@@ -203,18 +208,61 @@ def _awaited(path: Path, at: int, world: int, patience: float = 3600.0) -> PostR
     return result
 
 
-def _result(probe: Probe, example: Example, plan: _Plan, at: int, settings: Settings) -> PostResult:
-    from probes.checks.faithfulness import cited_effects
+def _within(progress: Progress, done: int, total: int, share: float) -> None:
+    progress(done + share, total)
+
+
+def _maps(
+    probe: Probe,
+    example: Example,
+    calls: Sequence[tuple[str, tuple[str, ...]]],
+    settings: Settings,
+    fillers: Sequence[str],
+    path: Path,
+    within: Callable[[float], None] | None,
+) -> list[Attribution]:
+    """The maps of one post, each call kept beside its cache file as soon as it is made: on a real model a post takes
+    minutes, and Ctrl-C must not cost them. A map holds no text."""
     from probes.saliency.attribute import attribute
+
+    maps: list[Attribution] = []
+    for step, (method, targets) in enumerate(calls):
+        part = path.with_name(f"{path.stem}.part-{step}.json")
+        found: list[Attribution] | None = None
+        if part.is_file():
+            with contextlib.suppress(KeyError, TypeError, ValueError, ProbeInputError):
+                found = [Attribution.from_dict(item) for item in read_json(part)]
+        if found is None:
+            found = attribute(probe, example, (method,), targets, settings, fillers)
+            write_json(part, [a.to_dict() for a in found])
+        maps += found
+        if within:
+            within((step + 1) / (len(calls) + 1))
+    return maps
+
+
+def _result(
+    probe: Probe,
+    example: Example,
+    plan: _Plan,
+    at: int,
+    settings: Settings,
+    path: Path,
+    within: Callable[[float], None] | None,
+) -> PostResult:
+    from probes.checks.faithfulness import cited_effects
 
     citations = align(example)
     targets = ("label", "explanation") if example.explanation else ("label",)
     # What each cited phrase is written from. Erasure reads every target from the same passes, so only it is asked.
     phrases = tuple(dict.fromkeys(cited_target(c) for c in citations)) if example.explanation else ()
-    maps: list[Attribution] = []
+    calls: list[tuple[str, tuple[str, ...]]] = []
     for method in _able(plan, at):
-        wanted = targets + phrases * (method == "erase")
-        maps += attribute(probe, example, (method,), wanted, settings, plan.fillers[at])
+        if METHODS[method][0] in ("erase", "shap", "kernelshap"):  # one pass serves all targets
+            calls.append((method, targets + phrases * (method == "erase")))
+        else:
+            calls += [(method, (target,)) for target in targets]
+    maps = _maps(probe, example, calls, settings, plan.fillers[at], path, within)
     spans = merge_spans(span for citation in citations for span in citation.post_char)
     judged = any(a.method == "ig" for a in maps)  # the fast budget screens; it does not pay for this
     measured = list(cited_effects(probe, example, spans)) if spans and judged else []

@@ -282,8 +282,8 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     stated = [key for key, said in made.candidates.items() if said == label_text]
     if stated and made.label in made.candidates and made.label not in stated:
         raise ProbeInputError(
-            f"row {row_id!r}: parsed_label is {made.label!r} but label_text is the sentence of {stated[0]!r}; write both "
-            "of one label"
+            f"row {row_id!r}: parsed_label is {made.label!r} but label_text is the sentence of {stated[0]!r}; write "
+            "both of one label"
         )
     return made
 

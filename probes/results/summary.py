@@ -157,7 +157,7 @@ def _given(results: Sequence[PostResult]) -> dict[str, Any]:
     """What can be seen before any map is read: can the model do its task, and is what is scored a contrast?
 
     ``labels``: posts per label. ``log_odds``: mean of the absolute label scores in nats (near 0: the model hardly
-    prefers its own answer). ``contrast``: posts by what their score is (``records.Example.contrast``). ``border``: posts
+    prefers its own answer). ``contrast``: posts by what their score is (``Example.contrast``). ``border``: posts
     and tokens with text of post and template (never varied), and posts where one holds a letter or digit.
     ``cut``: what posts are erased by, and how many have fewer than 4 such units.
     """

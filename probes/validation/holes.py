@@ -26,8 +26,8 @@ def with_offset(offset: float, count: int, seed: int = 0) -> dict[str, float]:
     """Probes ``count`` posts of the world.
 
     Returns:
-        ``hole``, ``filled``: mean AUROC of the cue's clause under ``erase`` and under ``erase_resample``; ``shut``: share
-        of posts where the offset shuts ``erase``; ``before``, ``after``: share of posts found supported by integrated
+        ``hole``, ``filled``: mean AUROC of the cue's clause under ``erase`` and ``erase_resample``; ``shut``: share of
+        posts where the offset shuts ``erase``; ``before``, ``after``: share of posts found supported by integrated
         gradients and ``erase`` alone, and with ``erase_resample`` beside them (all explanations quote the cue).
     """
     from probes.saliency.attribute import attribute

@@ -86,7 +86,8 @@ def probe(monkeypatch):
 
     def attribute(probe, example, methods, targets, settings, fillers=()):
         assert isinstance(settings, Settings)
-        begins, fake.before = methods == ("ig",) or (methods == ("erase",) and fake.before != ("ig",)), methods
+        begins = methods == ("ig",) or (methods == ("erase",) and fake.before != ("ig",))
+        begins, fake.before = begins and "label" in targets, methods
         if begins:  # one call per method: ig (not in "fast"), erase, ...
             if fake.stop_at is not None and len(fake.calls) >= fake.stop_at:
                 raise KeyboardInterrupt
@@ -126,11 +127,41 @@ def tree(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
+def test_a_post_that_is_stopped_goes_on_where_it_was(probe, tmp_path, monkeypatch):
+    """Ctrl-C within a post costs the map that is being made, not those that are."""
+    import probes.saliency.attribute
+
+    made, whole = [], probes.saliency.attribute.attribute
+
+    def stopped(probe, example, methods, targets, settings, fillers=()):
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        made.append((example.id, methods, targets))
+        return whole(probe, example, methods, targets, settings, fillers)
+
+    monkeypatch.setattr("probes.saliency.attribute.attribute", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(probe, rows("p0", "p1"), tmp_path / "a", redact=True)
+    kept = list((tmp_path / "a" / "cache").glob("*.part-*"))
+    assert len(kept) == 5 and not any((WORLDS["p0"].post or "")[:4] in path.read_text("utf-8") for path in kept)
+    again = list(made)
+    monkeypatch.setattr(
+        "probes.saliency.attribute.attribute",
+        lambda *given, **named: made.append((given[1].id, *given[2:4])) or whole(*given, **named),
+    )
+    found = run_suite(probe, rows("p0", "p1"), tmp_path / "a", redact=True)
+    assert not set(made[5:]) & set(again)  # no map was made twice
+    assert found == run_suite(probe, rows("p0", "p1"), tmp_path / "b", redact=True)
+    assert not list((tmp_path / "a" / "cache").glob("*.part-*"))
+
+
 def test_run_directory(probe, tmp_path):
     seen = []
     summary = run_suite(probe, rows(), tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert {p.name for p in tmp_path.iterdir()} == FILES
-    assert seen == [(i, 6) for i in range(7)]
+    assert [one for one in seen if one[0] == int(one[0])] == [(i, 6) for i in range(7)]
+    assert seen == sorted(seen) and len(seen) > 4 * 6  # within a post, too
+    assert probe.tried and not list((tmp_path / "cache").glob("*.part-*"))
     assert json.loads((tmp_path / "summary.json").read_text("utf-8")) == summary
     assert summary["n"] == 6 and summary["skipped"] == 0 and sum(summary["verdicts"].values()) == 6
     maps = [json.loads(line) for line in (tmp_path / "attributions.jsonl").read_text("utf-8").splitlines()]
