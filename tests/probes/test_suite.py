@@ -378,7 +378,7 @@ def test_tiny_model_end_to_end(tiny_probe, tiny_rows, tmp_path):
         cited = [row["post"][a:b] for c in result.citations for a, b in c.post_char]
         assert cited == [row["post"][slice(*row["cues"][0])]]
         by = {(a.method, a.target): a for a in result.attributions if "[" not in a.target}
-        assert set(by) == {(m, t) for m in ("ig", "erase", "gradnorm") for t in ("label", "explanation")}
+        assert set(by) == {(m, t) for m in BUDGETS["standard"][0] for t in ("label", "explanation")}
         for a in by.values():
             assert len(a.char_values) == len(row["post"])
             assert a.char_values.sum() == pytest.approx(a.values.sum(), abs=1e-9)
