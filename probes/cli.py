@@ -264,7 +264,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
     table = Table(title=f"{summary['n']} posts: {summary['conclusion']}", title_justify="left", show_edge=False)
     for name, side in (("", "left"), ("value", "right"), ("95 %", "right"), ("beside", "left")):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
+        table.add_column(name, justify=side, no_wrap=name in ("", "value"))  # type: ignore[arg-type]
     for method, value in summary["mass_ratio"].items():
         p = p_value(summary["p_holm"].get(method), "p (Holm)")
         beside = f"by length {percent(summary['mass_ratio_null'][method])}, {p}"

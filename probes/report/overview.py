@@ -329,7 +329,8 @@ def _task(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         note = f"shared with the prompt, in {_posts(border['posts'])}; {border['posts_with_letters']} hold letters"
         found.append(("Tokens at the ends not varied", str(border["tokens"]), note))
     cut = summary["cut"]
-    found.append(("Posts cut into", f"{cut['unit']}s", f"{cut['few']} with fewer than 4, which settle little"))
+    if n:
+        found.append(("Posts cut into", f"{cut['unit']}s", f"{cut['few']} with fewer than 4, which settle little"))
     beyond = summary.get("necessity_beyond")
     if beyond is not None:
         note = f"nats; 95%: {interval(summary['necessity_beyond_ci'], 'signed')}"
