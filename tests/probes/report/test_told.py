@@ -9,7 +9,7 @@ from probes.checks.swaps import Swap
 from probes.cli import _print_summary
 from probes.records import Check
 from probes.report.overview import MAIN, brief, facts, funnel, panel
-from probes.report.overview import tests as tests_of
+from probes.report.overview import tests as hypotheses
 from probes.report.view import card, p_value
 from probes.results.summary import summarise
 from tests.probes.worlds import post_result
@@ -78,5 +78,5 @@ def test_swap_pairs_are_tested_and_shown() -> None:
     swaps = [Swap(str(i), "erase", None, 2.0 + i, True, 1.9 + i, (0.1, 0.0, 2.0 + i, 0.1), 2) for i in range(6)]
     summary = summarise([post_result(s) for s in range(6)], n_boot=0, draws=999, swaps=swaps)
     assert summary["swaps"]["turned"] == 6 and summary["swaps"]["by_method"]["erase"]["p_share"] <= 0.01
-    rows = {row["hypothesis"] for row in tests_of(summary)}
+    rows = {row["hypothesis"] for row in hypotheses(summary)}
     assert {"where swapped posts differ, their maps differ", "the label moves as the maps of swapped posts say"} <= rows
