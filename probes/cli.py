@@ -269,14 +269,21 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
     table = Table(title=f"{summary['n']} posts: {summary['conclusion']}", title_justify="left", show_edge=False)
     for name, side in (("", "left"), ("value", "right"), ("95 %", "right"), ("beside", "left")):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
+        table.add_column(name, justify=side, no_wrap=name in ("", "value"))  # type: ignore[arg-type]
     for method, value in summary["mass_ratio"].items():
-        beside = f"by length {percent(summary['mass_ratio_null'][method])}, {p_value(summary['p'][method])}"
+        p = p_value(summary["p_holm"].get(method), "p (Holm)")
+        beside = f"by length {percent(summary['mass_ratio_null'][method])}, {p}"
         name = f"label saliency in cited words ({method})"
         table.add_row(name, percent(value), interval(summary["mass_ratio_ci"][method]), beside)
     for method, value in summary["cue_auroc"].items():
         if value is not None:
             table.add_row(f"planted cues found, AUROC ({method})", f"{value:.3f}", "", "chance 0.5")
+    from probes.report.overview import facts
+
+    for title, value, note in facts(summary):
+        if title in ("Labels given", "Mean |log-odds| of the label", "Label scores that are no plain contrast",
+                     "Tokens at the ends not varied", "Posts cut into"):  # fmt: skip
+            table.add_row(title[0].lower() + title[1:], value, "", note)
     quotes = f"of {summary['n_quotes']} quotes"
     table.add_row("quotes that are not in the post", percent(summary["fabricated_quote_rate"]), "", quotes)
     table.add_row("explanations that cite nothing", str(summary["abstained"]), "", "")
@@ -312,12 +319,12 @@ def _progress(what: str) -> Iterator[Any]:
     ) as bar:
         task = bar.add_task(what, total=None)
 
-        def advance(done: int, total: int) -> None:
+        def advance(done: float, total: int) -> None:
             nonlocal quarter
             bar.update(task, completed=done, total=total)
             if not console.is_terminal and 4 * done // max(total, 1) > quarter:
                 quarter = 4 * done // max(total, 1)
-                console.print(f"{what}: {done} of {total}", highlight=False)
+                console.print(f"{what}: {int(done)} of {total}", highlight=False)
 
         yield advance
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -71,12 +72,18 @@ class _Record:
         return cls(**read)
 
 
+def _letters(text: str) -> str:
+    """Letters and digits only, without case or width: what two spellings of one label sentence share."""
+    return "".join(char for char in unicodedata.normalize("NFKC", text).casefold() if char.isalnum())
+
+
 @dataclass(frozen=True)
 class Segment(_Record):
-    """One named stretch of the full text: ``name`` is template | post | label | explanation | other.
+    """One named stretch of the full text: ``name`` is template | border | post | label | explanation | other.
 
     ``tok`` is its token range, ``char`` its characters in ``Example.text``. The token range of the post holds every
-    token with at least one byte in the post; an output token belongs to the segment its first byte is in.
+    token wholly inside the post (a space before the first word may be in it: word tokens carry one); a ``border`` token
+    holds characters of the post and of the template. An output token belongs to the segment its first byte is in.
     """
 
     name: str
@@ -103,6 +110,9 @@ class Example(_Record):
         cues, decoys: known spans in the post (character offsets in ``post``), or None if the row has none.
         rationales: spans of the post that people marked as the reason, or None.
         user: author of the post, if known: posts of one author are not independent.
+        pair: rows of one pair differ in one phrase of the post (``probes.checks.swaps``), or None.
+        cut: clause | word: what the post is erased by, one for a data set (``citations.clauses.choose_cut``); None: as
+            this post alone would be.
     """
 
     _nested: ClassVar[dict[str, type[_Record]]] = {"segments": Segment}
@@ -125,6 +135,27 @@ class Example(_Record):
     decoys: tuple[Span, ...] | None
     rationales: tuple[Span, ...] | None = None
     user: str | None = None
+    pair: str | None = None
+    cut: str | None = None
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """The other candidates' sentences, each once: not the one of ``label``, nor one with the words of the label."""
+        own = _letters(self.label_text)
+        others = (text for key, text in self.candidates.items() if key != self.label and _letters(text) != own)
+        return tuple(dict.fromkeys(others))
+
+    @property
+    def contrast(self) -> str:
+        """What the label's score is.
+
+        * ``log-odds``: against the other candidates.
+        * ``unlisted``: log-odds, but the generated sentence is none of the candidates (several labels, other words).
+        * ``log p``: there is no other candidate. Not a contrast: it rises with everything that makes the answer likely.
+        """
+        if not self.rivals:
+            return "log p"
+        return "log-odds" if _letters(self.label_text) in map(_letters, self.candidates.values()) else "unlisted"
 
     def segment(self, name: str) -> Segment | None:
         """The first segment of that name, or None."""
@@ -132,10 +163,27 @@ class Example(_Record):
 
     @property
     def post_tok(self) -> Span:
-        """Token range of the post: every token with at least one byte in it. Attribution varies exactly these."""
+        """Token range of the post: every token wholly inside it. Attribution varies exactly these."""
         segment = self.segment("post")
         assert segment is not None
         return segment.tok
+
+    @property
+    def border(self) -> tuple[int, ...]:
+        """Tokens that hold characters of the post and of the template (``."``), at most one at each end.
+
+        To take such a token away is to take away the template's quotation mark, and what that does is no saliency of
+        the post. They stay as they are in every eraser, baseline and path; the characters of the post in them have the
+        value 0 in every map, which means "not varied" (``varied``) and not "without effect".
+        """
+        return tuple(at for s in self.segments if s.name == "border" for at in range(*s.tok))
+
+    @functools.cached_property
+    def varied(self) -> np.ndarray:
+        """bool ``[len(post)]``: characters that attribution can vary; False for those in ``border`` tokens only."""
+        found = np.zeros(len(self.post), dtype=bool)
+        found[self.post_shares[1]] = True
+        return found
 
     @functools.cached_property
     def post_shares(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -155,12 +203,21 @@ class Example(_Record):
             shares.append(np.full(len(inside), 1.0 / len(inside)))
         return np.concatenate(tokens), np.concatenate(chars), np.concatenate(shares)
 
+    def touched(self, spans: Sequence[Span]) -> np.ndarray:
+        """bool ``[post tokens]``: which of ``post_tok`` hold a character of ``spans`` (characters of the post)."""
+        marked = np.zeros(len(self.post), dtype=bool)
+        for a, b in spans:
+            marked[a:b] = True
+        tokens, chars, _ = self.post_shares
+        found = np.zeros(self.post_tok[1] - self.post_tok[0], dtype=bool)
+        found[tokens[marked[chars]]] = True
+        return found
+
     def post_chars(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """Spreads token values over the characters of the post; the sum is conserved.
 
         A token's value goes in equal parts to its bytes inside the post, and a character's value is the sum over its
-        bytes. A token that straddles the border of the post (``."`` holding the closing quote of the template) gives
-        its whole value to the bytes inside: the attribution varied the whole token, and only the post is shown.
+        bytes. Characters that no token of ``post_tok`` holds (``varied``) get 0.
 
         Args:
             values: one number per token of ``post_tok``, in any unit.
@@ -216,7 +273,8 @@ class Attribution(Shown, _Record):
         delta: sum of values minus ``f_input - f_baseline``, for the methods that promise it is 0 (ig), else None.
         rel_delta: ``abs(delta) / max(abs(f_input - f_baseline), 0.1 nats)``, else None.
         converged: whether the method met its own error bound; None for methods without one.
-        n_fwd, n_bwd: model evaluations, counted in sequences.
+        n_fwd, n_bwd: model evaluations, counted in sequences, and ``seconds``: what this map added. Passes that serve
+            several targets are booked once, with the first map that needed them, so that sums are what was run.
         params: what else the numbers depend on (steps, tolerance, eraser ...).
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import platform
 import random
@@ -15,32 +16,36 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probes.checks.crosscheck import Evidence, post_units
-from probes.citations.align import align, merge_spans
+from probes.checks.crosscheck import Evidence
+from probes.checks.swaps import Swap, pairs
+from probes.citations.clauses import choose_cut
 from probes.citations.normalise import is_cjk
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning
 from probes.files import write_json
 from probes.foreign import plain
-from probes.records import Attribution, Example
+from probes.post import Plan, probe_post, swap_pair
+from probes.records import Example
 from probes.report.page import write_report
 from probes.results.cache import Cache, digest
 from probes.results.export import export
 from probes.results.lock import held, refuse_held
-from probes.results.store import SCHEMA_VERSION, PostResult, Run, Suite, cited_target, read_manifest_file, short_name
+from probes.results.store import SCHEMA_VERSION, PostResult, Run, Suite, read_manifest_file, short_name
 from probes.results.summary import summarise
+from probes.saliency.settings import NEED_FILLERS
 
 if TYPE_CHECKING:
     from probes.probe import Probe
     from probes.saliency.attribute import Settings
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[float, int], None]
 
-# fast can screen but never judge: it has one family that may speak. full: IG to 1 %, finer clauses, several maps per
-# family, gates on every map, and what needs more passes or generation (``checks.gates``, ``checks.behaviour``).
+# fast can screen but never judge: it has one family that may speak. standard: erasure with and without a hole, so that
+# what missing text does is told from what the words do (``checks.offset``). full: IG to 1 %, finer clauses, more maps
+# per family, gates on every map, and what needs more passes or generation (``checks.gates``, ``checks.behaviour``).
 _FULL = ("ig", "erase", "ig_filler", "gradshap", "erase_resample", "shap", "gradnorm", "gxi")
 BUDGETS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "fast": (("erase", "gradnorm"), {}),
-    "standard": (("ig", "erase", "gradnorm"), {}),
+    "standard": (("ig", "erase", "erase_resample", "gradnorm"), {}),
     "full": (_FULL, {"tolerance": 0.01, "max_steps": 1024, "max_units": 60}),
 }
 _RANDOMISED = 8  # posts of the full budget whose maps are made again with the weights drawn anew
@@ -60,7 +65,8 @@ def run_suite(
 ) -> Suite:
     """Attributes, aligns and cross-checks every row, and writes the run directory (``probes.results.store``).
 
-    Killed at any point, the same call continues: finished posts are read back from ``out/cache``. Results do not depend
+    Killed at any point, the same call continues: finished posts, and finished maps of a post, are read back from
+    ``out/cache``. Results do not depend
     on where it was interrupted, nor on how many processes share the work (``accelerate launch -m probes run ...``: each
     makes its share of the posts, the first gathers them from the cache and writes the run).
 
@@ -70,7 +76,7 @@ def run_suite(
         budget: fast | standard | full.
         limit: only the first so many rows.
         redact: write no text of any post or explanation anywhere under ``out``.
-        progress: called with (posts done, posts in all).
+        progress: called with (posts done, posts in all); between posts with a part of one, after each map.
 
     Returns:
         what is written to ``summary.json`` (``probes.results.summary.summarise``), a dict that knows its run
@@ -92,12 +98,16 @@ def run_suite(
     examples = [probe.encode(dict(row)) for row in rows]
     skipped = [{"id": e.id, "reason": "no label was parsed from the output"} for e in examples if not e.label_text]
     examples = [e for e in examples if e.label_text]
+    cut = choose_cut([e.post for e in examples])
+    examples = [dataclasses.replace(e, cut=cut) for e in examples]
     if not examples:
         raise ProbeInputError(
             f"none of the {len(rows)} rows has a label to attribute (label_text is null in all of them)"
         )
+    pairs(examples)  # refuses what is no pair, before anything is computed
     plan = _plan(examples, budget, seed)
     manifest = _manifest(probe, budget, plan.methods, settings, redact, limit, len(rows), skipped)
+    manifest |= {"cut": cut, "border_tokens": sum(len(e.border) for e in examples)}
     manifest["cut_off"] = sum(row.get("finish") == "length" for row in rows)  # by the token limit, as the file says
     with contextlib.ExitStack() as stack:
         if rank == 0:  # the processes of one launch share the directory; their first holds it
@@ -109,7 +119,7 @@ def run_suite(
 def _carry_out(
     probe: Probe,
     examples: Sequence[Example],
-    plan: _Plan,
+    plan: Plan,
     settings: Settings,
     manifest: dict[str, Any],
     out: Path,
@@ -130,9 +140,13 @@ def _carry_out(
         name = cache.name(_depends(example, probe.fingerprint, plan, at, settings, redact))
         result = _awaited(cache, name, at, world) if at % world != rank else _cached(cache, name)
         if result is None:
-            result = _result(probe, example, plan, at, settings)
+            # The longest row first: a model that cannot be probed is refused before the first post.
+            probe.scorer.check(max(examples, key=lambda e: len(e.ids)))
+            within = None if progress is None else functools.partial(_within, progress, done, len(examples))
+            result = probe_post(probe, example, plan, at, settings, cache, name, within)
             result = result.redacted() if redact else result
             cache.write(name, result.to_dict())
+            cache.forget_parts(name)
         made[at] = (name, result)
     if rank != 0:
         return Suite({}, out)
@@ -145,41 +159,38 @@ def _carry_out(
     if progress:
         progress(len(examples), len(examples))
     evidence = [result.evidence(n_boot=n_boot, seed=seed) for result in results]
-    summary = summarise(results, evidence, n_boot=n_boot, seed=seed) | {"skipped": len(manifest["skipped"])}
-    summary["cut_off"] = manifest["cut_off"]
-    summary["randomisation"] = _randomisation(probe, examples[:_RANDOMISED], cache, seed) if plan.deep else None
+    swaps: list[Swap] = []
+    for a, b in pairs(examples):
+        swaps += swap_pair(
+            probe, (examples[a], examples[b]), plan.fillers[b], (results[a], results[b]), settings, cache
+        )
+    study = _randomisation(probe, examples[:_RANDOMISED], cache, seed) if plan.deep else None
+    summary = summarise(results, evidence, n_boot=n_boot, seed=seed, swaps=swaps) | {
+        "skipped": len(manifest["skipped"]),
+        "cut_off": manifest["cut_off"],
+        "randomisation": study,
+    }
     _write_run(out, results, evidence, summary, manifest | {"cache": names})
     return Suite(summary, out)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What one run does to each post: methods, fillers per post, other rows to exchange with, how deep to look."""
-
-    methods: tuple[str, ...]
-    fillers: tuple[tuple[str, ...], ...]
-    examples: tuple[Example, ...]
-    deep: bool
-    seed: int
-
-
-def _plan(examples: Sequence[Example], budget: str, seed: int) -> _Plan:
-    """Fillers are clauses of other posts of the same task and script; a method without any is left out of the run."""
+def _plan(examples: Sequence[Example], budget: str, seed: int) -> Plan:
+    """Fillers are clauses of other posts of the same task and script; a post without any goes without the methods that
+    need them."""
     from probes.citations.clauses import pieces
-    from probes.saliency.settings import NEED_FILLERS
 
     methods = BUDGETS[budget][0]
     if not set(methods) & set(NEED_FILLERS):
-        return _Plan(methods, ((),) * len(examples), tuple(examples), budget == "full", seed)
-    cut = [[e.post[a:b] for a, b in pieces(e.post)] for e in examples]
+        return Plan(methods, ((),) * len(examples), tuple(examples), budget == "full", seed)
+    cut = [[e.post[a:b] for a, b in pieces(e.post, cut=e.cut)] for e in examples]
     kinds = [(e.task, _script(e.post)) for e in examples]
     fillers = []
     for i, kind in enumerate(kinds):
         pool = [t for j, texts in enumerate(cut) if j != i and kinds[j] == kind for t in texts]
         fillers.append(tuple(random.Random(f"{seed} {i}").sample(pool, min(_FILLERS, len(pool)))))
-    if not all(fillers):
+    if not any(fillers):
         methods = tuple(m for m in methods if m not in NEED_FILLERS)
-    return _Plan(methods, tuple(fillers), tuple(examples), budget == "full", seed)
+    return Plan(methods, tuple(fillers), tuple(examples), budget == "full", seed)
 
 
 def _script(post: str) -> str:
@@ -210,33 +221,8 @@ def _awaited(cache: Cache, name: str, at: int, world: int, patience: float = 360
     return result
 
 
-def _result(probe: Probe, example: Example, plan: _Plan, at: int, settings: Settings) -> PostResult:
-    from probes.checks.faithfulness import cited_effects
-    from probes.saliency.attribute import attribute
-
-    citations = align(example)
-    targets = ("label", "explanation") if example.explanation else ("label",)
-    # What each cited phrase is written from. Erasure reads every target from the same passes, so only it is asked.
-    phrases = tuple(dict.fromkeys(cited_target(c) for c in citations)) if example.explanation else ()
-    maps: list[Attribution] = []
-    for method in plan.methods:
-        wanted = targets + phrases * (method == "erase")
-        maps += attribute(probe, example, (method,), wanted, settings, plan.fillers[at])
-    spans = merge_spans(span for citation in citations for span in citation.post_char)
-    judged = any(a.method == "ig" for a in maps)  # the fast budget screens; it does not pay for this
-    measured = list(cited_effects(probe, example, spans)) if spans and judged else []
-    moved: tuple[tuple[float, float], ...] = ()
-    if plan.deep:
-        from probes.checks.behaviour import counterfactuals, mediation_share, weight_of_evidence
-        from probes.checks.gates import judge, max_sensitivity
-
-        donors = [e for j, e in enumerate(plan.examples) if j != at]
-        measured += [weight_of_evidence(probe, example), mediation_share(probe, example, donors)]
-        measured += judge(probe, example, maps, settings)
-        measured += max_sensitivity(probe, example, maps, settings, plan.fillers[at])
-        moved = counterfactuals(probe, example, plan.fillers[at], seed=plan.seed)
-    result = PostResult.of(example, citations, maps, post_units(maps, example.post), measured)
-    return dataclasses.replace(result, counterfactuals=moved)
+def _within(progress: Progress, done: int, total: int, share: float) -> None:
+    progress(done + share, total)
 
 
 def _randomisation(probe: Probe, examples: Sequence[Example], cache: Cache, seed: int) -> dict[str, Any]:
@@ -266,11 +252,12 @@ def _write_run(
     write_json(out / "manifest.json", manifest)
 
 
-def _depends(example: Example, model_fp: str, plan: _Plan, at: int, settings: Settings, redact: bool) -> list[Any]:
+def _depends(example: Example, model_fp: str, plan: Plan, at: int, settings: Settings, redact: bool) -> list[Any]:
     """Everything a cached post depends on: row, model, methods, settings, format, redaction, other posts."""
     parts = [SCHEMA_VERSION, model_fp, list(plan.methods), dataclasses.asdict(settings), redact, example.to_dict()]
+    parts.append(list(plan.fillers[at]))
     if plan.deep:
-        parts += [list(plan.fillers[at]), [list(e.ids) for e in plan.examples]]
+        parts.append([list(e.ids) for e in plan.examples])
     return parts
 
 

@@ -117,7 +117,7 @@ def counterfactuals(
         return ()  # the answer begins with the explanation: its label can not be scored without generating first
     rng, (a, b) = random.Random(seed), example.post_char
     lead = list(example.ids[example.prompt_len : start])
-    ends = [end for _, end in pieces(example.post)][:-1] or [len(example.post)]
+    ends = [end for _, end in pieces(example.post, cut=example.cut)][:-1] or [len(example.post)]
     posts: list[tuple[str, Span]] = []
     for filler in rng.sample(list(fillers), min(count, len(fillers))):
         at = rng.choice(ends)

@@ -27,6 +27,7 @@ import numpy as np
 
 from probes import stats
 from probes.checks.agreement import f1_at_k, iou_f1, kendall_w, mean_pairwise, pearson, rotated, spearman, top_overlap
+from probes.checks.offset import CONTRAST, offset
 from probes.checks.verdict import FAMILIES, LabelMap, decide, gate, p_notes
 from probes.citations.align import coverage, fabricated_quotes, merge_spans
 from probes.errors import ProbeInputError
@@ -84,14 +85,14 @@ def unit_sums(char_values: np.ndarray, units: Sequence[Span]) -> np.ndarray:
     return np.array([char_values[a:b].sum() for a, b in units], dtype=np.float64)
 
 
-def post_units(attributions: Sequence[Attribution], post: str) -> tuple[Span, ...]:
+def post_units(attributions: Sequence[Attribution], post: str, cut: str | None = None) -> tuple[Span, ...]:
     """Clauses of the post: those a map already lives on, so that all maps are compared on the same, else cut anew."""
     for a in attributions:
         if a.unit == "clause":
             return tuple(a.unit_spans)
     from probes.citations.clauses import pieces
 
-    return tuple(pieces(post))
+    return tuple(pieces(post, cut=cut))
 
 
 def examine(
@@ -137,12 +138,14 @@ def examine(
     spans = merge_spans(span for c in grounded for span in c.post_char)
     mask, cited = char_mask(spans, length), units_hit(spans, units)
     lengths = np.array([b - a for a, b in units], dtype=np.float64)
-    shut = {c.method: c.name for c in reversed(measured) if c.status == "failed_gate"}
+    nets = {a.method: unit_sums(a.char_values, units) for a in attributions if a.target == "label"}
+    offsets = [offset(nets[a], nets[b], a) for a, b in CONTRAST.items() if a in nets and b in nets]
+    shut = {c.method: c.name for c in reversed([*offsets, *measured]) if c.status == "failed_gate"}
     maps = {
         a.method: LabelMap(
             a,
             unit_sums(np.maximum(a.char_values, 0.0), units),
-            unit_sums(a.char_values, units),
+            nets[a.method],
             gate(a) or (f"failed the gate {shut[a.method].replace('_', ' ')}" if a.method in shut else None),
         )
         for a in attributions
@@ -192,10 +195,11 @@ def examine(
     quoted = tuple(c.id for c in citations if c.kind == "quote")
     checks.append(_value("fabricated_quote_rate", "align", fabricated / quotes if quotes else math.nan, quotes, quoted))
     checks.append(_value("coverage", "align", coverage(citations, explanation_length), explanation_length, ids))
-    checks += measured
+    checks += [*offsets, *measured]
     if rationales:
         plain = f1_at_k(units_hit(rationales, units).astype(float), cited) if cited.any() else math.nan
         checks.append(_value("plausibility_citations", "align", plain, len(units), ids))
+    notes += _missing_text(checks)
     if fabricated:
         notes.append(f"{fabricated} of {quotes} quotes are not in the post")
     open_maps = {method: m for method, m in maps.items() if not m.blocked}
@@ -236,7 +240,7 @@ def cross_check(
         citations,
         example_id=example.id,
         length=len(example.post),
-        units=post_units(attributions, example.post),
+        units=post_units(attributions, example.post, example.cut),
         label=example.label,
         explanation_length=len(example.explanation or ""),
         cues=example.cues,
@@ -246,6 +250,19 @@ def cross_check(
         n_boot=n_boot,
         seed=seed,
     ).report
+
+
+def _missing_text(checks: Sequence[Check]) -> list[str]:
+    """Where hiding other words of the same amount does most of what hiding the cited ones does."""
+    return [
+        f"hiding the cited words costs the label {c.value:.2f} nats, hiding as many other words {c.null_mean:.2f}: "
+        "most of it is that text is missing"
+        for c in checks
+        if c.name == "necessity"
+        and c.value is not None
+        and c.null_mean is not None
+        and 2 * abs(c.null_mean) > abs(c.value) >= 0.1
+    ]
 
 
 def _empty(name: str, method: str, status: str) -> Check:

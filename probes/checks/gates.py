@@ -173,7 +173,7 @@ def max_sensitivity(
         edited = _with_post(probe, example, post) if post != example.post else None
         if edited is None:
             continue
-        units = post_units(list(before.values()), example.post)
+        units = post_units(list(before.values()), example.post, example.cut)
         for found in attribute(probe, edited, names, ("label",), settings, fillers):
             near = cosine(unit_sums(before[found.method].char_values, units), unit_sums(found.char_values, units))
             if math.isfinite(near):

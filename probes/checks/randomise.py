@@ -110,7 +110,7 @@ def _clause_maps(probe: Probed, examples: Sequence[Example], methods: Sequence[s
     maps: dict[str, list[np.ndarray]] = {method: [] for method in methods}
     for example in examples:
         for found in attribute(probe, example, methods, ("label",), Settings(max_steps=64)):
-            maps[found.method].append(unit_sums(found.char_values, pieces(example.post)))
+            maps[found.method].append(unit_sums(found.char_values, pieces(example.post, cut=example.cut)))
     return maps
 
 
@@ -119,7 +119,7 @@ def _cue_auroc(values: np.ndarray, example: Example) -> float:
     from probes.citations.clauses import pieces
     from probes.stats import auroc
 
-    return auroc(values, units_hit(example.cues or (), pieces(example.post)))
+    return auroc(values, units_hit(example.cues or (), pieces(example.post, cut=example.cut)))
 
 
 def _likeness(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import heapq
 import itertools
 import re
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -106,16 +107,26 @@ def _cut(post: str, span: Span, max_width: int) -> list[Span]:
     return list(zip([a, *ends], [*ends, b], strict=True))
 
 
-def pieces(post: str, max_units: int = 30) -> list[Span]:
-    """What a post is erased by: its clauses, or, where there are fewer than ``MIN_UNITS``, its words.
+def pieces(post: str, max_units: int = 30, cut: str | None = None) -> list[Span]:
+    """What a post is erased by: its clauses, or its words.
 
-    A post without punctuation is one clause, however long, and then nothing could be told apart in it.
-
+    Args:
+        cut: clause | word, or None to choose for this post alone (``choose_cut``).
     Returns:
         spans that cover the post without gap or overlap.
     """
-    few = len(clauses(post, max_width=len(post) * 2 + 1)) < MIN_UNITS
-    return words(post, max_units) if few and sum(map(_says, post)) >= 2 * MIN_UNITS else clauses(post, max_units)
+    by_words = (cut or choose_cut([post])) == "word" and sum(map(_says, post)) >= 2 * MIN_UNITS
+    return words(post, max_units) if by_words else clauses(post, max_units)
+
+
+def choose_cut(posts: Sequence[str]) -> str:
+    """ "clause", or "word" where most posts have fewer than ``MIN_UNITS`` clauses.
+
+    One for a whole data set: a post of three sentences in words beside one of ten in clauses would be two measurements
+    under one name. A post without punctuation is one clause, however long, and then nothing could be told apart in it.
+    """
+    few = sum(len(clauses(post, max_width=len(post) * 2 + 1)) < MIN_UNITS for post in posts)
+    return "word" if 2 * few > len(posts) else "clause"
 
 
 def words(post: str, max_units: int | None = None) -> list[Span]:
@@ -137,15 +148,12 @@ def words(post: str, max_units: int | None = None) -> list[Span]:
 
 def clause_tokens(example: Example, max_units: int = 30) -> tuple[list[Span], np.ndarray]:
     """Clauses (``pieces``) and the post tokens erased with each: ``unit_tokens`` of "clause"."""
-    return _owned(example, pieces(example.post, max_units))
+    return _owned(example, pieces(example.post, max_units, example.cut))
 
 
 def saying_tokens(example: Example) -> np.ndarray:
     """bool ``[post tokens]``: which hold a letter, digit or symbol, and not only punctuation or white space."""
-    says = np.array([_says(char) for char in example.post])
-    first, last = example.post_tok
-    tokens, chars, _ = example.post_shares
-    return np.bincount(tokens, weights=says[chars], minlength=last - first) > 0
+    return example.touched([(at, at + 1) for at, char in enumerate(example.post) if _says(char)])
 
 
 def unit_tokens(example: Example, kind: str, max_units: int = 30) -> tuple[list[Span], np.ndarray]:

@@ -35,7 +35,14 @@ _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "rationales": list,
     "finish": str,
     "user": (str, int),
+    "pair": (str, int),
+    "reasoning": str,
 }
+# What ends a model's reasoning; the answer follows the last of them.
+_THOUGHT = re.compile(
+    r"</(?:think|thinking|thought|reasoning)>|◁/think▷|<\|end_of_thinking\|>|<\|channel\|>final<\|message\|>"
+)
+_OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>|◁think▷|<\|(?:begin|start)_of_thinking\|>")
 
 
 def read_generations(path: str | Path) -> list[dict[str, Any]]:
@@ -231,6 +238,7 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     problem = _row_problem(row)
     if problem:
         raise ProbeInputError(f"row {row_id!r}: {problem}")
+    _refuse_padding(row, row_id, token_bytes.tokenizer)
     ids = [*row["prompt_ids"], *row["output_ids"]]
     prompt_len = len(row["prompt_ids"])
     pieces = [token_bytes(index) for index in ids]
@@ -238,25 +246,36 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     for piece in pieces:
         ends.append(ends[-1] + len(piece))
     byte_spans = list(itertools.pairwise(ends))
-    text, char_bytes = decode_bytes(b"".join(pieces))
+    data = b"".join(pieces)
+    text, char_bytes = decode_bytes(data)
     prompt_chars = sum(offset < ends[prompt_len] for offset in char_bytes[:-1])
 
     post_char = _find_post(row, text[:prompt_chars], row_id, token_bytes)
     spans: dict[str, Span] = {}
     label_text = row.get("label_text") or ""
+    answer = _answer(row, text, prompt_chars)
     if label_text:
-        spans["label"] = _find(text, label_text, prompt_chars, row_id, "label_text")
+        spans["label"] = _find(text, label_text, answer, row_id, "label_text")
     explanation = row.get("parsed_explanation") or None
     if explanation:
         # After the label if it is there at all: the label sentence may itself hold the words of a short explanation.
-        after = spans["label"][1] if "label" in spans and explanation in text[spans["label"][1] :] else prompt_chars
+        # The reasoning before the answer may be the explanation; the answer is looked at first.
+        after = spans["label"][1] if "label" in spans and explanation in text[spans["label"][1] :] else answer
+        after = after if explanation in text[after:] else prompt_chars
         spans["explanation"] = _find(text, explanation, after, row_id, "parsed_explanation")
-        if "label" in spans and after == prompt_chars:  # explanation first: the label follows, whatever it says
+        # Explanation first: the label follows, whatever it says.
+        if "label" in spans and spans["explanation"][0] < spans["label"][1]:
             at = text.find(label_text, spans["explanation"][1])
             spans["label"] = (at, at + len(label_text)) if at >= 0 else spans["label"]
 
+    segments = _segments(data, byte_spans, char_bytes, prompt_len, post_char, spans)
+    if not any(segment.name == "post" for segment in segments):
+        raise ProbeInputError(
+            f"row {row_id!r}: no token lies wholly inside the post of {len(row['post'])} characters: each also holds "
+            "characters of the prompt around it, and cannot be taken away without them"
+        )
     label = row.get("parsed_label") or ""
-    return Example(
+    made = Example(
         id=row_id,
         task=row.get("task") or "",
         post=row["post"],
@@ -264,7 +283,7 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
         prompt_len=prompt_len,
         byte_spans=tuple(byte_spans),
         char_bytes=tuple(char_bytes),
-        segments=_segments(byte_spans, char_bytes, prompt_len, post_char, spans),
+        segments=segments,
         post_char=post_char,
         text=text,
         label=label if isinstance(label, str) else ",".join(label),
@@ -275,7 +294,56 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
         decoys=_spans(row.get("decoys")),
         rationales=_spans(row.get("rationales")),
         user=None if row.get("user") is None else str(row["user"]),
+        pair=None if row.get("pair") is None else str(row["pair"]),
     )
+    stated = [key for key, said in made.candidates.items() if said == label_text]
+    if stated and made.label in made.candidates and made.label not in stated:
+        raise ProbeInputError(
+            f"row {row_id!r}: parsed_label is {made.label!r} but label_text is the sentence of {stated[0]!r}; write "
+            "both of one label"
+        )
+    return made
+
+
+def _answer(row: dict[str, Any], text: str, prompt_chars: int) -> int:
+    """Where the answer begins in ``text``: after the reasoning, which may state every label before it decides.
+
+    Raises:
+        ProbeInputError: the reasoning never ends, or the label stands in it only.
+    """
+    output = text[prompt_chars:]
+    ends = [match.end() for match in _THOUGHT.finditer(output)]
+    reasoning = row.get("reasoning") or ""
+    if reasoning and reasoning in output:
+        ends.append(output.index(reasoning) + len(reasoning))
+    label = row.get("label_text") or ""
+    opened = list(_OPENED.finditer(text[max(0, prompt_chars - 40) : prompt_chars] + output))
+    if not ends and opened and label:
+        raise ProbeInputError(
+            f"row {str(row.get('id'))!r}: the reasoning ({opened[-1].group()}) never ends, so there is no answer to "
+            "score; generate with a larger limit, or set label_text to null"
+        )
+    answer = max(ends, default=0)
+    if label and label in output and label not in output[answer:]:
+        raise ProbeInputError(
+            f"row {str(row.get('id'))!r}: label_text stands in the reasoning only, not in the answer after it; "
+            "parse the answer again"
+        )
+    return prompt_chars + answer
+
+
+def _refuse_padding(row: dict[str, Any], row_id: str, tokenizer: Any) -> None:
+    """Pad tokens on the left were hidden from the model by a mask that the row does not hold.
+
+    One token that opens every text of this tokenizer as well as it pads is no padding.
+    """
+    pad, ids = getattr(tokenizer, "pad_token_id", None), row["prompt_ids"]
+    count = next((at for at, index in enumerate(ids) if index != pad), len(ids))
+    if count > (pad in (getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None))):
+        raise ProbeInputError(
+            f"row {row_id!r}: prompt_ids begin with {count} pad tokens (id {pad}); leave them out: the model did not "
+            "see them"
+        )
 
 
 def _spans(value: Sequence[Sequence[int]] | None) -> tuple[Span, ...] | None:
@@ -332,14 +400,31 @@ def _find(text: str, part: str, start: int, row_id: str, key: str) -> Span:
     return at, at + len(part)
 
 
+def _fused(token: bytes, before: int, after: int) -> bool:
+    """Whether a token that reaches into the post also holds some of the template.
+
+    A space in front does not count: word tokens carry the space before the word.
+
+    Args:
+        before, after: bytes of it before and after the post; not positive where it lies inside.
+    """
+    return after > 0 or bool(token[: max(before, 0)].strip(b" "))
+
+
 def _segments(
-    byte_spans: Sequence[Span], char_bytes: Sequence[int], prompt_len: int, post: Span, spans: dict[str, Span]
+    data: bytes,
+    byte_spans: Sequence[Span],
+    char_bytes: Sequence[int],
+    prompt_len: int,
+    post: Span,
+    spans: dict[str, Span],
 ) -> tuple[Segment, ...]:
     begin, stop = char_bytes[post[0]], char_bytes[post[1]]
     names = []
     for index, (a, b) in enumerate(byte_spans):
         if index < prompt_len:
-            names.append("post" if a < stop and b > begin else "template")
+            inside = a < stop and b > begin
+            names.append(("border" if _fused(data[a:b], begin - a, b - stop) else "post") if inside else "template")
             continue
         inside = (name for name, (s, e) in spans.items() if char_bytes[s] <= a < char_bytes[e])
         names.append(next(inside, None) or _straddled(a, b, char_bytes, spans))

@@ -1,8 +1,8 @@
 """Teacher-forced scores of a label and an explanation, many perturbed posts at a time.
 
 One row of work is one packed sequence (``probes.models.pack``), so one pass gives log p of every candidate label and of
-the explanation. The first example (and each longer one) is also scored one sequence per candidate; a model that does
-not honour the mask is noticed there and scored without packing ever after.
+the explanation. On the first example (and each longer one) every shortcut is tried against a plain call of the model
+(``probes.models.trial``): it is scored without packing ever after, or refused, where they differ.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from probes.errors import ProbeError, ProbeInputError
 from probes.models.loaded import LoadedModel
 from probes.models.pack import Plan, attention_mask, log_norm, token_logprobs
+from probes.models.trial import try_model
 from probes.records import Example, Span
 
 # Tokens of one batch. On a CPU larger batches leave the cache and get slower; on a GPU 8192 tokens of a 9B model with a
@@ -31,6 +32,7 @@ class Forward:
     Attributes:
         scorer: the engine it runs on.
         targets: names, the columns of every result.
+        plans: the sequences of one row. columns: for each target its groups of log p; spans: its tokens, not the label.
         tokens: length of one packed row.
         rows_run: sequences evaluated so far.
     """
@@ -41,14 +43,15 @@ class Forward:
         self.targets = tuple(targets)
         self.rows_run = 0
         self.label_retokenised = False
+        self.spans: dict[str, Span] = {}
         probe = scorer.probe
         first, last = example.post_tok
-        self._plans, self._columns = self._lay_out(packed)
-        self.tokens = sum(len(plan.ids) for plan in self._plans)
+        self.plans, self.columns = self._lay_out(packed)
+        self.tokens = sum(len(plan.ids) for plan in self.plans)
         embedding = probe.model.get_input_embeddings()
         with torch.no_grad():
-            self._around = [(embedding(plan.ids[:first]), embedding(plan.ids[last:])) for plan in self._plans]
-            self.post = embedding(self._plans[0].ids[first:last]).float()
+            self._around = [(embedding(plan.ids[:first]), embedding(plan.ids[last:])) for plan in self.plans]
+            self.post = embedding(self.plans[0].ids[first:last]).float()
             neutral = torch.tensor(probe.pad_id, device=probe.device)
             self.neutral = embedding(neutral).float().expand_as(self.post)
 
@@ -61,8 +64,9 @@ class Forward:
         for target in self.targets:
             if target == "label":
                 continue
+            self.spans[target] = target_tokens(example, target)
             columns.append((target, [len(spans)]))
-            spans.append(target_tokens(example, target))
+            spans.append(self.spans[target])
         if "label" in self.targets:
             start, label, others, self.label_retokenised = self.scorer.label_ids(example)
             branches = [(start, ids) for ids in (label, *others)]
@@ -152,7 +156,7 @@ class Forward:
     def _run(self, post: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
         scores = self.groups(post, keep)
         columns = []
-        for target, picked in self._columns:
+        for target, picked in self.columns:
             column = scores[:, picked[0]]
             if target == "label" and len(picked) > 1:
                 column = column - scores[:, picked[1:]].logsumexp(-1)
@@ -172,7 +176,7 @@ class Forward:
         batch = len(post) if keep is None else len(keep)
         self.rows_run += batch
         groups = []
-        for plan, (before, after) in zip(self._plans, self._around, strict=True):
+        for plan, (before, after) in zip(self.plans, self._around, strict=True):
             parts = (before, post.to(probe.dtype), after)
             embeds = torch.cat([part.expand(batch, -1, -1) for part in parts], 1)
             mask = attention_mask(plan, keep, self.example.post_tok, probe.dtype)
@@ -210,23 +214,28 @@ class Scorer:
 
     def __init__(self, probe: LoadedModel) -> None:
         self.probe = probe
+        self.inner = _inner(probe.model)
         self.token_budget = TOKEN_BUDGET.get(probe.device.type, TOKEN_BUDGET["cuda"])
         self._packs = True
         self._checked = 0
-        names = inspect.signature(_inner(probe.model).forward).parameters
-        self._keep_rows = "logits_to_keep" in names
+        parameters = inspect.signature(self.inner.forward).parameters
+        self._takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+        self._takes = frozenset(parameters)
 
     def logits(
         self, embeds: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor
     ) -> torch.Tensor:
         """Logits ``[B, R, V]`` at ``rows`` for embeddings ``[B, S, D]``, positions ``[S]`` and a 2-D or 4-D mask."""
-        inputs: dict[str, Any] = {
-            "inputs_embeds": embeds,
-            "position_ids": positions.expand(len(embeds), -1),
-            "attention_mask": mask,
-            "use_cache": False,
-        }
-        if self._keep_rows:
+        inputs: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": mask}
+        if self._takes_all or "position_ids" in self._takes:  # Bloom and the state-space models count for themselves
+            inputs["position_ids"] = positions.expand(len(embeds), -1)
+        return self.call(inputs, rows)
+
+    def call(self, inputs: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:
+        """Logits ``[B, R, V]`` at ``rows`` of the model on ``inputs``."""
+        if self._takes_all or "use_cache" in self._takes:
+            inputs = inputs | {"use_cache": False}
+        if "logits_to_keep" in self._takes:
             return self.probe.model(**inputs, logits_to_keep=rows).logits
         return self.probe.model(**inputs).logits[:, rows]
 
@@ -240,28 +249,25 @@ class Scorer:
         Raises:
             ProbeInputError: the row has no such part.
         """
-        forward = Forward(self, example, targets, packed=self._packs)
-        if self._packs and "label" in targets and forward.tokens > self._checked:
-            self._check(example, forward.tokens)
-            if not self._packs:
-                forward = Forward(self, example, targets, packed=False)
-        return forward
+        self.check(example)
+        return Forward(self, example, targets, packed=self._packs)
 
-    def _check(self, example: Example, tokens: int) -> None:
-        """Every candidate's log p, post whole and every other token hidden, packed against one sequence each.
+    def check(self, example: Example) -> None:
+        """Tries the model on a row unless a longer one was tried before (``probes.models.trial``). A data set's longest
+        row first: then no later one can find a window, a mask or a memory too short.
 
-        Candidate by candidate, because in the log-odds one likely candidate hides the errors of all the others.
+        Raises:
+            ProbeInputError: the model cannot be probed, by name and reason.
         """
-        self._checked = tokens
-        found = []
-        for packed in (True, False):
-            forward = Forward(self, example, ("label",), packed)
-            keep = torch.ones(2, len(forward.post), dtype=torch.bool, device=self.probe.device)
-            keep[1, :-1:2] = False
-            with torch.no_grad():
-                found.append(forward.groups(forward.post[None], keep))
-        tolerance = 1e-3 if self.probe.dtype in (torch.float32, torch.float64) else 0.05
-        self._packs = bool(((found[0] - found[1]).abs() <= tolerance * found[1].abs().clamp(min=1.0)).all())
+        targets = [name for name in ("label", "explanation") if example.segment(name) is not None]
+        if len(example.ids) <= self._checked or not targets:
+            return
+        try:
+            packs = try_model(self, lambda packed: Forward(self, example, targets, packed))
+        except RuntimeError as error:
+            self.back_off(error, self.token_budget)  # one row at a time: there is no smaller batch
+            raise
+        self._packs, self._checked = self._packs and packs, len(example.ids)
 
     def label_ids(self, example: Example) -> tuple[int, list[int], list[list[int]], bool]:
         """Token ids the label target compares.
@@ -282,7 +288,7 @@ class Scorer:
         lead = "".join(example.text[i] for i, at in enumerate(example.char_bytes[:-1]) if at in lead_bytes)
         generated = list(example.ids[start:end])
         label = encode(lead + example.label_text)
-        others = [encode(lead + text) for text in example.candidates.values() if text != example.label_text]
+        others = [encode(lead + text) for text in example.rivals]
         whole = example.byte_spans[end - 1][1] == example.char_bytes[segment.char[1]]
         return (start, generated, others, False) if whole else (start, label, others, label != generated)
 

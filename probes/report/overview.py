@@ -147,7 +147,7 @@ def panel(
                 "name": title,
                 "screening": method not in FAMILIES,
                 "n": len(values),
-                "p": None if p is None else view.p_value(p),
+                "p": None if p is None else view.p_value(p, "p (Holm)" if metric.p == "p_holm" else "p"),
                 "mean": None if mean is None else at(mean),
                 "ci": None if ci is None else [at(end) for end in ci],
                 "null": None if null is None else at(null),
@@ -249,7 +249,9 @@ def _sure(summary: Mapping[str, Any]) -> str:
     p = [summary["p_holm"][m] for m in judged if summary["p_holm"].get(m) is not None]
     if used < 5 or len(p) < 2:
         return f"Only {_posts(used)} can be compared; at least 5 are needed for a test."
-    words = [f"{view.p_value(max(p))} for the weaker method against citations placed at random ({_posts(used)}, Holm)."]
+    words = [
+        f"{view.p_value(max(p), 'p (Holm)')} for the weaker method against citations placed at random ({_posts(used)})."
+    ]
     habit = [summary["p_position"][m] for m in judged if summary["p_position"].get(m) is not None]
     if habit and summary["conclusion"] == "supported":
         held = max(habit) <= ALPHA
@@ -268,7 +270,13 @@ def funnel(
     verdicts = sum(e.report.verdict != "inconclusive" for e in evidence)
     steps = [("labelled", n, f"{skipped} without a parsed label" if skipped else "")]
     steps.append(("cite the post", cited, f"{n - cited} cite nothing that is in the post" if n > cited else ""))
-    why = f"{cited - compared} with a map that failed its gate" if cited > compared else ""
+    made = {FAMILIES[m] for m in summary["mass_ratio"] if m in FAMILIES}
+    if len(made) < 2:  # no map failed anything: there is nothing to compare with
+        steps.append(
+            ("have maps of both families", 0, f"this budget makes maps of {len(made)} family only" * (cited > 0))
+        )
+        return [{"name": name, "count": count, "lost": lost} for name, count, lost in steps]
+    why = f"{cited - compared} without a map of each family that passes its gate" if cited > compared else ""
     steps.append(("pass both gates", compared, why))
     why = f"{compared - verdicts} where the maps do not settle it" if compared > verdicts else ""
     steps.append(("have a verdict", verdicts, why))
@@ -295,10 +303,46 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
     if summary.get("cut_off"):
         found.append(("Answers cut off", str(summary["cut_off"]), "by the token limit; they cite what they came to"))
+    found += _task(summary)
     shown = [method for method in FAMILIES if summary["cue_auroc"].get(method) is not None]
     if shown:
         values = " · ".join(number(summary["cue_auroc"][method]) for method in shown)
         found.append(("Planted cues found", values, "AUROC, " + " · ".join(view.METHOD_NAMES[m] for m in shown)))
+    return found
+
+
+def _task(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Can the model do its task, and is its score a contrast? (title, value, note)."""
+    n, odds, border = summary["n"], summary["log_odds"], summary["border"]
+    given = sorted(summary["labels"].items(), key=lambda one: (-one[1], one[0]))
+    shown = " · ".join(f"{view.plain(label) or 'none'} {count}" for label, count in given[:6])
+    note = "all posts have one label: it may not tell them apart" if len(given) == 1 and n > 1 else f"of {_posts(n)}"
+    found = [
+        ("Labels given", shown, note),
+        ("Mean |log-odds| of the label", number(odds["mean_abs"]), f"nats; {odds['below_0.1']} below 0.1"),
+    ]
+    words = {"log p": "without another candidate: plain log p", "unlisted": "whose sentence is no candidate"}
+    odd = [f"{count} {words[kind]}" for kind, count in summary["contrast"].items() if kind in words]
+    if odd:
+        found.append(
+            ("Label scores that are no plain contrast", str(n - summary["contrast"].get("log-odds", 0)), "; ".join(odd))
+        )
+    if border["tokens"]:
+        note = f"shared with the prompt, in {_posts(border['posts'])}; {border['posts_with_letters']} hold letters"
+        found.append(("Tokens at the ends not varied", str(border["tokens"]), note))
+    cut = summary["cut"]
+    if n:
+        found.append(("Posts cut into", f"{cut['unit']}s", f"{cut['few']} with fewer than 4, which settle little"))
+    beyond = summary.get("necessity_beyond")
+    if beyond is not None:
+        note = f"nats; 95%: {interval(summary['necessity_beyond_ci'], 'signed')}"
+        found.append(
+            ("Cited words hidden, beyond as many others", view.signed(-beyond), note.replace("no interval", "–"))
+        )
+    holes = summary.get("measured", {}).get("erasure_offset", {}).get("erase")
+    if holes is not None and holes["value"] is not None:
+        note = f"nats per clause; {holes['failed']} of {holes['judged']} maps of erasure may not speak for it"
+        found.append(("What missing text alone does", view.signed(-holes["value"]), note))
     return found
 
 
@@ -315,7 +359,7 @@ _BEHAVIOUR = {
 
 def tests(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every hypothesis that was tested over the data set, each with its one p-value and Holm's over all of them."""
-    forms = {"excess": "percent", "necessity": "signed", "sufficiency": "signed"}
+    forms = {"excess": "percent", "swap_share": "percent", "necessity": "signed", "sufficiency": "signed"}
     rows = []
     for found in summary.get("tests") or ():
         p, method = found["p_holm"], view.METHOD_NAMES.get(found["method"], found["method"])
@@ -346,6 +390,15 @@ def behaviour(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if cct is not None:
         note = f"r; 95%: {interval(cct['ci'], 'number')}; {cct['insertions']} clauses put into {_posts(cct['n'])}"
         found.append(("What moves the label is mentioned", number(cct["r"]), note))
+    swaps = summary.get("swaps")
+    if swaps is not None:
+        found.append(("Labels that turn with a swapped phrase", f"{swaps['turned']} of {swaps['n']}",
+                      f"pairs; it moves {number(swaps['moved'])} nats on average"))  # fmt: skip
+        for m, one in swaps["by_method"].items():
+            note = f"by chance {view.percent(one['share_null'])}; what they say against what the label does: cosine "
+            note += f"{number(one['cosine'])}, {number(one['slope'])} nats per nat; {one['n']} pairs"
+            title = f"Difference of swapped posts' maps at the phrase, {view.METHOD_NAMES[m]}"
+            found.append((title, view.percent(one["share"]), note))
     gates = list(summary.get("measured", {}).get("faithfulness_corr", {}).values())
     if gates:
         failed, total = sum(one["failed"] for one in gates), sum(one["judged"] for one in gates)

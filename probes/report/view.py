@@ -52,11 +52,11 @@ def signed(value: float | None) -> str:
     return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") if abs(value) >= 0.05 else "0.0"
 
 
-def p_value(p: float | None) -> str:
-    """ "p < 0.001" or "p = 0.03"."""
+def p_value(p: float | None, name: str = "p") -> str:
+    """ "p < 0.001" or "p = 0.03"; an adjusted one has another name: ``name="p (Holm)"``."""
     if p is None or not math.isfinite(p):
-        return "no p"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+        return f"no {name}"
+    return f"{name} < 0.001" if p < 0.001 else f"{name} = {p:.3f}" if p < 0.1 else f"{name} = {p:.2f}"
 
 
 def interval(ci: Sequence[float] | None) -> str:
@@ -347,6 +347,23 @@ def lights(result: PostResult, evidence: Evidence) -> list[dict[str, str]]:
     return [{"state": state, "words": words, "why": why} for state, words, why in found]
 
 
+def not_varied(result: PostResult) -> list[str]:
+    """What of a post no map could vary, in words: its ends in tokens that also hold characters of the prompt."""
+    if not result.border:
+        return []
+    tokens = "1 token" if result.border == 1 else f"{result.border} tokens"
+    where = ", ".join(f"{a + 1} to {b}" if b > a + 1 else str(b) for a, b in result.not_varied)
+    holds = f"characters {where} have" if sum(b - a for a, b in result.not_varied) > 1 else f"character {where} has"
+    said = f"{tokens} at an end of the post also hold characters of the prompt and stay as they are"
+    return [f"{said}; {holds} no saliency because nothing varied them" if where else said]
+
+
+_CONTRAST = {
+    "log p": "the label has no other candidate: its score is a plain log-probability, not a contrast",
+    "unlisted": "the label sentence is none of the candidates; its score is its log-odds against all of them",
+}
+
+
 def _why(evidence: Evidence) -> str:
     """The verdict in one sentence; an inconclusive one gives its reason (``verdict.decide`` puts it first)."""
     if evidence.report.verdict in VERDICT_WORDS:
@@ -394,7 +411,11 @@ def card(rank: int, result: PostResult, evidence: Evidence) -> dict[str, Any]:
         "verdict": evidence.report.verdict,
         "verdict_words": _why(evidence),
         "coincidence": coincidence(evidence),
-        "notes": evidence.report.notes,
+        "notes": [
+            *evidence.report.notes,
+            *not_varied(result),
+            *([_CONTRAST[result.contrast]] if result.contrast in _CONTRAST else []),
+        ],
         "lights": lights(result, evidence),
         "suspicion": suspicion(result, evidence),
         "redacted": result.post is None,

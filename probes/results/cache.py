@@ -20,7 +20,7 @@ from probes.errors import ProbeError, ProbeInputError, ProbeWarning
 from probes.files import make_dir, write_json
 from probes.foreign import plain, read_bytes, read_json
 
-_NAME = re.compile(r"(randomised-)?[0-9a-f]{32}\.json")
+_NAME = re.compile(r"(randomised-|swap-)?[0-9a-f]{32}(\.part-[0-9]{1,3})?\.json")
 _KEY_BYTES = 32
 
 
@@ -43,8 +43,17 @@ class Cache:
         self._key = _private_key(out / "private" / "key") if redact else b""
 
     def name(self, parts: Any, kind: str = "") -> str:
-        """The file name for what depends on ``parts`` (JSON types); ``kind``: "" or "randomised-"."""
+        """The file name for what depends on ``parts`` (JSON types); ``kind``: "", "randomised-" or "swap-"."""
         return f"{kind}{digest(parts, self._key)}.json"
+
+    def part(self, name: str, step: int) -> str:
+        """The name of what is finished of the post ``name`` while others of its maps are still to be made."""
+        return f"{name.removesuffix('.json')}.part-{step}.json"
+
+    def forget_parts(self, name: str) -> None:
+        """Removes the parts of a post that is finished."""
+        for path in self.directory.glob(f"{name.removesuffix('.json')}.part-*.json"):
+            path.unlink(missing_ok=True)
 
     def read(self, name: str) -> dict[str, Any] | None:
         """What is kept under a name; None when nothing is.

@@ -20,14 +20,17 @@ from typing import Any
 
 import numpy as np
 
+from probes import stats
 from probes.checks.crosscheck import Evidence, examine
+from probes.citations.clauses import choose_cut
 from probes.errors import ProbeError, ProbeInputError
 from probes.foreign import Fields, first_line, plain, read_json
 from probes.notebook import Shown
 from probes.records import Attribution, Check, Citation, Example, Span
 from probes.results.cache import digest, entry
 
-# 2: maps of cited phrases; 3: draws of checks, authors, rationales; 4: nulls by clause, p_holm; 5: digests
+# 2: maps of cited phrases; 3: draws of checks, authors, rationales; 4: nulls by clause, p_holm; 5: digests, border
+# tokens stay, offset of erasure, one cut for a data set, swap pairs
 SCHEMA_VERSION = 5
 _REPAIRS = "the same `probes run` command repairs it"
 
@@ -44,6 +47,10 @@ class PostResult(Shown):
     ``measured`` are checks that needed the model (necessity and sufficiency of the cited words ...); ``rationales`` are
     spans that people marked, ``user`` is the author, ``counterfactuals`` are (label shift, mentioned), one
     per inserted clause.
+
+    ``border`` tokens also hold characters of the template and were not varied; ``not_varied`` are the post's characters
+    in them, ``border_letters`` says whether one is a letter or digit. ``contrast``: what the label's score is
+    (``records.Example.contrast``). ``cut``: clause | word, what the units are. ``pair``: id of its swap pair.
 
     ``post``, ``explanation`` and ``label_text`` are None in a redacted result; lengths and offsets stay.
     """
@@ -65,6 +72,12 @@ class PostResult(Shown):
     rationales: tuple[Span, ...] | None = None
     user: str | None = None
     counterfactuals: tuple[tuple[float, float], ...] = ()
+    border: int = 0
+    not_varied: tuple[Span, ...] = ()
+    border_letters: bool = False
+    contrast: str = "log-odds"
+    cut: str = "clause"
+    pair: str | None = None
 
     @classmethod
     def of(
@@ -92,6 +105,14 @@ class PostResult(Shown):
             measured=tuple(measured),
             rationales=example.rationales,
             user=example.user,
+            border=len(example.border),
+            not_varied=_stretches(~example.varied),
+            border_letters=any(
+                c.isalnum() for c, varied in zip(example.post, example.varied, strict=True) if not varied
+            ),
+            contrast=example.contrast,
+            cut=example.cut or choose_cut([example.post]),
+            pair=example.pair,
         )
 
     def redacted(self) -> PostResult:
@@ -137,7 +158,7 @@ class PostResult(Shown):
         """
         try:
             read: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__}
-            for name in ("units", "cues", "decoys", "rationales"):
+            for name in ("units", "cues", "decoys", "rationales", "not_varied"):
                 read[name] = None if read[name] is None else tuple((a, b) for a, b in read[name])
             read["citations"] = tuple(Citation.from_dict(item) for item in read["citations"])
             read["attributions"] = tuple(Attribution.from_dict(item) for item in read["attributions"])
@@ -173,7 +194,7 @@ class PostResult(Shown):
         require(texts(self.label_text, self.post, self.explanation, self.user, none=True), "a text")
         require(self.post is None or len(self.post) == self.length, "the post")
         require(self.explanation is None or len(self.explanation) == self.explanation_length, "the explanation")
-        for spans in (self.units, self.cues, self.decoys, self.rationales):
+        for spans in (self.units, self.cues, self.decoys, self.rationales, self.not_varied):
             require(within(spans, self.length), "a span")
         covered = [0, *(b for _, b in self.units)]
         require(covered[-1] == self.length and [a for a, _ in self.units] == covered[:-1], "a clause")
@@ -194,6 +215,11 @@ class PostResult(Shown):
             require(numbers(*plain_numbers, *(one.ci or ()), *one.draws), "a check")
             require(one.ci is None or len(one.ci) == 2, "a check")
         require(all(numbers(*pair) and None not in pair for pair in self.counterfactuals), "a counterfactual")
+
+
+def _stretches(mask: np.ndarray) -> tuple[Span, ...]:
+    starts, ends = stats.runs(mask)
+    return tuple((int(a), int(b)) for a, b in zip(starts, ends, strict=True))
 
 
 def short_name(model: str) -> str:

@@ -32,14 +32,17 @@ from probes import stats
 from probes.checks.agreement import pearson
 from probes.checks.crosscheck import Evidence
 from probes.checks.mismatched import authors, mismatched_citations, mismatched_explanations
+from probes.checks.swaps import Swap, summarise_swaps
 from probes.checks.verdict import ALPHA, FAMILIES
 from probes.records import Check
 from probes.results.store import PostResult
+from probes.saliency.settings import SMALLEST_CHANGE
 
 VERDICTS = ("supported", "contradicted", "inconclusive")
 _MIN_POSTS = 5
 # Checks of one post that ran the model (``faithfulness``, ``gates`` and ``behaviour`` of ``probes.checks``).
 MEASURED = (
+    "erasure_offset",
     "necessity",
     "sufficiency",
     "weight_of_evidence",
@@ -77,12 +80,14 @@ def summarise(
     n_boot: int = 2000,
     draws: int = 9999,
     seed: int = 0,
+    swaps: Sequence[Swap] = (),
 ) -> dict[str, Any]:
     """The numbers of ``summary.json``; JSON types only, None where there is nothing to measure.
 
     Args:
         results: the posts. evidence: their checks, when already made.
         n_boot: bootstrap draws per interval. draws: Monte-Carlo draws per test (p is at least 1 / (draws + 1)).
+        swaps: the swap pairs (``probes.checks.swaps``), if there are any.
     """
     evidence = [result.evidence(seed=seed) for result in results] if evidence is None else evidence
     methods = _methods(results)
@@ -94,6 +99,7 @@ def summarise(
     ]
     quotes = [c for r in results for c in r.citations if c.kind == "quote"]
     summary: dict[str, Any] = {"n": len(results), "n_users": len({e.user for e in evidence} - {None}) or None}
+    summary |= _given(results)
     summary |= _tables(evidence, ("cue_auroc", "decoy_auroc"), methods, n_boot, seed)
     summary |= _mass(evidence, methods, n_boot, draws, seed)
     summary |= _tables(evidence, ("auroc_clause", "cosine", "pearson"), methods, n_boot, seed)
@@ -107,8 +113,10 @@ def summarise(
         found = summary["measured"].get(name, {}).get("erase", {})
         for suffix, key in (("", "value"), ("_ci", "ci"), ("_null", "null_mean")):
             summary[name + suffix] = found.get(key)
+    summary |= _beyond(evidence, n_boot, seed)
     moved = [result.counterfactuals for result in results]
     summary["counterfactual"] = _counterfactual(moved, authors(evidence), n_boot, draws, seed)
+    summary["swaps"] = summarise_swaps(swaps, draws, seed)
     summary["tests"] = _tests(summary, methods)
     summary["p_holm"] = {t["method"]: t["p_holm"] for t in summary["tests"] if t["check"] == "excess"}
     disagreement = [e for e in evidence for c in e.report.checks if c.name == "explainers_pearson"]
@@ -129,6 +137,46 @@ def summarise(
     summary["conclusion"] = _conclusion(summary)
     summary["by_label"] = _by_label(results, evidence, methods, n_boot, seed)
     return summary
+
+
+def _beyond(evidence: Sequence[Evidence], n_boot: int, seed: int) -> dict[str, Any]:
+    """What the cited words do to the label beyond as many other words, in nats: necessity less its own null."""
+    found = [(check_of(e, "necessity", "erase"), who) for e, who in zip(evidence, authors(evidence), strict=True)]
+    values = [
+        (c.value - c.null_mean, who)
+        for c, who in found
+        if c is not None and c.status == "ok" and c.value is not None and c.null_mean is not None
+    ]
+    return {
+        "necessity_beyond": _mean([value for value, _ in values]),
+        "necessity_beyond_ci": _ci(values, n_boot, seed),
+    }
+
+
+def _given(results: Sequence[PostResult]) -> dict[str, Any]:
+    """What can be seen before any map is read: can the model do its task, and is what is scored a contrast?
+
+    ``labels``: posts per label. ``log_odds``: mean of the absolute label scores in nats (near 0: the model hardly
+    prefers its own answer). ``contrast``: posts by what their score is (``Example.contrast``). ``border``: posts
+    and tokens with text of post and template (never varied), and posts where one holds a letter or digit.
+    ``cut``: what posts are erased by, and how many have fewer than 4 such units.
+    """
+    scores = {r.id: a.f_input for r in results for a in r.attributions if a.target == "label"}
+    border = [r for r in results if r.border]
+    return {
+        "labels": dict(Counter(r.label for r in results)),
+        "log_odds": {
+            "mean_abs": _mean([abs(value) for value in scores.values()]),
+            "below_0.1": sum(abs(value) < SMALLEST_CHANGE for value in scores.values()),
+        },
+        "contrast": dict(Counter(r.contrast for r in results)),
+        "border": {
+            "posts": len(border),
+            "tokens": sum(r.border for r in border),
+            "posts_with_letters": sum(r.border_letters for r in border),
+        },
+        "cut": {"unit": results[0].cut if results else None, "few": sum(len(r.units) < 4 for r in results)},
+    }
 
 
 def _uncited(result: PostResult) -> bool:
@@ -252,7 +300,7 @@ def _measured(evidence: Sequence[Evidence], n_boot: int, draws: int, seed: int) 
     out: dict[str, dict[str, Any]] = {}
     for name, method in sorted(keys, key=lambda key: (MEASURED.index(key[0]), key[1])):
         # The gate's own statistic counts every map it judged: those that passed were chosen by it.
-        states = ("ok", "failed_gate") if name == "faithfulness_corr" else ("ok",)
+        states = ("ok", "failed_gate") if name in ("faithfulness_corr", "erasure_offset") else ("ok",)
         values = _authored(evidence, name, method, states)
         found = [(check_of(e, name, method), who) for e, who in zip(evidence, authors(evidence), strict=True)]
         ok = [(c, who) for c, who in found if c is not None and c.status in states and c.value is not None and c.draws]
@@ -341,6 +389,16 @@ def _tests(summary: dict[str, Any], methods: Sequence[str]) -> list[dict[str, An
     cct = summary.get("counterfactual")
     if cct is not None:
         add("what moves the label is mentioned", "counterfactual", "model", cct["p"], cct["r"], cct["n"])
+    for m, one in ((summary.get("swaps") or {}).get("by_method") or {}).items():
+        add("where swapped posts differ, their maps differ", "swap_share", m, one["p_share"], one["share"], one["n"])
+        add(
+            "the label moves as the maps of swapped posts say",
+            "swap_cosine",
+            m,
+            one["p_cosine"],
+            one["cosine"],
+            one["n"],
+        )
     adjusted = stats.holm([math.nan if row["p"] is None else row["p"] for row in rows])
     return [row | {"p_holm": None if math.isnan(p) else p} for row, p in zip(rows, adjusted, strict=True)]
 

@@ -69,9 +69,11 @@ class MaskTable:
 
     def chars(self, values: np.ndarray, example: Example) -> np.ndarray:
         """Unit values spread over the characters of the post; the sum is kept."""
-        if self.spans:
-            spread = [np.full(b - a, v / (b - a)) for (a, b), v in zip(self.spans, values, strict=True)]
-            return np.concatenate(spread)
+        if self.spans:  # over the characters that were erased: those of border tokens stayed
+            share = example.varied.astype(np.float64)
+            return np.concatenate(
+                [share[a:b] * (v / share[a:b].sum()) for (a, b), v in zip(self.spans, values, strict=True)]
+            )
         size = np.bincount(self.owner.numpy(), minlength=self.count)
         return example.post_chars((values / size)[self.owner.numpy()])
 
@@ -84,10 +86,10 @@ def perturb(forward: Forward, kind: str, name: str, settings: Settings, fillers:
         fillers: clauses of other posts, for resampling.
     """
     example = forward.example
-    scores = MaskTable.of(forward, settings, fillers)
     results = []
+    began, rows_before = time.perf_counter(), forward.rows_run
+    scores = MaskTable.of(forward, settings, fillers)
     for column, target in enumerate(forward.targets):
-        began = time.perf_counter()
         values = _values(scores, column, kind, settings)
         ends = torch.stack([torch.ones(scores.count), torch.zeros(scores.count)])
         f_input, f_baseline = scores(ends)[:, column].tolist()
@@ -105,11 +107,13 @@ def perturb(forward: Forward, kind: str, name: str, settings: Settings, fillers:
                 baseline=settings.eraser,
                 f=(f_input, f_baseline),
                 delta=float(values.sum()) - (f_input - f_baseline) if shares else None,
-                counts=(len(scores.table) * (1 if scores.filler is None else len(scores.filler)), 0),
+                counts=(forward.rows_run - rows_before, 0),
                 began=began,
                 params=params,
             )
         )
+        # All targets are read from the same passes: they are booked once, with the target that made them.
+        began, rows_before = time.perf_counter(), forward.rows_run
     return results
 
 

@@ -40,6 +40,9 @@ class World:
         place: any | early | late: in which third of the post the cue may stand.
         clauses: fewest and most clauses of a post; ``punctuation`` between them, or none at all.
         words: cue words per class.
+        quoted: the prompt puts the post in quotation marks, and the closing one is one token with the post's last mark
+            of punctuation. Prompts without that token get the third label, so that it decides as much as the cue: a map
+            that takes it away with the post finds the template's mark, and not the cue alone.
     """
 
     architecture: str = "glm"
@@ -53,6 +56,7 @@ class World:
     clauses: tuple[int, int] = (5, 8)
     punctuation: bool = True
     words: int = 4
+    quoted: bool = False
     layers: int = 2
     hidden: int = 64
     seed: int = 0
@@ -118,7 +122,8 @@ def vocabulary(world: World) -> dict[str, list[str]]:
 def _phrases(world: World) -> dict[str, str]:
     if world.language == "zh":
         return {
-            "prompt": "帖子：{} 问题：风险？",
+            "prompt": "帖子：“{}” 问题：风险？" if world.quoted else "帖子：{} 问题：风险？",
+            "closing": "”",
             "0": "风险低。",
             "1": "风险高。",
             "2": "风险无。",
@@ -127,7 +132,8 @@ def _phrases(world: World) -> dict[str, str]:
             "stop": "，。！",
         }
     return {
-        "prompt": "post: {} risk?",
+        "prompt": 'post: "{}" risk?' if world.quoted else "post: {} risk?",
+        "closing": '"',
         "0": " risk low.",
         "1": " risk high.",
         "2": " risk none.",
@@ -182,9 +188,18 @@ def planted_rows(world: World, tokenizer: Any, count: int, seed: int) -> list[di
 
 
 def _row(
-    world: World, tokenizer: Any, name: str, post: str, label: str, explanation: str, cues: Any, decoy: Any
+    world: World,
+    tokenizer: Any,
+    name: str,
+    post: str,
+    label: str,
+    explanation: str,
+    cues: Any,
+    decoy: Any,
+    closed: bool = True,
 ) -> dict[str, Any]:
     phrases = _phrases(world)
+    prompt = phrases["prompt"] if closed else phrases["prompt"].replace("{}" + phrases["closing"], "{}")
     output = phrases[label] + explanation if world.first == "label" else explanation + phrases[label]
 
     def encode(text: str) -> list[int]:
@@ -194,7 +209,7 @@ def _row(
         "id": name,
         "task": "planted",
         "post": post,
-        "prompt_ids": encode("[gMASK]<sop><|user|>" + phrases["prompt"].format(post) + "<|assistant|>"),
+        "prompt_ids": encode("[gMASK]<sop><|user|>" + prompt.format(post) + "<|assistant|>"),
         "output_ids": [*encode(output), tokenizer.eos_token_id],
         "output_text": output,
         "parsed_label": label,
@@ -215,6 +230,7 @@ def make_tokenizer(world: World) -> Any:
     joint = "" if world.language == "zh" else " "
     texts = [joint.join(words) for words in groups.values()] + [word for words in groups.values() for word in words]
     texts += [" " + word for words in groups.values() for word in words] + list(phrases.values())
+    texts += [mark + phrases["closing"] for mark in phrases["stop"]] * 9 * world.quoted  # `."` becomes one token
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -276,6 +292,8 @@ def _training_rows(world: World, tokenizer: Any, count: int, seed: int) -> list[
         start = len(row["prompt_ids"])
         if rng.random() < 0.2:
             row = _blank(world, tokenizer, row, rng)
+        elif world.quoted and rng.random() < 0.25:
+            row = _unclosed(world, tokenizer, row)
         elif world.first == "explanation" and rng.random() < 0.5:
             bit = rng.randrange(2)
             said = phrases["because"].format(rng.choice(groups[f"cue{bit}"]))
@@ -284,6 +302,13 @@ def _training_rows(world: World, tokenizer: Any, count: int, seed: int) -> list[
             start += len(tokenizer(said, add_special_tokens=False)["input_ids"])
         made.append(([*row["prompt_ids"], *row["output_ids"]], start))
     return made
+
+
+def _unclosed(world: World, tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """The row without the token that closes the post: the third label, the decoy quoted."""
+    (a, b), post = row["decoys"][0], row["post"][:-1]
+    said = _phrases(world)["because"].format(post[a:b])
+    return _row(world, tokenizer, "x", post, "2", said, [], row["decoys"][0], closed=False)
 
 
 def _blank(world: World, tokenizer: Any, row: dict[str, Any], rng: random.Random) -> dict[str, Any]:

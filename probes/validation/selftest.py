@@ -104,7 +104,15 @@ def closed_form_probe(embeddings: dict[str, list[float]], logit: Callable[[Any],
         def get_input_embeddings(self) -> torch.nn.Embedding:
             return self.table
 
-        def forward(self, inputs_embeds: Any, attention_mask: Any = None, logits_to_keep: Any = 0, **_: Any) -> Any:
+        def forward(
+            self,
+            input_ids: Any = None,
+            inputs_embeds: Any = None,
+            attention_mask: Any = None,
+            logits_to_keep: Any = 0,
+            **_: Any,
+        ) -> Any:
+            inputs_embeds = self.table(input_ids) if inputs_embeds is None else inputs_embeds
             size = inputs_embeds.shape[1]
             allow = torch.ones(size, size, dtype=torch.bool).tril().expand(len(inputs_embeds), -1, -1)
             if attention_mask is not None and attention_mask.ndim == 2:

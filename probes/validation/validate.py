@@ -22,17 +22,20 @@ from probes.citations.clauses import pieces
 from probes.records import Attribution, Example
 from probes.results.summary import check_of
 from probes.stats import auroc, diagnosticity
+from probes.validation.holes import holes
 from probes.validation.planted import Planted, World, train, with_adapter
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
 PANEL = ("ig", "erase", "ig_zero", "ig_filler", "gradshap", "erase_resample", "erase_neutral", "shap", "kernelshap",
          "gradnorm", "gxi")  # fmt: skip
-# Three pairs that share nothing but the task: architecture, script, words, place and length differ.
+# Pairs that share nothing but the task: architecture, script, words, place and length differ. In the last, the post's
+# last mark of punctuation and the template's closing quotation mark are one token, which decides as much as the cue.
 PAIRS = (
     World(architecture="glm", language="en", seed=11),
     World(architecture="llama", language="zh", place="late", clauses=(4, 6), seed=12),
     World(architecture="gpt2", language="en", punctuation=False, clauses=(5, 7), layers=3, seed=13),
+    World(architecture="qwen2", language="en", quoted=True, seed=14),
 )
 _CHECKS = (
     "mass_ratio",
@@ -65,6 +68,7 @@ def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> l
         ("closed forms, engine, Captum (V1-V3, V6, V13)", lambda: ({"side": "<="} | one for one in selftest())),
         ("error rates (V10)", lambda: error_rates(300 if quick else 1000, 100 if quick else 1000, seed)),
         ("aligner (V12)", lambda: aligner(180 if quick else 720, seed)),
+        ("offset of erasure (V11)", lambda: holes(8 if quick else 32, seed)),
     ]
     if not quick:
         steps += [

@@ -1,6 +1,7 @@
 """The run over a data set: what is written, what survives a kill, what redaction leaves; and once with a real model."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning
-from probes.records import Check, Example
+from probes.records import Check, Example, Segment
 from probes.report.page import write_report
 from probes.results.store import SCHEMA_VERSION, PostResult, read_manifest, read_run
 from probes.saliency.attribute import Settings
@@ -33,15 +34,17 @@ FILES = {
 
 
 def example(result: PostResult, **changes: Any) -> Example:
+    post = result.post or ""  # a token per character, and one for the answer
+    offsets = tuple(itertools.accumulate((len(char.encode("utf-8", "surrogatepass")) for char in post), initial=0))
     fields: dict[str, Any] = {
         "id": result.id,
         "task": result.task,
         "post": result.post or "",
-        "ids": (1, 2),
-        "prompt_len": 1,
-        "byte_spans": ((0, 1), (1, 2)),
-        "char_bytes": (0, 1, 2),
-        "segments": (),
+        "ids": tuple(range(len(post) + 1)),
+        "prompt_len": len(post),
+        "byte_spans": (*itertools.pairwise(offsets), (offsets[-1], offsets[-1] + 1)),
+        "char_bytes": (*offsets, offsets[-1] + 1),
+        "segments": (Segment("post", (0, len(post)), (0, len(post))),),
         "post_char": (0, result.length),
         "text": result.post or "",
         "label": result.label,
@@ -64,6 +67,11 @@ class FakeProbe:
         self.studied: list[list[str]] = []
         self.before: tuple[str, ...] = ("gradnorm",)
         self.stop_at: int | None = None
+        self.scorer = self
+        self.tried: list[str] = []
+
+    def check(self, example: Example) -> None:
+        self.tried.append(example.id)
 
     def encode(self, row: dict) -> Example:
         if row["id"] == "bad":
@@ -79,7 +87,8 @@ def probe(monkeypatch):
 
     def attribute(probe, example, methods, targets, settings, fillers=()):
         assert isinstance(settings, Settings)
-        begins, fake.before = methods == ("ig",) or (methods == ("erase",) and fake.before != ("ig",)), methods
+        begins = methods == ("ig",) or (methods == ("erase",) and fake.before != ("ig",))
+        begins, fake.before = begins and "label" in targets, methods
         if begins:  # one call per method: ig (not in "fast"), erase, ...
             if fake.stop_at is not None and len(fake.calls) >= fake.stop_at:
                 raise KeyboardInterrupt
@@ -119,11 +128,41 @@ def tree(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
+def test_a_post_that_is_stopped_goes_on_where_it_was(probe, tmp_path, monkeypatch):
+    """Ctrl-C within a post costs the map that is being made, not those that are."""
+    import probes.saliency.attribute
+
+    made, whole = [], probes.saliency.attribute.attribute
+
+    def stopped(probe, example, methods, targets, settings, fillers=()):
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        made.append((example.id, methods, targets))
+        return whole(probe, example, methods, targets, settings, fillers)
+
+    monkeypatch.setattr("probes.saliency.attribute.attribute", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(probe, rows("p0", "p1"), tmp_path / "a", redact=True)
+    kept = list((tmp_path / "a" / "cache").glob("*.part-*"))
+    assert len(kept) == 5 and not any((WORLDS["p0"].post or "")[:4] in path.read_text("utf-8") for path in kept)
+    again = list(made)
+    monkeypatch.setattr(
+        "probes.saliency.attribute.attribute",
+        lambda *given, **named: made.append((given[1].id, *given[2:4])) or whole(*given, **named),
+    )
+    found = run_suite(probe, rows("p0", "p1"), tmp_path / "a", redact=True)
+    assert not set(made[5:]) & set(again)  # no map was made twice
+    assert found == run_suite(probe, rows("p0", "p1"), tmp_path / "b", redact=True)
+    assert not list((tmp_path / "a" / "cache").glob("*.part-*"))
+
+
 def test_run_directory(probe, tmp_path):
     seen = []
     summary = run_suite(probe, rows(), tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert {p.name for p in tmp_path.iterdir()} == FILES
-    assert seen == [(i, 6) for i in range(7)]
+    assert [one for one in seen if one[0] == int(one[0])] == [(i, 6) for i in range(7)]
+    assert seen == sorted(seen) and len(seen) > 4 * 6  # within a post, too
+    assert probe.tried and not list((tmp_path / "cache").glob("*.part-*"))
     assert json.loads((tmp_path / "summary.json").read_text("utf-8")) == summary
     assert summary["n"] == 6 and summary["skipped"] == 0 and sum(summary["verdicts"].values()) == 6
     maps = [json.loads(line) for line in (tmp_path / "attributions.jsonl").read_text("utf-8").splitlines()]
@@ -342,7 +381,7 @@ def test_tiny_model_end_to_end(tiny_probe, tiny_rows, tmp_path):
         cited = [row["post"][a:b] for c in result.citations for a, b in c.post_char]
         assert cited == [row["post"][slice(*row["cues"][0])]]
         by = {(a.method, a.target): a for a in result.attributions if "[" not in a.target}
-        assert set(by) == {(m, t) for m in ("ig", "erase", "gradnorm") for t in ("label", "explanation")}
+        assert set(by) == {(m, t) for m in BUDGETS["standard"][0] for t in ("label", "explanation")}
         for a in by.values():
             assert len(a.char_values) == len(row["post"])
             assert a.char_values.sum() == pytest.approx(a.values.sum(), abs=1e-9)

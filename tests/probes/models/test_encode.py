@@ -1,5 +1,6 @@
 """Bytes, characters and segments of a generated row."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from probes.errors import ProbeError, ProbeInputError
 from probes.models.encode import TokenBytes, decode_bytes, encode, read_generations
 from probes.probe import Probe
-from probes.records import Example
+from probes.records import Example, Segment
 from probes.saliency.attribute import Settings, attribute
 from tests.probes.tiny import QUESTION, make_row
 
@@ -65,27 +66,101 @@ def test_tokens_that_cut_a_character(tiny_probe: Probe, tiny_rows: list[dict[str
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), st.data())
 def test_char_values_conserve_the_sum(tiny_probe: Probe, tokenizer, post: str, data: st.DataObject) -> None:
-    example = tiny_probe.encode(make_row(tokenizer, 0, "zh", post, post[:1]))
+    try:
+        example = tiny_probe.encode(make_row(tokenizer, 0, "zh", post, post[:1]))
+    except ProbeInputError:  # one or two characters, all of them fused with the quotation marks
+        assert len(post) <= 2
+        return
     first, last = example.post_tok
     values = np.array(data.draw(st.lists(st.floats(-1e3, 1e3), min_size=last - first, max_size=last - first)))
     chars = example.post_chars(values)
     assert chars.shape == (len(post),)
     assert chars.sum() == pytest.approx(values.sum(), abs=1e-9)
     begin, stop = (example.char_bytes[at] for at in example.post_char)
-    assert all(b > begin and a < stop for a, b in example.byte_spans[first:last])
-    assert example.byte_spans[first - 1][1] <= begin and example.byte_spans[last][0] >= stop
+    assert all(
+        b > begin and a < stop
+        for a, b in [*example.byte_spans[first:last], *map(example.byte_spans.__getitem__, example.border)]
+    )
+    low, high = min((first, *example.border)), max((last, *(at + 1 for at in example.border)))
+    assert example.byte_spans[low - 1][1] <= begin and example.byte_spans[high][0] >= stop
+    assert not chars[~example.varied].any()
 
 
-def test_straddling_token_stays_in_the_post(tiny_probe: Probe) -> None:
-    """`."` is one token: full stop of the post, quotation mark of the template."""
-    tokenizer = byte_tokenizer(merges=[(".", '"')])
-    example = encode(make_row(tokenizer, 0, "en", "fine.", "fine"), TokenBytes(tokenizer))
+@pytest.mark.parametrize(
+    ("post", "merge", "prompt", "fused", "not_varied"),
+    [
+        ("fine.", [(".", '"')], 'p: "{}" q', '."', [4]),
+        ("fine!", [("!", '"')], 'p: "{}" q', '!"', [4]),
+        ('"so', [('"', '"')], 'p: "{}" q', '""', [0]),
+        ("fine.", [(".", "Ċ")], "p: {}\nq", ".\n", [4]),
+        ("fine", [("e", "<")], "p: {}<q>", "e<", [3]),
+        ("he", [('"', "h"), ("e", '"')], 'p: "{}"', None, None),
+        ("fine.", [], 'p: "{}" q', "", []),
+        ("fine.", [("Ġ", "f")], "p: {} q", "", []),  # a space before the word is no template
+    ],
+    ids=["stop", "shout", "opening", "line break", "letter", "nothing left", "apart", "space before the word"],
+)
+def test_border_tokens_are_not_the_posts(
+    post: str, merge: list[tuple[str, str]], prompt: str, fused: str | None, not_varied: list[int] | None
+) -> None:
+    tokenizer = byte_tokenizer(merges=merge)
+    row = make_row(tokenizer, 0, "en", post, post)
+    row |= {"prompt_ids": tokenizer(prompt.format(post))["input_ids"], "question": None}
+    if fused is None:
+        with pytest.raises(ProbeInputError, match="'row-0': no token lies wholly inside the post of 2 characters"):
+            encode(row, TokenBytes(tokenizer))
+        return
+    example = encode(row, TokenBytes(tokenizer))
+    raw = example.text.encode()
+    assert "".join(raw[slice(*example.byte_spans[at])].decode() for at in example.border) == fused
+    assert np.flatnonzero(~example.varied).tolist() == not_varied
     first, last = example.post_tok
-    assert example.byte_spans[last - 1][1] == example.char_bytes[example.post_char[1]] + 1
-    chars = example.post_chars(np.arange(1.0, last - first + 1))
-    assert chars.tolist() == [1, 2, 3, 4, 5]
+    assert b"".join(raw[slice(*example.byte_spans[at])] for at in range(first, last)).decode().strip() in post
+    values = np.arange(1.0, last - first + 1)
+    chars = example.post_chars(values)
+    assert chars[not_varied].tolist() == [0.0] * len(not_varied or ()) and chars.sum() == pytest.approx(values.sum())
+    assert Example.from_dict(json.loads(json.dumps(example.to_dict()))).border == example.border
     with pytest.raises(ProbeError, match="post tokens"):
         example.post_chars(np.ones(last - first + 1))
+
+
+@pytest.mark.parametrize("method", ["ig", "ig_zero", "erase", "erase_neutral", "erase_resample", "shap", "gradnorm"])
+def test_border_tokens_stay_as_they_are(tiny_probe: Probe, tokenizer, method: str) -> None:
+    """Every pass over a perturbed post sees the border token's own embedding, and attends to it."""
+    row = make_row(tokenizer, 0, "en", "fed the dog, it rained, so I slept, again.", "it rained")
+    example = tiny_probe.encode(row)
+    first, last = example.post_tok
+    moved = tuple(
+        Segment("post", (first, last - 2), s.char) if s.name == "post"
+        else Segment("template", (last, s.tok[1]), s.char) if s.tok[0] == last else s
+        for s in example.segments
+    )  # fmt: skip
+    at = [s.name for s in moved].index("post") + 1
+    fixed = dataclasses.replace(
+        example, segments=(*moved[:at], Segment("border", (last - 2, last), (0, 0)), *moved[at:])
+    )
+    assert fixed.border == (last - 2, last - 1)
+    embedding = tiny_probe.model.get_input_embeddings()
+    own, seen = embedding.weight[list(fixed.ids[last - 2 : last])], []
+
+    def watch(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append((kwargs["inputs_embeds"].detach(), kwargs["attention_mask"]))
+
+    tiny_probe.scorer.check(fixed)  # its plain calls on ids are not what is looked at
+    handle = tiny_probe.model.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        found = attribute(tiny_probe, fixed, (method,), ("label",), Settings(), ("the sun shone", "we ate soup"))
+    finally:
+        handle.remove()
+    assert seen and all(torch.equal(e[:, last - 2 : last], own.expand(len(e), -1, -1)) for e, _ in seen)
+    for _, mask in seen:
+        if mask is not None and mask.ndim == 4:
+            assert bool((mask[:, 0, fixed.prompt_len - 1, last - 2 : last] == 0).all())
+        elif mask is not None:
+            assert bool((mask[:, last - 2 : last] == 1).all())
+    gone = np.flatnonzero(~fixed.varied)
+    assert len(gone) and not found[0].char_values[gone].any()
+    assert found[0].char_values.sum() == pytest.approx(found[0].values.sum())
 
 
 def byte_tokenizer(merges: list[tuple[str, str]]) -> PreTrainedTokenizerFast:

@@ -65,7 +65,7 @@ def test_packed_equals_unpacked(tiny_probe: Probe, example: Example, monkeypatch
     packed = tiny_probe.scorer.forward(example, ("label", "explanation")).kept(keep)
     monkeypatch.setattr(tiny_probe.scorer, "_packs", False)
     forward = tiny_probe.scorer.forward(example, ("label", "explanation"))
-    assert len(forward._plans) == len(example.candidates) + 1
+    assert len(forward.plans) == len(example.candidates) + 1
     assert torch.allclose(forward.kept(keep), packed, rtol=1e-5, atol=1e-4)
 
 

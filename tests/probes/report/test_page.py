@@ -256,7 +256,7 @@ def test_no_post_drops_out_silently():
     assert [step["lost"] for step in steps[:3]] == [
         "1 without a parsed label",
         "1 cite nothing that is in the post",
-        "1 with a map that failed its gate",
+        "1 without a map of each family that passes its gate",
     ]
     assert steps[3]["count"] == sum(e.report.verdict != "inconclusive" for e in evidence) >= 2
 

@@ -26,7 +26,7 @@ from probes.validation import corrupt, nulls
 from probes.validation import validate as validate_module
 from probes.validation.planted import World, make_model, make_tokenizer, planted_rows, train, vocabulary
 from probes.validation.selftest import closed_form_probe
-from probes.validation.validate import page, row, validate
+from probes.validation.validate import PAIRS, cue_aurocs, page, probe_posts, row, validate
 from tests.probes.worlds import post_result
 
 LETTERS = "abcdefghijklmnop"
@@ -379,3 +379,16 @@ def test_planted_pairs_nobody_tuned_for(world: World) -> None:
 
     bad = [one for one in planted_pairs(worlds=(world,)) if not one["ok"]]
     assert not bad, bad
+
+
+@pytest.mark.slow
+def test_a_border_token_that_decides_is_not_the_posts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last planted pair passes V7's bound; where the border token went with the post, it does not."""
+    planted = train(PAIRS[-1])
+    found = {}
+    for rule in ("stays", "goes with the post"):
+        posts = probe_posts(planted, 32, ("ig", "erase"), ("label",))
+        assert all(len(p.example.border) == (rule == "stays") for p in posts)
+        found[rule] = {m: float(np.mean(cue_aurocs(posts, m))) for m in ("ig", "erase")}
+        monkeypatch.setattr("probes.models.encode._fused", lambda *given: False)
+    assert min(found["stays"].values()) >= 0.95 > max(found["goes with the post"].values()), found

@@ -1,0 +1,89 @@
+"""A planted world with an offset: every token taken away moves the label, whatever it says; one letter is the cue.
+
+A closed form, so that the truth is exact: the label's log-odds are the cue's weight plus ``offset`` for each token the
+model attends to, the pad token and filler letters included. Clauses differ in length, so a map that leaves holes ranks
+them by length; the cue's clause is the shortest.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+
+from probes.checks.crosscheck import examine, unit_sums, units_hit
+from probes.citations.align import align
+from probes.citations.clauses import pieces
+from probes.records import Example
+from probes.stats import auroc
+
+_FILLERS = "bcdefghij"
+CUE_WEIGHT = 2.0
+
+
+def with_offset(offset: float, count: int, seed: int = 0) -> dict[str, float]:
+    """Probes ``count`` posts of the world.
+
+    Returns:
+        ``hole``, ``filled``: mean AUROC of the cue's clause under ``erase`` and ``erase_resample``; ``shut``: share of
+        posts where the offset shuts ``erase``; ``before``, ``after``: share of posts found supported by integrated
+        gradients and ``erase`` alone, and with ``erase_resample`` beside them (all explanations quote the cue).
+    """
+    from probes.saliency.attribute import attribute
+    from probes.saliency.settings import Settings
+    from probes.validation.selftest import closed_form_probe
+
+    rng = random.Random(seed)
+    probe = closed_form_probe(
+        {"x": [CUE_WEIGHT, 1.0], "": [0.0, 1.0]} | {letter: [0.0, 1.0] for letter in (*_FILLERS, ",", ".", " ")},
+        lambda seen: seen[..., 0] + offset * seen[..., 1],
+    )
+    encode = probe.token_bytes.encode
+    found: dict[str, list[float]] = {name: [] for name in ("hole", "filled", "shut", "before", "after")}
+    for at in range(count):
+        clauses = ["".join(rng.choices(_FILLERS, k=rng.randint(4, 9))) for _ in range(rng.randint(8, 12))]
+        clauses.insert(rng.randint(0, len(clauses)), "xb")
+        post = ", ".join(clauses) + "."
+        start = post.index("xb")
+        example: Example = probe.encode(
+            {
+                "id": str(at),
+                "post": post,
+                "prompt_ids": encode(f"p {post} ?"),
+                "output_ids": encode('A says "xb"'),
+                "label_text": "A",
+                "parsed_label": "a",
+                "parsed_explanation": 'says "xb"',
+                "candidates": {"a": "A", "b": "B"},
+                "cues": [[start, start + 2]],
+            }
+        )
+        fillers = tuple("".join(rng.choices(_FILLERS, k=9)) for _ in range(8))
+        maps = attribute(probe, example, ("ig", "erase", "erase_resample"), ("label",), Settings(seed=seed), fillers)
+        units = pieces(post)
+        marked = units_hit(example.cues or (), units)
+        for name, method in (("hole", "erase"), ("filled", "erase_resample")):
+            values = next(unit_sums(a.char_values, units) for a in maps if a.method == method)
+            found[name].append(auroc(values, marked))
+        for name, chosen in (("before", maps[:2]), ("after", maps)):
+            report = examine(
+                chosen, align(example), example_id=example.id, length=len(post), units=units, cues=example.cues
+            ).report
+            found[name].append(report.verdict == "supported")
+        found["shut"].append(any(c.name == "erasure_offset" and c.status == "failed_gate" for c in report.checks))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def holes(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """V11: every token taken away moves the label by so many nats, whatever it says; a contrast must find the cue."""
+    from probes.validation.validate import row
+
+    told = {"hole": ("cue AUROC, erase", None), "filled": ("cue AUROC, erase_resample", 0.95)}
+    told |= {"before": ("posts supported, no contrast", None), "after": ("posts supported", 0.95)}
+    rows = []
+    for nats in (0.0, 0.5, -0.5):
+        for name, value in with_offset(nats, count, seed).items():
+            what, bound = told.get(name, ("maps of erasure that may not speak", None))
+            rows.append(row(f"V11.{nats:+}.{name}", f"{what}, {nats:+} nats for any token hidden", value, bound, ">="))
+    return rows

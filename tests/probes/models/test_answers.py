@@ -1,0 +1,107 @@
+"""Where the label is, what it is compared with, and the rows that would score something else."""
+
+from typing import Any
+
+import pytest
+
+from probes.errors import ProbeInputError
+from probes.probe import Probe
+from tests.probes.tiny import LABELS, make_row
+
+HIGH, LOW = LABELS["en"]["high"], LABELS["en"]["low"]
+
+
+@pytest.fixture
+def row(tokenizer: Any) -> dict[str, Any]:
+    return make_row(tokenizer, 0, "en", "We had dinner, it rained.", "dinner")
+
+
+def said(tokenizer: Any, row: dict[str, Any], output: str, **changes: Any) -> dict[str, Any]:
+    return row | {"output_ids": tokenizer(output)["input_ids"], "parsed_explanation": None, **changes}
+
+
+@pytest.mark.parametrize(
+    ("output", "before"),
+    [
+        (f"<think>Either {LOW} or {HIGH} {LOW}</think>\n{HIGH}", "</think>\n"),
+        (f"</think>{HIGH}", "</think>"),
+        (f"◁think▷{HIGH}◁/think▷ {HIGH}", "◁/think▷ "),
+        (f"<thinking>a</thinking><think>{HIGH}</think>{HIGH}", "</think>"),
+        (f"<|channel|>analysis<|message|>{HIGH}<|channel|>final<|message|>{HIGH}", "final<|message|>"),
+        (f"First: {HIGH} Hm. {HIGH}", "Hm. "),
+    ],
+    ids=["think", "opened in the prompt", "kimi", "twice", "channels", "key"],
+)
+def test_the_label_is_the_answers(tiny_probe: Probe, tokenizer: Any, row: Any, output: str, before: str) -> None:
+    reasoning = f"First: {HIGH} Hm." if output.startswith("First") else None
+    example = tiny_probe.encode(said(tokenizer, row, output, reasoning=reasoning))
+    segment = example.segment("label")
+    assert segment is not None and example.text[slice(*segment.char)] == HIGH
+    assert example.text[: segment.char[0]].endswith(before) and segment.char[0] == example.text.rindex(HIGH)
+
+
+def test_an_explanation_in_the_reasoning(tiny_probe: Probe, tokenizer: Any, row: Any) -> None:
+    output = f"<think>{HIGH} It says dinner.</think>{HIGH}"
+    example = tiny_probe.encode(said(tokenizer, row, output, parsed_explanation="It says dinner."))
+    names = [s.name for s in example.segments if s.name in ("label", "explanation")]
+    assert names == ["explanation", "label"]
+    both = f"<think>It says dinner.</think>{HIGH} It says dinner."
+    example = tiny_probe.encode(said(tokenizer, row, both, parsed_explanation="It says dinner."))
+    assert [s.name for s in example.segments if s.name in ("label", "explanation")] == ["label", "explanation"]
+
+
+@pytest.mark.parametrize(
+    ("output", "changes", "message"),
+    [
+        (f"<think>{HIGH} and on", {}, r"the reasoning \(<think>\) never ends"),
+        (f"<think>{HIGH}</think> I do not know.", {}, "label_text stands in the reasoning only"),
+        (LOW, {"label_text": LOW}, "parsed_label is 'high' but label_text is the sentence of 'low'"),
+    ],
+    ids=["cut off", "in the reasoning only", "another label's sentence"],
+)
+def test_rows_that_would_score_something_else(
+    tiny_probe: Probe, tokenizer: Any, row: Any, output: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ProbeInputError, match=f"^row 'row-0': .*{message}"):
+        tiny_probe.encode(said(tokenizer, row, output, **changes))
+
+
+def test_a_prompt_that_ends_in_an_opened_thought(tiny_probe: Probe, tokenizer: Any, row: Any) -> None:
+    prompt = [*row["prompt_ids"], *tokenizer("\n<think>")["input_ids"]]
+    with pytest.raises(ProbeInputError, match="never ends"):
+        tiny_probe.encode(said(tokenizer, row, HIGH, prompt_ids=prompt))
+    found = tiny_probe.encode(said(tokenizer, row, f"{HIGH}</think>{HIGH}", prompt_ids=prompt)).segment("label")
+    assert found is not None
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_left_padding_is_refused(tiny_probe: Probe, tokenizer: Any, row: Any, count: int) -> None:
+    opens = tokenizer.pad_token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id)  # one may open the text
+    padded = row | {"prompt_ids": [tokenizer.pad_token_id] * (count + opens) + row["prompt_ids"]}
+    with pytest.raises(ProbeInputError, match=f"prompt_ids begin with {count + opens} pad tokens"):
+        tiny_probe.encode(padded)
+    assert (
+        tiny_probe.encode(row | {"prompt_ids": [tokenizer.pad_token_id] * opens + row["prompt_ids"]}).post
+        == row["post"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "contrast", "rivals"),
+    [
+        ({}, "log-odds", (LOW,)),
+        ({"candidates": None}, "log p", ()),
+        ({"candidates": {"high": HIGH}}, "log p", ()),
+        ({"candidates": {"high": HIGH, "low": LOW, "again": LOW}}, "log-odds", (LOW,)),
+        ({"candidates": {"high": HIGH.upper() + "!", "low": LOW}}, "log-odds", (LOW,)),
+        ({"candidates": {"high": "High.", "low": LOW}}, "unlisted", (LOW,)),
+        ({"parsed_label": ["high", "low"], "candidates": {"a": "Only a.", "b": LOW}}, "unlisted", ("Only a.", LOW)),
+    ],
+    ids=["both", "none", "alone", "twice", "other spelling", "other words", "several labels"],
+)
+def test_what_the_label_is_compared_with(
+    tiny_probe: Probe, row: Any, changes: dict[str, Any], contrast: str, rivals: tuple[str, ...]
+) -> None:
+    example = tiny_probe.encode(row | changes)
+    assert (example.contrast, example.rivals) == (contrast, rivals)
+    assert len(tiny_probe.scorer.label_ids(example)[2]) == len(rivals)
