@@ -319,7 +319,7 @@ def _progress(what: str) -> Iterator[Any]:
     ) as bar:
         task = bar.add_task(what, total=None)
 
-        def advance(done: float, total: int) -> None:
+        def advance(done: int | float, total: int) -> None:
             nonlocal quarter
             bar.update(task, completed=done, total=total)
             if not console.is_terminal and 4 * done // max(total, 1) > quarter:

@@ -183,7 +183,7 @@ def test_rows_that_were_deleted_are_wrong_answers(tmp_path, capfd):
     assert "record 'q0': its parsed and its label-scored answer have different" in capfd.readouterr().err
     file.write_text("{not json\n")
     assert run("evaluate", file) == 2
-    assert "make the file again: its record is to be answered" in capfd.readouterr().err
+    assert "make this generations.jsonl again: its record is to be answered" in capfd.readouterr().err
 
 
 # --- files that hold several splits ---

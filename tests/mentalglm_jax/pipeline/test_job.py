@@ -20,6 +20,7 @@ from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.selection import limited, weighted
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.pipeline import job as pipeline
+from mentalglm_jax.pipeline.data_stage import data_stage
 from mentalglm_jax.pipeline.export import export_run
 from mentalglm_jax.pipeline.job import run
 from mentalglm_jax.pipeline.run_dir import Run
@@ -436,7 +437,7 @@ def test_order_weights_and_replay_reach_the_training_examples(recipe_file, tmp_p
         f"run_dir={tmp_path / 'run'}", "answer_order=explanation_first", "stages.english.weights={suicide_risk: 2}",
         "data.synthetic.n_dev=4", "stages.chinese.replay=1"])  # fmt: skip
     job = Run(recipe)
-    pipeline._data(job, lambda *_: None)
+    data_stage(job, lambda *_: None)
     tokenizer, (english, chinese) = job.tokenizer(), recipe.stages
 
     def said(stage, earlier):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from mentalglm_jax.errors import RunError
+from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.train.loop import Interrupted, StopSignal, Surroundings, train
 from tests.mentalglm_jax.runs import EXAMPLES, MASKED, MODELS, one_line, run, steps_saved
 from tests.mentalglm_jax.tiny import parameters, rows, same, tiny_config, tiny_model
@@ -190,9 +190,9 @@ def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):
         run(tmp_path / "file" / "run")
     assert "cannot keep checkpoints there" in one_line(error.value, 1)
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
-    with pytest.raises(RunError) as error:
+    with pytest.raises(InputError) as error:
         run(tmp_path / "run")
-    assert f"{tmp_path}/run: cannot write there (Is a directory)" in one_line(error.value, 1)
+    assert f"{tmp_path}/run/metrics.jsonl: cannot be read, it is not a file" in one_line(error.value, 2)
 
 
 def test_a_save_that_fails_stops_the_run_in_one_line(tmp_path):
