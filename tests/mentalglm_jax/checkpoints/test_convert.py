@@ -154,8 +154,8 @@ ORBAX_FAULTS = {
     "NaN": (nan_chunk, r"NaN or infinity.*layers\.mlp\.down_proj"),
     "a link": (linked_chunk, "is a link; put the file itself there"),
     "an array is lost": (lambda d: shutil.rmtree(d / "params" / "norm.weight"), "not a readable Orbax checkpoint"),
-    "no tree": (lambda d: (d / "params" / "_METADATA").unlink(), "not a readable Orbax checkpoint"),
-    "the tree is not JSON": (lambda d: (d / "params" / "_METADATA").write_text("{"), "not a readable Orbax checkpoint"),
+    "no tree": (lambda d: (d / "params" / "_METADATA").unlink(), "_METADATA: missing or unreadable"),
+    "the tree is not JSON": (lambda d: (d / "params" / "_METADATA").write_text("{"), "_METADATA: not JSON"),
     "shape": (shape, r"norm\.weight \[17\] instead of \[16\]"),
     "layers": (layers, r"wrong shape: .* \[3, .* instead of \[2, "),
 }
@@ -195,7 +195,7 @@ def test_every_token_that_may_end_an_answer_is_written(own, stated, expected):
 def test_eos_that_are_no_tokens_are_refused(native, tmp_path, eos):
     shutil.copytree(native, tmp_path / "in")
     (tmp_path / "in" / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
-    with pytest.raises(InputError, match="eos_token_id must be token ids"):
+    with pytest.raises(InputError, match="generation_config.json: eos_token_id must be integers from 0 to 2147483647"):
         convert(tmp_path / "in", tmp_path / "out")
 
 

@@ -74,7 +74,9 @@ def test_the_base_is_read_as_the_adapter_was_trained_on_it(
         )
     assert torch.equal(found, wanted) and not torch.allclose(found, plain)
     save_file(load_file(file), file, metadata={"format": "pt", "rope_theta": "much"})
-    with pytest.raises(ProbeInputError, match=r"cannot load this PEFT adapter .*much"):
+    with pytest.raises(
+        ProbeInputError, match=r"adapter_model.safetensors: rope_theta: must be a number from 1 to .* found 'much'"
+    ):
         load_model(tiny_model_dir, tmp_path / "adapter")
 
 
@@ -169,7 +171,7 @@ def test_reference_that_does_not_fit(
 
 def test_unreadable_reference(tmp_path: Path) -> None:
     path = tmp_path / "r.npz"
-    with pytest.raises(ProbeInputError, match=r"r\.npz: cannot read as npz"):
+    with pytest.raises(ProbeInputError, match=r"r\.npz: cannot read \(No such file"):
         read_reference(path)
     np.savez(path, tokens=np.zeros((1, 1)))
     path.write_bytes(path.read_bytes()[:40])
