@@ -131,7 +131,10 @@ class Run:
         """run.json, if there is one; checked as far as it is used."""
         if not os.path.lexists(self._file):
             return None
-        found = read_json(self._file)
+        try:
+            found = read_json(self._file)
+        except InputError as error:
+            raise self._damaged(f" ({str(error).removeprefix(f'{self._file}')[:200].lstrip(': ')})") from None
         stages = found.get("stages")
         if not (
             isinstance(found.get("recipe"), dict)
@@ -148,8 +151,8 @@ class Run:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise self._damaged() from None
 
-    def _damaged(self) -> InputError:
-        return InputError(f"{self._file}: is damaged, or not a run's; delete {self.dir} or choose another run_dir")
+    def _damaged(self, how: str = "") -> InputError:
+        return InputError(f"{self._file}: is damaged, or not a run's{how}; delete {self.dir} or choose another run_dir")
 
     def begin(self) -> None:
         """Writes run.json, before anything else: whatever happens then, the directory is known to be a run's."""

@@ -50,25 +50,20 @@ def run(command: Sequence[object], capsys: pytest.CaptureFixture[str]) -> Outcom
 
 
 def child(
-    command: Sequence[object], cwd: Path, limit: float = 120.0, environment: dict[str, str] | None = None,
-    memory_mib: int | None = None,
-) -> Outcome:  # fmt: skip
+    command: Sequence[object], cwd: Path, limit: float = 120.0, environment: dict[str, str] | None = None
+) -> Outcome:
     """The console script itself in a process of its own, started as a user starts it in the directory ``cwd``.
 
-    ``memory_mib`` bounds its data segment. A command that outlives ``limit`` seconds is a failure.
+    A command that outlives ``limit`` seconds is a failure.
     """
     name, *arguments = map(str, command)
     program = [str(Path(sys.executable).with_name(name)), *arguments]
-
-    def bound() -> None:
-        if memory_mib is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (memory_mib << 20, memory_mib << 20))
 
     began = time.monotonic()
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     done = subprocess.run(
         program, cwd=cwd, env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, errors="replace", timeout=limit, check=False, preexec_fn=bound,
+        text=True, errors="replace", timeout=limit, check=False,
     )  # fmt: skip
     peak = max(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, before) / 1024
     return Outcome(done.returncode, done.stdout, done.stderr, time.monotonic() - began, peak)

@@ -65,11 +65,13 @@ ATTACKS = {
     "config heads 0": (edit(C, num_attention_heads=0), "num_attention_heads must be an integer"),
     "config vocabulary 10^7": (edit(C, vocab_size=10**7), "wrong shape"),
     "config eps 1e39": (edit(C, rms_norm_eps=1e39), "rms_norm_eps must be a finite number"),
-    "config eps 1e-60": (edit(C, rms_norm_eps=1e-60), "rms_norm_eps must be a positive number"),
+    "config eps 1e-60": (
+        edit(C, rms_norm_eps=1e-60, layernorm_epsilon=1e-60), "rms_norm_eps must be a positive number"
+    ),
     "config eps of an object": (edit(C, rms_norm_eps={}), "rms_norm_eps must be a finite number"),
     "config rope a list": (edit(C, rope_parameters=[1]), "rope_parameters must be an object"),
     "config rope 1e39": (edit(C, rope_parameters={"rope_theta": 1e39}), "rope_theta must be a finite number"),
-    "config rope 0.5": (edit(C, rope_parameters={"rope_theta": 0.5}), "rope_theta must be above 1"),
+    "config rope 0.5": (edit(C, rope_parameters={"rope_theta": 0.5}, rope_ratio=0.5e-4), "rope_theta must be above 1"),
     "config rotary nothing": (edit(C, rope_parameters={}, partial_rotary_factor=1e-9), "not even and up to"),
     "config yarn of text": (
         edit(C, rope_parameters={"rope_type": "yarn", "factor": "4"}), "factor must be a number"

@@ -76,7 +76,8 @@ def test_list_item(tmp_path, attack):
     file = tmp_path / "train.json"
     raw = JSON_ATTACKS[attack][0]
     file.write_text("[{}, " + str(raw) + "]")
-    refused(called(lambda: list(read_json_list(file))), r"train\.json:1: not JSON")
+    says = r"field 'a': .*half of a UTF-16" if attack == "half a surrogate pair" else "not JSON"
+    refused(called(lambda: list(read_json_list(file))), rf"train\.json:1[:,] {says}")
 
 
 def parquet(path, table):

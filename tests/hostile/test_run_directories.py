@@ -31,7 +31,7 @@ def tried(tmp_path, monkeypatch, capsys):
     return attempt
 
 
-MISSING = r"nowhere/train\.jsonl"
+MISSING = r"nowhere: no records here; expected train\.jsonl"
 
 
 @pytest.mark.parametrize("command", ["run", "train"])
@@ -119,7 +119,7 @@ def test_a_damaged_run_json(tried, tmp_path, damage, restart):
     if damage == "deep inside":
         refused(tried(), r"run\.json: is damaged|holds a run of another recipe")
         return
-    refused(tried(*restart), r"run/run\.json: ")
+    refused(tried(*restart), r"run/run\.json: is damaged")
     assert (tmp_path / "run" / "summary.json").read_text() == "mine"
 
 

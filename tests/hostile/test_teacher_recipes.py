@@ -61,7 +61,7 @@ def test_settings_go_by_the_names_of_the_server_or_not_at_all(world):
         ({"model": "m\ud83d"}, r"teacher\.model|UTF-8|YAML"),
         ({"timeout": float("inf")}, r"teacher\.timeout"),
         ({"timeout": 1e300}, r"teacher\.timeout"),
-        ({"max_tokens": 10**30}, r"teacher\.max_tokens"),
+        ({"max_tokens": 10**18}, r"teacher\.max_tokens"),
         ({"concurrency": 10**9}, r"teacher\.concurrency"),
     ],
 )
@@ -159,7 +159,9 @@ def test_aliases_where_any_value_may_stand_are_counted(world, aliases):
     text = path.read_text("utf-8").replace("teacher:\n", f"teacher:\n  extra_body:\n    {aliases}\n")
     path.write_text(text, "utf-8")
     refused(
-        run(["mentalglm", "data", "build", path], world._capsys), r"recipe\.yaml: more than 100000 values", seconds=30
+        run(["mentalglm", "data", "build", path], world._capsys),
+        r"recipe\.yaml: not valid YAML \((an alias that holds itself|its aliases make more than 100000 values of it)\)",
+        seconds=30,
     )
 
 

@@ -22,7 +22,19 @@ from tests.hostile.commands import IDS
 ROOT = Path(__file__).parents[2]
 OWN = {"mentalglm_jax", "probes"}
 # What Python itself looks for while it starts, before any line of ours.
-START = {"sitecustomize", "usercustomize", "encodings", "site", "os", "io", "abc", "codecs", "stat", "posixpath"}
+START = {
+    "sitecustomize",
+    "usercustomize",
+    "encodings",
+    "site",
+    "os",
+    "io",
+    "abc",
+    "codecs",
+    "stat",
+    "posixpath",
+    "_distutils_hack",
+}  # the last by a .pth file of setuptools
 NAMES = {name for name in (*sys.stdlib_module_names, *packages_distributions()) if name.isidentifier()} | START | OWN
 ARGUMENTS = {
     "mentalglm run": ["recipe.yaml"], "mentalglm train": ["recipe.yaml"],

@@ -10,6 +10,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 from flax import nnx
 
 from mentalglm_jax.checkpoints.adapters import save_adapter
@@ -95,11 +96,14 @@ def make_world(directory: Path) -> None:
 def full_disk(limit: int) -> Iterator[None]:
     """No file may grow beyond ``limit`` bytes: the system refuses a write, as it does where there is no room."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)  # it is the tests', and would be left cut short
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        jax.config.update("jax_enable_compilation_cache", cached)
 
 
 @contextlib.contextmanager

@@ -158,7 +158,7 @@ def test_another_base_is_refused(hf, base, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             load_adapter(hf.to_jax(hf.model("glm", **changes)), tmp_path / "ours")
-    with pytest.raises(InputError, match="with model_type glm; this model has glm4"):
+    with pytest.raises(InputError, match="with model_type 'glm'; this model has glm4"):
         load_adapter(hf.to_jax(hf.model("glm4")), tmp_path / "ours")
     by_peft(hf, tmp_path / "plain", target_modules=["q_proj"])
     with pytest.raises(InputError, match=r"another base or rank.*lora_A.weight F32\[4, 32\] instead of \[4, 64\]"):
