@@ -9,6 +9,8 @@ import pytest
 from tests.hostile.attack import child, refused, run
 from tests.hostile.foreign_files import JSON_ATTACKS
 
+DAMAGED = r"run\.json: is damaged.*; delete .*/run or choose another run_dir"
+
 BOMB = "{a: &a [x,x,x,x,x,x,x,x,x,x], " + ", ".join(
     f"{new}: &{new} [{','.join([f'*{old}'] * 10)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 ) + "}"  # fmt: skip
@@ -44,9 +46,6 @@ def recipe(tmp_path):
 
 
 @pytest.mark.timeout(60)
-DAMAGED = r"run\.json: is damaged.*; delete .*/run or choose another run_dir"
-
-
 @pytest.mark.parametrize("command", [("train",), ("data", "build")], ids=["train", "build"])
 @pytest.mark.parametrize("attack", YAML)
 def test_set(recipe, tmp_path, capsys, attack, command):
@@ -97,9 +96,7 @@ def test_damaged_run(recipe, tmp_path, capsys, attack):
     raw = JSON_ATTACKS[attack][0]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_bytes(raw if isinstance(raw, bytes) else raw.encode())
-    refused(
-        run(["mentalglm", "train", recipe], capsys), DAMAGED
-    )
+    refused(run(["mentalglm", "train", recipe], capsys), DAMAGED)
     refused(run(["mentalglm", "export", tmp_path / "run", "--to", "peft"], capsys), "not a run directory")
 
 
@@ -120,9 +117,7 @@ def test_run_of_another_shape(recipe, tmp_path, capsys, state):
 def test_run_that_is_a_pipe(recipe, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     os.mkfifo(tmp_path / "run" / "run.json")
-    refused(
-        run(["mentalglm", "train", recipe], capsys), DAMAGED
-    )
+    refused(run(["mentalglm", "train", recipe], capsys), DAMAGED)
     assert stat.S_ISFIFO((tmp_path / "run" / "run.json").stat().st_mode)
 
 
