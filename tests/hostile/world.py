@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 
 from mentalglm_jax.checkpoints.adapters import save_adapter
 from mentalglm_jax.checkpoints.directories import save_pretrained
@@ -96,14 +97,16 @@ def make_world(directory: Path) -> None:
 def full_disk(limit: int) -> Iterator[None]:
     """No file may grow beyond ``limit`` bytes: the system refuses a write, as it does where there is no room."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    cached = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)  # it is the tests', and would be left cut short
+    cached = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)  # it is the tests', and would be left cut short
+    compilation_cache.reset_cache()
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        jax.config.update("jax_enable_compilation_cache", cached)
+        jax.config.update("jax_compilation_cache_dir", cached)
+        compilation_cache.reset_cache()
 
 
 @contextlib.contextmanager
