@@ -161,7 +161,7 @@ class OpenAITeacher:
         """The official client. Its address is without user, password and query, which it would put into messages and
         logs; they are sent as what they mean."""
         openai, config, parts = self._openai, self._config, urlsplit(url or "")
-        # A kept connection that the server has closed meanwhile would cost a try; an answer takes far longer than a new one.
+        # A kept connection that the server has closed meanwhile would cost a try; a new one costs next to nothing.
         headers = {"Accept-Encoding": "identity", "Connection": "close"}
         if parts.username is not None:
             login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
