@@ -7,6 +7,7 @@ Results go to stdout (``--json``: one JSON object and nothing else), progress an
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -145,11 +146,14 @@ def randomise(
         raise ProbeInputError(f"{in_}: no row has a label to attribute (label_text is null in all of them)")
     _silence_loaders()
     from probes.checks.randomise import study
+    from probes.citations.clauses import choose_cut
     from probes.probe import Probe
 
     # Not merged: an adapter that has become part of the weights can not be switched off.
     probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, merge=False, device=_place(device))
-    found = study(probe, [probe.encode(row) for row in rows], seed=seed, draws=draws)
+    examples = [probe.encode(row) for row in rows]
+    cut = choose_cut([example.post for example in examples])
+    found = study(probe, [dataclasses.replace(example, cut=cut) for example in examples], seed=seed, draws=draws)
     if json_:
         _print_json(found)
         return

@@ -7,11 +7,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from probes.checks.crosscheck import post_units
 from probes.checks.swaps import Swap, counterpart, swap
 from probes.checks.verdict import FAMILIES
 from probes.citations.align import align, merge_spans
-from probes.errors import ProbeInputError
+from probes.errors import ProbeError, ProbeInputError
 from probes.records import Attribution, Example
 from probes.results.cache import Cache
 from probes.results.store import SCHEMA_VERSION, PostResult, cited_target
@@ -105,11 +107,21 @@ def _maps(
         found = _kept(cache, part)
         if found is None:
             found = attribute(probe, example, (method,), targets, settings, fillers)
+            _require_finite(found)
             cache.write(part, {"maps": [a.to_dict() for a in found]})
         maps += found
         if within:
             within((step + 1) / (len(calls) + 1))
     return maps
+
+
+def _require_finite(maps: Sequence[Attribution]) -> None:
+    for a in maps:
+        if not (np.isfinite(a.values).all() and np.isfinite([a.f_input, a.f_baseline]).all()):
+            raise ProbeError(
+                f"{a.example_id}: the map {a.method} of the {a.target} is not finite in {a.dtype}; a model that overflows "
+                "needs --dtype float32"
+            )
 
 
 def swap_pair(

@@ -72,9 +72,15 @@ class _Record:
         return cls(**read)
 
 
-def _letters(text: str) -> str:
-    """Letters and digits only, without case or width: what two spellings of one label sentence share."""
-    return "".join(char for char in unicodedata.normalize("NFKC", text).casefold() if char.isalnum())
+def comparable(text: str) -> str:
+    """What two spellings of one label sentence share: no case, no width, no quotation marks around it, no punctuation
+    behind it. Signs and marks stay: they may be all that tells two labels apart (-1 and 1, C and C++)."""
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    while text and unicodedata.category(text[-1]).startswith("P"):
+        text = text[:-1].rstrip()
+    while text and (text[0] in "\"'" or unicodedata.category(text[0]) in ("Pi", "Ps")):
+        text = text[1:].lstrip()
+    return text
 
 
 @dataclass(frozen=True)
@@ -141,8 +147,8 @@ class Example(_Record):
     @property
     def rivals(self) -> tuple[str, ...]:
         """The other candidates' sentences, each once: not the one of ``label``, nor one with the words of the label."""
-        own = _letters(self.label_text)
-        others = (text for key, text in self.candidates.items() if key != self.label and _letters(text) != own)
+        own = comparable(self.label_text)
+        others = (text for key, text in self.candidates.items() if key != self.label and comparable(text) != own)
         return tuple(dict.fromkeys(others))
 
     @property
@@ -155,7 +161,7 @@ class Example(_Record):
         """
         if not self.rivals:
             return "log p"
-        return "log-odds" if _letters(self.label_text) in map(_letters, self.candidates.values()) else "unlisted"
+        return "log-odds" if comparable(self.label_text) in map(comparable, self.candidates.values()) else "unlisted"
 
     def segment(self, name: str) -> Segment | None:
         """The first segment of that name, or None."""

@@ -146,7 +146,7 @@ def _carry_out(
             result = probe_post(probe, example, plan, at, settings, cache, name, within)
             result = result.redacted() if redact else result
             cache.write(name, result.to_dict())
-            cache.forget_parts(name)
+        cache.forget_parts(name)  # also of a post that was finished when the run was stopped
         made[at] = (name, result)
     if rank != 0:
         return Suite({}, out)

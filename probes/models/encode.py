@@ -7,6 +7,7 @@ then every score would be of a sequence the model never saw.
 import bisect
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from probes.errors import ProbeInputError
 from probes.foreign import foreign_code, parse_json, plain, read_bytes
 from probes.models.tokenizer import normalisers
-from probes.records import Example, Segment, Span
+from probes.records import Example, Segment, Span, comparable
 
 MAX_GENERATIONS_BYTES = 4 << 30  # of one file, which is held in memory
 _MAX_ID = 2**31 - 1
@@ -42,6 +43,7 @@ _OPTIONAL: dict[str, type | tuple[type, ...]] = {
 _THOUGHT = re.compile(
     r"</(?:think|thinking|thought|reasoning)>|◁/think▷|<\|end_of_thinking\|>|<\|channel\|>final<\|message\|>"
 )
+_TAIL = 80  # characters at a prompt's end in which reasoning may be opened, and closed again
 _OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>|◁think▷|<\|(?:begin|start)_of_thinking\|>")
 
 
@@ -255,7 +257,7 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     label_text = row.get("label_text") or ""
     answer = _answer(row, text, prompt_chars)
     if label_text:
-        spans["label"] = _find(text, label_text, answer, row_id, "label_text")
+        spans["label"] = _find_label(text, label_text, answer, row_id)
     explanation = row.get("parsed_explanation") or None
     if explanation:
         # After the label if it is there at all: the label sentence may itself hold the words of a short explanation.
@@ -296,7 +298,8 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
         user=None if row.get("user") is None else str(row["user"]),
         pair=None if row.get("pair") is None else str(row["pair"]),
     )
-    stated = [key for key, said in made.candidates.items() if said == label_text]
+    own = comparable(label_text)
+    stated = [key for key, said in made.candidates.items() if label_text and comparable(said) == own]
     if stated and made.label in made.candidates and made.label not in stated:
         raise ProbeInputError(
             f"row {row_id!r}: parsed_label is {made.label!r} but label_text is the sentence of {stated[0]!r}; write "
@@ -308,23 +311,28 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
 def _answer(row: dict[str, Any], text: str, prompt_chars: int) -> int:
     """Where the answer begins in ``text``: after the reasoning, which may state every label before it decides.
 
+    Reasoning is opened by a mark that the output begins with, or that the prompt ends with and has not closed again (a
+    template that switches thinking off writes both). Its end is the last mark after which the label still stands:
+    an explanation may quote one.
+
     Raises:
         ProbeInputError: the reasoning never ends, or the label stands in it only.
     """
-    output = text[prompt_chars:]
+    output, tail = text[prompt_chars:], text[max(0, prompt_chars - _TAIL) : prompt_chars]
+    closed = max((match.end() for match in _THOUGHT.finditer(tail)), default=0)
+    opened = _OPENED.search(tail, closed) or _OPENED.match(output.lstrip())
     ends = [match.end() for match in _THOUGHT.finditer(output)]
     reasoning = row.get("reasoning") or ""
     if reasoning and reasoning in output:
         ends.append(output.index(reasoning) + len(reasoning))
     label = row.get("label_text") or ""
-    opened = list(_OPENED.finditer(text[max(0, prompt_chars - 40) : prompt_chars] + output))
     if not ends and opened and label:
         raise ProbeInputError(
-            f"row {str(row.get('id'))!r}: the reasoning ({opened[-1].group()}) never ends, so there is no answer to "
+            f"row {str(row.get('id'))!r}: the reasoning ({opened.group()}) never ends, so there is no answer to "
             "score; generate with a larger limit, or set label_text to null"
         )
-    answer = max(ends, default=0)
-    if label and label in output and label not in output[answer:]:
+    answer = max((end for end in ends if label in output[end:]), default=0)
+    if label and label in output and ends and answer == 0 and (opened or reasoning):
         raise ProbeInputError(
             f"row {str(row.get('id'))!r}: label_text stands in the reasoning only, not in the answer after it; "
             "parse the answer again"
@@ -332,16 +340,35 @@ def _answer(row: dict[str, Any], text: str, prompt_chars: int) -> int:
     return prompt_chars + answer
 
 
+def _find_label(text: str, label: str, start: int, row_id: str) -> Span:
+    """The first place of the label from ``start`` on; not inside a longer word ("low" in "following") if it can be."""
+    places = [match.start() for match in re.finditer(f"(?={re.escape(label)})", text[start:])]
+    whole = (at + start for at in places if not _inside_word(text, at + start, at + start + len(label)))
+    at = next(whole, None)
+    return _find(text, label, start, row_id, "label_text") if at is None else (at, at + len(label))
+
+
+def _inside_word(text: str, start: int, end: int) -> bool:
+    def joined(left: str, right: str) -> bool:  # only where words are written apart
+        return all(char.isalnum() and unicodedata.east_asian_width(char) not in "WF" for char in (left, right))
+
+    before = start > 0 and joined(text[start - 1], text[start])
+    return before or (end < len(text) and joined(text[end - 1], text[end]))
+
+
 def _refuse_padding(row: dict[str, Any], row_id: str, tokenizer: Any) -> None:
     """Pad tokens on the left were hidden from the model by a mask that the row does not hold.
 
-    One token that opens every text of this tokenizer as well as it pads is no padding.
+    One token that opens every text of this tokenizer as well as it pads is no padding; the same one twice is, whatever
+    the tokenizer calls it: a client may have padded with the end-of-sequence token for generation only.
     """
     pad, ids = getattr(tokenizer, "pad_token_id", None), row["prompt_ids"]
-    count = next((at for at, index in enumerate(ids) if index != pad), len(ids))
-    if count > (pad in (getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None))):
+    count = next((at for at, index in enumerate(ids) if index != ids[0]), len(ids))
+    opens = ids[0] in (getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None))
+    special = ids[0] == pad or ids[0] in (getattr(tokenizer, "all_special_ids", None) or ())
+    if (special and count > 1) or (ids[0] == pad and not opens):
         raise ProbeInputError(
-            f"row {row_id!r}: prompt_ids begin with {count} pad tokens (id {pad}); leave them out: the model did not "
+            f"row {row_id!r}: prompt_ids begin with {count} pad tokens (id {ids[0]}); leave them out: the model did not "
             "see them"
         )
 

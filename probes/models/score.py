@@ -174,7 +174,7 @@ class Forward:
         """
         probe = self.scorer.probe
         batch = len(post) if keep is None else len(keep)
-        self.rows_run += batch
+        self.rows_run += batch * len(self.plans)
         groups = []
         for plan, (before, after) in zip(self.plans, self._around, strict=True):
             parts = (before, post.to(probe.dtype), after)

@@ -243,7 +243,7 @@ def _found(summary: Mapping[str, Any]) -> str:
 
 def _sure(summary: Mapping[str, Any]) -> str:
     judged = _judged(summary)
-    if len(judged) < 2:
+    if len({FAMILIES[method] for method in judged}) < 2:
         return "No conclusion: it needs two methods of different kinds."
     used = min(summary["n_used"][m] for m in judged)
     p = [summary["p_holm"][m] for m in judged if summary["p_holm"].get(m) is not None]

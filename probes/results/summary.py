@@ -161,7 +161,7 @@ def _given(results: Sequence[PostResult]) -> dict[str, Any]:
     and tokens with text of post and template (never varied), and posts where one holds a letter or digit.
     ``cut``: what posts are erased by, and how many have fewer than 4 such units.
     """
-    scores = {r.id: a.f_input for r in results for a in r.attributions if a.target == "label"}
+    scores = {r.id: a.f_input for r in results for a in r.attributions if a.target == "label" and r.contrast != "log p"}
     border = [r for r in results if r.border]
     return {
         "labels": dict(Counter(r.label for r in results)),

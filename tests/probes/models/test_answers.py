@@ -6,6 +6,7 @@ import pytest
 
 from probes.errors import ProbeInputError
 from probes.probe import Probe
+from probes.records import comparable
 from tests.probes.tiny import LABELS, make_row
 
 HIGH, LOW = LABELS["en"]["high"], LABELS["en"]["low"]
@@ -105,3 +106,52 @@ def test_what_the_label_is_compared_with(
     example = tiny_probe.encode(row | changes)
     assert (example.contrast, example.rivals) == (contrast, rivals)
     assert len(tiny_probe.scorer.label_ids(example)[2]) == len(rivals)
+
+
+# ---- what a template, a tokenizer or a label may look like that is not ours ----
+
+
+def told(tokenizer, prompt_end: str, output: str, label_text: str = " high.", **more):
+    """A row whose prompt ends in ``prompt_end`` and whose answer is ``output``."""
+    post = "I cannot sleep at all."
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (f'post: "{post} " {prompt_end}', output)]
+    return {"id": "x", "task": "t", "post": post, "prompt_ids": ids[0], "output_ids": ids[1], "output_text": output,
+            "parsed_label": "1", "label_text": label_text, "candidates": {"1": label_text, "0": " low."}} | more  # fmt: skip
+
+
+@pytest.mark.parametrize("closed", ["<think>\n\n</think>\n\n", "<think></think>"])
+def test_a_template_that_switches_thinking_off_is_read(tiny_probe, closed):
+    example = tiny_probe.encode(told(tiny_probe.tokenizer, closed, "risk: high."))
+    assert example.segment("label") is not None
+
+
+def test_an_explanation_may_quote_a_mark(tiny_probe):
+    for quoted in ("<think>", "</think>"):
+        example = tiny_probe.encode(told(tiny_probe.tokenizer, "", f"risk: high. because of {quoted} in it"))
+        label = example.segment("label")
+        assert label is not None and example.text[: label.char[0]].endswith("risk:")
+
+
+def test_a_label_inside_a_word_is_not_the_label(tiny_probe):
+    row = told(tiny_probe.tokenizer, "", "The following is the risk: low.", "low")
+    label = tiny_probe.encode(row | {"candidates": {"1": "low", "0": "high"}}).segment("label")
+    assert label is not None
+    example = tiny_probe.encode(row | {"candidates": {"1": "low", "0": "high"}})
+    assert example.text[label.char[0] - 2 : label.char[1]] == ": low"
+
+
+@pytest.mark.parametrize(
+    ("own", "others"),
+    [("1", ["-1", "0"]), ("+", ["-"]), ("C", ["C++"]), ("का", ["की"])],
+    ids=["signs", "sign", "C", "marks"],
+)
+def test_labels_told_apart_by_a_sign_stay_rivals(own, others):
+    assert not {comparable(own)} & {comparable(text) for text in others}
+    assert comparable(f" “{own}”. ") == comparable(own)
+
+
+def test_one_token_again_and_again_is_padding(tiny_probe):
+    eos = tiny_probe.tokenizer.eos_token_id
+    row = told(tiny_probe.tokenizer, "", "risk: high.")
+    with pytest.raises(ProbeInputError, match="begin with 7 pad tokens"):
+        tiny_probe.encode(row | {"prompt_ids": [eos] * 7 + row["prompt_ids"]})
