@@ -137,9 +137,10 @@ def working_on(file: Path) -> Iterator[None]:
         yield
 
 
-def is_left_over(name: str) -> bool:
-    """Whether ``name`` is what ``write_bytes`` or ``replace_dir`` call something that is not finished."""
-    return _LEFT_OVER.fullmatch(name) is not None
+def left_over_of(name: str) -> str | None:
+    """The target of which ``name`` is what ``write_bytes`` or ``replace_dir`` call it while it is not finished."""
+    found = _LEFT_OVER.fullmatch(name)
+    return found and found["target"]
 
 
 def _beside(path: Path) -> Path:

@@ -119,8 +119,8 @@ def _require_finite(maps: Sequence[Attribution]) -> None:
     for a in maps:
         if not (np.isfinite(a.values).all() and np.isfinite([a.f_input, a.f_baseline]).all()):
             raise ProbeError(
-                f"{a.example_id}: the map {a.method} of the {a.target} is not finite in {a.dtype}; a model that overflows "
-                "needs --dtype float32"
+                f"{a.example_id}: the map {a.method} of the {a.target} is not finite in {a.dtype}; a model that "
+                "overflows needs --dtype float32"
             )
 
 

@@ -77,6 +77,9 @@ def formatted(
     if format in ("vllm", "vllm-split", "llama.cpp"):
         _refuse(modules, config, format)
     named = vllm_format(model) if format == "vllm" else format
+    if named == "chatglm" and model.config.sandwich_norm:
+        raise InputError("save_adapter: the chatglm layout has no Glm4 models (it cannot express sandwich_norm); "
+                         "save it as peft or vllm-split")  # fmt: skip
     if named == "peft":
         renamed, described = dict(modules), to_peft(config, base)
     elif named == "llama.cpp":

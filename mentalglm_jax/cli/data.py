@@ -29,7 +29,7 @@ def data_inspect(
         ),
     ],
     sets: Annotated[list[str], typer.Option("--set-name", help="Data set, e.g. sos_hl_1k (repeatable)")] = [],  # noqa: B006
-    near: Annotated[bool, typer.Option(help="Look for near duplicates too (needs the [data] extra)")] = True,
+    near: Annotated[bool, typer.Option(help="Look for near duplicates too")] = True,
     threshold: Annotated[float, typer.Option(help="Similarity from which two posts are near")] = 0.8,
     scrub: Annotated[Path | None, typer.Option(help="Also write the records here, contact details replaced")] = None,
     replace_surrogates: Annotated[
@@ -75,7 +75,7 @@ def inspection_lines(report: dict[str, Any]) -> Iterator[Table | str]:
     """What ``inspect`` prints: a table of the parts, then one line per finding."""
     table = Table(show_edge=False, header_style="bold")
     for name in ("task", "source", "split"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name == "task")
     for name in ("records", "duplicates", "contact rows", "characters (median, p95, max)"):
         table.add_column(name, justify="right")
     table.add_column("labels")

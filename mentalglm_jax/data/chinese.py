@@ -42,7 +42,7 @@ def iter_sos_hl_1k(path: str | Path) -> Iterator[Record]:
     Raises: InputError naming file, line and column.
     """
     path = Path(path)
-    files = [path] if path.is_file() else _sos_files(path)
+    files = [path] if path.is_file() else sos_files(path)
     if not files:
         raise InputError(
             f"{path}: no SOS-HL-1K file here; expected suicide_train_LLM.csv, suicide_train_BERT.tsv or "
@@ -64,7 +64,7 @@ def load_sos_hl_1k(path: str | Path) -> list[Record]:
     return list(iter_sos_hl_1k(path))
 
 
-def _sos_files(folder: Path) -> list[Path]:
+def sos_files(folder: Path) -> list[Path]:
     """Of each part the file in the best format that it is there in."""
     found = [[f for ending in _SOS_FORMATS if (f := folder / f"suicide_{part}{ending}").is_file()]
              for part in _SOS_SPLITS]  # fmt: skip

@@ -69,8 +69,7 @@ def upstream_split(
     """
     records = load_upstream(root, names)
     known = {IMHI_TASKS[name] for name in IMHI_DEFAULT} if "imhi" in names else set[str]()
-    others = [record for record in iter_upstream(root, [n for n in present(root) if n not in {*names, *known}])
-              if record.split != "train"]  # fmt: skip
+    others = list(iter_upstream(root, [n for n in present(root) if n not in {*names, *known}]))
     folder = find(root, C_IMHI) if C_IMHI in names else None
     unknown: list[str] = []
     if folder is not None:
@@ -90,7 +89,10 @@ def upstream_split(
     held_out = [replace(record, split="test") for record in others if record.split == "test"
                 or (record.split == "dev" and record.source == raw)]  # fmt: skip
     kept, gone = without_held_out(records, held_out)
-    return Split(dev_split(kept, fraction), gone, tuple(unknown))
+    # The side of a post is that of its cluster over everything below root, whichever data sets are named: what one
+    # command trains on, another must not evaluate.
+    sides = dev_split([*kept, *(record for record in others if record.split == "train")], fraction)
+    return Split(sides[: len(kept)], gone, tuple(unknown))
 
 
 def records_split(root: str | Path) -> Split:

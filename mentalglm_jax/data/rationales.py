@@ -22,13 +22,14 @@ from mentalglm_jax.data.rows import Row, make_records, shown
 from mentalglm_jax.data.surrogates import whole_texts
 from mentalglm_jax.data.tables import read_header, read_named_rows
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.foreign import read_json
+from mentalglm_jax.foreign import parse_json, read_text
 from mentalglm_jax.text import tasks
 
 IRF, CNSD = "irf", "cnsocialdepress"
 _IRF_FILES = {"train": "train", "val": "dev", "test": "test"}
 _IRF_COLUMNS = ("text", "belong", "belong_exp", "burden", "burden_exp")
 _CNSD_FILE = "CNSD_dataset.json"
+_MOST_BYTES = 256 << 20
 _POST = re.compile(r"(?:^|\n)[ \t]*text_(\d+)[ \t]*[:：]")
 _EVIDENCE = re.compile(r"text_(\d+)\s*[\[［【]([^\]］】]*)[\]］】]")
 _VERDICT = re.compile(r"答案\s*[：:]\s*[“\"「]?\s*(是|否)")
@@ -123,7 +124,10 @@ def iter_cnsd(path: str | Path) -> Iterator[Record]:
     Raises: InputError naming file, user and field.
     """
     file = Path(path) / _CNSD_FILE
-    users = whole_texts(read_json(file), "\\ud800", str(file))
+    text = read_text(file, _MOST_BYTES)
+    users = whole_texts(parse_json(text, str(file), half_pairs=True), text, str(file))
+    if not isinstance(users, dict):
+        raise InputError(f"{file}: must hold an object, a user's number to what is known of them")
     found = Counter[str]()
     rows = [_cnsd_row(file, number, user, one, found) for number, (user, one) in enumerate(users.items(), start=1)]
     yield from make_records(file, rows, source=CNSD, task="depression_risk", language="zh", split="train")
@@ -143,7 +147,7 @@ def _cnsd_row(path: Path, number: int, user: str, one: object, found: Counter[st
         raise InputError(f"{where}, field 'output': expected 答案：“是” or “否”; fix the label")
     post, spans = given.strip(), []
     starts = list(_POST.finditer(post))
-    ends = [*(match.start() for match in starts[1:]), len(post)]
+    ends = [*(match.start() for match in starts[1:]), len(post)][: len(starts)]
     places = {match[1]: (match.end(), end) for match, end in zip(starts, ends, strict=True)}
     for which, phrase in _EVIDENCE.findall(said):
         if which not in places:

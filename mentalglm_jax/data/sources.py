@@ -42,7 +42,7 @@ def _imhi_source(sets: Sequence[str]) -> Source:
 
 _SOURCES: dict[str, Source] = {
     SOS_HL_1K: Source(
-        ("", "sos_hl_1k", "data/suicide"), lambda path: any(path.glob("suicide_train*.*")), chinese.iter_sos_hl_1k
+        ("", "sos_hl_1k", "data/suicide"), lambda path: bool(chinese.sos_files(path)), chinese.iter_sos_hl_1k
     ),
     SOS_1K: Source(
         ("", "sos_1k", "ModelTrain/data"), lambda path: bool(chinese.sos_1k_files(path)), chinese.iter_sos_1k

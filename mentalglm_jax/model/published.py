@@ -9,7 +9,7 @@ from typing import Any
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import Fields, short
-from mentalglm_jax.model.spellings import ROPE_BASE
+from mentalglm_jax.model.spellings import ROPE_BASE, rope_of
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
           "num_key_value_heads")  # fmt: skip
@@ -47,7 +47,7 @@ def _from_native(raw: Mapping[str, Any], read: Fields) -> dict[str, Any]:
         raise InputError(f"config.json: model_type {short(raw['model_type'])} is not glm, glm4 or chatglm")
     if raw.get("hidden_act", "silu") != "silu":
         raise InputError(f"config.json: hidden_act {short(raw['hidden_act'])} is not supported (GLM-4 uses silu)")
-    rope = {**read.mapping("rope_scaling", {}), **read.mapping("rope_parameters", {})}
+    rope = rope_of(raw)
     turned = Fields(rope, "config.json: rope_parameters")
     glm4 = (raw.get("model_type") or raw.get("architectures")) in ("glm4", ["Glm4ForCausalLM"])
     fields: dict[str, Any] = {name: _size(read, raw, name) for name in SIZES}
@@ -87,6 +87,14 @@ def _from_chatglm(raw: Mapping[str, Any], read: Fields) -> dict[str, Any]:
                       ("apply_residual_connection_post_layernorm", False), ("original_rope", True)):  # fmt: skip
         if raw.get(key, only) is not only:
             raise InputError(f"config.json: {key} = {short(raw[key])} is not a GLM-4 model ({only!r} is)")
+    rope = rope_of(raw)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise InputError(f"config.json: rope type {short(kind)} is not one that a chatglm model has")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise InputError(f"config.json: hidden_act {short(raw['hidden_act'])} is not supported (GLM-4 uses silu)")
+    if read.number("partial_rotary_factor", default=0.5) != 0.5:
+        raise InputError("config.json: a chatglm model rotates half of each head, partial_rotary_factor says otherwise")
     heads, hidden = _size(read, raw, "num_attention_heads"), _size(read, raw, "hidden_size")
     grouped = read.flag("multi_query_attention", False)
     return {

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import Fields, short
 
 ROPE_BASE = 10000.0  # chatglm states the base of the rotary frequencies as a multiple of this
 CHATGLM_NAMES = {
@@ -17,6 +18,26 @@ CHATGLM_NAMES = {
     "intermediate_size": "ffn_hidden_size", "num_key_value_heads": "multi_query_group_num", "head_dim": "kv_channels",
     "num_hidden_layers": "num_layers", "attention_bias": "add_qkv_bias",
 }  # fmt: skip
+
+
+def rope_of(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``rope_scaling``, the older name, and ``rope_parameters`` say of the rotary positions.
+
+    Raises:
+        InputError: one is no object, or they differ: transformers then follows the older one and drops the other, and
+            which of them was meant cannot be known.
+    """
+    read = Fields(raw, "config.json")
+    older, newer = ({**one, "rope_type": one.get("rope_type", one.get("type", "default"))} if one else {}
+                    for one in (read.mapping("rope_scaling", {}), read.mapping("rope_parameters", {})))  # fmt: skip
+    if older and newer:
+        for key in sorted((older.keys() | newer.keys()) - {"type"}):
+            if older.get(key) != newer.get(key):
+                raise InputError(
+                    f"config.json: rope_scaling and rope_parameters differ in {short(key)}: {short(older.get(key))} "
+                    f"and {short(newer.get(key))}; transformers follows rope_scaling; delete one of the two"
+                )
+    return {**older, **newer}
 
 
 def llama_cpp_names(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +59,7 @@ def check_agreement(raw: Mapping[str, Any], fields: Mapping[str, Any], ignored: 
         InputError: two keys contradict each other.
     """
     chatglm = "ffn_hidden_size" in raw
-    rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    rope = rope_of(raw)
     stated = {**raw, "rope_theta": rope.get("rope_theta", raw.get("rope_theta"))}
     for native, theirs in CHATGLM_NAMES.items():
         read, other = (theirs, native) if chatglm else (native, theirs)

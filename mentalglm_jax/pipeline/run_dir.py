@@ -13,7 +13,7 @@ from mentalglm_jax.checkpoints.directories import load
 from mentalglm_jax.data.records import SPLITS, Record, read_records
 from mentalglm_jax.devices.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.files import LOCK, is_left_over, write_json, write_text
+from mentalglm_jax.files import LOCK, left_over_of, write_json, write_text
 from mentalglm_jax.foreign import read_json, some
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.text.tokenizer import GlmTokenizer
@@ -46,13 +46,46 @@ _RESULTS = {
 
 def _passing(name: str) -> bool:
     """Whether a file is of a write that is under way or was killed, or a lock."""
-    return is_left_over(name) or (name.startswith(".") and name.endswith(LOCK))
+    return left_over_of(name) is not None or (name.startswith(".") and name.endswith(LOCK))
 
 
 def written_by_run(relative: str) -> bool:
     """Whether a run writes a file of this path below its directory, finished or not."""
     parts = relative.split("/")
-    return _WRITTEN.fullmatch(relative) is not None or any(_passing(part) for part in parts)
+    if _WRITTEN.fullmatch(relative) is not None or relative == LOCK:
+        return True
+    for at, part in enumerate(parts):
+        target = left_over_of(part)
+        if target is None and at == len(parts) - 1 and part.startswith(".") and part.endswith(LOCK):
+            target = part[1 : -len(LOCK)]
+        if target and _is_target("/".join([*parts[:at], target])):
+            return True
+    return False
+
+
+def _is_target(relative: str) -> bool:
+    """Whether a run writes this file, or replaces this directory."""
+    inside = ("x", "config.json", "adapter_config.json", "train.jsonl")
+    return (_WRITTEN.fullmatch(relative) is not None or relative in _FOLDERS
+            or any(_WRITTEN.fullmatch(f"{relative}/{name}") for name in inside))  # fmt: skip
+
+
+def _refuse_own_inputs(recipe: Recipe) -> None:
+    """``--restart`` must not delete what the run is to read, nor delete for a run that cannot begin.
+
+    Raises:
+        InputError: a local input lies in the run directory, or is not there.
+    """
+    for key, given in (("data.root", recipe.data.root), ("model.path", recipe.model.path),
+                       ("tokenizer.path", recipe.tokenizer.path)):  # fmt: skip
+        if given is None:
+            continue
+        path = Path(given).expanduser()
+        if path.exists() and path.resolve().is_relative_to(recipe.run_dir.resolve()):
+            raise InputError(f"{key}: {given} lies in {recipe.run_dir}, which --restart would delete; nothing was "
+                             "deleted. Choose another run_dir, or copy the input elsewhere")  # fmt: skip
+        if key == "data.root" and not path.exists():
+            raise InputError(f"{key}: {given}: no such file or directory; --restart has deleted nothing")
 
 
 def clear(directory: Path) -> list[str]:
@@ -108,6 +141,7 @@ class Run:
         self._state: dict[str, Any] = {"recipe": wanted, "stages": {}}
         self._known = self._read()
         if self._known is not None and restart:
+            _refuse_own_inputs(recipe)
             barrier("every process has seen what is to be deleted")
             if is_primary() and (kept := clear(self.dir)) and say is not None:
                 say(f"{self.dir}: kept {some(kept)}, which a run does not write")

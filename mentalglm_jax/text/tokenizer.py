@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json, write_text
 from mentalglm_jax.foreign import inside, read_json, read_text
-from mentalglm_jax.text.tokenizer_files import SPECIALS, byte_level, from_tiktoken, read_tokenizer
+from mentalglm_jax.text.tokenizer_files import SPECIALS, byte_level, check_lossless, from_tiktoken, read_tokenizer
 
 BUILTIN = Path(__file__).parents[1] / "assets" / "tokenizer"
 MAX_CONFIG_BYTES = 4 << 20  # tokenizer_config.json repeats the special tokens
@@ -86,6 +86,7 @@ class GlmTokenizer:
         for token in ("<|endoftext|>", "[gMASK]", "<sop>", *(f"<|{role}|>" for role in ROLES)):
             if backend.token_to_id(token) is None:
                 raise InputError(f"{where}: special token {token} is not in the vocabulary; is this a GLM-4 tokenizer?")
+        check_lossless(backend, where)
         present = [token for token in SPECIALS if backend.token_to_id(token) is not None]
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in present])
         backend.encode_special_tokens = True  # special strings inside a text are text

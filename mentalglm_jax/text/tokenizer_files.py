@@ -182,6 +182,40 @@ def _check_vocabulary(path: Path, raw: Mapping[str, Any]) -> None:
         raise InputError(f"{path}: the ids of vocab and added_tokens must be 0 to {len(ids) - 1}, each once")
 
 
+def check_lossless(backend: Tokenizer, where: str) -> None:
+    """Whether every text becomes tokens byte by byte, as GLM's tokenizer does it, and comes back as it was.
+
+    A file may hold parts that are sound and take letters, spaces or case away; a post would then be another one
+    without a word. A split that keeps "<|", the role and "|>" apart is also what keeps a post from opening a turn.
+
+    Raises:
+        InputError: a part that changes the text, or a byte without a token.
+    """
+
+    def parts(one: Any, key: str) -> list[dict[str, Any]]:
+        found = json.loads(one.__getstate__()) if one is not None else {}
+        return found.get(key, [found]) if found else []
+
+    hint = "take the tokenizer of the original release"
+    splits = parts(backend.pre_tokenizer, "pretokenizers")
+    kept = (len(splits) == 2 and splits[0].get("type") == "Split" and splits[0].get("behavior") == "Isolated"
+            and splits[0].get("invert") is False and splits[1].get("type") == "ByteLevel"
+            and splits[1].get("add_prefix_space") is False and splits[1].get("use_regex") is False)  # fmt: skip
+    if backend.normalizer is not None or not kept:
+        shown = ", ".join(str(part.get("type")) for part in splits) or "none"
+        raise InputError(f"{where}: does not split a text as GLM's tokenizer does, by the known expression and then in "
+                         f"bytes (normalizer {'none' if backend.normalizer is None else 'present'}, pre_tokenizer "
+                         f"{shown}), so a post could lose letters; {hint}")  # fmt: skip
+    if [part.get("type") for part in parts(backend.decoder, "decoders")] != ["ByteLevel"]:
+        raise InputError(
+            f"{where}: its decoder is not ByteLevel, so that answers would come out in byte letters; {hint}"
+        )
+    if lost := sum(backend.token_to_id(letter) is None for letter in _byte_letters()):
+        raise InputError(
+            f"{where}: {lost} of the 256 bytes have no token, so that letters of a post would vanish; {hint}"
+        )
+
+
 def byte_level(model: models.BPE) -> Tokenizer:
     """GLM's way from text to the bytes that ``model`` joins, and back."""
     backend = Tokenizer(model)

@@ -216,7 +216,7 @@ def _check_config(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]
         for key, value in part.items():
             if isinstance(value, int) and not isinstance(value, bool):
                 fields.integer(key, -_MAX_ID, most if _COUNT.search(key) else 2**53)
-            if "_implementation" in key and isinstance(value, str) and "/" in value:
+            if "_implementation" in key and "/" in json.dumps(value):
                 fields.refuse(key, "names code on the Hub, which is never run")
         stack += [value for value in part.values() if isinstance(value, dict)]
 

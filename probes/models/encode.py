@@ -368,8 +368,8 @@ def _refuse_padding(row: dict[str, Any], row_id: str, tokenizer: Any) -> None:
     special = ids[0] == pad or ids[0] in (getattr(tokenizer, "all_special_ids", None) or ())
     if (special and count > 1) or (ids[0] == pad and not opens):
         raise ProbeInputError(
-            f"row {row_id!r}: prompt_ids begin with {count} pad tokens (id {ids[0]}); leave them out: the model did not "
-            "see them"
+            f"row {row_id!r}: prompt_ids begin with {count} pad tokens (id {ids[0]}); leave them out: the model did "
+            "not see them"
         )
 
 

@@ -116,9 +116,9 @@ class PostResult(Shown):
         )
 
     def redacted(self) -> PostResult:
-        """A copy with offsets and scores only: no text, no hash a guessed quote could be compared with, no author."""
+        """A copy with offsets and scores only: no text, no hash of a quote, no author, no pair."""
         citations = tuple(replace(citation, text_hash="") for citation in self.citations)
-        return replace(self, post=None, explanation=None, label_text=None, citations=citations, user=None)
+        return replace(self, post=None, explanation=None, label_text=None, citations=citations, user=None, pair=None)
 
     def evidence(self, null: str = "circular", n_boot: int = 2000, seed: int = 0) -> Evidence:
         """Runs all checks (``crosscheck.examine``)."""

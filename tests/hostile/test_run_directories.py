@@ -21,6 +21,7 @@ def tried(tmp_path, monkeypatch, capsys):
     """``tried("--restart", ...)``: the outcome of `mentalglm run`, which ends in its first stage: there is no data."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"run_dir": "run", **RECIPE}))
+    (tmp_path / "nowhere").mkdir()
 
     def attempt(*options, command="run"):
         outcome = run(["mentalglm", command, "recipe.yaml", *options], capsys)
@@ -94,7 +95,7 @@ def test_restart_keeps_links_of_others(tried, tmp_path):
     assert (tmp_path / "run" / "shortcut" / "summary.json").read_text() == "mine"
 
 
-@pytest.mark.parametrize("target", ["nowhere", "recipe.yaml"], ids=["dangling", "a file"])
+@pytest.mark.parametrize("target", ["gone", "recipe.yaml"], ids=["dangling", "a file"])
 def test_a_link_that_is_no_directory(tried, tmp_path, target):
     (tmp_path / "run").symlink_to(tmp_path / target)
     for options in ([], ["--restart"]):
@@ -164,3 +165,31 @@ def test_all_that_is_not_a_runs_stays_whoever_asks(tmp_path):
     (tmp_path / "stages" / "mine").mkdir(parents=True)
     (tmp_path / "stages" / "mine" / "a.txt").write_text("mine")
     assert clear(tmp_path) == ["stages/mine/a.txt"] and (tmp_path / "stages" / "mine" / "a.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "name", [".notes.lock", ".npm.lock", ".mine.lock/thesis.txt", ".x.0123456789abcdef.unfinished"]
+)
+def test_restart_keeps_what_only_looks_like_a_lock(tried, tmp_path, name):
+    refused(tried(), MISSING)
+    (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "run" / name).write_text("mine")
+    refused(tried("--restart"), MISSING)
+    assert (tmp_path / "run" / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("value", ["data.root=run/data/faithful", "model.path=run/merged", "data.root=run"])
+def test_restart_does_not_delete_its_own_input(tried, tmp_path, value):
+    refused(tried(), MISSING)
+    for name in ("data/faithful/train.jsonl", "merged/config.json"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True)
+        (tmp_path / "run" / name).write_text("{}")
+    refused(tried("--restart", "--set", value), "lies in run, which --restart would delete; nothing was deleted")
+    assert (tmp_path / "run/merged/config.json").exists() and (tmp_path / "run/data/faithful/train.jsonl").exists()
+
+
+def test_restart_looks_for_its_input_first(tried, tmp_path):
+    refused(tried(), MISSING)
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    refused(tried("--restart", "--set", "data.root=typing_eror"), "no such file or directory; --restart has deleted")
+    assert (tmp_path / "run" / "summary.json").exists()

@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 
+from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.bertscore import read_tokenizer as read_encoder_tokenizer
 from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
 from mentalglm_jax.text.tokenizer_files import SwitchedOffWarning
@@ -177,3 +178,44 @@ def test_a_post_of_200000_characters(unit):
     began = time.monotonic()
     assert tokenizer.encode((unit * 200_000)[:200_000])
     assert time.monotonic() - began < 20
+
+
+def changed(directory, change):
+    raw = json.loads((BUILTIN / "tokenizer.json").read_text("utf-8"))
+    change(raw)
+    (directory / "tokenizer.json").write_text(json.dumps(raw), "utf-8")
+    return directory
+
+
+def without_a_byte(raw):
+    model = raw["model"]
+    model["merges"] = [pair for pair in model["merges"] if "D" not in "".join(pair)]
+    kept = [token for token, _ in sorted(model["vocab"].items(), key=lambda item: item[1]) if "D" not in token]
+    model["vocab"] = {token: number for number, token in enumerate(kept)}
+    for number, token in enumerate(raw["added_tokens"], start=len(kept)):
+        token["id"] = number
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda raw: raw["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"), "could lose letters"),
+        (lambda raw: raw["pre_tokenizer"]["pretokenizers"][0].update(invert=True), "could lose letters"),
+        (
+            lambda raw: raw["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "WhitespaceSplit"}),
+            "could lose letters",
+        ),
+        (
+            lambda raw: raw["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Punctuation", "behavior": "Removed"}),
+            "could lose letters",
+        ),
+        (lambda raw: raw["pre_tokenizer"]["pretokenizers"].pop(0), "could lose letters"),
+        (lambda raw: raw.update(normalizer={"type": "Lowercase"}), "normalizer present"),
+        (lambda raw: raw.update(decoder=None), "decoder is not ByteLevel"),
+        (without_a_byte, "1 of the 256 bytes have no token"),
+    ],
+    ids=["split removed", "split inverted", "spaces", "punctuation", "no split", "case", "decoder", "a byte"],
+)
+def test_a_tokenizer_that_changes_posts(tmp_path, change, says):
+    with pytest.raises(InputError, match=says):
+        GlmTokenizer.load(changed(tmp_path, change))

@@ -258,3 +258,32 @@ def test_an_unknown_overlap_is_stated_in_cards_and_datasheet(tmp_path):
                 "inputs": {"posts": 1, "posts_sha256": "0", "experts": 1, "notes": split.lines}, "prompts": {},
                 "attempts": {}, "checks": {}, "consistency": {}}  # fmt: skip
     assert f"* {line}" in datasheet(manifest)
+
+
+def sos_1k(root, texts):
+    put(
+        root / "sos_1k" / "train_data1.tsv",
+        "comment\tmyLabel\n" + "".join(f"{text}\t{n % 10}\n" for n, text in enumerate(texts)),
+    )
+
+
+def test_a_lone_test_file_is_a_test_part_too(tmp_path):
+    """Without a training file beside it SOS-HL-1K was not seen at all, and its test posts were trained on."""
+    sos_1k(tmp_path, RISK[6:])
+    rows = "".join(f"{n}\t0\t{text}\n" for n, text in enumerate(RISK_TEST))
+    put(tmp_path / "sos_hl_1k" / "suicide_val_LLM.csv", "id\tlabel\tcomment\n" + rows)
+    found = upstream_split(tmp_path, ["sos_1k"])
+    assert found.left_out["exact"] == len(RISK_TEST) and {r.post for r in found.records} == set(RISK[6:8])
+
+
+def test_a_post_is_on_one_side_whichever_data_sets_are_named(tmp_path):
+    """What a run over two data sets trains on, an evaluation on one of them must not score."""
+    many = posts("many", 60)
+    sos_1k(tmp_path, [text + "。" for text in many])
+    rows = "".join(f"{n}\t0\t{text}\n" for n, text in enumerate(many))
+    put(tmp_path / "sos_hl_1k" / "suicide_train_LLM.csv", "id\tlabel\tcomment\n" + rows)
+    sides = [
+        {r.id: r.split for r in upstream_split(tmp_path, names).records if r.source == "sos_hl_1k"}
+        for names in (["sos_hl_1k"], ["sos_hl_1k", "sos_1k"])
+    ]
+    assert sides[0] == sides[1] and set(sides[0].values()) == {"train", "dev"}

@@ -10,6 +10,7 @@ from mentalglm_jax.data.inspection import inspect_records
 from mentalglm_jax.data.rationales import find_rationale, iter_cnsd, iter_irf
 from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.sources import load_upstream, present
+from mentalglm_jax.data.surrogates import replacing_surrogates
 from mentalglm_jax.errors import InputError
 
 HEADER = ["", "text", "belong", "belong_exp", "burden", "burden_exp"]
@@ -120,7 +121,7 @@ def test_rationales_travel_with_the_record(tmp_path):
             r"field 'output': expected 答案",
         ),
         (lambda p: cnsd(p, {"u": ["x"]}), iter_cnsd, r"user 'u': expected an object"),
-        (lambda p: cnsd(p, [1]), iter_cnsd, r"must hold a JSON object"),
+        (lambda p: cnsd(p, [1]), iter_cnsd, r"must hold an object"),
         (lambda p: cnsd(p, {}), iter_cnsd, r"holds no row"),
     ],
     ids=["label", "empty-post", "column", "no-file", "no-output", "no-posts", "no-verdict", "list", "root", "nobody"],
@@ -129,3 +130,13 @@ def test_a_damaged_file_is_one_line(tmp_path, write, read, says):
     write(tmp_path / "data")
     with pytest.raises(InputError, match=says):
         list(read(tmp_path / "data"))
+
+
+def test_half_a_surrogate_pair_names_the_user_or_is_replaced(tmp_path):
+    said = {"inpput": "1. \ud83d 睡不着", "output": "答案：“是”"}
+    (tmp_path / "CNSD_dataset.json").write_text(json.dumps({"7": said}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"CNSD_dataset\.json, field '7\.inpput': character 4 is half"):
+        list(iter_cnsd(tmp_path))
+    with replacing_surrogates():
+        (record,) = iter_cnsd(tmp_path)
+    assert "\ufffd" in record.post

@@ -8,6 +8,7 @@ import transformers
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model import glm
 from mentalglm_jax.model.glm import GlmConfig
+from tests.mentalglm_jax.weights import CHATGLM_CONFIG
 
 # ---- configuration, tracing ----
 
@@ -116,3 +117,35 @@ def test_absent_keys_mean_what_they_mean_to_transformers(kind):
 def test_a_configuration_of_another_model_is_refused(raw, message):
     with pytest.raises(InputError, match=message):
         GlmConfig.from_dict(raw)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope type 'linear'"),
+        ({"rope_scaling": "yarn"}, "rope_scaling must be an object"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"partial_rotary_factor": 1.0}, "partial_rotary_factor"),
+    ],
+)
+def test_a_chatglm_config_that_asks_for_another_model_is_refused(change, says):
+    with pytest.raises(InputError, match=says):
+        GlmConfig.from_dict(CHATGLM_CONFIG | change)
+
+
+@pytest.mark.parametrize(
+    "older",
+    [
+        {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+    ],
+    ids=["yarn", "linear", "theta"],
+)
+def test_rope_scaling_beside_rope_parameters_that_differ_is_refused(older):
+    """transformers follows the older name; we followed the newer one, and computed another model."""
+    raw = transformers.GlmConfig(head_dim=16, hidden_size=32, num_attention_heads=2, pad_token_id=0).to_dict()
+    with pytest.raises(InputError, match="rope_scaling and rope_parameters differ"):
+        GlmConfig.from_dict(raw | {"rope_scaling": older})
+    GlmConfig.from_dict(raw | {"rope_scaling": raw["rope_parameters"]})

@@ -179,7 +179,7 @@ def test_a_file_that_reads_role_tokens_in_any_text_is_refused(tmp_path):
         raw["model"]["merges"].append([letters[: end - 1], letters[end - 1]])
     assert letters in specials
     (tmp_path / "t" / "tokenizer.json").write_text(json.dumps(raw))
-    with pytest.raises(InputError, match=r"reads <\|user\|> inside a text as a special token"):
+    with pytest.raises(InputError, match="does not split a text as GLM's tokenizer does"):
         GlmTokenizer.load(tmp_path / "t")
 
 

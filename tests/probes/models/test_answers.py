@@ -116,7 +116,8 @@ def told(tokenizer, prompt_end: str, output: str, label_text: str = " high.", **
     post = "I cannot sleep at all."
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (f'post: "{post} " {prompt_end}', output)]
     return {"id": "x", "task": "t", "post": post, "prompt_ids": ids[0], "output_ids": ids[1], "output_text": output,
-            "parsed_label": "1", "label_text": label_text, "candidates": {"1": label_text, "0": " low."}} | more  # fmt: skip
+            "parsed_label": "1", "label_text": label_text, "candidates": {"1": label_text, "0": " low."},
+            **more}  # fmt: skip
 
 
 @pytest.mark.parametrize("closed", ["<think>\n\n</think>\n\n", "<think></think>"])
