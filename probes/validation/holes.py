@@ -44,7 +44,8 @@ def with_offset(offset: float, count: int, seed: int = 0, others: float = 0.0) -
 
     rng = random.Random(seed)
     probe = closed_form_probe(
-        {"x": [CUE_WEIGHT, 1.0], "y": [others, 1.0], "": [0.0, 1.0]} | {letter: [0.0, 1.0] for letter in (*_FILLERS, ",", ".", " ")},
+        {"x": [CUE_WEIGHT, 1.0], "y": [others, 1.0], "": [0.0, 1.0]}
+        | {letter: [0.0, 1.0] for letter in (*_FILLERS, ",", ".", " ")},
         lambda seen: seen[..., 0] + offset * seen[..., 1],
     )
     encode = probe.token_bytes.encode
