@@ -35,8 +35,9 @@ def with_offset(offset: float, count: int, seed: int = 0, others: float = 0.0) -
 
     Returns:
         ``hole``, ``filled``: mean AUROC of the cue's clause under ``erase`` and ``erase_resample``; ``shut``,
-        ``unfilled``: share of posts where the offset shuts ``erase``, ``erase_resample``; ``before``, ``after``: share of posts found supported by integrated
-        gradients and ``erase`` alone, and with ``erase_resample`` beside them (all explanations quote the cue).
+        ``unfilled``: share of posts where the offset shuts them; ``before``, ``after``: share of posts found supported
+        by integrated gradients and ``erase`` alone, and with ``erase_resample`` beside them (all explanations quote
+        the cue).
     """
     from probes.saliency.attribute import attribute
     from probes.saliency.settings import Settings
