@@ -21,9 +21,13 @@ from probes.stats import auroc
 
 _FILLERS = "bcdefghij"
 CUE_WEIGHT = 2.0
-_SHUT = {
+_TOLD = {
+    "hole": "cue AUROC, erase",
+    "filled": "cue AUROC, erase_resample",
     "shut": "maps of erasure that may not speak",
     "unfilled": "maps of erasure by other text that may not speak",
+    "before": "posts supported, no contrast",
+    "after": "posts supported",
 }
 
 
@@ -95,16 +99,16 @@ def holes(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """
     from probes.validation.validate import row
 
-    told = {"hole": ("cue AUROC, erase", None), "filled": ("cue AUROC, erase_resample", 0.95)}
-    told |= {"before": ("posts supported, no contrast", None), "after": ("posts supported", 0.95)}
     rows = []
+
+    def add(key: str, where: str, found: dict[str, float], bounds: dict[str, float]) -> None:
+        for name, value in found.items():
+            rows.append(row(f"V11.{key}.{name}", f"{_TOLD[name]}, {where}", value, bounds.get(name), ">="))
+
     for nats in (0.0, 0.5, -0.5):
-        for name, value in with_offset(nats, count, seed).items():
-            what, bound = told.get(name, (_SHUT[name], None))
-            rows.append(row(f"V11.{nats:+}.{name}", f"{what}, {nats:+} nats for any token hidden", value, bound, ">="))
-    told |= {"filled": ("cue AUROC, erase_resample", None)}
+        found = with_offset(nats, count, seed)
+        add(f"{nats:+}", f"{nats:+} nats for any token hidden", found, {"filled": 0.95, "after": 0.95})
     for nats in (-1.0, -2.0):
-        for name, value in with_offset(0.0, count, seed, nats).items():
-            what, bound = told.get(name, (_SHUT[name], None))
-            rows.append(row(f"V11.others{nats:+}.{name}", f"{what}, other posts {nats:+} nats", value, bound, ">="))
+        found = with_offset(0.0, count, seed, nats)
+        add(f"others{nats:+}", f"{nats:+} nats for a letter of other posts", found, {"hole": 0.95, "after": 0.95})
     return rows

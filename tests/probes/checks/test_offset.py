@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from probes.checks.offset import offsets
-from probes.validation.holes import with_offset
+from probes.validation.holes import holes, with_offset
 
 
 @pytest.mark.parametrize("nats", [0.5, -0.5])
@@ -50,3 +50,9 @@ def test_the_gate(hole: list[float], replaced: list[float], value: float | None,
     assert [c.method for c in found if c.status == "failed_gate"] == failed
     assert all((c.status == "abstain") == (value is None) for c in found)
     assert offsets(nets) == []
+
+
+def test_rows_of_the_validation() -> None:
+    rows = {r["id"]: r for r in holes(1)}
+    assert len(rows) == 5 * 6 and all(r["ok"] for r in rows.values())
+    assert rows["V11.others-1.0.unfilled"]["value"] == 1.0 and rows["V11.+0.5.shut"]["value"] == 1.0
