@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,13 @@ import pytest
 from probes.checks.swaps import LeftOut, Swap, counterpart, pairs, phrase, summarise_swaps, swap
 from probes.citations.clauses import pieces
 from probes.errors import ProbeInputError
+from probes.post import swap_pair
 from probes.probe import Probe
 from probes.records import Example
+from probes.results.cache import Cache
+from probes.results.store import PostResult
 from probes.saliency.attribute import attribute
+from probes.saliency.settings import Settings
 from probes.validation.selftest import closed_form_probe
 from tests.probes.worlds import attribution
 
@@ -47,6 +52,19 @@ def test_a_linear_model_is_read_exactly(linear: Probe) -> None:
         # sum of the weights seen: 2.0 less -1.0; the label turns from 0.5 - 0.3 + 0.5 + 2 - 0.3 + 0.5 to -0.1
         assert found.moved == pytest.approx(3.0, abs=1e-5) and found.said == pytest.approx(3.0, abs=1e-4)
         assert found.turned and found.shares[0] == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("answer", ["a", "b"])
+def test_a_pair_of_a_run(linear: Probe, answer: str, tmp_path: Path) -> None:
+    """Labels of both answers decide whether the label turned, however the scores stand; kept maps give the same."""
+    both = example(linear, "1", "ab, ax, ba."), example(linear, "2", "ab, ay, ba.", answer)
+    maps = [attribute(linear, e, ("ig", "erase"), ("label",)) for e in both]
+    results = [PostResult.of(e, (), found, tuple(pieces(e.post))) for e, found in zip(both, maps, strict=True)]
+    made = [swap_pair(linear, both, (), (results[0], results[1]), Settings(), Cache(tmp_path)) for _ in range(2)]
+    assert made[0] == made[1] and [s.method for s in made[0]] == ["ig", "erase"]
+    for one in made[0]:
+        assert isinstance(one, Swap) and one.turned == (answer == "b")
+        assert one.moved == pytest.approx(3.0, abs=1e-5) and one.said == pytest.approx(3.0, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +125,10 @@ def compared(first: str, second: str, cut: str = "clause", **changes: Any) -> Sw
         ("It is wet. I fed it. We ate.", "It is not wet. I fed it. We ate.", "clause", 3, 0, 1),
         ("a big red dog ran off to us", "a very old cat ran off to us", "word", 8, 1, 3),
         ("I fed it. We ate. We go.", "I fed it. We ate. We run.", "clause", 3, 2, 1),
+        ("今天我们去山上玩吧", "今年我们去山上玩吧", "word", 5, 0, 1),
+        ("它们说过今天晚上我和朋友", "它们说过今日夜我和朋友", "word", 6, 2, 4),
     ],
-    ids=["one clause", "shorter", "at the start", "three words", "at the end"],
+    ids=["one clause", "shorter", "at the start", "three words", "at the end", "half a word", "words cut otherwise"],
 )
 def test_only_equal_text_is_compared(first: str, second: str, cut: str, units: int, at: int, width: int) -> None:
     found = compared(first, second, cut)
