@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probes.checks.crosscheck import post_units
-from probes.checks.swaps import Swap, counterpart, swap
+from probes.checks.swaps import LeftOut, Swap, counterpart, swap
 from probes.checks.verdict import FAMILIES
 from probes.citations.align import align, merge_spans
 from probes.errors import ProbeError, ProbeInputError
@@ -131,7 +131,7 @@ def swap_pair(
     results: tuple[PostResult, PostResult],
     settings: Settings,
     cache: Cache,
-) -> list[Swap]:
+) -> list[Swap | LeftOut]:
     """One swap pair by every method that may give a verdict; the second post's maps for the first's answer are kept in
     the cache like a post."""
     from probes.saliency.attribute import attribute
@@ -149,13 +149,13 @@ def swap_pair(
         maps = attribute(probe, moved, able, ("label",), settings, fillers) if kept is None else kept
         if kept is None:
             cache.write(name, {"maps": [a.to_dict() for a in maps]})
-    found = [
-        swap(a, b, (first.post, second.post), (one.units, other.units), str(first.pair), first.user)
+    texts, units, turned = (first.post, second.post), (one.units, other.units), first.label != second.label
+    return [
+        swap(a, b, texts, units, str(first.pair), first.user, turned)
         for a in one.attributions
         for b in maps
         if a.target == "label" and a.method == b.method and a.method in methods
     ]
-    return [s for s in found if s is not None]
 
 
 def _kept(cache: Cache, name: str) -> list[Attribution] | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probes.checks.crosscheck import Evidence
-from probes.checks.swaps import Swap, pairs
+from probes.checks.swaps import LeftOut, Swap, pairs
 from probes.citations.clauses import choose_cut
 from probes.citations.normalise import is_cjk
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning
@@ -159,7 +159,7 @@ def _carry_out(
     if progress:
         progress(len(examples), len(examples))
     evidence = [result.evidence(n_boot=n_boot, seed=seed) for result in results]
-    swaps: list[Swap] = []
+    swaps: list[Swap | LeftOut] = []
     for a, b in pairs(examples):
         swaps += swap_pair(
             probe, (examples[a], examples[b]), plan.fillers[b], (results[a], results[b]), settings, cache

@@ -27,7 +27,7 @@ import numpy as np
 
 from probes import stats
 from probes.checks.agreement import f1_at_k, iou_f1, kendall_w, mean_pairwise, pearson, rotated, spearman, top_overlap
-from probes.checks.offset import CONTRAST, offset
+from probes.checks.offset import offsets
 from probes.checks.verdict import FAMILIES, LabelMap, decide, gate, p_notes
 from probes.citations.align import coverage, fabricated_quotes, merge_spans
 from probes.errors import ProbeInputError
@@ -139,8 +139,8 @@ def examine(
     mask, cited = char_mask(spans, length), units_hit(spans, units)
     lengths = np.array([b - a for a, b in units], dtype=np.float64)
     nets = {a.method: unit_sums(a.char_values, units) for a in attributions if a.target == "label"}
-    offsets = [offset(nets[a], nets[b], a) for a, b in CONTRAST.items() if a in nets and b in nets]
-    shut = {c.method: c.name for c in reversed([*offsets, *measured]) if c.status == "failed_gate"}
+    contrast = offsets(nets)
+    shut = {c.method: c.name for c in reversed([*contrast, *measured]) if c.status == "failed_gate"}
     maps = {
         a.method: LabelMap(
             a,
@@ -195,7 +195,7 @@ def examine(
     quoted = tuple(c.id for c in citations if c.kind == "quote")
     checks.append(_value("fabricated_quote_rate", "align", fabricated / quotes if quotes else math.nan, quotes, quoted))
     checks.append(_value("coverage", "align", coverage(citations, explanation_length), explanation_length, ids))
-    checks += [*offsets, *measured]
+    checks += [*contrast, *measured]
     if rationales:
         plain = f1_at_k(units_hit(rationales, units).astype(float), cited) if cited.any() else math.nan
         checks.append(_value("plausibility_citations", "align", plain, len(units), ids))
@@ -261,6 +261,7 @@ def _missing_text(checks: Sequence[Check]) -> list[str]:
         if c.name == "necessity"
         and c.value is not None
         and c.null_mean is not None
+        and c.null_mean * c.value > 0
         and 2 * abs(c.null_mean) > abs(c.value) >= 0.1
     ]
 

@@ -188,7 +188,7 @@ def _with_post(probe: Probed, example: Example, post: str) -> Example | None:
     if encode(prompt) != list(example.ids[: example.prompt_len]):
         return None
     said = example.segment("explanation")
-    return probe.encode(
+    edited = probe.encode(
         {
             "id": example.id,
             "post": post,
@@ -200,6 +200,7 @@ def _with_post(probe: Probed, example: Example, post: str) -> Example | None:
             "candidates": example.candidates,
         }
     )
+    return dataclasses.replace(edited, cut=example.cut)
 
 
 def _made(name: str, method: str, value: float, draws: np.ndarray, status: str = "ok") -> Check:

@@ -4,25 +4,32 @@ The sharpest question one can ask of a map without knowing the model: nothing is
 what the phrase does to the label is simply seen. Rows of one ``pair`` id in generations.jsonl are compared, the answer
 of the first written after the post of the second where their labels differ, so that both scores are of one label.
 
-* ``share``: of all differences between the two maps, unit by unit, the part at the phrase. Null: the phrase stood in
-  another unit (exact: where the difference is, is unrelated to where the phrase is).
+Both maps are summed over the same text: the pieces between the boundaries that units of both posts share, counted from
+the beginning before the phrase and from the end after it. What is left between them is the phrase. Both numbers have
+the same null: the phrase stood elsewhere, so the difference of the maps is summed over every other window of as many
+consecutive units (exact: where the difference is, is unrelated to where the phrase is).
+
+* ``share``: of all differences between the two maps, the part at the phrase.
 * ``cosine``: over pairs, of what the maps say (their difference at the phrase, nats) with what the label does (the
-  difference of its log-odds, nats). Null: the sign of what the maps say is a coin for each pair, posts of one author
-  alike. 1 is exact up to a factor, which is ``slope`` (nats of the label per nat of the maps).
+  difference of its log-odds, nats). Tested is the mean of their product, signed: a complete map adds up to what the
+  label does wherever it puts it, and has to say it at the phrase. 1 is exact up to a factor, which is ``slope`` (nats
+  of the label per nat of the maps).
+
+A sum over more units varies more, so a pair whose phrase is not cut into as many units in both posts is left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from probes import stats
-from probes.checks.crosscheck import unit_sums
 from probes.checks.verdict import gate
 from probes.errors import ProbeInputError
 from probes.records import Attribution, Example, Segment, Span
@@ -36,9 +43,8 @@ class Swap:
 
     Attributes:
         pair: its id. user: author of the first post, if known.
-        moved: label's log-odds after the first post less after the second. turned: whether the label changed sides.
-        said: the same difference of the maps, at the units that hold the phrase.
-        differences: absolute difference of the maps, unit by unit, the phrase's units as one. at: which one that is.
+        moved: label's log-odds after the first post less after the second. turned: whether their labels differ.
+        differences: of the maps, signed, unit by unit. at, width: first of the phrase's units, and how many they are.
     """
 
     pair: str
@@ -46,15 +52,34 @@ class Swap:
     user: str | None
     moved: float
     turned: bool
-    said: float
     differences: tuple[float, ...]
     at: int
+    width: int = 1
+
+    @property
+    def windows(self) -> np.ndarray:
+        """float64 ``[k]``: difference of the maps at the phrase, then at each other window of as many units."""
+        sums = np.convolve(np.array(self.differences), np.ones(self.width), "valid")
+        return np.concatenate([sums[self.at : self.at + 1], np.delete(sums, self.at)])
+
+    @property
+    def said(self) -> float:
+        return float(self.windows[0])
 
     @property
     def shares(self) -> np.ndarray:
-        """float64 ``[k]``: the share at the phrase, then had it stood elsewhere; empty where nothing differs."""
-        d = np.array(self.differences)
-        return np.concatenate([d[self.at : self.at + 1], np.delete(d, self.at)]) / d.sum() if d.sum() > 0 else d[:0]
+        """float64 ``[k]``: size of each window's difference / all sizes; empty where nothing differs."""
+        total = float(np.abs(self.differences).sum())
+        return np.abs(self.windows) / total if total > 0 else np.empty(0)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """One pair that a method cannot compare, and why."""
+
+    pair: str
+    method: str
+    why: str
 
 
 def pairs(examples: Sequence[Example]) -> list[tuple[int, int]]:
@@ -118,81 +143,84 @@ def counterpart(a: Example, b: Example) -> Example:
 
 
 def swap(first: Attribution, second: Attribution, posts: tuple[str, str], units: tuple[Sequence[Span], Sequence[Span]],
-         pair: str, user: str | None = None) -> Swap | None:  # fmt: skip
-    """Compares the label maps of two posts, of one method and for one label.
+         pair: str, user: str | None = None, turned: bool = False) -> Swap | LeftOut:  # fmt: skip
+    """Compares the label maps of two posts, of one method and for one label; ``turned``: whether their labels differ.
 
     Returns:
-        None where a map may not speak (its own gate), or the units outside the phrase do not pair off.
+        ``LeftOut`` where a map may not speak (its own gate), where the phrase is not as many units in both posts, or
+        where there is no other place for it.
     """
     if any(gate(a) == "not finite" or a.converged is False for a in (first, second)):
-        return None
-    sides = []
-    for found, span, cut in zip((first, second), phrase(*posts), units, strict=True):
-        values = unit_sums(found.char_values, cut)
-        touched = [i for i, (a, b) in enumerate(cut) if a < max(span[1], span[0] + 1) and b > span[0]]
-        touched = touched or [len(cut) - 1]  # words put at the very end
-        sides.append((values[: touched[0]], values[touched].sum(), values[touched[-1] + 1 :]))
-    (left_a, in_a, right_a), (left_b, in_b, right_b) = sides
-    if len(left_a) != len(left_b) or len(right_a) != len(right_b):
-        return None
-    outside = [np.abs(left_a - left_b), [abs(in_a - in_b)], np.abs(right_a - right_b)]
+        return LeftOut(pair, first.method, "a map may not speak")
+    lengths = (len(posts[0]), len(posts[1]))
+    (head, end), _ = phrase(*posts)
+    bounds = [{0, size, *(at for span in cut for at in span)} for size, cut in zip(lengths, units, strict=True)]
+    before = {at for at in bounds[0] & bounds[1] if at <= head}
+    from_end = [{size - at for at in found} for size, found in zip(lengths, bounds, strict=True)]
+    after = {at for at in from_end[0] & from_end[1] if at <= lengths[0] - end}
+    sides, widths = [], []
+    for found, size, own in zip((first, second), lengths, bounds, strict=True):
+        inside = {at for at in own if max(before) < at < size - max(after)}
+        ends = sorted(before | inside | {size - at for at in after})
+        sides.append(np.array([found.char_values[a:b].sum() for a, b in itertools.pairwise(ends)]))
+        widths.append(len(ends) - len(before) - len(after) + 1)
+    if widths[0] != widths[1]:
+        return LeftOut(pair, first.method, "the phrase is not as many units in both posts")
+    if len(sides[0]) <= widths[0]:
+        return LeftOut(pair, first.method, "no unit without the phrase")
     return Swap(
         pair=pair,
         method=first.method,
         user=user,
         moved=first.f_input - second.f_input,
-        turned=(first.f_input > 0) != (second.f_input > 0),
-        said=float(in_a - in_b),
-        differences=tuple(np.concatenate(outside).tolist()),
-        at=len(left_a),
+        turned=turned,
+        differences=tuple((sides[0] - sides[1]).tolist()),
+        at=len(before) - 1,
+        width=widths[0],
     )
 
 
-def summarise_swaps(found: Sequence[Swap], draws: int = 9999, seed: int = 0) -> dict[str, Any] | None:
+def summarise_swaps(found: Sequence[Swap | LeftOut], draws: int = 9999, seed: int = 0) -> dict[str, Any] | None:
     """The data set's swap pairs in numbers; None without any.
 
     Returns:
-        ``n`` pairs, ``turned`` labels, ``moved`` (mean absolute nats), and by method ``share``, ``share_null``,
-        ``p_share``, ``cosine``, ``slope``, ``p_cosine``, ``n``; no p below ``MIN_PAIRS`` pairs.
+        ``pairs``, and of the ``n`` that some method compares ``turned`` labels and ``moved`` (mean absolute nats, None
+        without one); by method ``share``, ``share_null``, ``p_share``, ``cosine``, ``slope``, ``p_cosine``, ``n``,
+        ``left_out`` (reason -> pairs); no p below ``MIN_PAIRS`` pairs.
     """
     if not found:
         return None
     by_method: dict[str, Any] = {}
     for method in dict.fromkeys(s.method for s in found):
         by_method[method] = _of_method([s for s in found if s.method == method], draws, seed)
-    once = list({s.pair: s for s in found}.values())
+    once = list({s.pair: s for s in found if isinstance(s, Swap)}.values())
     return {
+        "pairs": len({s.pair for s in found}),
         "n": len(once),
         "turned": sum(s.turned for s in once),
-        "moved": float(np.mean([abs(s.moved) for s in once])),
+        "moved": float(np.mean([abs(s.moved) for s in once])) if once else None,
         "by_method": by_method,
     }
 
 
-def _of_method(chosen: Sequence[Swap], draws: int, seed: int) -> dict[str, Any]:
+def _of_method(found: Sequence[Swap | LeftOut], draws: int, seed: int) -> dict[str, Any]:
+    chosen = [s for s in found if isinstance(s, Swap)]
     who = [f"pair {s.pair}" if s.user is None else f"user {s.user}" for s in chosen]
-    placed = [(s.shares, author) for s, author in zip(chosen, who, strict=True) if len(s.shares) > 1]
-    test = None
+    placed = [(s.shares, author) for s, author in zip(chosen, who, strict=True) if len(s.shares)]
+    share = cosine = None
     if len(placed) >= MIN_PAIRS:
-        test = stats.mean_test([shares for shares, _ in placed], draws, seed, [author for _, author in placed])
-    said, moved = (np.array([getattr(s, name) for s in chosen]) for name in ("said", "moved"))
+        share = stats.mean_test([shares for shares, _ in placed], draws, seed, [author for _, author in placed])
+    said, moved = (np.array([getattr(s, name) for s in chosen], dtype=np.float64) for name in ("said", "moved"))
     size = float(np.linalg.norm(said) * np.linalg.norm(moved))
+    if len(chosen) >= MIN_PAIRS and size > 0:
+        cosine = stats.mean_test([s.windows * s.moved for s in chosen], draws, seed, who)
     return {
         "share": float(np.mean([shares[0] for shares, _ in placed])) if placed else None,
-        "share_null": float(np.mean([1 / len(shares) for shares, _ in placed])) if placed else None,
-        "p_share": None if test is None else test.p,
+        "share_null": float(np.mean([shares.mean() for shares, _ in placed])) if placed else None,
+        "p_share": None if share is None else share.p,
         "cosine": float(said @ moved) / size if size > 0 else None,
         "slope": float(said @ moved / (said @ said)) if said.any() else None,
-        "p_cosine": sign_test(said * moved, who, draws, seed) if len(set(who)) >= MIN_PAIRS and size > 0 else None,
+        "p_cosine": None if cosine is None else cosine.p,
         "n": len(chosen),
+        "left_out": dict(Counter(s.why for s in found if isinstance(s, LeftOut))),
     }
-
-
-def sign_test(products: np.ndarray, who: Sequence[str], draws: int, seed: int) -> float:
-    """One-sided p of the sum of ``products`` where the sign of each author's part is a coin (Monte Carlo)."""
-    groups: Mapping[str, int] = {name: i for i, name in enumerate(dict.fromkeys(who))}
-    parts = np.bincount([groups[name] for name in who], weights=products)
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, len(parts)))
-    observed = parts.sum()
-    reached = int((signs @ parts >= observed - 1e-12 * np.abs(parts).sum()).sum())
-    return (1 + reached) / (1 + draws) if math.isfinite(observed) else math.nan

@@ -397,6 +397,7 @@ def behaviour(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         for m, one in swaps["by_method"].items():
             note = f"by chance {view.percent(one['share_null'])}; what they say against what the label does: cosine "
             note += f"{number(one['cosine'])}, {number(one['slope'])} nats per nat; {one['n']} pairs"
+            note += "".join(f"; {count} left out: {why}" for why, count in one.get("left_out", {}).items())
             title = f"Difference of swapped posts' maps at the phrase, {view.METHOD_NAMES[m]}"
             found.append((title, view.percent(one["share"]), note))
     gates = list(summary.get("measured", {}).get("faithfulness_corr", {}).values())

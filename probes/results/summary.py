@@ -32,7 +32,7 @@ from probes import stats
 from probes.checks.agreement import pearson
 from probes.checks.crosscheck import Evidence
 from probes.checks.mismatched import authors, mismatched_citations, mismatched_explanations
-from probes.checks.swaps import Swap, summarise_swaps
+from probes.checks.swaps import LeftOut, Swap, summarise_swaps
 from probes.checks.verdict import ALPHA, FAMILIES
 from probes.records import Check
 from probes.results.store import PostResult
@@ -80,7 +80,7 @@ def summarise(
     n_boot: int = 2000,
     draws: int = 9999,
     seed: int = 0,
-    swaps: Sequence[Swap] = (),
+    swaps: Sequence[Swap | LeftOut] = (),
 ) -> dict[str, Any]:
     """The numbers of ``summary.json``; JSON types only, None where there is nothing to measure.
 

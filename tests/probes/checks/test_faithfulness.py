@@ -1,12 +1,16 @@
 """Necessity and sufficiency of cited spans, on a model whose answer is a sum."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from probes.checks.crosscheck import _missing_text
 from probes.checks.faithfulness import _moved, cited_effects
+from probes.checks.gates import _with_post
 from probes.errors import ProbeInputError
 from probes.probe import Probe
-from probes.records import Example
+from probes.records import Check, Example
 from probes.validation.nulls import erasure_rates
 from probes.validation.selftest import closed_form_probe
 
@@ -83,3 +87,18 @@ def test_p_values_are_valid_for_whole_clauses_at_random() -> None:
         "necessity": 100, "sufficiency": 100, "necessity, sets": 20, "sufficiency, sets": 20
     }  # fmt: skip
     assert max(rate for rate, _ in rates.values()) <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("value", "other", "noted"), [(3.0, 2.5, True), (-3.0, -2.5, True), (-0.5, 0.6, False), (3.0, 1.0, False)]
+)
+def test_as_many_other_words_explain_only_what_has_their_sign(value: float, other: float, noted: bool) -> None:
+    check = Check("necessity", "erase", value, other, None, None, 0.3, None, 20, "ok", ())
+    assert bool(_missing_text([check])) == noted
+
+
+@pytest.mark.parametrize("cut", ["word", "clause", None])
+def test_an_edited_post_is_cut_as_it_was(probe: Probe, cut: str | None) -> None:
+    example = dataclasses.replace(encoded(probe, POST), cut=cut)
+    edited = _with_post(probe, example, POST.replace(",", ";"))
+    assert edited is not None and edited.post == POST.replace(",", ";") and edited.cut == cut

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from probes.checks.swaps import Swap, counterpart, pairs, phrase, summarise_swaps, swap
+from probes.checks.swaps import LeftOut, Swap, counterpart, pairs, phrase, summarise_swaps, swap
 from probes.citations.clauses import pieces
 from probes.errors import ProbeInputError
+from probes.post import swap_pair
 from probes.probe import Probe
 from probes.records import Example
+from probes.results.cache import Cache
+from probes.results.store import PostResult
 from probes.saliency.attribute import attribute
+from probes.saliency.settings import Settings
 from probes.validation.selftest import closed_form_probe
+from tests.probes.worlds import attribution
 
 WEIGHTS = {"a": 0.5, "b": -0.3, "x": 2.0, "y": -1.0}
 
@@ -41,11 +47,24 @@ def test_a_linear_model_is_read_exactly(linear: Probe) -> None:
     assert moved.byte_spans[-1][1] == moved.char_bytes[-1] == len(moved.text.encode())
     for method in ("ig", "erase"):
         maps = [attribute(linear, e, (method,), ("label",))[0] for e in (first, moved)]
-        found = swap(*maps, (first.post, second.post), (pieces(first.post), pieces(second.post)), "1")
-        assert found is not None
+        found = swap(*maps, (first.post, second.post), (pieces(first.post), pieces(second.post)), "1", None, True)
+        assert isinstance(found, Swap)
         # sum of the weights seen: 2.0 less -1.0; the label turns from 0.5 - 0.3 + 0.5 + 2 - 0.3 + 0.5 to -0.1
         assert found.moved == pytest.approx(3.0, abs=1e-5) and found.said == pytest.approx(3.0, abs=1e-4)
         assert found.turned and found.shares[0] == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("answer", ["a", "b"])
+def test_a_pair_of_a_run(linear: Probe, answer: str, tmp_path: Path) -> None:
+    """Labels of both answers decide whether the label turned, however the scores stand; kept maps give the same."""
+    both = example(linear, "1", "ab, ax, ba."), example(linear, "2", "ab, ay, ba.", answer)
+    maps = [attribute(linear, e, ("ig", "erase"), ("label",)) for e in both]
+    results = [PostResult.of(e, (), found, tuple(pieces(e.post))) for e, found in zip(both, maps, strict=True)]
+    made = [swap_pair(linear, both, (), (results[0], results[1]), Settings(), Cache(tmp_path)) for _ in range(2)]
+    assert made[0] == made[1] and [s.method for s in made[0]] == ["ig", "erase"]
+    for one in made[0]:
+        assert isinstance(one, Swap) and one.turned == (answer == "b")
+        assert one.moved == pytest.approx(3.0, abs=1e-5) and one.said == pytest.approx(3.0, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -84,40 +103,124 @@ def test_rows_without_a_pair_are_none(linear: Probe) -> None:
     assert summarise_swaps([]) is None
 
 
-def worlds(rng: np.random.Generator, count: int, true: bool, authors: int = 0) -> list[Swap]:
-    """Pairs whose maps differ anywhere and say anything, or at the phrase and what the label does."""
+def clause_map(post: str, cut: str = "clause", method: str = "erase", **changes: Any) -> Any:
+    """A map that gives every unit the sum of its characters' code points, so that equal text has an equal value."""
+    units = pieces(post, cut=cut)
+    values = np.zeros(len(post))
+    for a, b in units:
+        values[a:b] = sum(map(ord, post[a:b])) / (b - a)
+    return attribution(method, "label", values, units, **changes), units
+
+
+def compared(first: str, second: str, cut: str = "clause", **changes: Any) -> Swap | LeftOut:
+    (a, units_a), (b, units_b) = clause_map(first, cut), clause_map(second, cut, **changes)
+    return swap(a, b, (first, second), (units_a, units_b), "1")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "cut", "units", "at", "width"),
+    [
+        ("I fed it. It is wet. We ate. We go.", "I fed it. It is dry. We ate. We go.", "clause", 4, 1, 1),
+        ("I fed it. It is wet. We ate. We go.", "I fed it. It is. We ate. We go.", "clause", 4, 1, 1),
+        ("It is wet. I fed it. We ate.", "It is not wet. I fed it. We ate.", "clause", 3, 0, 1),
+        ("a big red dog ran off to us", "a very old cat ran off to us", "word", 8, 1, 3),
+        ("I fed it. We ate. We go.", "I fed it. We ate. We run.", "clause", 3, 2, 1),
+        ("今天我们去山上玩吧", "今年我们去山上玩吧", "word", 5, 0, 1),
+        ("它们说过今天晚上我和朋友", "它们说过今日夜我和朋友", "word", 6, 2, 4),
+    ],
+    ids=["one clause", "shorter", "at the start", "three words", "at the end", "half a word", "words cut otherwise"],
+)
+def test_only_equal_text_is_compared(first: str, second: str, cut: str, units: int, at: int, width: int) -> None:
+    found = compared(first, second, cut)
+    assert isinstance(found, Swap)
+    assert (len(found.differences), found.at, found.width) == (units, at, width)
+    outside = np.delete(found.differences, range(at, at + width))
+    assert not np.any(np.abs(outside) > 1e-6)  # equal text has an equal value
+
+
+def test_clauses_joined_otherwise_are_not_compared() -> None:
+    """45 clauses are joined to 30, by length: another phrase joins others. No unit outside may hold other text."""
+    rng = np.random.default_rng(0)
+    count = 0
+    for _ in range(20):
+        texts = [" ".join(rng.choice(["aa", "bbb", "cccc", "d"], rng.integers(1, 6))) for _ in range(45)]
+        at = int(rng.integers(45))
+        others = [*texts[:at], "zzzzz zzzz zzzz zzzzz zzzz", *texts[at + 1 :]]
+        found = compared(". ".join(texts) + ".", ". ".join(others) + ".")
+        if isinstance(found, Swap):
+            count += 1
+            outside = np.delete(found.differences, range(found.at, found.at + found.width))
+            assert not np.any(np.abs(outside) > 1e-6)
+    assert count >= 5
+
+
+def test_a_pair_is_left_out_with_its_reason() -> None:
+    inserted = compared("I fed it. We ate. We go.", "I fed it. It is wet. We ate. We go.")
+    unlike = compared("a red dog ran off to us now", "a very red dog ran off to us now", "word")
+    whole = compared("abc", "xyz")
+    shut = compared("I fed it. It is wet. We go.", "I fed it. It is dry. We go.", converged=False)
+    found = [inserted, unlike, whole, shut]
+    assert all(isinstance(one, LeftOut) for one in found)
+    found = [dataclasses.replace(one, pair=str(i)) for i, one in enumerate(found)]
+    summary = summarise_swaps(found)
+    assert summary is not None and (summary["pairs"], summary["n"], summary["moved"]) == (4, 0, None)
+    one = summary["by_method"]["erase"]
+    assert one["n"] == 0 and one["p_share"] is None and one["p_cosine"] is None and one["cosine"] is None
+    assert one["left_out"] == {
+        "the phrase is not as many units in both posts": 2,
+        "no unit without the phrase": 1,
+        "a map may not speak": 1,
+    }
+
+
+def worlds(rng: np.random.Generator, count: int, kind: str, authors: int = 0, widest: int = 3) -> list[Swap]:
+    """Pairs whose phrase is 1 to ``widest`` units.
+
+    Their maps differ anywhere ("noise"), add up to what the label does alike everywhere ("flat") or anywhere
+    ("complete"), or say what it does at the phrase ("true").
+    """
     made = []
     for i in range(count):
-        k = int(rng.integers(4, 12))
-        moved = float(rng.normal() * rng.pareto(1.5))
-        said = moved + float(rng.normal() * 0.3) if true else float(rng.normal() * rng.pareto(1.5))
-        at, differences = int(rng.integers(k)), rng.pareto(1.5, k)
-        differences[at] += 3.0 * true
+        width = int(rng.integers(1, widest + 1))
+        k = int(rng.integers(width + 4, width + 9))
+        moved = float(rng.normal(2, 1))
+        at = int(rng.integers(k - width + 1))
+        differences = rng.normal(size=k) * (0.3 if kind == "true" else 1.0)
+        if kind == "flat":
+            differences = np.full(k, moved / k)
+        elif kind == "complete":
+            differences = rng.dirichlet(np.ones(k)) * moved
+        differences[at : at + width] += (kind == "true") * moved / width
         user = f"u{i % authors}" if authors else None
-        made.append(Swap(str(i), "erase", user, moved, bool(rng.integers(2)), said, tuple(differences.tolist()), at))
+        made.append(Swap(str(i), "erase", user, moved, False, tuple(differences.tolist()), at, width))
     return made
 
 
+@pytest.mark.parametrize("kind", ["noise", "complete", "flat"])
 @pytest.mark.parametrize("authors", [0, 6], ids=["independent", "two pairs by each of six authors"])
-def test_error_rates(authors: int) -> None:
+def test_error_rates(authors: int, kind: str) -> None:
     """P(p <= 0.05) where nothing is true, over 400 data sets of 12 pairs (standard error 1.1 %)."""
     rng = np.random.default_rng(5)
     hits = {"p_share": 0, "p_cosine": 0}
     for at in range(400):
-        found = summarise_swaps(worlds(rng, 12, False, authors), draws=199, seed=at)
+        found = summarise_swaps(worlds(rng, 12, kind, authors), draws=199, seed=at)
         assert found is not None
         for name in hits:
             hits[name] += found["by_method"]["erase"][name] <= 0.05
     assert all(count / 400 <= 0.075 for count in hits.values()), hits
-    assert all(count > 0 for count in hits.values())  # a test that never rejects would pass the line above
+    if kind == "flat":
+        assert hits == {"p_share": 0, "p_cosine": 0}  # it knows nothing of where
+    else:
+        assert all(count > 0 for count in hits.values())  # a test that never rejects would pass the line above
 
 
 def test_what_is_true_is_found() -> None:
-    found = summarise_swaps(worlds(np.random.default_rng(1), 12, True), draws=999)
+    found = summarise_swaps(worlds(np.random.default_rng(1), 12, "true"), draws=999)
     assert found is not None
     one = found["by_method"]["erase"]
     assert (
         one["p_share"] <= 0.01 and one["p_cosine"] <= 0.01 and one["cosine"] > 0.9 and one["share"] > one["share_null"]
     )
-    few = summarise_swaps(worlds(np.random.default_rng(1), 4, True))
+    few = summarise_swaps(worlds(np.random.default_rng(1), 4, "true"))
     assert few is not None and few["by_method"]["erase"]["p_share"] is None and few["n"] == 4
+    assert few["by_method"]["erase"]["p_cosine"] is None and few["turned"] == 0

@@ -75,7 +75,7 @@ def test_necessity_says_what_as_many_other_words_do() -> None:
 
 
 def test_swap_pairs_are_tested_and_shown() -> None:
-    swaps = [Swap(str(i), "erase", None, 2.0 + i, True, 1.9 + i, (0.1, 0.0, 2.0 + i, 0.1), 2) for i in range(6)]
+    swaps = [Swap(str(i), "erase", None, 2.0 + i, True, (0.1, 0.0, 2.0 + i, 0.1), 2) for i in range(6)]
     summary = summarise([post_result(s) for s in range(6)], n_boot=0, draws=999, swaps=swaps)
     assert summary["swaps"]["turned"] == 6 and summary["swaps"]["by_method"]["erase"]["p_share"] <= 0.01
     rows = {row["hypothesis"] for row in hypotheses(summary)}
