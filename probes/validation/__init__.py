@@ -1,1 +1,1 @@
-"""Are the probes right? Closed forms, planted models, nulls, corruptions."""
+"""Are the probes right? Closed forms, planted models, error rates, corruptions."""

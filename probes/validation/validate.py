@@ -89,7 +89,7 @@ def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> l
 
 def error_rates(posts: int, data_sets: int, seed: int = 0) -> list[Row]:
     """V10: every p-value that is printed, on worlds where nothing is true."""
-    from probes.validation.nulls import conclusion_rates, data_set_error_rates, erasure_rates, post_error_rates
+    from probes.validation.error_rates import conclusion_rates, data_set_error_rates, erasure_rates, post_error_rates
 
     kinds = {"smooth": "smooth map", "words": "map constant on words"}
     rows = [
@@ -134,7 +134,7 @@ def _gate_rates(draws: int, seed: int) -> list[Row]:
     """
     from probes.checks.gates import judge
     from probes.saliency.settings import Settings
-    from probes.validation.nulls import clause_map, smooth
+    from probes.validation.error_rates import clause_map, smooth
     from probes.validation.selftest import closed_form_probe
 
     rng = np.random.default_rng(seed)
@@ -181,7 +181,7 @@ def _shuffled_p(values: np.ndarray, weights: np.ndarray, rng: np.random.Generato
 
 def power_curves(draws: int, seed: int = 0) -> list[Row]:
     """V11: how often the data-set test finds an effect, by its size and the number of posts. Information."""
-    from probes.validation.nulls import power
+    from probes.validation.error_rates import power
 
     return [
         row(f"V11.power.{effect:.2f}.{posts}", f"P(p <= 0.05), {effect:.0%} of the mass cited, {posts} posts",

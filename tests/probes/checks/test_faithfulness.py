@@ -11,7 +11,7 @@ from probes.checks.gates import _with_post
 from probes.errors import ProbeInputError
 from probes.probe import Probe
 from probes.records import Check, Example
-from probes.validation.nulls import erasure_rates
+from probes.validation.error_rates import erasure_rates
 from probes.validation.selftest import closed_form_probe
 
 POST = "a, bcd, ex, gh, ij, kl, y, mno, pq, r, st"  # x and y count for the label, the rest does not

@@ -22,7 +22,7 @@ from probes.report.overview import randomisation
 from probes.results import summary as summary_module
 from probes.results.summary import summarise
 from probes.saliency.attribute import Settings, attribute
-from probes.validation import corrupt, nulls
+from probes.validation import corrupt, error_rates
 from probes.validation import validate as validate_module
 from probes.validation.planted import World, make_model, make_tokenizer, planted_rows, train, vocabulary
 from probes.validation.selftest import closed_form_probe
@@ -187,13 +187,13 @@ def test_adapter_kinds_and_their_table(
 
 
 def test_error_rates_and_the_shortcut_that_fails() -> None:
-    rates = nulls.post_error_rates(40)
+    rates = error_rates.post_error_rates(40)
     assert {name for name, _, _ in rates} >= {"mass_ratio", "auroc_char", "iou_f1", "cosine", "plausibility_mass"}
     assert all(n >= 35 for _, n in rates.values())  # only posts where 0.05 can be reached count
     assert max(rate for rate, _ in rates.values()) <= 0.17  # 40 draws: 0.05 + 3.5 standard errors
     rng, by_characters, by_pieces = np.random.default_rng(1), [], []
     for _ in range(800):
-        post = nulls.null_post(rng, "words", (5, 20))
+        post = error_rates.null_post(rng, "words", (5, 20))
         values, mask = post["attributions"][0].char_values, np.zeros(post["length"], bool)
         mask[slice(*post["citations"][0].post_char[0])] = True
         by_characters.append(stats.p_greater(stats.shift_null(values, mask, "auroc")))
@@ -214,12 +214,12 @@ def test_checks_that_run_the_model_have_honest_p_values() -> None:
 
 
 def test_the_data_set_tests_cover_what_is_printed_and_respect_authors() -> None:
-    rates = nulls.data_set_error_rates(15, authors=4)
+    rates = error_rates.data_set_error_rates(15, authors=4)
     assert {name for name, _ in rates} >= {"excess", "cosine", "necessity", "sufficiency", "counterfactual",
                                            "excess against other posts", "any (Holm)"}  # fmt: skip
     rng, apart, together = np.random.default_rng(0), [], []
     for i in range(150):
-        own = [nulls.null_insertions(rng) for _ in range(4)]
+        own = [error_rates.null_insertions(rng) for _ in range(4)]
         moved, authors = [one for one in own for _ in range(3)], [a for a in "wxyz" for _ in range(3)]
         for found, who in ((apart, list(map(str, range(12)))), (together, authors)):
             test = summary_module._counterfactual(moved, who, 0, 199, i)
@@ -230,12 +230,12 @@ def test_the_data_set_tests_cover_what_is_printed_and_respect_authors() -> None:
 def test_a_conclusion_is_a_test_and_not_an_interval() -> None:
     """Random citations of few posts with one cue each: the excess is below 0 in most, and its interval often is."""
     for clauses in ((10, 16), (20, 30)):
-        rates = nulls.conclusion_rates(5, clauses, 60, seed=1)
+        rates = error_rates.conclusion_rates(5, clauses, 60, seed=1)
         assert max(rates.values()) <= 0.05
     rng = np.random.default_rng(0)
     below = 0
     for _ in range(60):
-        made = [nulls.null_evidence(rng, None, clauses=(20, 30), alike=True) for _ in range(5)]
+        made = [error_rates.null_evidence(rng, None, clauses=(20, 30), alike=True) for _ in range(5)]
         ci = stats.bootstrap_ci([e.excess["ig"][0] for e in made])
         below += ci is not None and ci[1] < 0
     assert below > 20  # what the interval alone would have called contradicted
@@ -286,7 +286,7 @@ def test_posts_by_one_author_are_not_independent() -> None:
     rng = np.random.default_rng(3)
     ignored, honest = [], []
     for i in range(400):
-        own = [nulls.null_evidence(rng, None).excess["ig"] for _ in range(3)]
+        own = [error_rates.null_evidence(rng, None).excess["ig"] for _ in range(3)]
         repeated, authors = [null for null in own for _ in range(4)], [a for a in "xyz" for _ in range(4)]
         for found, clusters in ((ignored, None), (honest, authors)):
             test = stats.mean_test(repeated, 199, i, clusters)
