@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from probes.errors import ProbeInputError, ProbeWarning
+from probes.errors import ProbeError, ProbeInputError, ProbeWarning
 from probes.foreign import first_line, foreign_code, inside, parse_json, plain, read_bytes
 from probes.models.patterns import backtracks, patterns_in
 
@@ -39,6 +39,7 @@ def load_tokenizer(model_dir: str | Path) -> Any:
         ProbeWarning: truncation, padding or dropout was switched on in tokenizer.json; here it is off.
     Raises:
         ProbeInputError: there is none, it needs remote code, or its files are damaged or unsafe (named).
+        ProbeError: no room for a checked copy of them in the directory for temporary files.
     """
     import transformers
 
@@ -51,7 +52,10 @@ def load_tokenizer(model_dir: str | Path) -> Any:
             data = read_bytes(inside(directory, name))
             if name in _JSON:
                 data = json.dumps(_checked(directory / name, data)).encode()
-            (Path(staged) / name).write_bytes(data)
+            try:
+                (Path(staged) / name).write_bytes(data)
+            except OSError as error:
+                raise ProbeError(f"{staged}: cannot write ({error.strerror or error})") from error
         with foreign_code(model_dir, "no usable tokenizer"):
             tokenizer = transformers.AutoTokenizer.from_pretrained(staged, trust_remote_code=False)
     if not tokenizer.is_fast:

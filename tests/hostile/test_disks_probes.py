@@ -39,7 +39,7 @@ def world(probed, tmp_path, monkeypatch):
     return tmp_path / "world"
 
 
-@pytest.mark.parametrize(("command", "limit"), [("run", 0), ("report", 0), ("report", 1500)])
+@pytest.mark.parametrize(("command", "limit"), [("run", 0), ("run", 1500), ("report", 0), ("report", 1500)])
 def test_full_disk(world, capsys, command, limit):
     before = contents(world)
     with full_disk(limit):
