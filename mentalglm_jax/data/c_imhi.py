@@ -32,11 +32,10 @@ _RISK_LABELS = {"1": "high", "0": "low", "高": "high", "低": "low", "高自杀
 _CD_FOLDER = "CD"
 
 
-_QUOTED = re.compile(r"[“\"「](.+)[”\"」]", re.DOTALL)
-_PROMPT = re.compile(r"\s*考虑以下这个帖子\s*[：:]\s*" + _QUOTED.pattern, re.DOTALL)
+_PROMPT = re.compile(r"\s*考虑以下这个帖子\s*[：:]\s*[“\"「](.+)[”\"」]", re.DOTALL)
 _ASKED = {"suicide_risk": "自杀风险", "cognitive_distortion": "认知歪曲", "cognitive_pathway": "认知路径"}
 _REASONS = re.compile(r"(?:推理|解释|理由|原因|分析)\s*[：:]|(?:因为|理由是)")
-_QUOTES = re.compile(r'“[^”]*”|「[^」]*」|"[^"]*"')
+_QUOTES = re.compile(r'“[^“”]*”|「[^「」]*」|"[^"]*"')
 _PART = re.compile(r"[，,。；;！!？?\n]")
 # What denies a label; not "非常", "不仅", "毫无疑问", "未来".
 _NOT = re.compile(r"没|不(?![仅但只光])|非(?!常)|无(?!疑)|未(?!来)|否")
@@ -127,12 +126,22 @@ def _alpaca_row(path: Path, line: int, item: object) -> tuple[str, str, Row]:
 def _prompt_and_post(asked: str, given: str) -> tuple[str, str]:
     """What asks, and the post. Quotation marks hold the post only where the prompt stands before them."""
     if not given.strip():
-        quoted = _QUOTED.search(asked)
-        return _QUOTED.sub("", asked), quoted[1] if quoted else ""
+        start, end = _quoted(asked)
+        return asked[:start] + asked[end:], asked[start + 1 : end - 1]
     asks = any(words in asked for words in _ASKED.values())
-    if quoted := (_PROMPT.match(given) if asks else _QUOTED.search(given)):
-        return f"{asked}\n{given[: quoted.start()]}{given[quoted.end() :]}", quoted[1]
+    quoted = _PROMPT.match(given) if asks else None
+    start, end = _quoted(given) if not asks else quoted.span() if quoted else (0, 0)
+    if start < end:
+        post = quoted[1] if quoted else given[start + 1 : end - 1]
+        return f"{asked}\n{given[:start]}{given[end:]}", post
     return asked, given
+
+
+def _quoted(text: str) -> tuple[int, int]:
+    """From the first opening quotation mark to the last closing one, marks included; (0, 0) without such a pair."""
+    start = min((at for mark in '“"「' if (at := text.find(mark)) >= 0), default=-1)
+    end = max(text.rfind(mark) for mark in '”"」')
+    return (start, end + 1) if 0 <= start < end - 1 else (0, 0)
 
 
 def _own_row(line: int, asked: str, given: str, said: str) -> tuple[str, str, Row] | None:

@@ -9,15 +9,17 @@ what is hidden still matters, it is refused by name, before the first post.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from probes.errors import ProbeInputError
 from probes.models.pack import token_logprobs
 
-if TYPE_CHECKING:
-    from probes.models.score import Forward, Scorer
+# ``probes.models.score`` calls this module, so its classes are told by name only: a scorer is its ``Scorer``, a forward
+# its ``Forward``.
+Scorer = Any
+Forward = Any
 
 # Nats of the log-odds that two ways to compute the same number may differ by. Half precision: what 8 bits of a logit
 # leave; fp32: ten times the rounding of a sentence of 50 tokens.

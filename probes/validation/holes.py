@@ -97,7 +97,7 @@ def holes(count: int, seed: int = 0) -> list[dict[str, Any]]:
     And where nothing is moved by what is missing, but the text of other posts speaks for the other label, the contrast
     must not take from a good map its voice.
     """
-    from probes.validation.validate import row
+    from probes.validation.rows import row
 
     rows = []
 

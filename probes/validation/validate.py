@@ -24,8 +24,8 @@ from probes.results.summary import check_of
 from probes.stats import auroc, diagnosticity
 from probes.validation.holes import holes
 from probes.validation.planted import Planted, World, train, with_adapter
+from probes.validation.rows import Row, row
 
-Row = dict[str, Any]
 Say = Callable[[str], None]
 PANEL = ("ig", "erase", "ig_zero", "ig_filler", "gradshap", "erase_resample", "erase_neutral", "shap", "kernelshap",
          "gradnorm", "gxi")  # fmt: skip
@@ -48,12 +48,6 @@ _CHECKS = (
     "top_overlap",
     "spearman",
 )
-
-
-def row(name: str, what: str, value: float, bound: float | None = None, side: str = "<=") -> Row:
-    """One line of the table; without a bound it is information. ``side``: on which side of the bound is right."""
-    ok = bound is None or bool(value <= bound if side == "<=" else value >= bound)
-    return {"id": name, "what": what, "value": float(value), "bound": bound, "side": side, "ok": ok}
 
 
 def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> list[Row]:

@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from mentalglm_jax.data.chinese import _prompt_and_post
+from mentalglm_jax.data.c_imhi import _prompt_and_post
 from mentalglm_jax.data.contacts import find_contacts, scrub
 from mentalglm_jax.data.explain.quotes import find_quotes, similarity, without_quotes
 from mentalglm_jax.data.near import shingles
