@@ -127,7 +127,7 @@ def _prompt_and_post(asked: str, given: str) -> tuple[str, str]:
     """What asks, and the post. Quotation marks hold the post only where the prompt stands before them."""
     if not given.strip():
         start, end = _quoted(asked)
-        return asked[:start] + asked[end:], asked[start + 1 : end - 1]
+        return asked[:start] + asked[end:], asked[start + 1 : end - 1] if end else ""
     asks = any(words in asked for words in _ASKED.values())
     quoted = _PROMPT.match(given) if asks else None
     start, end = _quoted(given) if not asks else quoted.span() if quoted else (0, 0)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mentalglm_jax.data.c_imhi import iter_c_imhi_raw
+from mentalglm_jax.data.c_imhi import _prompt_and_post, iter_c_imhi_raw
 from mentalglm_jax.data.explain.datasheet import datasheet
 from mentalglm_jax.data.held_out import records_split, upstream_split
 from mentalglm_jax.data.records import Record, write_records
@@ -287,3 +287,8 @@ def test_a_post_is_on_one_side_whichever_data_sets_are_named(tmp_path):
         for names in (["sos_hl_1k"], ["sos_hl_1k", "sos_1k"])
     ]
     assert sides[0] == sides[1] and set(sides[0].values()) == {"train", "dev"}
+
+
+def test_a_question_without_a_quoted_post_has_none():
+    assert _prompt_and_post("自杀风险是高还是低？", "") == ("自杀风险是高还是低？", "")
+    assert _prompt_and_post("风险？“他说：“累”。”", "") == ("风险？", "他说：“累”。")
