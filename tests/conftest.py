@@ -102,3 +102,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, names in (("gpu", ("cuda", "gpu")), ("tpu", ("tpu",))):
             if item.get_closest_marker(marker) and not any(name in platforms for name in names):
                 item.add_marker(pytest.mark.skip(reason=f"needs JAX_PLATFORMS={names[0]} and the device"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """``hostile: 231 attacks, 231 held`` at the end of a run that had any."""
+    reports = [
+        (outcome, report)
+        for outcome in ("passed", "failed", "error")
+        for report in terminalreporter.stats.get(outcome, ())
+        if getattr(report, "nodeid", "").startswith("tests/hostile/")
+        and "test_harness" not in report.nodeid
+        and getattr(report, "when", "call") == "call"
+    ]
+    if reports:
+        held = sum(outcome == "passed" for outcome, _ in reports)
+        terminalreporter.write_line(f"hostile: {len(reports)} attacks, {held} held")
