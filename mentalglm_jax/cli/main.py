@@ -20,6 +20,7 @@ from rich.table import Column, Table
 
 from mentalglm_jax.cli.data import data_app
 from mentalglm_jax.cli.output import cell, complain, forgiving, print_json, say
+from mentalglm_jax.devices.compiled import keep_from_start
 from mentalglm_jax.devices.hardware import tpu_here
 from mentalglm_jax.errors import MentalGLMError
 
@@ -448,7 +449,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: turns every error this package raises into one line and an exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not {"--help", "--no-compile-cache"} & set(arguments):
+        keep_from_start(os.environ)
+    arguments = [argument for argument in arguments if argument not in ("--debug", "--no-compile-cache")]
     for stream in (sys.stdout, sys.stderr):
         forgiving(stream)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

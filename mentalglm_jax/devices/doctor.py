@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from mentalglm_jax.devices.compiled import described
 from mentalglm_jax.devices.hardware import chip_of
 from mentalglm_jax.model.attention import chosen_backend
 
@@ -23,6 +24,7 @@ def diagnose() -> dict[str, Any]:
         "python": platform.python_version(),
         "processors": os.cpu_count(),
         **_hardware(),
+        "programs kept": described(),
         **{name: _version(name) for name in _PACKAGES},
     }
 

@@ -278,7 +278,8 @@ class WandbSection(_Strict):
 
 
 class Recipe(_Strict):
-    """Everything one run needs. ``answer_order`` is that of label sentence and explanation in the answers it trains.
+    """Everything one run needs. ``compile_cache`` is where compiled programs are kept: auto, off, a directory or an
+    address (gs://...). ``answer_order`` is that of label sentence and explanation in the answers it trains.
     ``verify`` reloads the exports with transformers and PEFT (the [probes] extra)."""
 
     run_dir: Path
@@ -290,6 +291,7 @@ class Recipe(_Strict):
     lora: LoraSection = LoraSection()
     answer_order: Order = "label_first"
     mesh: MeshSection | None = None
+    compile_cache: str = "auto"
     wandb: WandbSection | None = None
     stages: tuple[StageSection, ...]
     verify: bool = True
