@@ -186,7 +186,10 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+SLOWEST = "many tensors in shards"
+
+
+@pytest.mark.parametrize("fault", [pytest.param(x, marks=pytest.mark.heavy if x == SLOWEST else ()) for x in FAULTS])
 def test_refused_in_one_line(copy, fault):
     damage, message = FAULTS[fault]
     damage(copy)

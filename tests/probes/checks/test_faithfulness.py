@@ -80,6 +80,7 @@ def test_span_outside_the_post(probe: Probe) -> None:
         cited_effects(probe, encoded(probe, POST), [(len(POST) - 1, len(POST) + 1)])
 
 
+@pytest.mark.heavy
 def test_p_values_are_valid_for_whole_clauses_at_random() -> None:
     """Clauses of many lengths, alone and in data sets, where shifts by tokens reject two to ten times too often."""
     rates = erasure_rates(100, 20)
