@@ -1,8 +1,8 @@
 """Compiled programs kept on disk, so that the second start of a recipe compiles nothing.
 
 It is JAX's persistent compilation cache with a place, a bound and a guard. On a TPU a step of a 9 B model compiles for
-minutes at each start without it. What is read back is machine code that will run: the directory must belong to this user
-and be writable by nobody else.
+minutes at each start without it. What is read back is machine code that will run: the directory must belong to this
+user and be writable by nobody else.
 """
 
 import errno
@@ -27,8 +27,8 @@ _SETTINGS = {"JAX_COMPILATION_CACHE_MAX_SIZE": str(MOST_BYTES), "JAX_PERSISTENT_
 
 
 def default_directory() -> Path:
-    """``~/.cache/mentalglm-jax/compiled/PROCESSOR`` (by ``XDG_CACHE_HOME``, or the platform's custom): programs for CPUs
-    use what the processor can do, and a home directory may be shared by machines of several kinds."""
+    """``~/.cache/mentalglm-jax/compiled/PROCESSOR`` (by ``XDG_CACHE_HOME``, or the platform's custom): programs for
+    CPUs use what the processor can do, and a home directory may be shared by machines of several kinds."""
     return platformdirs.user_cache_path("mentalglm-jax", appauthor=False) / "compiled" / _processor()
 
 

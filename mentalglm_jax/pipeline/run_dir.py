@@ -137,7 +137,8 @@ class Run:
         self.recipe, self.dir = recipe, recipe.run_dir
         self.allow_changed, self.profile, self.say = allow_changed, profile, say
         self._file = self.dir / "run.json"
-        wanted = recipe.model_dump(mode="json", exclude={"run_dir", "mesh", "wandb", "compile_cache"})  # where it runs, not what
+        where_it_runs = {"run_dir", "mesh", "wandb", "compile_cache"}
+        wanted = recipe.model_dump(mode="json", exclude=where_it_runs)
         self._state: dict[str, Any] = {"recipe": wanted, "stages": {}}
         self._known = self._read()
         if self._known is not None and restart:

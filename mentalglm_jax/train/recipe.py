@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mentalglm_jax.data.synthetic import SyntheticConfig
 from mentalglm_jax.errors import InputError
@@ -277,6 +277,11 @@ class WandbSection(_Strict):
     name: str | None = None
 
 
+def _off(given: object) -> object:
+    """YAML reads a bare ``off`` as false."""
+    return "off" if given is False else given
+
+
 class Recipe(_Strict):
     """Everything one run needs. ``compile_cache`` is where compiled programs are kept: auto, off, a directory or an
     address (gs://...). ``answer_order`` is that of label sentence and explanation in the answers it trains.
@@ -291,7 +296,7 @@ class Recipe(_Strict):
     lora: LoraSection = LoraSection()
     answer_order: Order = "label_first"
     mesh: MeshSection | None = None
-    compile_cache: str = "auto"
+    compile_cache: Annotated[str, BeforeValidator(_off)] = "auto"
     wandb: WandbSection | None = None
     stages: tuple[StageSection, ...]
     verify: bool = True

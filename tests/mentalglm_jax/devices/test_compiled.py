@@ -21,7 +21,10 @@ from mentalglm_jax.devices.compiled import keep_from_start
 keep_from_start(os.environ)
 import jax, jax.monitoring, jax.numpy as jnp
 missed = []
-jax.monitoring.register_event_listener(lambda event, **_: missed.append(event) if event.endswith("cache_misses") else None)
+def listen(event, **_):
+    if event.endswith("cache_misses"):
+        missed.append(event)
+jax.monitoring.register_event_listener(listen)
 x = jnp.arange(12.0).reshape(3, 4) / 7 - jnp.ones(4)
 jax.jit(jax.grad(lambda x: jnp.tanh(x @ x.T).sum()))(x).block_until_ready()
 print(len(missed))
@@ -79,11 +82,11 @@ def test_the_place_is_a_recipe_key(tmp_path: Path, settings: None) -> None:
 
 def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"^compile_cache: .*file/x: Not a directory; choose another directory, or off$"):
+    with pytest.raises(InputError, match=r"^compile_cache: .*file/x: Not a directory; choose another"):
         compiled.keep_in(str(tmp_path / "file" / "x"))
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o777)
-    with pytest.raises(InputError, match="compile_cache: .*shared can be written by other users"):
+    with pytest.raises(InputError, match=r"compile_cache: .*shared can be written by other users"):
         compiled.keep_in(str(tmp_path / "shared"))
 
 
