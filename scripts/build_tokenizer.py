@@ -24,7 +24,7 @@ def texts() -> Iterator[str]:
     for user, assistant, _ in pretraining_chats(SyntheticConfig(), 3000):
         yield user
         yield assistant
-    for task in tasks.TASKS.values():  # also the sets the synthetic corpus does not have
+    for task in map(tasks.get_task, tasks.BUILT_IN):  # also the sets the synthetic corpus does not have
         for language in task.languages:
             yield from task.all_questions(language)
             yield from task.candidates(language).values()

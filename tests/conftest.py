@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from importlib.util import cache_from_source
 from pathlib import Path
 
@@ -89,6 +90,14 @@ def seeded() -> None:
     np.random.seed(0)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def only_the_tasks_of_the_package() -> Iterator[None]:
+    """Tasks that a test makes known are unknown to the next one."""
+    yield
+    if known := sys.modules.get("mentalglm_jax.text.tasks"):
+        known.forget_added()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -58,6 +58,7 @@ from mentalglm_jax.model.lora import (
     remove_lora,
     resolve,
 )
+from mentalglm_jax.text.task_files import TASKS_FILE
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -95,7 +96,7 @@ def save_adapter(
     sources = [
         TensorSource(name, "F32", value.shape, lambda value=value: [value]) for name, value in sorted(tensors.items())
     ]
-    owned = {CONFIG, WEIGHTS, "README.md"}
+    owned = {CONFIG, WEIGHTS, "README.md", TASKS_FILE}
     check_replaceable(directory, owned.__contains__)
     with replace_dir(directory) as temporary:
         write_json(temporary / CONFIG, described)

@@ -63,6 +63,7 @@ from mentalglm_jax.model.quantize import (
     quantization,
 )
 from mentalglm_jax.model.sharding import parameter_shardings, shard_model
+from mentalglm_jax.text.task_files import TASKS_FILE
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 RowReader = Callable[[str, int | None, int, int], np.ndarray]  # path, layer, start, stop
@@ -438,7 +439,7 @@ def _write(
     check: Callable[[Path], None] | None = None,
 ) -> None:
     def owned(name: str) -> bool:
-        ours = ("config.json", "generation_config.json", INDEX, *TOKENIZER_FILES)
+        ours = ("config.json", "generation_config.json", INDEX, TASKS_FILE, *TOKENIZER_FILES)
         tree = name == PARAMS and (directory / PARAMS / "_METADATA").is_file()
         return name in ours or tree or (name.startswith("model") and name.endswith(".safetensors"))
 

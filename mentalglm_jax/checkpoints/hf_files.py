@@ -30,6 +30,7 @@ from mentalglm_jax.foreign import (
     read_json,
     some,
 )
+from mentalglm_jax.text.task_files import TASKS_FILE
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -163,7 +164,11 @@ def locate(path_or_hub_id: str | Path) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]))
+        return Path(
+            snapshot_download(
+                hub_id, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model", TASKS_FILE]
+            )
+        )
     except ImportError as error:
         raise InputError(f"{hub_id}: no such directory, and huggingface_hub is not installed to download it") from error
     except Exception as error:  # the client and its transport raise many unrelated types

@@ -158,7 +158,7 @@ def _own_row(line: int, asked: str, given: str, said: str) -> tuple[str, str, Ro
 def _askers() -> dict[str, list[tuple[tasks.Task, str]]]:
     """Question -> (task, language) that ask it; two IMHI sets share one."""
     found: dict[str, list[tuple[tasks.Task, str]]] = {}
-    for task in tasks.TASKS.values():
+    for task in map(tasks.get_task, tasks.BUILT_IN):
         for language in task.languages:
             for question in task.all_questions(language):
                 found.setdefault(question, []).append((task, language))
@@ -176,7 +176,7 @@ def _named_labels(task: str, text: str) -> tuple[str, ...]:
 
 
 def _label_names(task: str) -> dict[str, str]:
-    names = {label.zh: label.key for label in tasks.TASKS[task].labels}
+    names = {label.name("zh"): label.key for label in tasks.TASKS[task].labels}
     return names | (_CD_NAMES if task == "cognitive_distortion" else {})
 
 
@@ -266,7 +266,7 @@ def _distortion_rows(path: Path) -> Iterator[Row]:
         return
     labels = tasks.TASKS["cognitive_distortion"].labels
     for line, cells in read_table(path, ("utf-8-sig",), "\t"):
-        check_width(path, line, cells, (*(label.zh for label in labels), CD_POST))
+        check_width(path, line, cells, (*(label.name("zh") for label in labels), CD_POST))
         if not _is_bare(cells):
             raise InputError(f"{path}:{line}, columns 1-12: expected 0 or 1; fix the label")
         chosen = tuple(label.key for label, cell in zip(labels, cells, strict=False) if cell.strip() == "1")

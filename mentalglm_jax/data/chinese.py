@@ -17,6 +17,7 @@ from mentalglm_jax.data.tables import check_width, read_lines, read_named_rows, 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import parse_json
 from mentalglm_jax.text import tasks
+from mentalglm_jax.text.labels import nearest
 
 SOS_HL_1K, SOS_1K, SOCIALCD_3K, PATHWAYS = "sos_hl_1k", "sos_1k", "socialcd_3k", "pathways"
 
@@ -188,13 +189,14 @@ def load_socialcd_3k(path: str | Path) -> list[Record]:
 def cd_rows(path: Path) -> Iterator[Row]:
     """Rows of a table with a header: the twelve labels' columns and the post's."""
     labels = tasks.TASKS["cognitive_distortion"].labels
-    for line, row in read_named_rows(path, (*(label.zh for label in labels), CD_POST), "\t", _CD_ALIASES):
-        for label in labels:
-            if row[label.zh].strip() not in ("0", "1"):
+    names = [label.name("zh") for label in labels]
+    for line, row in read_named_rows(path, (*names, CD_POST), "\t", _CD_ALIASES):
+        for name in names:
+            if row[name].strip() not in ("0", "1"):
                 raise InputError(
-                    f"{path}:{line}, column {label.zh!r}: expected 0 or 1, found {shown(row[label.zh])}; fix the label"
+                    f"{path}:{line}, column {name!r}: expected 0 or 1, found {shown(row[name])}; fix the label"
                 )
-        chosen = tuple(label.key for label in labels if row[label.zh].strip() == "1")
+        chosen = tuple(label.key for label, name in zip(labels, names, strict=True) if row[name].strip() == "1")
         if not chosen:
             raise InputError(f"{path}:{line}: no label, all twelve columns are 0; set at least one or delete the row")
         yield Row(line, row[CD_POST], chosen)
@@ -237,27 +239,31 @@ def pathways_here(folder: Path) -> bool:
 def _pathway_language(path: Path) -> str:
     for _, text in read_lines(path):
         if "##" in text:
-            return "zh" if any(name["zh"] + "##" in text for name in tasks.PATHWAY_PARENTS.values()) else "en"
+            return (
+                "zh"
+                if any(parent.name("zh") + "##" in text for parent in tasks.TASKS["cognitive_pathway"].parents)
+                else "en"
+            )
     return "zh"
 
 
 def _pathway_rows(path: Path, language: str) -> Iterator[Row]:
-    parents = {names[language]: key for key, names in tasks.PATHWAY_PARENTS.items()}
     order = tasks.TASKS["cognitive_pathway"]
+    parents = {parent.name(language): parent.key for parent in order.parents}
     for line, text in read_lines(path):
         cells = text.split("\t")
         check_width(path, line, cells, ("text", "labels"))
         names = [name.strip() for name in cells[1].split(",") if name.strip()]
         alone = {parents[name] for name in names if name in parents}
         try:
-            keys = {tasks.pathway_key(name, language) for name in names if name not in parents}
+            keys = {pathway_key(name, language) for name in names if name not in parents}
         except InputError:
             wrong = next(name for name in names if name not in parents and not _is_pathway(name, language))
             raise InputError(
                 f"{path}:{line}, column 'labels': {shown(wrong)} is no parent##child label; fix the label"
             ) from None
         if childless := alone - {key[0] for key in keys}:
-            name = tasks.PATHWAY_PARENTS[min(childless)][language]
+            name = next(name for name, key in parents.items() if key == min(childless))
             raise InputError(f"{path}:{line}, column 'labels': {name!r} stands without any of its children; add one")
         if not keys:
             raise InputError(f"{path}:{line}, column 'labels': no label; give at least one or delete the row")
@@ -266,7 +272,27 @@ def _pathway_rows(path: Path, language: str) -> Iterator[Row]:
 
 def _is_pathway(name: str, language: str) -> bool:
     try:
-        tasks.pathway_key(name, language)
+        pathway_key(name, language)
     except InputError:
         return False
     return True
+
+
+def pathway_name(key: str, language: str) -> str:
+    """Upstream's ``parent##child`` spelling of a cognitive pathway label, e.g. "Belief##Mental_filter"."""
+    task = tasks.TASKS["cognitive_pathway"]
+    for label in task.labels:
+        if label.key == key:
+            parent = next(one for one in task.parents if one.key == label.parent).name(language)
+            child = label.name(language)
+            return f"{parent}##{child.capitalize().replace(' ', '_') if language == 'en' else child}"
+    raise InputError(f"cognitive pathway: unknown label {key!r}{nearest(key, task.keys)}")
+
+
+def pathway_key(name: str, language: str) -> str:
+    """The label key of a ``parent##child`` spelling. Raises: InputError if parent and child do not belong together."""
+    keys = tasks.TASKS["cognitive_pathway"].keys
+    known = {pathway_name(key, language): key for key in keys}
+    if name.strip() not in known:
+        raise InputError(f"cognitive pathway: unknown label {name!r}{nearest(name, known)}")
+    return known[name.strip()]

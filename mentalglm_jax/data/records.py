@@ -65,7 +65,7 @@ class Record:
         task.question(self.language)
         if self.split not in SPLITS:
             raise InputError(f"split: {self.split!r} is none of {', '.join(SPLITS)}")
-        wanted, other = ("label", "labels") if task.kind == "single" else ("labels", "label")
+        wanted, other = ("label", "labels") if task.arity == "single" else ("labels", "label")
         if getattr(self, other) is not None:
             raise InputError(f"{other}: task {task.name} takes {wanted!r} instead")
         if getattr(self, wanted) is None:
@@ -86,7 +86,12 @@ class Record:
     @property
     def prompt(self) -> str:
         """The user turn."""
-        return tasks.prompt(self.post, self.question, self.language)
+        return tasks.get_task(self.task).prompt(self.post, self.question, self.language)
+
+    @property
+    def system(self) -> str | None:
+        """The system turn of its task, if there is one."""
+        return tasks.get_task(self.task).system(self.language)
 
     def answer(self, order: tasks.Order = "label_first") -> str:
         """The assistant turn the model is trained to give."""
@@ -100,9 +105,10 @@ class Record:
 
     @classmethod
     def from_dict(cls, row: Any, *, allow_extra: bool = False) -> "Record":
-        """Reads what ``to_dict`` wrote. ``allow_extra`` ignores other keys (``generations.jsonl`` has more).
+        """Reads what ``to_dict`` wrote. ``allow_extra`` ignores other keys (``generations.jsonl`` has more); a
+        ``task_definition`` makes its task known.
 
-        Raises: InputError on a missing, unknown or wrong field.
+        Raises: InputError on a missing, unknown or wrong field, or a task that is known with another definition.
         """
         if not isinstance(row, Mapping):
             raise InputError(f"expected a JSON object, got {type(row).__name__}")
@@ -113,6 +119,7 @@ class Record:
         missing = [name for name in ("id", "task", "language", "post", "question") if name not in row]
         if missing:
             raise InputError(f"field {missing[0]!r} is missing")
+        tasks.add_row_definition(row)
         return cls(**{name: _typed(name, row[name]) for name in known if name in row})
 
 
@@ -147,7 +154,8 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
 
 
 def read_records(path: str | Path, *, allow_extra: bool = False) -> list[Record]:
-    """Reads what ``write_records`` wrote, or JSONL written by hand; blank lines are skipped, a BOM is tolerated.
+    """Reads what ``write_records`` wrote, or JSONL written by hand; blank lines are skipped, a BOM is tolerated. Tasks
+    of a ``tasks.yaml`` beside the file become known.
 
     Raises:
         InputError: the file is missing, not UTF-8, empty, or a line is not a record; the message names file and line.
@@ -172,6 +180,7 @@ def iter_records(path: str | Path, *, allow_extra: bool = False) -> Iterator[Rec
 
 def _numbered(path: Path, allow_extra: bool) -> Iterator[tuple[int, Record]]:
     """(line of JSONL or row of Parquet, record)."""
+    tasks.add_tasks_beside(path)
     number = 0
     for number, row in _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path):
         try:

@@ -17,6 +17,7 @@ from mentalglm_jax.data.records import SPLITS, Record, iter_records
 from mentalglm_jax.data.sources import iter_upstream, present
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import inside, read_json
+from mentalglm_jax.text.tasks import add_tasks_beside
 
 _SPLIT_OF = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 _KINDS = (".jsonl", ".parquet", ".arrow")  # best first, where a split is there in several
@@ -35,12 +36,14 @@ class RecordFile(NamedTuple):
 
 
 def record_files(root: str | Path) -> list[RecordFile]:
-    """The record files of ``root``, in the order of the splits; empty if it holds none.
+    """The record files of ``root``, in the order of the splits; empty if it holds none. Tasks of a ``tasks.yaml`` there
+    become known.
 
     Raises:
-        InputError: a layout of ``datasets`` that lacks one of its files.
+        InputError: a layout of ``datasets`` that lacks one of its files, or a task file that is wrong.
     """
     root = Path(root)
+    add_tasks_beside(root)
     if root.is_file():
         if root.name in (_DATASET, _DATASETS):
             return record_files(root.parent)

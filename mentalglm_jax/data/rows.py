@@ -24,7 +24,7 @@ def make_records(
     path: Path, rows: Iterable[Row], *, source: str, task: str, language: str, split: str
 ) -> Iterator[Record]:
     """Records of one file, one at a time; ids count its rows. Raises: InputError on an empty post or no row at all."""
-    single = tasks.TASKS[task].kind == "single"
+    single = tasks.TASKS[task].arity == "single"
     number = -1
     for number, row in enumerate(rows):
         if not row.post.strip():

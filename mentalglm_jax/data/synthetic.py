@@ -247,7 +247,7 @@ def _plan(
             mixed_label = "low" if config.logic == "and" else "high"
             turn = high_low[config.logic][number // len(keys) % 3]
             plan.append(((key,), turn if key == mixed_label else (key, key)))
-        elif tasks.TASKS[task].kind == "multi" and rng.random() < TWO_LABELS:
+        elif tasks.TASKS[task].arity == "multi" and rng.random() < TWO_LABELS:
             other = rng.choice([other for other in keys if other != key])
             plan.append((tasks.TASKS[task].ordered([key, other]), ()))
         else:
@@ -279,7 +279,7 @@ def make_corpus(config: SyntheticConfig) -> list[Record]:
                         cued and not facets
                     ):  # labels are stated, and explained, in the order in which the post shows them
                         labels = tuple(dict.fromkeys(c.bank[4:] for c in post.clauses if c.bank.startswith("cue/")))
-                    single = tasks.TASKS[task].kind == "single"
+                    single = tasks.TASKS[task].arity == "single"
                     records.append(
                         Record(
                             id=f"{task}-{language}-{split}-{number:05d}",

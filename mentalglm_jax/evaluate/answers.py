@@ -57,6 +57,7 @@ def read_label_scores(path: str | Path) -> list[dict[str, Any]]:
 def _read_rows(path: Path, kind: str, check: Callable[[Mapping[str, Any]], Answer]) -> list[dict[str, Any]]:
     if not path.exists():
         raise InputError(f"{path}: no such file; make it with `mentalglm generate`")
+    tasks.add_tasks_beside(path)
     rows = []
     for number, line in read_lines(path):
         where = f"{path}:{number}"
@@ -83,8 +84,8 @@ def generated(row: Mapping[str, Any]) -> Answer:
             f"record {record.id!r}: field 'parsed_label' is missing; make the file with `mentalglm generate`"
         )
     label, task = row["parsed_label"], tasks.get_task(record.task)
-    if label is not None and not isinstance(label, str if task.kind == "single" else list):
-        wanted = "one label or null" if task.kind == "single" else "a list of labels or null"
+    if label is not None and not isinstance(label, str if task.arity == "single" else list):
+        wanted = "one label or null" if task.arity == "single" else "a list of labels or null"
         raise InputError(f"record {record.id!r}: parsed_label {label!r} is not {wanted}")
     try:
         labels = None if label is None else task.ordered([label] if isinstance(label, str) else label)
@@ -115,7 +116,7 @@ def scored(row: Mapping[str, Any], threshold: float = THRESHOLD) -> Answer:
     probabilities = softmax(np.asarray([given[key] for key in task.keys], float))
     best = int(probabilities.argmax())
     chosen = [key for place, key in enumerate(task.keys)
-              if place == best or (task.kind == "multi" and probabilities[place] >= threshold)]  # fmt: skip
+              if place == best or (task.arity == "multi" and probabilities[place] >= threshold)]  # fmt: skip
     return Answer(record, tuple(chosen), None, "scored", tuple(probabilities.tolist()))
 
 

@@ -46,7 +46,7 @@ def floor_predictions(
             gold = indicator(task, [record.gold for record in known])
             predictions["majority"][numbers, gold.sum(0).argmax()] = True
             texts, unseen = [record.post for record in known], [test_of[number].post for number in numbers]
-            predictions["tfidf_logreg"][numbers] = tfidf_logreg(task.kind, group[0], texts, gold, unseen)
+            predictions["tfidf_logreg"][numbers] = tfidf_logreg(task.arity, group[0], texts, gold, unseen)
         result[name] = test_of, predictions
     return result
 
@@ -63,7 +63,7 @@ def floor_scores(name: str, test: Sequence[Record], predictions: Predictions) ->
     gold, posts = indicator(task, [record.gold for record in test]), [record.post for record in test]
     result = {}
     for floor, said in predictions.items():
-        intervals = bootstrap(task.kind, posts, gold, said, positive=positive_place(task))
+        intervals = bootstrap(task.arity, posts, gold, said, positive=positive_place(task))
         result[floor] = task_scores(task, gold, said) | {"ci95": intervals["weighted_f1"], "ci95_by_metric": intervals}
     return result
 

@@ -202,7 +202,7 @@ def consistency(answers: Sequence[Answer], train: Sequence[Record]) -> dict[str,
         mine = [a for a in judged if (a.record.task, a.record.language, a.record.question) == group]
         with_reference = [a for a in mine if a.record.explanation is not None]
         unseen = [str(a.explanation) for a in mine] + [str(a.record.explanation) for a in with_reference]
-        guess = tfidf_logreg(task.kind, group[1], [str(r.explanation) for r in of_group],
+        guess = tfidf_logreg(task.arity, group[1], [str(r.explanation) for r in of_group],
                              indicator(task, [r.gold for r in of_group]), unseen, tune=False)  # fmt: skip
         agreed += (guess[: len(mine)] == indicator(task, [a.labels for a in mine])).all(axis=1).tolist()
         gold = indicator(task, [a.record.gold for a in with_reference])

@@ -22,7 +22,6 @@ from mentalglm_jax.text.tokenizer import GlmTokenizer
 GENERATIONS, LABEL_SCORES = "generations.jsonl", "label_scores.jsonl"
 _UPSTREAM = {"suicide_risk": SOS_HL_1K, "suicide_level": SOS_1K, "cognitive_distortion": SOCIALCD_3K,
              "cognitive_pathway": PATHWAYS}  # fmt: skip
-_OTHER_NAMES = {"cognitive_distortion": {"应该句式": "should_statements"}}  # as upstream's files spell it, too
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def answer_records(
     stage = progress if progress is not None else lambda name: None
     rows = generate_records(model, tokenizer, records, out_path=out / GENERATIONS, max_new_tokens=max_new_tokens,
                             batch_size=batch_size, keep_partial=True, progress=stage("generate"))  # fmt: skip
-    first = sum(tasks.explains_first(row["language"], row["output_text"]) for row in rows)
+    first = sum(tasks.explains_first(row["task"], row["language"], row["output_text"]) for row in rows)
     values = score_records(model, tokenizer, records, written=rows if 2 * first > len(rows) else None,
                            out_path=out / LABEL_SCORES, batch_size=batch_size,
                            progress=stage("label log-probabilities"))  # fmt: skip
@@ -171,9 +170,7 @@ def read_labelled(path: Path, task: str, language: str) -> list[Record]:
     """
     chosen = tasks.get_task(task)
     question = chosen.question(language)
-    both = (language, *(other for other in tasks.LANGUAGES if other != language))
-    names = {name: label.key for spoken in both for label in chosen.labels if (name := label.name(spoken))}
-    names |= {key: key for key in chosen.keys} | _OTHER_NAMES.get(task, {})
+    names = chosen.spellings(language)
     records = []
     for line, row in read_named_rows(path, ("post", "label"), "\t" if path.suffix == ".tsv" else ","):
         if not row["post"].strip():
@@ -190,7 +187,7 @@ def read_labelled(path: Path, task: str, language: str) -> list[Record]:
         records.append(
             Record(
                 id=f"{path.stem}-{line:05d}", task=task, language=language, post=row["post"].strip(), question=question,
-                label=keys[0] if chosen.kind == "single" else None, labels=None if chosen.kind == "single" else keys,
+                label=keys[0] if chosen.arity == "single" else None, labels=None if chosen.arity == "single" else keys,
                 source=path.stem, split="test",
             )
         )  # fmt: skip

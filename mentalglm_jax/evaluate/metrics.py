@@ -16,32 +16,24 @@ def indicator(task: tasks.Task, labels: Sequence[Sequence[str] | None]) -> Bool[
     return np.asarray([[key in (row or ()) for key in task.keys] for row in labels], bool).reshape(-1, len(task.keys))
 
 
-def positive_class(task: tasks.Task) -> str | None:
-    """The class whose F1 the field reports: "high" for suicide risk, "yes" for yes/no questions."""
-    return {"suicide_risk": "high"}.get(task.name, "yes" if task.keys == ("yes", "no") else None)
-
-
 def positive_place(task: tasks.Task) -> int | None:
-    """Its place among the labels; None where the task has none."""
-    found = positive_class(task)
-    return None if found is None else task.keys.index(found)
+    """The place among the labels of the class whose F1 the field reports; None where the task has none."""
+    return None if task.positive is None else task.keys.index(task.positive)
 
 
 def task_scores(task: tasks.Task, gold: Bool[np.ndarray, "N C"], predicted: Bool[np.ndarray, "N C"]) -> dict[str, Any]:
     """n and the scores of ``evaluate`` that are one number for all classes; the same for a model and for a baseline."""
     hits = gold & predicted
     scores: dict[str, Any] = {"n": len(gold)}
-    scores |= {k: float(v) for k, v in averages(task.kind, hits.sum(0), predicted.sum(0), gold.sum(0)).items()}
+    scores |= {k: float(v) for k, v in averages(task.arity, hits.sum(0), predicted.sum(0), gold.sum(0)).items()}
     exact = float((gold == predicted).all(axis=1).mean())
-    if task.kind == "single":
+    if task.arity == "single":
         scores["accuracy"] = exact
     else:
         scores["exact_match"] = exact
         scores["samples_f1"] = float(f1(hits.sum(1), predicted.sum(1), gold.sum(1)).mean())
-    positive = positive_class(task)
-    if positive is not None:
-        of_class = task.keys.index(positive)
-        scores["positive_class"] = positive
+    if (of_class := positive_place(task)) is not None:
+        scores["positive_class"] = task.positive
         scores["positive_f1"] = float(f1(hits.sum(0), predicted.sum(0), gold.sum(0))[of_class])
     if any(label.parent for label in task.labels):
         scores["levels"] = levels(task, gold, predicted)

@@ -11,7 +11,7 @@ import numpy as np
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
-from mentalglm_jax.evaluate.metrics import indicator, positive_class
+from mentalglm_jax.evaluate.metrics import indicator
 from mentalglm_jax.files import write_text
 from mentalglm_jax.inference.generate import explanation_ids, label_ids, score_labels
 from mentalglm_jax.model.glm import Glm
@@ -52,7 +52,7 @@ def score_records(
         ids = [record.id for record in records]
         raise InputError(f"record {next(i for i in ids if ids.count(i) > 1)!r} is given twice; ids must differ")
     said = {row["id"]: row["parsed_explanation"] for row in written or ()
-            if tasks.explains_first(row["language"], row["output_text"])}  # fmt: skip
+            if tasks.explains_first(row["task"], row["language"], row["output_text"])}  # fmt: skip
     answered = {row["id"] for row in written or ()}
     if written is not None and (missing := [record.id for record in records if record.id not in answered]):
         raise InputError(f"record {missing[0]!r}: no answer to score the label after; generate answers to all records")
@@ -65,12 +65,13 @@ def score_records(
         candidates = label_ids(tokenizer, task, language, order)
         prompts = [tokenizer.prompt_ids(records[number].prompt) for number in numbers]
         if order == "explanation_first":
-            prompts = [[*prompt, *explanation_ids(tokenizer, said[records[number].id], language)]
+            prompts = [[*prompt, *explanation_ids(tokenizer, task, said[records[number].id], language)]
                        for prompt, number in zip(prompts, numbers, strict=True)]  # fmt: skip
         scores = score_labels(model, prompts, list(candidates.values()), batch_size=batch_size)
         for number, values in zip(numbers, scores, strict=True):
             logprobs = {key: float(value) for key, value in zip(candidates, values, strict=True)}
-            rows[number] = records[number].to_dict() | {"label_logprobs": logprobs, "answer_order": order}
+            rows[number] = records[number].to_dict() | tasks.row_definition(task) | {
+                "label_logprobs": logprobs, "answer_order": order}  # fmt: skip
         if progress is not None:
             progress(len(rows), len(records))
     ordered = [rows[number] for number in range(len(records))]
@@ -99,7 +100,7 @@ def calibration(task: tasks.Task, answers: Sequence[Answer]) -> dict[str, Any]:
         return {"n": 0, "ece": None, "brier": None, "reliability": [], "auroc": None, "auroc_by_class": {}}
     p = np.asarray([a.probabilities for a in known], float)
     gold = indicator(task, [a.record.gold for a in known])
-    if task.kind == "single":
+    if task.arity == "single":
         chosen = np.arange(len(p)), p.argmax(axis=1)
         confidence, right = p[chosen], gold[chosen]
         brier = float(((p - gold) ** 2).sum(axis=1).mean())
@@ -116,9 +117,8 @@ def calibration(task: tasks.Task, answers: Sequence[Answer]) -> dict[str, Any]:
         })  # fmt: skip
     ece = sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(confidence)
     areas = {key: _auroc(gold[:, column], p[:, column]) for column, key in enumerate(task.keys)}
-    positive = positive_class(task)
     present = [area for area in areas.values() if area is not None]
-    auroc = areas[positive] if positive is not None else (float(np.mean(present)) if present else None)
+    auroc = areas[task.positive] if task.positive is not None else (float(np.mean(present)) if present else None)
     return {"n": len(known), "ece": float(ece), "brier": brier, "reliability": bins, "auroc": auroc,
             "auroc_by_class": areas}  # fmt: skip
 

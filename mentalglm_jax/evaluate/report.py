@@ -43,7 +43,8 @@ def write_report(
     against: str = "",
     notes: Sequence[str] = (),
 ) -> None:
-    """Writes ``evaluation.json``, ``.csv``, ``.html``, ``model_card.md`` and, with a comparison, ``comparison.json``.
+    """Writes ``evaluation.json``, ``.csv``, ``.html``, ``model_card.md``, with a comparison ``comparison.json``, with
+    tasks that do not come with the package ``tasks.yaml``.
 
     Args:
         directory: made when missing.
@@ -63,6 +64,8 @@ def write_report(
     write_text(directory / "model_card.md", model_card(result, title=title, notes=notes))
     if compared is not None:
         write_json(directory / "comparison.json", compared)
+    if own := tasks.added_tasks(result):
+        tasks.write_tasks(directory / tasks.TASKS_FILE, own)
 
 
 def render(
@@ -84,7 +87,7 @@ def render(
         made=_today(),
         safety=SAFETY,
         tasks=result,
-        kinds={name: tasks.get_task(name).kind for name in result},
+        kinds={name: tasks.get_task(name).arity for name in result},
         bars=[bar for name, entry in result.items() for bar in _bars(name, entry)],
         published={name: figures.get(name, []) for name in result},
         compared=compared,
@@ -216,6 +219,7 @@ def leaderboard_rows(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
         file = path if path.suffix == ".json" else path / "evaluation.json"
         system = (path.parent if path.suffix == ".json" else path).name
         try:
+            tasks.add_tasks_beside(file)
             result = parse_json(read_text(file), str(file), "make it with `mentalglm evaluate --out DIR`")
             for task, entry in result.items():
                 tasks.get_task(task)

@@ -99,7 +99,7 @@ def against_floor(
     other = floor[[place[answer.record.id] for answer in answers]]
     posts = [answer.record.post for answer in answers]
     return {
-        "metrics": paired_bootstrap(task.kind, posts, gold, predicted, other, draws, seed, positive_place(task)),
+        "metrics": paired_bootstrap(task.arity, posts, gold, predicted, other, draws, seed, positive_place(task)),
         "mcnemar": mcnemar((gold == predicted).all(axis=1), (gold == other).all(axis=1)),
     }
 
@@ -112,7 +112,7 @@ def _sides(task: tasks.Task, answers: Sequence[Answer]) -> tuple[Bool[np.ndarray
 def _scores(task: tasks.Task, answers: list[Answer], draws: int, seed: int) -> dict[str, Any]:
     gold, predicted = _sides(task, answers)
     posts = [a.record.post for a in answers]
-    intervals = bootstrap(task.kind, posts, gold, predicted, draws, seed, positive_place(task))
+    intervals = bootstrap(task.arity, posts, gold, predicted, draws, seed, positive_place(task))
     languages = [answer.record.language for answer in answers]
 
     def rates(chosen: Bool[np.ndarray, " N"]) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def compare(
             posts, positive = [a.record.post for a in left], positive_place(task)
             found.setdefault(name, {})[reading] = {
                 "n": len(left),
-                "metrics": paired_bootstrap(task.kind, posts, gold, predicted, other, draws, seed, positive),
+                "metrics": paired_bootstrap(task.arity, posts, gold, predicted, other, draws, seed, positive),
                 "mcnemar": mcnemar((gold == predicted).all(axis=1), (gold == other).all(axis=1)),
             }
     if not found:

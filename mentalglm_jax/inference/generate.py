@@ -106,18 +106,22 @@ def generation_row(
             parsed = dataclasses.replace(parsed, labels=None, label_span=None, status="unknown_label")
     label: str | list[str] | None = None
     if parsed.labels is not None:
-        label = parsed.labels[0] if task.kind == "single" else list(parsed.labels)
-    return record.to_dict() | {
-        "prompt_ids": prompt_ids,
-        "output_ids": output_ids,
-        "output_text": text,
-        "finish": finish,
-        "parsed_label": label,
-        "parsed_explanation": parsed.explanation,
-        "parse_status": "cut_off" if finish == "length" and parsed.status == "ok" else parsed.status,
-        "label_text": text[slice(*parsed.label_span)] if parsed.label_span is not None else None,
-        "candidates": task.candidates(record.language),
-    }
+        label = parsed.labels[0] if task.arity == "single" else list(parsed.labels)
+    return (
+        record.to_dict()
+        | tasks.row_definition(task.name)
+        | {
+            "prompt_ids": prompt_ids,
+            "output_ids": output_ids,
+            "output_text": text,
+            "finish": finish,
+            "parsed_label": label,
+            "parsed_explanation": parsed.explanation,
+            "parse_status": "cut_off" if finish == "length" and parsed.status == "ok" else parsed.status,
+            "label_text": text[slice(*parsed.label_span)] if parsed.label_span is not None else None,
+            "candidates": task.candidates(record.language),
+        }
+    )
 
 
 def generate_records(

@@ -50,6 +50,7 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
             for record in kept:
                 counts.setdefault(record.task, {}).setdefault(record.split, 0)
                 counts[record.task][record.split] += 1
+    job.pack_tasks(job.dir, counts)
     if recipe.tokenizer.vocab_size is not None:
         texts = [text for record in job.records("train")
                  for text in (record.prompt, record.answer(recipe.answer_order))]  # fmt: skip

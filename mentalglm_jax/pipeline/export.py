@@ -56,6 +56,7 @@ def export_run(
     else:
         save_adapter(model, out, format=to, base_model_name_or_path=base_name)
     job.state_data(out)
+    job.pack_tasks(out)
     if push is not None:
         _push(out, push, public)
     return out

@@ -235,6 +235,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         if is_primary():
             save_adapter(model, where / "adapter")
             job.state_data(where / "adapter")
+            job.pack_tasks(where / "adapter")
         said = _said(result, f"LoRA rank {recipe.lora.rank}")
         said["say"] += _left_out(stage, too_long)
         return {**said, "left_out": len(too_long)}
@@ -294,6 +295,8 @@ def _export(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     save_adapter(model, job.dir / "adapter")
     job.state_data(job.dir / "adapter")
     save_pretrained(model, job.dir / "merged", tokenizer=tokenizer)
+    for name in ("adapter", "merged"):
+        job.pack_tasks(job.dir / name)
     records, order = _eval_records(job), job.recipe.answer_order
     chats = [[{"role": "user", "content": r.prompt}, {"role": "assistant", "content": r.answer(order)}]
              for r in _spread(records, REFERENCE_ROWS)]  # fmt: skip
@@ -368,7 +371,10 @@ def _probed(job: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     chosen = [row for row in chosen if row["label_text"] is not None]
     if not chosen:
         raise RunError(f"no answer for {section.task} states a label, so there is nothing to probe; train for longer")
-    by_language = {language: [row for row in chosen if row["language"] == language] for language in tasks.LANGUAGES}
+    by_language = {
+        language: [row for row in chosen if row["language"] == language]
+        for language in tasks.get_task(section.task).languages
+    }
     share = -(-section.posts // sum(bool(part) for part in by_language.values()))
     return [row for part in by_language.values() for row in part[:share]][: section.posts]
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,21 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import LOCK, left_over_of, write_json, write_text
 from mentalglm_jax.foreign import read_json, some
 from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.text.tasks import TASKS_FILE, add_tasks_beside, added_tasks, read_tasks, write_tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.checkpoint import differences
 from mentalglm_jax.train.recipe import Recipe
 
 # What a run writes, by its path below the run directory. Deleting goes by this: whatever else is there is not a run's.
 _MODEL = r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|model\.safetensors\.index)\.json"
-_MODEL = rf"(?:{_MODEL}|chat_template\.jinja|tokenizer\.model|model[-0-9a-z]*\.safetensors)"
-_ADAPTER = r"adapter/(?:adapter_config\.json|adapter_model\.safetensors|README\.md)"
+_MODEL = rf"(?:{_MODEL}|tasks\.yaml|chat_template\.jinja|tokenizer\.model|model[-0-9a-z]*\.safetensors)"
+_ADAPTER = r"adapter/(?:adapter_config\.json|adapter_model\.safetensors|README\.md|tasks\.yaml)"
 _TRAINED = rf"(?:(?:checkpoints|tensorboard|profile|wandb)/.+|(?:metrics|evaluation)\.jsonl|{_ADAPTER})"
 _GENERATED = r"generations\.jsonl(?:\.partial)?"
 _PROBED = r"probes/(?:cache/.+|[^/]+\.(?:json|jsonl|parquet|csv|html))"
 _FILES = (
     r"(?:run|summary|evaluation)\.json|evaluation\.(?:csv|html)|(?:label_scores|probes_input)\.jsonl|model_card\.md"
+    r"|tasks\.yaml"
 )
 _WRITTEN = re.compile(
     rf"{_FILES}|report\.html|reference_logits\.npz|{_GENERATED}|{_ADAPTER}|{_PROBED}|(?:tokenizer|base|merged)/{_MODEL}"
@@ -149,6 +151,7 @@ class Run:
             barrier("the old run is deleted")
             self._known = None
         elif self._known is not None:
+            add_tasks_beside(self.dir)
             differing = self._differing(wanted)
             if differing and not allow_changed:
                 raise InputError(
@@ -282,6 +285,16 @@ class Run:
     def adapter_dir(self, stage: str) -> Path:
         """Where the adapter trained by ``stage`` is kept."""
         return self.dir / ("control" if stage == "control" else f"stages/{stage}") / "adapter"
+
+    def pack_tasks(self, directory: Path, names: Iterable[str] | None = None) -> None:
+        """Writes the run's own tasks (``names`` says which are in use; None: those in the run directory) to the
+        ``tasks.yaml`` of ``directory``, an export or the run itself, if it has any."""
+        kept = self.dir / TASKS_FILE
+        own = read_tasks(kept) if kept.is_file() else ()
+        if names is not None:
+            own = added_tasks({*names, *self.recipe.tasks})
+        if own:
+            write_tasks(directory / TASKS_FILE, own)
 
     def state_data(self, directory: Path) -> None:
         """Adds to the card of an export what a reader must know of the training data."""

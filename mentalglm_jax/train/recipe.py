@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mentalglm_jax.data.synthetic import SyntheticConfig
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import MAX_YAML_BYTES, parse_yaml, read_text
 from mentalglm_jax.model.glm import GlmConfig
 from mentalglm_jax.model.lora import LoraConfig
-from mentalglm_jax.text.tasks import TASKS, Order
+from mentalglm_jax.text.tasks import TASKS, TASKS_FILE, Order, add_tasks, read_tasks, task_record, tasks_of
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -283,12 +283,15 @@ def _off(given: object) -> object:
 
 
 class Recipe(_Strict):
-    """Everything one run needs. ``compile_cache`` is where compiled programs are kept: auto, off, a directory or an
-    address (gs://...). ``answer_order`` is that of label sentence and explanation in the answers it trains.
+    """Everything one run needs. ``tasks``: a task file, or what stands in one (docs/tasks.md); where nothing is said,
+    the ``tasks.yaml`` in ``data.root``, if there is one. ``compile_cache`` is where compiled programs are kept: auto,
+    off, a directory or an address (gs://...). ``answer_order`` is that of label sentence and explanation in the answers
+    it trains.
     ``verify`` reloads the exports with transformers and PEFT (the [probes] extra)."""
 
     run_dir: Path
     seed: Seed = 0
+    tasks: dict[str, dict[str, Any]] = {}  # before the sections that name tasks: it makes them known
     data: DataSection
     tokenizer: TokenizerSection = TokenizerSection()
     model: ModelSection
@@ -302,6 +305,26 @@ class Recipe(_Strict):
     verify: bool = True
     generate: GenerateSection = GenerateSection()
     probe: ProbeSection = ProbeSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_of_the_data(cls, raw: Any) -> Any:
+        data = raw.get("data") if isinstance(raw, dict) else None
+        root = data.get("root") if isinstance(data, dict) else None
+        if isinstance(root, str | Path) and not raw.get("tasks") and (Path(root) / TASKS_FILE).is_file():
+            return {**raw, "tasks": str(root)}
+        return raw
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _make_tasks_known(cls, given: Any) -> Any:
+        try:
+            named = isinstance(given, str | Path)
+            found = read_tasks(given) if named else () if not given else tasks_of(given, "tasks")
+            add_tasks(found, str(given) if named else "")
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return {task.name: task_record(task) for task in found}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

@@ -10,7 +10,7 @@ from mentalglm_jax.text import tasks
 SOS = [("high", "今天我把东西都交代好了"), ("low", "面条不错，我还想再吃"), ("low", '他说"好"，我就去了')]
 
 
-CD_HEADER = [label.zh for label in tasks.TASKS["cognitive_distortion"].labels]
+CD_HEADER = [label.name("zh") for label in tasks.TASKS["cognitive_distortion"].labels]
 
 
 def table(rows, delimiter, encoding="utf-8"):

@@ -72,7 +72,7 @@ class Candidate:
         """Names and sentences of the task's labels, and names with the words that follow them in the sentence ("high
         suicide risk"): the explainer's vocabulary, also in quotation marks."""
         task, language = tasks.get_task(self.record.task), self.record.language
-        tail = task.templates[language].partition("{}")[2].rstrip("。.")
+        tail = task.templates.get(language, "").partition("{}")[2].rstrip("。.")
         names = [label.name(language) for label in task.labels]
         return (*names, *(name + tail for name in names if tail), *task.candidates(language).values())
 
@@ -189,7 +189,7 @@ def consistency(candidates: Sequence[Candidate], seed: int) -> Consistency:
     masked = [_masked(candidate) for candidate in candidates]
     if len(candidates) < 2 * FOLDS or len({key for gold in golds for key in gold}) < 2:
         return Consistency(len(candidates), None, None, (None,) * len(candidates))
-    single = tasks.get_task(candidates[0].record.task).kind == "single"
+    single = tasks.get_task(candidates[0].record.task).arity == "single"
     score, _ = _cross_validated(plain, golds, single, seed)
     score_masked, agrees = _cross_validated(masked, golds, single, seed)
     return Consistency(len(candidates), score, score_masked, agrees)

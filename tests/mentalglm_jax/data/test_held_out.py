@@ -19,7 +19,7 @@ from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.text import tasks
 
 CHARACTERS = "".join(chr(code) for code in range(0x4E00, 0x4F00))
-CD = [label.zh for label in tasks.TASKS["cognitive_distortion"].labels]
+CD = [label.name("zh") for label in tasks.TASKS["cognitive_distortion"].labels]
 ASKED = {"risk": "这个帖子的自杀风险是高还是低？", "cd": "这个帖子体现了什么认知歪曲？"}
 SAID = {"risk": "该帖子体现了低自杀风险。推理：他还在笑", "cd": "该帖子体现了乱贴标签。推理：他说自己没用"}
 

@@ -24,7 +24,7 @@ AVERAGES = ("weighted_f1", "micro_f1", "macro_f1")
 
 def record(number, task, gold, *, post=None, language=None, **more) -> Record:
     """A record; ``gold`` is a key for single-label tasks, a list of keys for the others."""
-    kind, language = tasks.TASKS[task].kind, language or tasks.TASKS[task].languages[0]
+    kind, language = tasks.TASKS[task].arity, language or tasks.TASKS[task].languages[0]
     more |= {"label": gold} if kind == "single" else {"labels": tuple(gold)}
     question = more.pop("question", tasks.TASKS[task].question(language))
     return Record(f"{task}-{number}", task, language, post or f"post {number}", question, **more)
@@ -40,9 +40,9 @@ def random_rows(task: str, count: int, seed: int, failures: float = 0.1) -> list
     rng, keys = random.Random(seed), tasks.TASKS[task].keys
     rows = []
     for number in range(count):
-        gold = rng.sample(keys[:-1], 1 if tasks.TASKS[task].kind == "single" else rng.choice([1, 1, 2, 3]))
+        gold = rng.sample(keys[:-1], 1 if tasks.TASKS[task].arity == "single" else rng.choice([1, 1, 2, 3]))
         said = [key for key in gold if rng.random() < 0.6] or [rng.choice(keys)]
-        if len(gold) > 1 or tasks.TASKS[task].kind == "multi":
+        if len(gold) > 1 or tasks.TASKS[task].arity == "multi":
             said += [key for key in keys if key not in said and rng.random() < 0.08]
             ordered = [key for key in keys if key in said]
             label = None if rng.random() < failures else ordered
@@ -78,7 +78,7 @@ def by_definition(task: str, pairs) -> dict[str, float]:
         "macro_f1": sum(f1[key] for key in present) / len(present),
     }
     exact = sum(gold == said for gold, said in pairs) / len(pairs)
-    if tasks.TASKS[task].kind == "single":
+    if tasks.TASKS[task].arity == "single":
         return scores | {"micro_f1": exact, "accuracy": exact}
     samples = [2 * len(gold & said) / (len(gold) + len(said)) for gold, said in pairs]
     micro = 2 * pooled[0] / (2 * pooled[0] + pooled[1] + pooled[2])
@@ -170,10 +170,10 @@ def test_every_label_spelling_survives_the_way_to_the_score(task):
     for language in tasks.TASKS[task].languages:
         rows = []
         for number, key in enumerate(tasks.TASKS[task].keys):
-            item = record(number, task, key if tasks.TASKS[task].kind == "single" else [key], language=language)
+            item = record(number, task, key if tasks.TASKS[task].arity == "single" else [key], language=language)
             parsed = tasks.parse(task, language, item.answer())
             assert parsed.labels
-            rows.append(row(item, parsed.labels[0] if tasks.TASKS[task].kind == "single" else list(parsed.labels)))
+            rows.append(row(item, parsed.labels[0] if tasks.TASKS[task].arity == "single" else list(parsed.labels)))
         entry = evaluate(rows, draws=2)[task]
         assert entry["n"] == len(tasks.TASKS[task].keys)
         assert all(entry[name] == 1 for name in AVERAGES)

@@ -22,7 +22,7 @@ from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer, train_bpe
 
 def scored_row(number: int, task: str, gold, p: dict[str, float], language="zh", shift=-7.0) -> dict:
     """A row whose label probabilities are ``p`` (others share what is left); log-probabilities are shifted alike."""
-    kind, keys = tasks.TASKS[task].kind, tasks.TASKS[task].keys
+    kind, keys = tasks.TASKS[task].arity, tasks.TASKS[task].keys
     rest = max((1 - sum(p.values())) / max(1, len(keys) - len(p)), 1e-30)
     record = Record(f"r{number}", task, language, f"post {number}", tasks.TASKS[task].question(language),
                     label=gold if kind == "single" else None,
@@ -173,7 +173,7 @@ def test_explanation_and_label_are_tokenised_as_in_the_answer(tokenizer, size):
         for language in task.languages:
             labels = label_ids(chosen, task, language, "explanation_first")
             for reason in ("so 3 “x”。", "因为 7", "ends without a stop"):
-                before = explanation_ids(chosen, reason, language)
+                before = explanation_ids(chosen, task, reason, language)
                 for key, ids in labels.items():
                     said = tasks.answer(task, [key], reason, language, "explanation_first")
                     assert before + ids == chosen.encode("\n" + said)

@@ -28,7 +28,7 @@ NASTY = '<script>alert("x")</script> & {{ 7 * 7 }} `|`'
 
 def rows(task: str, count: int, explanation: str | None = "写道“帖子”。", language="zh") -> list[dict]:
     """Two answers of three are right, one of ten is unread."""
-    keys, kind = tasks.TASKS[task].keys, tasks.TASKS[task].kind
+    keys, kind = tasks.TASKS[task].keys, tasks.TASKS[task].arity
     found = []
     for number in range(count):
         gold, said = keys[number % len(keys)], keys[(number + (number % 3 == 0)) % len(keys)]

@@ -71,7 +71,7 @@ def test_the_default_limit_holds_the_longest_explanation_allowed(tokenizer, lang
     else:
         text = " ".join(itertools.islice((word for one in said for word in one.split()), Limits.en_words[1]))
     spoken = [task for task in tasks.TASKS.values() if language in task.languages]
-    answers = [tasks.answer(task, task.keys if task.kind == "multi" and len(task.keys) < 13 else task.keys[:1], text,
+    answers = [tasks.answer(task, task.keys if task.arity == "multi" and len(task.keys) < 13 else task.keys[:1], text,
                             language) for task in spoken]  # fmt: skip
     longest = max(len(tokenizer.encode("\n" + answer)) + 1 for answer in answers)
     assert longest <= MAX_NEW_TOKENS

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mentalglm_jax.data import chinese
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.text import tasks
 
@@ -20,7 +21,7 @@ EXPLANATIONS = st.lists(
 def answers(draw):
     task, language = draw(st.sampled_from(EVERY))
     keys = [label.key for label in task.labels]
-    most = 1 if task.kind == "single" else len(keys)
+    most = 1 if task.arity == "single" else len(keys)
     labels = draw(st.lists(st.sampled_from(keys), min_size=1, max_size=most, unique=True))
     explanation = draw(st.one_of(st.none(), EXPLANATIONS.filter(str.strip)))
     return task, language, labels, explanation, draw(st.sampled_from(["label_first", "explanation_first"]))
@@ -45,9 +46,9 @@ def test_parse_inverts_answer(case):
 def test_before_label_is_the_answer_up_to_its_colon(case):
     task, language, labels, explanation, order = case
     text = tasks.answer(task, labels, explanation, language, order)
-    assert tasks.explains_first(language, text) == (order == "explanation_first" and explanation is not None)
+    assert tasks.explains_first(task, language, text) == (order == "explanation_first" and explanation is not None)
     if explanation is not None:
-        head, colon = tasks.before_label(explanation, language)
+        head, colon = tasks.before_label(task, explanation, language)
         said = tasks.answer(task, labels, explanation, language, "explanation_first")
         assert head + colon + task.sentence(labels, language) == said and colon.strip() in (":", "：")
 
@@ -125,13 +126,13 @@ def test_prompt_is_imhis_and_leaves_the_post_alone():
 
 
 def test_pathway_spelling_goes_both_ways():
-    assert tasks.pathway_name("B3", "en") == "Belief##Mental_filter"
-    assert tasks.pathway_name("C2", "zh") == "情绪反应##行为效应"
+    assert chinese.pathway_name("B3", "en") == "Belief##Mental_filter"
+    assert chinese.pathway_name("C2", "zh") == "情绪反应##行为效应"
     for language in ("en", "zh"):
         for key in tasks.TASKS["cognitive_pathway"].keys:
-            assert tasks.pathway_key(tasks.pathway_name(key, language), language) == key
+            assert chinese.pathway_key(chinese.pathway_name(key, language), language) == key
     with pytest.raises(InputError, match="Consequence##Behavioral_effect"):
-        tasks.pathway_key("Belief##Behavioral_effect", "en")
+        chinese.pathway_key("Belief##Behavioral_effect", "en")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_pathway_spelling_goes_both_ways():
         (lambda: tasks.answer("suicide_risk", ["high"], " ", "en"), "explanation is empty"),
         (lambda: tasks.TASKS["imhi_dr"].question("zh"), "no language 'zh'"),
         (lambda: tasks.prompt("post", "question", "fr"), "unknown language 'fr'"),
-        (lambda: tasks.pathway_name("B11", "en"), "unknown label 'B11'"),
+        (lambda: chinese.pathway_name("B11", "en"), "unknown label 'B11'"),
     ],
 )
 def test_wrong_requests_name_what_is_wrong(call, message):

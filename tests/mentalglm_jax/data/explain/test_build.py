@@ -368,7 +368,7 @@ def test_every_task_has_a_wording_and_every_criterion_a_label(language):
     for task in tasks.TASKS.values():
         if language in task.languages:
             labels = task.keys[:1]
-            values = {"label": labels[0]} if task.kind == "single" else {"labels": labels}
+            values = {"label": labels[0]} if task.arity == "single" else {"labels": labels}
             chat = prompts.messages(Record("x", task.name, language, "p {x}", task.question(language), **values), [])
             assert "p {x}" in chat[1]["content"] and task.sentence(labels, language) in chat[1]["content"]
     for name in ("suicide_risk", "suicide_level", "cognitive_distortion", "cognitive_pathway"):
