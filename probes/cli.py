@@ -1,13 +1,13 @@
 """``probes``: every command is one library call.
 
 Results go to stdout (``--json``: one JSON object and nothing else), progress and reasons to stderr. Exit codes: 0 done,
-1 failed or interrupted, 2 bad usage or bad input. No post and no explanation is ever printed.
+1 failed or interrupted, 2 bad usage or bad input, 3 done but for rows that cannot be probed. No post and no explanation
+is ever printed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -15,7 +15,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -33,7 +34,13 @@ SAFETY = (
 )
 
 _LINE = 900  # characters of one line on stderr
+_ROWS_REFUSED = 3
 _INTERRUPTED = 130  # what typer returns, in place of raising, when a command was interrupted
+
+# Of the report's facts, those that the terminal tells as well.
+_TOLD = ("Labels given", "Mean |log-odds| of the label", "Label scores that are no plain contrast",
+         "Labels in other words", "Tokens at the ends not varied", "Posts cut into", "Rows left out",
+         "Swap pairs left out")  # fmt: skip
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -78,9 +85,10 @@ def run(
         return  # not the first of several processes
     if json_:
         _print_json({**summary, "report": str(out / "report.html")})
-        return
-    _print_summary(summary)
-    _say(f"report   {out / 'report.html'}")
+    else:
+        _print_summary(summary)
+        _say(f"report   {out / 'report.html'}")
+    _end_refused(summary["skipped_by_reason"], f"the others are in {out}; its manifest.json names each")
 
 
 @app.command()
@@ -146,17 +154,21 @@ def randomise(
         raise ProbeInputError(f"{in_}: no row has a label to attribute (label_text is null in all of them)")
     _silence_loaders()
     from probes.checks.randomise import study
-    from probes.citations.clauses import choose_cut
     from probes.probe import Probe
+    from probes.suite import lay_out
 
     # Not merged: an adapter that has become part of the weights can not be switched off.
     probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, merge=False, device=_place(device))
-    examples = [probe.encode(row) for row in rows]
-    cut = choose_cut([example.post for example in examples])
-    found = study(probe, [dataclasses.replace(example, cut=cut) for example in examples], seed=seed, draws=draws)
+    examples, skipped = lay_out(probe, rows)
+    found = study(probe, examples, seed=seed, draws=draws)
     if json_:
         _print_json(found)
-        return
+    else:
+        _print_study(found)
+    _end_refused(Counter(one["reason"] for one in skipped), skipped[0]["said"] if skipped else "")
+
+
+def _print_study(found: dict[str, Any]) -> None:
     from probes.report.overview import randomisation
 
     table = Table(title=f"{found['n']} posts, maps on clauses", title_justify="left", show_edge=False)
@@ -285,8 +297,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     from probes.report.overview import facts
 
     for title, value, note in facts(summary):
-        if title in ("Labels given", "Mean |log-odds| of the label", "Label scores that are no plain contrast",
-                     "Tokens at the ends not varied", "Posts cut into"):  # fmt: skip
+        if title in _TOLD:
             table.add_row(title[0].lower() + title[1:], value, "", note)
     quotes = f"of {summary['n_quotes']} quotes"
     table.add_row("quotes that are not in the post", percent(summary["fabricated_quote_rate"]), "", quotes)
@@ -357,6 +368,17 @@ def _print_json(value: dict[str, Any]) -> None:
     except (UnicodeEncodeError, LookupError):  # another locale, or half a surrogate pair
         text = json.dumps(value, allow_nan=False)
     sys.stdout.write(text + "\n")
+
+
+def _end_refused(skipped: Mapping[str, int], then: str) -> None:
+    """What could be done is done and saved; rows that could not make an exit code of their own. An answer without a
+    label is a result of the model, and makes none."""
+    from probes.results.store import in_words
+    from probes.suite import NO_LABEL
+
+    refused = {reason: count for reason, count in skipped.items() if reason != NO_LABEL}
+    if refused:
+        _fail(f"rows that cannot be probed: {in_words(refused)}; {then}", _ROWS_REFUSED)
 
 
 def _fail(reason: str, code: int) -> NoReturn:

@@ -141,7 +141,10 @@ def swap_pair(
     if first.label_text == second.label_text and first.ids[first.prompt_len :] == second.ids[second.prompt_len :]:
         maps = [a for a in other.attributions if a.target == "label"]
     else:
-        moved = counterpart(first, second)
+        try:
+            moved = counterpart(first, second)
+        except ProbeInputError:
+            return [LeftOut(str(first.pair), m, "a prompt ends inside a character") for m in methods]
         able = [m for m in methods if fillers or m not in NEED_FILLERS]
         depends: list[Any] = [SCHEMA_VERSION, probe.fingerprint, able, dataclasses.asdict(settings), list(fillers)]
         name = cache.name([*depends, moved.to_dict()], kind="swap-")

@@ -18,6 +18,7 @@ import numpy as np
 
 from probes.errors import ProbeError, ProbeInputError
 from probes.notebook import Shown
+from probes.wording import reworded
 
 Span = tuple[int, int]
 R = TypeVar("R", bound="_Record")
@@ -146,22 +147,35 @@ class Example(_Record):
 
     @property
     def rivals(self) -> tuple[str, ...]:
-        """The other candidates' sentences, each once: not the one of ``label``, nor one with the words of the label."""
-        own = comparable(self.label_text)
-        others = (text for key, text in self.candidates.items() if key != self.label and comparable(text) != own)
-        return tuple(dict.fromkeys(others))
+        """What the label's sentence is compared with, each once: the other candidates, in the words of the answer
+        (``probes.wording``) where those are not its candidate's."""
+        return self._compared[1]
 
     @property
     def contrast(self) -> str:
         """What the label's score is.
 
         * ``log-odds``: against the other candidates.
+        * ``reworded``: the same, but the answer states its label in other words than its candidate, and the others are
+          compared in those words.
         * ``unlisted``: log-odds, but the generated sentence is none of the candidates (several labels, other words).
         * ``log p``: there is no other candidate. Not a contrast: it rises with everything that makes the answer likely.
         """
-        if not self.rivals:
-            return "log p"
-        return "log-odds" if comparable(self.label_text) in map(comparable, self.candidates.values()) else "unlisted"
+        return self._compared[0]
+
+    @functools.cached_property
+    def _compared(self) -> tuple[str, tuple[str, ...]]:
+        own = comparable(self.label_text)
+        others = [text for key, text in self.candidates.items() if key != self.label and comparable(text) != own]
+        if not others:
+            return "log p", ()
+        listed = own in map(comparable, self.candidates.values())
+        if self.label_text not in self.candidates.values() and self.label in self.candidates:
+            found = reworded(self.label_text, self.candidates[self.label], others)
+            if found is not None:
+                rivals = tuple(dict.fromkeys(text for text in found if comparable(text) != own))
+                return ("log-odds" if listed else "reworded"), rivals
+        return ("log-odds" if listed else "unlisted"), tuple(dict.fromkeys(others))
 
     def segment(self, name: str) -> Segment | None:
         """The first segment of that name, or None."""

@@ -10,6 +10,7 @@ import platform
 import random
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,7 +21,7 @@ from probes.checks.crosscheck import Evidence
 from probes.checks.swaps import LeftOut, Swap, pairs
 from probes.citations.clauses import choose_cut
 from probes.citations.normalise import is_cjk
-from probes.errors import ProbeError, ProbeInputError, ProbeWarning
+from probes.errors import ProbeError, ProbeInputError, ProbeWarning, RowRefused
 from probes.files import write_json
 from probes.foreign import plain
 from probes.post import Plan, probe_post, swap_pair
@@ -29,7 +30,7 @@ from probes.report.page import write_report
 from probes.results.cache import Cache, digest
 from probes.results.export import export
 from probes.results.lock import held, refuse_held
-from probes.results.store import SCHEMA_VERSION, PostResult, Run, Suite, read_manifest_file, short_name
+from probes.results.store import SCHEMA_VERSION, PostResult, Run, Suite, in_words, read_manifest_file, short_name
 from probes.results.summary import summarise
 from probes.saliency.settings import NEED_FILLERS
 
@@ -48,6 +49,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "standard": (("ig", "erase", "erase_resample", "gradnorm"), {}),
     "full": (_FULL, {"tolerance": 0.01, "max_steps": 1024, "max_units": 60}),
 }
+NO_LABEL = "no label was parsed from the output"
 _RANDOMISED = 8  # posts of the full budget whose maps are made again with the weights drawn anew
 _FILLERS = 64  # clauses of other posts per post, drawn once per run
 
@@ -70,6 +72,8 @@ def run_suite(
     on where it was interrupted, nor on how many processes share the work (``accelerate launch -m probes run ...``: each
     makes its share of the posts, the first gathers them from the cache and writes the run).
 
+    Rows that cannot be probed are left out: a line says so before the first post, ``skipped_by_reason`` counts them.
+
     Args:
         rows: rows of generations.jsonl (``probes.models.encode.read_generations``).
         out: directory; made if needed.
@@ -83,8 +87,8 @@ def run_suite(
         (``probes.results.store.Suite``); empty in processes other than the first.
 
     Raises:
-        ProbeInputError: unknown budget, a row that can not be laid out, no row with a label, or ``redact`` into the
-            directory of an unredacted run.
+        ProbeInputError: unknown budget, rows of another format or model, no row that can be probed, or ``redact`` into
+            the directory of an unredacted run.
         ProbeError: a file can not be written.
     """
     from probes.saliency.attribute import Settings
@@ -93,27 +97,52 @@ def run_suite(
     prepare(out, budget, limit, redact)
     rank, world = _rank()
     settings = Settings(seed=seed, **BUDGETS[budget][1])
-    # Every row is laid out before the first is attributed: a bad row must not surface after an hour.
     rows = list(rows)[:limit]
-    examples = [probe.encode(dict(row)) for row in rows]
-    skipped = [{"id": e.id, "reason": "no label was parsed from the output"} for e in examples if not e.label_text]
-    examples = [e for e in examples if e.label_text]
-    cut = choose_cut([e.post for e in examples])
-    examples = [dataclasses.replace(e, cut=cut) for e in examples]
-    if not examples:
-        raise ProbeInputError(
-            f"none of the {len(rows)} rows has a label to attribute (label_text is null in all of them)"
-        )
-    pairs(examples)  # refuses what is no pair, before anything is computed
+    examples, skipped = lay_out(probe, rows)
+    if skipped and rank == 0:
+        said = f"{len(skipped)} of {len(rows)} rows left out: {in_words(Counter(one['reason'] for one in skipped))}"
+        warnings.warn(said, ProbeWarning, stacklevel=2)
     plan = _plan(examples, budget, seed)
+    if redact:  # what is wrong with a row may quote it
+        skipped = [{"id": one["id"], "reason": one["reason"]} for one in skipped]
     manifest = _manifest(probe, budget, plan.methods, settings, redact, limit, len(rows), skipped)
-    manifest |= {"cut": cut, "border_tokens": sum(len(e.border) for e in examples)}
+    manifest |= {"cut": examples[0].cut, "border_tokens": sum(len(e.border) for e in examples)}
     manifest["cut_off"] = sum(row.get("finish") == "length" for row in rows)  # by the token limit, as the file says
     with contextlib.ExitStack() as stack:
         if rank == 0:  # the processes of one launch share the directory; their first holds it
             stack.enter_context(held(out))
             write_json(out / "manifest.json", manifest | {"status": "running"})
         return _carry_out(probe, examples, plan, settings, manifest, out, (rank, world), progress, n_boot)
+
+
+def lay_out(probe: Probe, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Example], list[dict[str, str]]]:
+    """Every row, laid out before the first is attributed: a bad row must not surface after an hour, nor stop the rest.
+
+    Returns:
+        the rows that can be probed, cut alike; and of each of the others its ``id``, the ``reason`` in words that rows
+        share, and ``said``, what is wrong with this one.
+    Raises:
+        ProbeInputError: rows of another format or model, or none that can be probed.
+    """
+    examples: list[Example] = []
+    skipped: list[dict[str, str]] = []
+    for row in rows:
+        try:
+            example = probe.encode(dict(row))
+            if not example.label_text:
+                raise RowRefused(example.id, "label_text is null or empty", NO_LABEL)
+            if example.post_tok[1] >= example.prompt_len:
+                said = "the post ends the prompt, so hiding its last token cannot erase it; put text after the post"
+                raise RowRefused(example.id, said, "the post ends the prompt")
+            examples.append(example)
+        except RowRefused as error:
+            skipped.append({"id": str(row.get("id")), "reason": error.reason, "said": str(error)})
+    if not examples:
+        first = next((one["said"] for one in skipped if one["reason"] != NO_LABEL), "")
+        why = f"{in_words(Counter(one['reason'] for one in skipped))}{f' ({first})' if first else ''}"
+        raise ProbeInputError(f"none of the {len(rows)} rows can be probed: {why}")
+    cut = choose_cut([e.post for e in examples])
+    return [dataclasses.replace(e, cut=cut) for e in examples], skipped
 
 
 def _carry_out(
@@ -160,13 +189,16 @@ def _carry_out(
         progress(len(examples), len(examples))
     evidence = [result.evidence(n_boot=n_boot, seed=seed) for result in results]
     swaps: list[Swap | LeftOut] = []
-    for a, b in pairs(examples):
+    found, no_pair = pairs(examples)
+    for a, b in found:
         swaps += swap_pair(
             probe, (examples[a], examples[b]), plan.fillers[b], (results[a], results[b]), settings, cache
         )
     study = _randomisation(probe, examples[:_RANDOMISED], cache, seed) if plan.deep else None
     summary = summarise(results, evidence, n_boot=n_boot, seed=seed, swaps=swaps) | {
         "skipped": len(manifest["skipped"]),
+        "skipped_by_reason": dict(Counter(one["reason"] for one in manifest["skipped"])),
+        "no_pair": no_pair,
         "cut_off": manifest["cut_off"],
         "randomisation": study,
     }

@@ -323,7 +323,7 @@ def _probes(*arguments: str | Path) -> dict[str, Any]:
     except KeyboardInterrupt:
         process.wait()
         raise
-    if process.returncode != 0:
+    if process.returncode not in (0, 3):  # 3: done, but for rows that cannot be probed; it says which on stderr
         raise RunError(f"`probes {arguments[0]}` stopped with exit code {process.returncode}; its reason stands above. "
                        "It needs the [probes] extra (PyTorch): pip install 'mentalglm-jax[probes]'")  # fmt: skip
     return json.loads(output)

@@ -29,7 +29,7 @@ from probes import stats
 from probes.checks.agreement import f1_at_k, iou_f1, kendall_w, mean_pairwise, pearson, rotated, spearman, top_overlap
 from probes.checks.offset import offsets
 from probes.checks.verdict import FAMILIES, LabelMap, decide, gate, p_notes
-from probes.citations.align import coverage, fabricated_quotes, merge_spans
+from probes.citations.align import coverage, fabricated_quotes, merge_spans, turned_quotes
 from probes.errors import ProbeInputError
 from probes.records import Attribution, Check, Citation, Example, Report, Span
 
@@ -202,6 +202,8 @@ def examine(
     notes += _missing_text(checks)
     if fabricated:
         notes.append(f"{fabricated} of {quotes} quotes are not in the post")
+    if against := turned_quotes(citations):
+        notes.append(f"{against} of {quotes} quotes leave out or put in a negation")
     open_maps = {method: m for method, m in maps.items() if not m.blocked}
     return Evidence(
         report=Report(example_id, tuple(checks), verdict, tuple(notes + p_notes(checks))),

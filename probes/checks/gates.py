@@ -4,14 +4,18 @@ Each map is judged by an eraser of another kind than made it, so that no method 
 resampling by attention erasure, maps made by attention erasure by the pad token. All in nats of the label's log-odds.
 
 * ``faithfulness_corr`` (Bhatt et al. 2020): Pearson r, over random subsets of clauses, of the saliency erased with the
-  score lost, both without what the number of erased clauses alone explains (partial correlation: any positive map adds
-  up to more where more is erased). The gate: below 0.3, or not above 95 % of its null, a map may not speak.
+  score lost, both without what the number of erased clauses explains (any positive map adds up to more where more is
+  erased), and the score without what the number of erased tokens explains: a weak model answers any shorter post
+  otherwise, and a map that knows lengths only would pass (V10). The map keeps its part of length, which counts
+  against it. The gate: below 0.3, or not above 95 % of its null, a map may not speak.
 * ``infidelity`` (Yeh et al. 2019), scaled: mean squared error of the best multiple of the saliency erased as a
   prediction of the score lost, as a share of the mean square of the loss; 0 is perfect, 1 no better than silence.
 * ``comprehensiveness``, ``aopc_sufficiency`` (DeYoung et al. 2020): the score lost when the top clauses are erased, and
   changed when only they stay, mean over 1, 5, 10, 20 and 50 % of the clauses.
 * ``soft_comprehensiveness``, ``soft_sufficiency`` (Zhao & Aletras 2023): each embedding dimension of a token is zeroed
-  with a probability that is its saliency (or one minus it), scaled to [0, 1].
+  (or kept) with a probability that goes with its saliency. As published, scaled to a largest of 1, a map is judged by
+  how much it erases: a flat one erases all and wins. Here every map erases (or keeps) ``SOFT_SHARE`` of the post in
+  expectation, and only where is its own.
 * ``max_sensitivity``: largest relative change of the map when punctuation is replaced by other punctuation.
 
 The null of the first three is the same map rotated over the clauses of the post, as everywhere here. Its values in
@@ -31,6 +35,7 @@ import torch
 from probes import stats
 from probes.checks.agreement import cosine, pearson
 from probes.checks.crosscheck import post_units, unit_sums
+from probes.errors import RowRefused
 from probes.models.encode import decode_bytes
 from probes.models.probed import Probed
 from probes.models.score import Forward
@@ -42,6 +47,7 @@ from probes.saliency.settings import METHODS, Settings
 MIN_FAITHFULNESS = 0.3
 MIN_RANK = 0.95
 BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
+SOFT_SHARE = 0.2
 _SUBSETS, _ROTATIONS, _SOFT_DRAWS = 64, 20, 4
 _SWAPS: dict[int, str] = str.maketrans({"，": "、", "。": "；", "！": "。", ",": ";", ".": "!", "!": "."})
 
@@ -80,14 +86,15 @@ def _faithfulness(method: str, values: np.ndarray, table: MaskTable, seed: int) 
     gone = 1 - masks.numpy()
     erased = gone @ values
     size = np.stack([np.ones(len(gone)), gone.sum(1)], 1)
-    beyond = lost - size @ np.linalg.lstsq(size, lost, rcond=None)[0]
+    tokens = gone @ np.bincount(table.owner.numpy(), minlength=table.count)
+    beyond = _without(np.column_stack([size, tokens]), lost)
+    if np.ptp(beyond) <= 1e-9 * np.ptp(lost):  # length says it all
+        beyond = np.zeros(len(lost))
 
     def partial(some: np.ndarray) -> float:
         sums = gone @ some
-        rest = sums - size @ np.linalg.lstsq(size, sums, rcond=None)[0]
-        return (
-            pearson(rest, beyond) if np.ptp(rest) > 1e-9 * np.ptp(sums) else math.nan
-        )  # a constant map orders nothing
+        rest = _without(size, sums)
+        return pearson(rest, beyond) if np.ptp(rest) > 1e-9 * np.ptp(sums) else math.nan  # a constant orders nothing
 
     value = partial(values)
     draws = np.array([partial(moved) for moved in rotations(values, len(values))])
@@ -100,6 +107,11 @@ def _faithfulness(method: str, values: np.ndarray, table: MaskTable, seed: int) 
         _made("faithfulness_corr", method, value, draws, "ok" if passed else "failed_gate"),
         _made("infidelity", method, miss, np.empty(0)),
     ]
+
+
+def _without(what: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """``values [n]`` less their least-squares fit by the columns of ``what [n, m]``."""
+    return values - what @ np.linalg.lstsq(what, values, rcond=None)[0]
 
 
 def _lost(table: MaskTable, masks: torch.Tensor) -> np.ndarray:
@@ -129,13 +141,32 @@ def _aopc(method: str, values: np.ndarray, table: MaskTable) -> list[Check]:
     ]
 
 
+def at_equal_share(values: np.ndarray, share: float) -> np.ndarray:
+    """Probabilities ``[n]`` with mean ``share``, proportional to the positive values up to 1; what these cannot take is
+    spread evenly over the rest."""
+    size = np.maximum(values, 0.0)
+    wanted, order = share * len(size), np.argsort(-size, kind="stable")
+    left = np.append(np.cumsum(size[order][::-1])[::-1], 0.0)  # sum of the values from each place on
+    for full in range(len(size)):
+        if left[full] <= 0:  # all positive ones are certain, or there is none
+            found = np.full(len(size), max(0.0, wanted - full) / (len(size) - full))
+            found[order[:full]] = 1.0
+            return found
+        scale = (wanted - full) / left[full]
+        if scale * size[order[full]] <= 1:
+            found = scale * size
+            found[order[:full]] = 1.0
+            return found
+    return np.ones(len(size))
+
+
 def _soft(method: str, example: Example, forward: Forward, char_values: np.ndarray, seed: int) -> list[Check]:
     """Soft normalised erasure, not divided by the whole effect: in nats, so that posts without an effect do no harm."""
     first, last = example.post_tok
     starts = np.array([span[0] for span in example.byte_spans[first:last]])
     chars = np.searchsorted(np.array(example.char_bytes), starts, side="right") - 1 - example.post_char[0]
-    weight = np.maximum(char_values[np.clip(chars, 0, len(char_values) - 1)], 0.0)
-    weight = torch.as_tensor(weight / max(weight.max(), 1e-300), dtype=torch.float32, device=forward.post.device)
+    shares = at_equal_share(char_values[np.clip(chars, 0, len(char_values) - 1)], SOFT_SHARE)
+    weight = torch.as_tensor(shares, dtype=torch.float32, device=forward.post.device)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(_SOFT_DRAWS, *forward.post.shape, generator=generator).to(forward.post)
     rows = torch.cat(
@@ -188,18 +219,20 @@ def _with_post(probe: Probed, example: Example, post: str) -> Example | None:
     if encode(prompt) != list(example.ids[: example.prompt_len]):
         return None
     said = example.segment("explanation")
-    edited = probe.encode(
-        {
-            "id": example.id,
-            "post": post,
-            "prompt_ids": encode(prompt[:a] + post + prompt[b:]),
-            "output_ids": list(example.ids[example.prompt_len :]),
-            "label_text": example.label_text,
-            "parsed_label": example.label,
-            "parsed_explanation": example.explanation if said is not None else None,
-            "candidates": example.candidates,
-        }
-    )
+    row = {
+        "id": example.id,
+        "post": post,
+        "prompt_ids": encode(prompt[:a] + post + prompt[b:]),
+        "output_ids": list(example.ids[example.prompt_len :]),
+        "label_text": example.label_text,
+        "parsed_label": example.label,
+        "parsed_explanation": example.explanation if said is not None else None,
+        "candidates": example.candidates,
+    }
+    try:
+        edited = probe.encode(row)
+    except RowRefused:  # say too long, where other punctuation is more tokens
+        return None
     return dataclasses.replace(edited, cut=example.cut)
 
 

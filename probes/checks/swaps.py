@@ -82,27 +82,33 @@ class LeftOut:
     why: str
 
 
-def pairs(examples: Sequence[Example]) -> list[tuple[int, int]]:
-    """Indices of the rows of each ``pair`` id, in order.
+def pairs(examples: Sequence[Example]) -> tuple[list[tuple[int, int]], dict[str, int]]:
+    """Indices of the rows of each ``pair`` id, in order, and why other ids are no pair: reason -> ids.
 
-    Raises:
-        ProbeInputError: an id with one row, or with more than two, or whose rows ask different questions.
+    The other half of a pair may be beyond a limit, or have no label; its posts are probed like any other.
     """
     groups: dict[str, list[int]] = {}
     for at, example in enumerate(examples):
         if example.pair is not None:
             groups.setdefault(example.pair, []).append(at)
-    for name, found in groups.items():
-        if len(found) != 2:
-            raise ProbeInputError(
-                f"pair {name!r}: {len(found)} rows with a label; a swap pair is two that differ in a phrase"
-            )
-        a, b = (examples[at] for at in found)
-        if a.post == b.post:
-            raise ProbeInputError(f"pair {name!r}: rows {a.id!r} and {b.id!r} have the same post")
-        if (a.task, a.candidates) != (b.task, b.candidates):
-            raise ProbeInputError(f"pair {name!r}: rows {a.id!r} and {b.id!r} differ in task or candidates")
-    return [(a, b) for a, b in groups.values()]
+    found, others = [], Counter[str]()
+    for rows in groups.values():
+        if why := _no_pair([examples[at] for at in rows]):
+            others[why] += 1
+        else:
+            found.append((rows[0], rows[1]))
+    return found, dict(others)
+
+
+def _no_pair(rows: Sequence[Example]) -> str | None:
+    if len(rows) == 1:
+        return "one row only"
+    if len(rows) > 2:
+        return "more than two rows"
+    a, b = rows
+    if a.post == b.post:
+        return "one post twice"
+    return None if (a.task, a.candidates) == (b.task, b.candidates) else "two tasks, or two sets of candidates"
 
 
 def phrase(first: str, second: str) -> tuple[Span, Span]:

@@ -3,7 +3,8 @@
 The explanation is free text. It grounds itself in the post in three ways, tried in this order:
 
 * ``quote``: text between quotation marks. A quote that is nowhere in the post is a finding, not a failure: it is
-  returned with ``post_char=()`` and counts as fabricated.
+  returned with ``post_char=()`` and counts as fabricated. So is one that the post negates (``claims.turned``), with
+  the score it was found by. Titles and terms (``claims.term``) that are not in the post are no quotes.
 * ``cue``: what follows "mentions", "such as", "提到", "例如" up to the end of the clause.
 * ``lcs``: a maximal common substring of at least 4 CJK characters or 2 words that is not made of function words.
 
@@ -22,6 +23,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from probes.citations.claims import term, turned
 from probes.citations.index import Index
 from probes.citations.normalise import Normalised, cuts_word, is_cjk, is_letter, normalise
 from probes.records import Citation, Example, Span
@@ -33,6 +35,7 @@ MIN_WORDS = 2
 _MAX_CELLS = 30_000_000
 _ALL_CELLS = 100_000_000
 _MAX_REPEATS = 8
+_MAX_TURNED = 20  # places of one quote whose polarity is looked at
 _MAX_PLACES = 1000  # where one phrase is marked in a post; a post that repeats it more often is noise
 _ALL_LETTERS = 50_000_000  # of all common runs that are looked at in one explanation
 _LOOK = 200  # characters of a common run that are searched for content words
@@ -159,6 +162,7 @@ class _Post:
         self.normalised = normalise(post)
         self.index = Index(self.normalised.text)
         self.cells = _ALL_CELLS
+        self.straight: dict[str, list[Span]] = {}  # quote -> its places without those that say the contrary
         self._known: dict[str, list[Span]] = {}
         self._found: dict[str, tuple[float, list[Span]]] = {}
 
@@ -253,14 +257,27 @@ def _extend(post: Normalised, a: int, b: int, head: int, tail: int) -> Span:
 
 
 def _find_quote(inside: str, post: _Post) -> tuple[float, list[Span]]:
-    """As ``find``; a quote with an ellipsis that is not in the post whole is found when every piece of it is."""
+    """As ``find``, without places that say the contrary; a quote with an ellipsis that is not in the post whole is
+    found when every piece of it is."""
     query = normalise(inside).text
-    pieces = [piece for part in _ELLIPSIS.split(inside) if (piece := normalise(part).text)]
+    pieces = [part for part in _ELLIPSIS.split(inside) if normalise(part).text]
     if len(pieces) > 1 and not post.occurrences(query):
-        found = [post.find(piece) for piece in dict.fromkeys(pieces)]
-        if all(hits for _, hits in found):
-            return min(score for score, _ in found), [span for _, hits in found for span in hits]
-    return post.find(query)
+        found = [(post.find(normalise(piece).text), piece) for piece in dict.fromkeys(pieces)]
+        if all(hits for (_, hits), _ in found):
+            score = min(score for (score, _), _ in found)
+            kept = [_straight(piece, hits, post) for (_, hits), piece in found]
+            return score, [span for hits in kept for span in hits] if all(kept) else []
+    score, hits = post.find(query)
+    return score, _straight(inside, hits, post)
+
+
+def _straight(quote: str, hits: list[Span], post: _Post) -> list[Span]:
+    """Those of the places whose polarity the quote keeps; the same list where all of them are."""
+    if quote not in post.straight:
+        whole, looked = post.normalised, hits[:_MAX_TURNED]
+        kept = [hit for hit in looked if not turned(quote, whole.source, whole.to_source(*hit))]
+        post.straight[quote] = hits if len(kept) == len(looked) else kept
+    return post.straight[quote]
 
 
 def merge_spans(spans: Iterable[Span]) -> tuple[Span, ...]:
@@ -390,7 +407,7 @@ def align(explanation: Example | str, post: str | None = None) -> list[Citation]
         if not query:
             continue
         score, hits = _find_quote(explanation[a:b], where)
-        if hits or query not in elsewhere:
+        if hits or not (query in elsewhere or (score < FUZZY_ACCEPT and term(explanation, (a, b)))):
             add((a, b), hits, "quote", round(score, 4))
     for verb in _CUE_VERBS.finditer(explanation):
         stop = _CLAUSE_END.search(explanation, verb.end(), verb.end() + _MAX_CUE_CHARS)
@@ -418,6 +435,11 @@ def fabricated_quotes(citations: Iterable[Citation]) -> tuple[int, int]:
     """(quotes that are nowhere in the post, all quotes)."""
     quotes = [citation for citation in citations if citation.kind == "quote"]
     return sum(not citation.post_char for citation in quotes), len(quotes)
+
+
+def turned_quotes(citations: Iterable[Citation]) -> int:
+    """Quotes that are in the post but for a negation."""
+    return sum(c.kind == "quote" and not c.post_char and c.score >= FUZZY_ACCEPT for c in citations)
 
 
 def coverage(citations: Iterable[Citation], length: int) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from probes.errors import ProbeInputError
+from probes.errors import ProbeInputError, RowRefused
 from probes.foreign import foreign_code, parse_json, plain, read_bytes
 from probes.models.tokenizer import normalisers
 from probes.records import Example, Segment, Span, comparable
@@ -64,7 +64,7 @@ def read_generations(path: str | Path) -> list[dict[str, Any]]:
         row = parse_json(line, where)
         if not isinstance(row, dict):
             raise ProbeInputError(f"{where}: a JSON {type(row).__name__}, not an object")
-        problem = _row_problem(row)
+        problem = _format_problem(row)
         if problem:
             raise ProbeInputError(f"{where}: {problem}")
         if str(row["id"]) in seen:
@@ -78,7 +78,8 @@ def read_generations(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _row_problem(row: dict[str, Any]) -> str | None:
+def _format_problem(row: dict[str, Any]) -> str | None:
+    """Why a row is not of this format at all: then the file is another kind of file."""
     for key, kind in _REQUIRED.items():
         if key not in row:
             return f"key {key!r} is missing"
@@ -88,27 +89,33 @@ def _row_problem(row: dict[str, Any]) -> str | None:
         if row.get(key) is not None and not isinstance(row[key], kind):
             return f"key {key!r} has type {type(row[key]).__name__}"
     for key in ("prompt_ids", "output_ids"):
-        if not row[key]:
-            return f"key {key!r} is empty"
         if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in row[key]):
             return f"key {key!r} must hold non-negative integers only"
-        if max(row[key]) > _MAX_ID:
+        if max(row[key], default=0) > _MAX_ID:
             return f"key {key!r} holds {plain(max(row[key]), 40)}, which no vocabulary has"
-    if not row["post"].strip():
-        return "the post is empty"
     for key in ("cues", "decoys", "rationales"):
         for span in row.get(key) or ():
-            good = isinstance(span, list) and len(span) == 2 and all(type(at) is int for at in span)
-            if not good or not 0 <= span[0] < span[1] <= len(row["post"]):
-                return (
-                    f"key {key!r}: {plain(span, 60)} is not a [start, end) inside the post of {len(row['post'])} "
-                    "characters"
-                )
+            if not (isinstance(span, list) and len(span) == 2 and all(type(at) is int for at in span)):
+                return f"key {key!r}: {plain(span, 60)} is not a [start, end)"
     if not all(isinstance(text, str) and text for text in (row.get("candidates") or {}).values()):
         return "key 'candidates' must map each label to its sentence"
     if isinstance(row.get("parsed_label"), list) and not all(isinstance(one, str) for one in row["parsed_label"]):
         return "key 'parsed_label' must hold labels only"
     return None
+
+
+def _refuse_content(row: dict[str, Any], row_id: str) -> None:
+    """Refuses a row of the right format with which nothing can be done."""
+    for key, reason in (("prompt_ids", "no prompt"), ("output_ids", "no answer")):
+        if not row[key]:
+            raise RowRefused(row_id, f"key {key!r} is empty", reason)
+    if not row["post"].strip():
+        raise RowRefused(row_id, "the post is empty", "the post is empty")
+    for key in ("cues", "decoys", "rationales"):
+        for a, b in row.get(key) or ():
+            if not 0 <= a < b <= len(row["post"]):
+                said = f"key {key!r}: [{a}, {b}] is not inside the post of {len(row['post'])} characters"
+                raise RowRefused(row_id, said, f"{key} outside the post")
 
 
 def _byte_decoder() -> dict[str, int]:
@@ -234,12 +241,14 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     between quotation marks, of these the last.
 
     Raises:
-        ProbeInputError: ``row 'id': reason``: a key is missing or has the wrong type, the post is not in the prompt.
+        RowRefused: ``row 'id': ...``: nothing can be done with this row, say because its post is not in its prompt.
+        ProbeInputError: a key is missing or has the wrong type, so that it is no row of such a file.
     """
     row_id = str(row.get("id"))
-    problem = _row_problem(row)
+    problem = _format_problem(row)
     if problem:
         raise ProbeInputError(f"row {row_id!r}: {problem}")
+    _refuse_content(row, row_id)
     _refuse_padding(row, row_id, token_bytes.tokenizer)
     ids = [*row["prompt_ids"], *row["output_ids"]]
     prompt_len = len(row["prompt_ids"])
@@ -272,9 +281,11 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
 
     segments = _segments(data, byte_spans, char_bytes, prompt_len, post_char, spans)
     if not any(segment.name == "post" for segment in segments):
-        raise ProbeInputError(
-            f"row {row_id!r}: no token lies wholly inside the post of {len(row['post'])} characters: each also holds "
-            "characters of the prompt around it, and cannot be taken away without them"
+        raise RowRefused(
+            row_id,
+            f"no token lies wholly inside the post of {len(row['post'])} characters: each also holds characters of the "
+            "prompt around it, and cannot be taken away without them",
+            "no token wholly inside the post",
         )
     label = row.get("parsed_label") or ""
     made = Example(
@@ -301,9 +312,10 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     own = comparable(label_text)
     stated = [key for key, said in made.candidates.items() if label_text and comparable(said) == own]
     if stated and made.label in made.candidates and made.label not in stated:
-        raise ProbeInputError(
-            f"row {row_id!r}: parsed_label is {made.label!r} but label_text is the sentence of {stated[0]!r}; write "
-            "both of one label"
+        raise RowRefused(
+            row_id,
+            f"parsed_label is {made.label!r} but label_text is the sentence of {stated[0]!r}; write both of one label",
+            "parsed_label and label_text are of two labels",
         )
     return made
 
@@ -316,7 +328,7 @@ def _answer(row: dict[str, Any], text: str, prompt_chars: int) -> int:
     an explanation may quote one.
 
     Raises:
-        ProbeInputError: the reasoning never ends, or the label stands in it only.
+        RowRefused: the reasoning never ends, or the label stands in it only.
     """
     output, tail = text[prompt_chars:], text[max(0, prompt_chars - _TAIL) : prompt_chars]
     closed = max((match.end() for match in _THOUGHT.finditer(tail)), default=0)
@@ -327,15 +339,18 @@ def _answer(row: dict[str, Any], text: str, prompt_chars: int) -> int:
         ends.append(output.index(reasoning) + len(reasoning))
     label = row.get("label_text") or ""
     if not ends and opened and label:
-        raise ProbeInputError(
-            f"row {str(row.get('id'))!r}: the reasoning ({opened.group()}) never ends, so there is no answer to "
-            "score; generate with a larger limit, or set label_text to null"
+        raise RowRefused(
+            str(row.get("id")),
+            f"the reasoning ({opened.group()}) never ends, so there is no answer to score; generate with a larger "
+            "limit, or set label_text to null",
+            "the reasoning never ends",
         )
     answer = max((end for end in ends if label in output[end:]), default=0)
     if label and label in output and ends and answer == 0 and (opened or reasoning):
-        raise ProbeInputError(
-            f"row {str(row.get('id'))!r}: label_text stands in the reasoning only, not in the answer after it; "
-            "parse the answer again"
+        raise RowRefused(
+            str(row.get("id")),
+            "label_text stands in the reasoning only, not in the answer after it; parse the answer again",
+            "label_text stands in the reasoning only",
         )
     return prompt_chars + answer
 
@@ -367,9 +382,10 @@ def _refuse_padding(row: dict[str, Any], row_id: str, tokenizer: Any) -> None:
     opens = ids[0] in (getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None))
     special = ids[0] == pad or ids[0] in (getattr(tokenizer, "all_special_ids", None) or ())
     if (special and count > 1) or (ids[0] == pad and not opens):
-        raise ProbeInputError(
-            f"row {row_id!r}: prompt_ids begin with {count} pad tokens (id {ids[0]}); leave them out: the model did "
-            "not see them"
+        raise RowRefused(
+            row_id,
+            f"prompt_ids begin with {count} pad tokens (id {ids[0]}); leave them out: the model did not see them",
+            "prompt_ids begin with pad tokens",
         )
 
 
@@ -381,15 +397,16 @@ def _find_post(row: dict[str, Any], prompt: str, row_id: str, token_bytes: Token
     post = row["post"]
     starts = list(_places(post, prompt))
     if not starts:
-        why = "was it cut or rewritten before generation?"
+        why, reason = "was it cut or rewritten before generation?", "the post is not in the prompt"
         if rules := token_bytes.rules():
             why = f"the tokenizer normalises what it reads ({rules}): give the post as its tokens read"
+            reason = "the tokenizer normalises the post"
         elif token_bytes.kind != "byte-level":
             why = (
                 f"was it cut or rewritten, or did the tokenizer ({token_bytes.kind}) lose spaces, case or unknown "
                 "characters? Give the post as its tokens read"
             )
-        raise ProbeInputError(f"row {row_id!r}: the post is not in the prompt as it stands; {why}")
+        raise RowRefused(row_id, f"the post is not in the prompt as it stands; {why}", reason)
     question = prompt.rfind(row["question"]) if row.get("question") else len(prompt)
     starts = [start for start in starts if start + len(post) <= question] or starts
     quoted = [start for start in starts if _QUOTES.issuperset(_around(prompt, start, len(post)))]
@@ -423,7 +440,7 @@ def _around(prompt: str, start: int, length: int) -> str:
 def _find(text: str, part: str, start: int, row_id: str, key: str) -> Span:
     at = text.find(part, start)
     if at < 0:
-        raise ProbeInputError(f"row {row_id!r}: {key} is not in the decoded output_ids")
+        raise RowRefused(row_id, f"{key} is not in the decoded output_ids", f"{key} is not in the output")
     return at, at + len(part)
 
 

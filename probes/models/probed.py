@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from probes.errors import ProbeInputError
+from probes.errors import ProbeInputError, RowRefused
 from probes.models.directory import locate
 from probes.models.encode import encode
 from probes.models.load import load_model
@@ -58,7 +58,12 @@ class Probed(LoadedModel):
         return cls(model.to(device), load_tokenizer(locate(model_dir)), name)
 
     def encode(self, row: dict[str, Any]) -> Example:
-        """Lays out one row of generations.jsonl (``probes.models.encode.encode``)."""
+        """Lays out one row of generations.jsonl (``probes.models.encode.encode``).
+
+        Raises:
+            RowRefused: nothing can be done with this row; it does not fit the model's context.
+            ProbeInputError: it is no such row, or of another model (ids that this one does not have).
+        """
         example = encode(row, self.token_bytes)
         vocab = self.model.get_input_embeddings().num_embeddings
         if max(example.ids) >= vocab:
@@ -67,5 +72,6 @@ class Probed(LoadedModel):
             )
         context = getattr(self.model.config, "max_position_embeddings", None)
         if isinstance(context, int) and len(example.ids) > context:
-            raise ProbeInputError(f"row {example.id!r}: {len(example.ids)} tokens but the model's context is {context}")
+            said = f"{len(example.ids)} tokens but the model's context is {context}"
+            raise RowRefused(example.id, said, "longer than the model's context")
         return example

@@ -17,7 +17,7 @@ import torch
 from probes.errors import ProbeError, ProbeInputError
 from probes.models.loaded import LoadedModel
 from probes.models.pack import Plan, attention_mask, log_norm, token_logprobs
-from probes.models.trial import try_model
+from probes.models.trial import stretches, try_model
 from probes.records import Example, Span
 
 # Tokens of one batch. On a CPU larger batches leave the cache and get slower; on a GPU 8192 tokens of a 9B model with a
@@ -32,7 +32,7 @@ class Forward:
     Attributes:
         scorer: the engine it runs on.
         targets: names, the columns of every result.
-        plans: the sequences of one row. columns: for each target its groups of log p; spans: its tokens, not the label.
+        plans: the sequences of one row. columns: for each target its groups of log p.
         tokens: length of one packed row.
         rows_run: sequences evaluated so far.
     """
@@ -43,7 +43,6 @@ class Forward:
         self.targets = tuple(targets)
         self.rows_run = 0
         self.label_retokenised = False
-        self.spans: dict[str, Span] = {}
         probe = scorer.probe
         first, last = example.post_tok
         self.plans, self.columns = self._lay_out(packed)
@@ -64,9 +63,8 @@ class Forward:
         for target in self.targets:
             if target == "label":
                 continue
-            self.spans[target] = target_tokens(example, target)
             columns.append((target, [len(spans)]))
-            spans.append(self.spans[target])
+            spans.append(target_tokens(example, target))
         if "label" in self.targets:
             start, label, others, self.label_retokenised = self.scorer.label_ids(example)
             branches = [(start, ids) for ids in (label, *others)]
@@ -259,7 +257,7 @@ class Scorer:
         Raises:
             ProbeInputError: the model cannot be probed, by name and reason.
         """
-        targets = [name for name in ("label", "explanation") if example.segment(name) is not None]
+        targets = ["label"] * (example.segment("label") is not None) + stretches(example)
         if len(example.ids) <= self._checked or not targets:
             return
         try:

@@ -8,6 +8,8 @@ what is hidden still matters, it is refused by name, before the first post.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,24 +17,29 @@ import torch
 
 from probes.errors import ProbeInputError
 from probes.models.pack import token_logprobs
+from probes.records import Example
 
 # ``probes.models.score`` calls this module, so its classes are told by name only: a scorer is its ``Scorer``, a forward
 # its ``Forward``.
 Scorer = Any
 Forward = Any
 
-# Nats of the log-odds that two ways to compute the same number may differ by. Half precision: what 8 bits of a logit
-# leave; fp32: ten times the rounding of a sentence of 50 tokens.
+# Nats that two ways to compute the same score may differ by: the log-odds of a label, and log p of every ``STRETCH``
+# tokens of an explanation, wherever they stand. Half of ``SMALLEST_CHANGE``, below which a change counts as none, in
+# half precision; in fp32 ten times the rounding of 50 tokens.
 BOUND = {torch.float64: 1e-3, torch.float32: 1e-3}
 HALF_BOUND = 0.05
-SENTENCE = 10  # tokens of a label sentence, which the bounds are for; an explanation is longer and rounds more
+# About a label's sentence or a cited phrase, which is scored alone. A bound for the whole explanation would forbid
+# rounding (which adds up over a long one), one for its mean would forgive a place that is wrong among many that are
+# right: what a window too short does.
+STRETCH = 10
 
 
 def try_model(scorer: Scorer, make: Callable[[bool], Forward]) -> bool:
     """Tries a model on one row.
 
     Args:
-        make: packed or not -> the score function of the row's label and explanation, as far as it has them.
+        make: packed or not -> the score function of the row's label and ``stretches``, as far as it has them.
     Returns:
         whether it may be scored packed.
     Raises:
@@ -66,6 +73,18 @@ def try_model(scorer: Scorer, make: Callable[[bool], Forward]) -> bool:
     return bool(((found - wanted).abs() <= bound).all())
 
 
+def stretches(example: Example) -> list[str]:
+    """The explanation as targets of about ``STRETCH`` tokens each; none without an explanation."""
+    segment = example.segment("explanation")
+    if segment is None:
+        return []
+    (begin, end), (first, last) = segment.char, segment.tok
+    starts = (example.byte_spans[at][0] for at in range(first + STRETCH, last, STRETCH))
+    cuts = sorted({begin, end, *(bisect.bisect_left(example.char_bytes, start) for start in starts)})
+    ends = [cut - begin for cut in cuts if begin <= cut <= end]
+    return [f"explanation[{a}:{b}]" for a, b in itertools.pairwise(ends)]
+
+
 def _plain(scorer: Scorer, forward: Forward) -> torch.Tensor:
     """Log p of every group, float32 ``[1, groups]``, from ids alone: no mask, no positions, one sequence at a time."""
     groups = []
@@ -78,17 +97,14 @@ def _plain(scorer: Scorer, forward: Forward) -> torch.Tensor:
 
 
 def _numbers(forward: Forward, groups: torch.Tensor) -> torch.Tensor:
-    """float32 ``[B, numbers]``: log-odds of each candidate against all others, and log p of the explanation per
-    ``SENTENCE`` tokens. In the log-odds of the generated label alone, one likely candidate would hide the errors of all
-    the others.
+    """float32 ``[B, numbers]``: log-odds of each candidate against all others, and log p of each stretch of the
+    explanation. In the log-odds of the generated label alone, one likely candidate would hide the errors of all the
+    others.
     """
     found = []
     for target, picked in forward.columns:
         chosen = groups[:, picked]
-        if target != "label":
-            a, b = forward.spans[target]
-            chosen = chosen / max(1.0, (b - a) / SENTENCE)
-        elif len(picked) > 1:
+        if target == "label" and len(picked) > 1:
             others = [chosen[:, [j for j in range(len(picked)) if j != i]].logsumexp(1) for i in range(len(picked))]
             chosen = chosen - torch.stack(others, 1)
         found.append(chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from probes.checks.crosscheck import Evidence
 from probes.checks.verdict import ALPHA, FAMILIES
 from probes.report import view
-from probes.results.store import PostResult
+from probes.results.store import PostResult, in_words
 from probes.results.summary import check_of
 
 HEADLINES = {
@@ -264,11 +265,12 @@ def funnel(
     manifest: Mapping[str, Any], summary: Mapping[str, Any], evidence: Sequence[Evidence]
 ) -> list[dict[str, Any]]:
     """How many posts are left at each step, and why the others are not: nothing drops out silently."""
-    skipped, n = len(manifest.get("skipped") or ()), summary["n"]
+    n = summary["n"]
     cited = n - summary["abstained"]
     compared = sum(bool(e.chance) for e in evidence)
     verdicts = sum(e.report.verdict != "inconclusive" for e in evidence)
-    steps = [("labelled", n, f"{skipped} without a parsed label" if skipped else "")]
+    lost = view.plain(in_words(Counter(one["reason"] for one in manifest.get("skipped") or ())))
+    steps = [("can be probed", n, lost)]
     steps.append(("cite the post", cited, f"{n - cited} cite nothing that is in the post" if n > cited else ""))
     made = {FAMILIES[m] for m in summary["mass_ratio"] if m in FAMILIES}
     if len(made) < 2:  # no map failed anything: there is nothing to compare with
@@ -322,17 +324,20 @@ def _task(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("Mean |log-odds| of the label", number(odds["mean_abs"]), f"nats; {odds['below_0.1']} below 0.1"),
     ]
     words = {"log p": "without another candidate: plain log p", "unlisted": "whose sentence is no candidate"}
-    odd = [f"{count} {words[kind]}" for kind, count in summary["contrast"].items() if kind in words]
+    odd = {words[kind]: count for kind, count in summary["contrast"].items() if kind in words}
     if odd:
-        found.append(
-            ("Label scores that are no plain contrast", str(n - summary["contrast"].get("log-odds", 0)), "; ".join(odd))
-        )
+        found.append(("Label scores that are no plain contrast", str(sum(odd.values())), in_words(odd)))
+    if other := summary["contrast"].get("reworded"):
+        found.append(("Labels in other words", str(other), "compared with the other candidates in the same words"))
     if border["tokens"]:
         note = f"shared with the prompt, in {_posts(border['posts'])}; {border['posts_with_letters']} hold letters"
         found.append(("Tokens at the ends not varied", str(border["tokens"]), note))
     cut = summary["cut"]
     if n:
         found.append(("Posts cut into", f"{cut['unit']}s", f"{cut['few']} with fewer than 4, which settle little"))
+    for title, key in (("Rows left out", "skipped_by_reason"), ("Swap pairs left out", "no_pair")):
+        if counts := summary.get(key):
+            found.append((title, str(sum(counts.values())), view.plain(in_words(counts))))
     beyond = summary.get("necessity_beyond")
     if beyond is not None:
         note = f"nats; 95%: {interval(summary['necessity_beyond_ci'], 'signed')}"

@@ -360,6 +360,7 @@ def not_varied(result: PostResult) -> list[str]:
 
 _CONTRAST = {
     "log p": "the label has no other candidate: its score is a plain log-probability, not a contrast",
+    "reworded": "the label stands in other words than its candidate's; the others are compared in the same words",
     "unlisted": "the label sentence is none of the candidates; its score is its log-odds against all of them",
 }
 

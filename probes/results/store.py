@@ -13,7 +13,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from probes.records import Attribution, Check, Citation, Example, Span
 from probes.results.cache import digest, entry
 
 # 2: maps of cited phrases; 3: draws of checks, authors, rationales; 4: nulls by clause, p_holm; 5: digests, border
-# tokens stay, offset of erasure, one cut for a data set, swap pairs
-SCHEMA_VERSION = 5
+# tokens stay, offset of erasure, one cut for a data set, swap pairs; 6: rows left out by reason, labels in other words,
+# gates and fillers at equal length, quotes that turn what they quote
+SCHEMA_VERSION = 6
 _REPAIRS = "the same `probes run` command repairs it"
 
 
@@ -220,6 +222,11 @@ class PostResult(Shown):
 def _stretches(mask: np.ndarray) -> tuple[Span, ...]:
     starts, ends = stats.runs(mask)
     return tuple((int(a), int(b)) for a, b in zip(starts, ends, strict=True))
+
+
+def in_words(reasons: Mapping[str, int]) -> str:
+    """What was left out, by reason, the most first: ``2 the post is empty; 1 ...``."""
+    return "; ".join(f"{count} {plain(reason)}" for reason, count in Counter(reasons).most_common())
 
 
 def short_name(model: str) -> str:

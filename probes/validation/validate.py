@@ -186,12 +186,23 @@ def power_curves(draws: int, seed: int = 0) -> list[Row]:
 
 def aligner(count: int, seed: int = 0) -> list[Row]:
     """V12: spans of quotes with up to 20 % of their characters changed, and quotes that are not there."""
-    from probes.validation.corrupt import false_alarms, span_f1
+    from probes.validation.corrupt import false_alarms, polarity, span_f1, terms
 
     rows = []
     for rate in (0.1, 0.2):
         for kind, value in span_f1(count, rate, seed).items():
             rows.append(row(f"V12.{kind}.{rate:.0%}", f"span F1, {kind}, at most {rate:.0%} edits", value, 0.95, ">="))
+    told = {
+        "kept": "quotes of a denied or affirmed clause that are found",
+        "left out": "quotes without the post's negation that are not found",
+        "put in": "quotes with a negation the post has not that are not found",
+    }
+    for kind, value in polarity(count // 4, seed).items():
+        rows.append(row(f"V12.negation.{kind}", told[kind], value, 0.95, ">="))
+    named = terms(count // 2, seed)
+    rows.append(row("V12.terms.named", "titles and terms between marks that count as quotes", named["named"], 0.05))
+    what = "invented quotes as short as those that count as quotes"
+    rows.append(row("V12.terms.invented", what, named["invented"], 0.95, ">="))
     return [*rows, row("V12.false", "quotes of another post said to be found", false_alarms(count // 2, seed), 0.01)]
 
 

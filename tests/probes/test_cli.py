@@ -76,6 +76,30 @@ def test_limit_and_budget_and_redact(tiny_model_dir, tiny_generations, tmp_path,
     assert {a.method for a in run.results[0].attributions} == {"erase", "gradnorm"}
 
 
+def test_rows_that_cannot_be_probed_have_an_exit_code_of_their_own(tiny_model_dir, tiny_generations, tmp_path, capsys):
+    rows = [json.loads(line) for line in tiny_generations.read_text("utf-8").splitlines()[:2]]
+    rows += [
+        rows[0] | {"id": "gone", "post": "said nowhere", "cues": None},
+        rows[1] | {"id": "none", "label_text": None},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    options = ("--in", file, "--device", "cpu", "--budget", "fast", "--out", tmp_path / "out")
+    code, out, err = call(capsys, "run", tiny_model_dir, *options, "--json")
+    found = json.loads(out)
+    assert code == 3 and found["n"] == 2 and found["skipped"] == 2
+    told = err.splitlines()
+    assert told[0].startswith("warning: 2 of 4 rows left out: 1 ") and "said nowhere" not in err
+    assert told[-1].startswith("probes: rows that cannot be probed: 1 the post is not in the prompt; the others are in")
+    code, out, _ = call(capsys, "run", tiny_model_dir, *options)
+    assert code == 3 and "rows left out" in out
+    file.write_text("".join(json.dumps(rows[at]) + "\n" for at in (0, 1, 3)), "utf-8")
+    code, _, err = call(capsys, "run", tiny_model_dir, *options)  # an answer without a label is a result
+    assert code == 0 and "1 of 3 rows left out" in err
+    code, out, err = call(capsys, "check", tmp_path / "out")
+    assert code == 0 and "rows left out" in out
+
+
 def test_check_alone_and_against(finished, capsys):
     code, out, _ = call(capsys, "check", finished, "--json")
     assert code == 0 and json.loads(out) == json.loads((finished / "summary.json").read_text("utf-8"))

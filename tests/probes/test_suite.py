@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probes.errors import ProbeError, ProbeInputError, ProbeWarning
+from probes.errors import ProbeError, ProbeInputError, ProbeWarning, RowRefused
 from probes.records import Check, Example, Segment
 from probes.report.page import write_report
 from probes.results.store import SCHEMA_VERSION, PostResult, read_manifest, read_run
@@ -34,15 +34,15 @@ FILES = {
 
 
 def example(result: PostResult, **changes: Any) -> Example:
-    post = result.post or ""  # a token per character, and one for the answer
+    post = result.post or ""  # a token per character, one without text that ends the prompt, one for the answer
     offsets = tuple(itertools.accumulate((len(char.encode("utf-8", "surrogatepass")) for char in post), initial=0))
     fields: dict[str, Any] = {
         "id": result.id,
         "task": result.task,
         "post": result.post or "",
-        "ids": tuple(range(len(post) + 1)),
-        "prompt_len": len(post),
-        "byte_spans": (*itertools.pairwise(offsets), (offsets[-1], offsets[-1] + 1)),
+        "ids": tuple(range(len(post) + 2)),
+        "prompt_len": len(post) + 1,
+        "byte_spans": (*itertools.pairwise(offsets), (offsets[-1], offsets[-1]), (offsets[-1], offsets[-1] + 1)),
         "char_bytes": (*offsets, offsets[-1] + 1),
         "segments": (Segment("post", (0, len(post)), (0, len(post))),),
         "post_char": (0, result.length),
@@ -75,9 +75,9 @@ class FakeProbe:
 
     def encode(self, row: dict) -> Example:
         if row["id"] == "bad":
-            raise ProbeInputError("row 'bad': the post is not in the prompt")
+            raise RowRefused("bad", "its post 'secret' is not in the prompt", "the post is not in the prompt")
         return example(
-            WORLDS[row["id"]], **{k: v for k, v in row.items() if k in ("label_text", "explanation", "user")}
+            WORLDS[row["id"]], **{k: v for k, v in row.items() if k in ("label_text", "explanation", "user", "pair")}
         )
 
 
@@ -295,11 +295,43 @@ def test_redaction_does_not_go_over_an_unredacted_run(probe, tmp_path):
 
 
 def test_rows_without_label_are_skipped_and_counted(probe, tmp_path):
-    summary = run_suite(probe, [{"id": "p0", "finish": "stop"}, {"id": "p1", "label_text": ""}], tmp_path)
+    given = [{"id": "p0", "finish": "stop"}, {"id": "p1", "label_text": ""}]
+    with pytest.warns(ProbeWarning, match="^1 of 2 rows left out: 1 no label was parsed from the output$"):
+        summary = run_suite(probe, given, tmp_path)
     assert summary["n"] == 1 and summary["skipped"] == 1 and summary["cut_off"] == 0
-    assert read_manifest(tmp_path)["skipped"] == [{"id": "p1", "reason": "no label was parsed from the output"}]
-    with pytest.raises(ProbeInputError, match="none of the 1 rows has a label"):
+    (skipped,) = read_manifest(tmp_path)["skipped"]
+    assert (skipped["id"], skipped["reason"]) == ("p1", "no label was parsed from the output")
+    with pytest.raises(ProbeInputError, match="none of the 1 rows can be probed: 1 no label was parsed"):
         run_suite(probe, [{"id": "p1", "label_text": ""}], tmp_path / "b")
+
+
+@pytest.mark.parametrize("redact", [False, True])
+def test_a_refused_row_is_left_out_and_counted_by_reason(probe, tmp_path, redact):
+    given = [{"id": "bad"}, *rows("p0"), {"id": "bad"}, {"id": "p1", "label_text": ""}, *rows("p2")]
+    told = "^3 of 5 rows left out: 2 the post is not in the prompt; 1 no label was parsed from the output$"
+    with pytest.warns(ProbeWarning, match=told):
+        summary = run_suite(probe, given, tmp_path, redact=redact)
+    assert probe.calls == ["p0", "p2"] and summary["n"] == 2 and summary["skipped"] == 3
+    assert summary["skipped_by_reason"] == {
+        "the post is not in the prompt": 2, "no label was parsed from the output": 1
+    }  # fmt: skip
+    assert ("secret" in json.dumps(read_manifest(tmp_path)["skipped"])) != redact
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "2 the post is not in the prompt; 1 no label was parsed from the output" in page and "secret" not in page
+    with pytest.raises(ProbeInputError, match=r"none of the 1 rows .*: 1 the post is not in the prompt .row 'bad'"):
+        run_suite(probe, [{"id": "bad"}], tmp_path / "b")
+
+
+def test_half_a_pair_is_a_post_like_any_other(probe, tmp_path):
+    """The other half may be beyond the limit, or may have been refused: nothing else suffers."""
+    given = [
+        {"id": "p0", "pair": "a"}, {"id": "p1", "pair": "b"}, {"id": "p2", "pair": "b", "label_text": ""},
+        {"id": "p3", "pair": "a"}
+    ]  # fmt: skip
+    with pytest.warns(ProbeWarning, match="1 of 3 rows left out"):
+        summary = run_suite(probe, given, tmp_path, limit=3)
+    assert summary["n"] == 2 and summary["no_pair"] == {"one row only": 2} and summary["swaps"] is None
+    assert "2 one row only" in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_row_without_explanation_abstains(probe, tmp_path):
@@ -314,9 +346,6 @@ def test_limit_and_bad_input(probe, tmp_path):
         prepare(tmp_path / "b", "big")
     with pytest.raises(ProbeInputError, match="limit 0"):
         prepare(tmp_path / "b", limit=0)
-    with pytest.raises(ProbeInputError, match="row 'bad'"):
-        run_suite(probe, [{"id": "p0"}, {"id": "bad"}], tmp_path / "b")
-    assert not (tmp_path / "b").exists() and probe.calls == ["p0", "p1"]  # said before any work
     file = tmp_path / "file"
     file.write_text("x")
     with pytest.raises(ProbeInputError, match="a file is in the way"):

@@ -96,9 +96,10 @@ def test_left_padding_is_refused(tiny_probe: Probe, tokenizer: Any, row: Any, co
         ({"candidates": {"high": HIGH, "low": LOW, "again": LOW}}, "log-odds", (LOW,)),
         ({"candidates": {"high": HIGH.upper() + "!", "low": LOW}}, "log-odds", (LOW,)),
         ({"candidates": {"high": "High.", "low": LOW}}, "unlisted", (LOW,)),
+        ({"candidates": {"high": f"{HIGH} Yes", "low": f"{LOW} Yes"}}, "reworded", (LOW,)),
         ({"parsed_label": ["high", "low"], "candidates": {"a": "Only a.", "b": LOW}}, "unlisted", ("Only a.", LOW)),
     ],
-    ids=["both", "none", "alone", "twice", "other spelling", "other words", "several labels"],
+    ids=["both", "none", "alone", "twice", "other spelling", "other words", "part of it", "several labels"],
 )
 def test_what_the_label_is_compared_with(
     tiny_probe: Probe, row: Any, changes: dict[str, Any], contrast: str, rivals: tuple[str, ...]

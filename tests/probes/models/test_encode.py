@@ -362,6 +362,7 @@ def test_tokenizer_whose_tokens_mean_nothing_alone_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"output_ids": []}, "'output_ids' is empty"),
         ({"post": "never said", "cues": None}, "the post is not in the prompt"),
         ({"post": "  "}, "the post is empty"),
         ({"label_text": "Something else."}, "label_text is not in the decoded output_ids"),
@@ -390,7 +391,7 @@ def test_read_generations(tiny_generations: Path, tiny_rows: list[dict[str, Any]
         ([b"", b"[1]"], ":2: a JSON list"),
         ([b"{'a': 1}"], ":1: not JSON"),
         (['{"id": "帖"}'.encode("gb18030")], ":1: not UTF-8"),
-        ([b'{"id": 1, "post": "", "prompt_ids": [1], "output_ids": [1]}'], ":1: the post is empty"),
+        ([b'{"id": 1, "post": "", "prompt_ids": 1, "output_ids": [1]}'], ":1: key 'prompt_ids' has type int"),
         ([b'{"id": 1, "post": "a", "prompt_ids": [1], "output_ids": [1]}'] * 2, ":2: id 1 was used on line 1"),
         ([b" "], "no rows"),
     ],

@@ -251,10 +251,14 @@ def test_no_post_drops_out_silently():
     results = [post_result(0), post_result(1, cite=()), post_result(2, converged=False), post_result(3, cite=(4,))]
     results.append(post_result(4, noise=2.0, true=(), cite=(0,)))
     evidence = [r.evidence() for r in results]
-    steps = funnel(MANIFEST | {"skipped": [{"id": "a"}]}, summarise(results, evidence, n_boot=0, draws=9), evidence)
+    steps = funnel(
+        MANIFEST | {"skipped": [{"id": "a", "reason": "the post is empty"}]},
+        summarise(results, evidence, n_boot=0, draws=9),
+        evidence,
+    )
     assert [step["count"] for step in steps[:3]] == [5, 4, 3]
     assert [step["lost"] for step in steps[:3]] == [
-        "1 without a parsed label",
+        "1 the post is empty",
         "1 cite nothing that is in the post",
         "1 without a map of each family that passes its gate",
     ]

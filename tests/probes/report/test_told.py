@@ -25,7 +25,7 @@ def test_a_budget_of_one_family_fails_no_gate() -> None:
     results = [post_result(s, methods=("erase", "gradnorm")) for s in range(6)]
     evidence = [r.evidence() for r in results]
     steps = funnel({}, summarise(results, evidence, n_boot=0, draws=9), evidence)
-    assert [step["name"] for step in steps] == ["labelled", "cite the post", "have maps of both families"]
+    assert [step["name"] for step in steps] == ["can be probed", "cite the post", "have maps of both families"]
     assert steps[-1] == {
         "name": "have maps of both families", "count": 0, "lost": "this budget makes maps of 1 family only"
     }  # fmt: skip
@@ -41,7 +41,12 @@ def test_labels_contrasts_borders_and_cuts() -> None:
     assert not any(title.startswith(("Label scores", "Tokens at")) for title in found)
     results[0] = dataclasses.replace(results[0], label="low", contrast="log p", border=1, not_varied=((4, 6),))
     results[1] = dataclasses.replace(results[1], contrast="unlisted", border=2, border_letters=True)
+    results[2] = dataclasses.replace(results[2], contrast="reworded")
     found = told(results)
+    assert found["Labels in other words"] == ("1", "compared with the other candidates in the same words")
+    assert any(
+        "the others are compared in the same words" in n for n in card(3, results[2], results[2].evidence())["notes"]
+    )
     assert found["Labels given"] == ("high 3 · low 1", "of 4 posts")
     assert found["Label scores that are no plain contrast"] == (
         "2", "1 without another candidate: plain log p; 1 whose sentence is no candidate"

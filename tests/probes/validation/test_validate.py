@@ -13,7 +13,7 @@ from probes import stats
 from probes.checks import randomise as randomise_module
 from probes.checks.behaviour import counterfactuals, mediation_share, weight_of_evidence
 from probes.checks.crosscheck import examine
-from probes.checks.gates import judge, max_sensitivity
+from probes.checks.gates import at_equal_share, judge, max_sensitivity
 from probes.checks.randomise import cascade, compare, kinds, randomised, study
 from probes.errors import ProbeInputError
 from probes.probe import Probe
@@ -71,6 +71,33 @@ def test_soft_erasure_is_the_share_of_each_dimension(linear: tuple[Probe, Exampl
     positive = np.maximum(found.char_values, 0)
     assert soft.value is not None
     assert 0 < soft.value <= positive.sum() + 1e-6
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_soft_erasure_takes_as_much_of_every_map(share: float) -> None:
+    rng = np.random.default_rng(0)
+    maps = [np.ones(9), np.eye(9)[2], -np.ones(9), np.zeros(9), rng.gamma(0.3, size=9), rng.normal(size=40)]
+    for values in maps:
+        found = at_equal_share(values, share)
+        assert found.mean() == pytest.approx(share) and found.min() >= 0 and found.max() <= 1
+        assert all(
+            found[i] >= found[j] for i in range(len(values)) for j in range(len(values)) if values[i] > values[j]
+        )
+
+
+def test_a_flat_map_does_not_win_by_erasing_everything() -> None:
+    """Scaled to a largest of 1, as published, soft comprehensiveness is best for the map that says nothing."""
+    probe = closed_form_probe({"x": [2.0]} | {c: [0.2] for c in LETTERS}, lambda seen: seen[..., 0])
+    post, ids = "ab，cd，ex，fg，hi，jk，lm", probe.token_bytes.encode
+    given = {"id": "r", "post": post, "prompt_ids": ids(f"p {post} ?"), "output_ids": ids("A")}
+    example = probe.encode(given | {"label_text": "A", "candidates": {"a": "A", "b": "B"}})
+    ((true,),) = (attribute(probe, example, ("ig",), ("label",)),)
+    flat = dataclasses.replace(true, char_values=np.ones(len(post)), values=np.ones(len(post)))
+    found = {}
+    for name, one in (("true", true), ("flat", flat)):
+        found[name] = {c.name: c.value for c in judge(probe, example, [one], Settings())}
+    assert found["true"]["soft_comprehensiveness"] > found["flat"]["soft_comprehensiveness"]
+    assert found["true"]["soft_sufficiency"] > found["flat"]["soft_sufficiency"]
 
 
 def test_max_sensitivity_is_zero_where_punctuation_does_nothing(linear: tuple[Probe, Example]) -> None:

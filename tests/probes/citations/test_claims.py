@@ -1,0 +1,124 @@
+"""Quotes that turn what they quote, and marks that quote nothing."""
+
+import time
+
+import pytest
+
+from probes.checks.crosscheck import examine
+from probes.citations.align import align, fabricated_quotes, turned_quotes
+from probes.citations.claims import term, turned
+
+POST_EN = (
+    "I do not want to die. I can't stop crying at night, and I have no hope left. Not only tired, I am alone. "
+    "Some days I really want to sleep. Nothing helps."
+)
+POST_ZH = "我不想死，晚上没有胃口。他们从不接我的电话！我想不想活，不知道。不但累，而且烦。真的忍不住哭。"
+
+
+def found(quote: str, post: str) -> bool:
+    text = f"帖子提到“{quote}”。" if post is POST_ZH else f'They wrote "{quote}".'
+    (citation,) = [c for c in align(text, post) if c.kind == "quote"]
+    return bool(citation.post_char)
+
+
+@pytest.mark.parametrize(
+    ("quote", "kept"),
+    [
+        ("I do not want to die", True),
+        ("do not want to die", True),
+        ("not want to die", True),
+        ("don't want to die", True),
+        ("want to die", False),
+        ("I want to die", False),
+        ("I do want to die", False),
+        ("I ... want to die", False),
+        ("can't stop crying", True),
+        ("can’t stop crying at night", True),
+        ("crying at night", True),
+        ("stop crying at night", False),
+        ("hope left", False),
+        ("no hope", True),
+        ("tired, I am alone", True),
+        ("want to sleep", True),
+        ("I really do not want to sleep", False),
+        ("Nothing helps", True),
+    ],
+)
+def test_english_quotes_keep_their_polarity(quote: str, kept: bool) -> None:
+    assert found(quote, POST_EN) == kept
+
+
+@pytest.mark.parametrize(
+    ("quote", "kept"),
+    [
+        ("我不想死", True),
+        ("不想死", True),
+        ("想死", False),
+        ("我想死", False),
+        ("我…想死", False),
+        ("没有胃口", True),
+        ("晚上没胃口", True),
+        ("胃口", False),
+        ("晚上有胃口", False),
+        ("他们接我的电话", False),
+        ("接我的电话", False),
+        ("想活", True),
+        ("累，而且烦", True),
+        ("哭", True),
+    ],
+)
+def test_chinese_quotes_keep_their_polarity(quote: str, kept: bool) -> None:
+    assert found(quote, POST_ZH) == kept
+
+
+def test_a_place_that_says_it_plainly_is_enough() -> None:
+    post = "I do not want to die. Yesterday I did want to die."
+    (citation,) = align('They wrote "want to die".', post)
+    assert [post[a:b] for a, b in citation.post_char] == ["want to die"] and citation.post_char[0][0] > 20
+
+
+def test_a_turned_quote_is_counted_and_told() -> None:
+    citations = align('They wrote "I want to die" and "I bought pills".', POST_EN)
+    assert fabricated_quotes(citations) == (2, 2) and turned_quotes(citations) == 1
+    units = [(0, len(POST_EN))]
+    report = examine([], citations, example_id="x", length=len(POST_EN), units=units).report
+    assert "1 of 2 quotes leave out or put in a negation" in report.notes
+
+
+@pytest.mark.parametrize(
+    ("explanation", "quotes"),
+    [
+        ("符合《贝克抑郁量表》的标准。", 0),
+        ("《活着》这本书。", 0),
+        ("属于“非黑即白”。", 0),
+        ("体现“灾难化”的思维模式。", 0),
+        ('This is a form of "emotional reasoning".', 0),
+        ('The "all or nothing" pattern is clear.', 0),
+        ('so-called "passive ideation"', 0),
+        # what claims to be the post's, or speaks as its author does
+        ("帖子写道“非黑即白”。", 1),
+        ("用户说“灾难化”的思维模式。", 1),
+        ("属于“我要去跳楼”。", 1),
+        ('They mention "emotional reasoning".', 1),
+        ('The phrase "all or nothing" pattern.', 1),
+        ('a form of "I bought a rope"', 1),
+        ('a form of "bought a very long rope at the market"', 1),
+        ("“从来没有写过的一句话在这里”", 1),
+    ],
+)
+def test_titles_and_terms_are_no_quotes(explanation: str, quotes: int) -> None:
+    assert fabricated_quotes(align(explanation, "昨天下了雨。We had tea.")) == (quotes, quotes)
+
+
+def test_a_title_that_the_post_holds_is_a_quote() -> None:
+    post = "最近在看《活着》，很难过。"
+    (citation,) = align("提到《活着》。", post)
+    assert citation.kind == "quote" and [post[a:b] for a, b in citation.post_char] == ["活着"]
+
+
+def test_hostile_quotes_take_no_time() -> None:
+    post = "not want " * 2000
+    began = time.process_time()
+    align('"want" ' * 3000 + '"' + "not " * 3000 + '"', post)
+    assert not turned("not " * 5000, post, (0, 9)) and not term('"' + "x" * 9, (1, 9))
+    assert time.process_time() - began < 5
