@@ -20,13 +20,14 @@ from flax import nnx
 
 from mentalglm_jax.checkpoints.adapter_formats import (
     FORMATS,
-    Low,
-    chatglm_name,
+    check_layout,
     dialect,
     formatted,
-    glm_name,
+    native_name,
+    saved_name,
     to_native,
 )
+from mentalglm_jax.checkpoints.adapter_rows import Low
 from mentalglm_jax.checkpoints.hf_files import (
     DTYPES,
     MAX_CONFIG_BYTES,
@@ -108,7 +109,8 @@ def save_adapter(
 def load_adapter(model: Glm, directory: str | Path) -> None:
     """Puts the adapter of a PEFT directory on ``model``, in place; it can be trained on from there.
 
-    Adapters for the chatglm layout, and those with vLLM's split names, are translated. Weights become float32.
+    Adapters in a relative's own names, for the chatglm layout, and those with vLLM's split names are translated. Weights
+    become float32.
 
     Raises:
         InputError: not a LoRA directory; an option this model does not have; missing, unexpected, mis-shaped or
@@ -130,12 +132,14 @@ def load_adapter(model: Glm, directory: str | Path) -> None:
     raw = as_computed(raw, list(found), directory / CONFIG)
     for name in base_copies(list(found), raw.get("modules_to_save")):
         _check_copy(model, found.pop(name), directory / WEIGHTS)
-    if dialect(list(found)) == "peft":
+    check_layout(model, raw, list(found), "base" in files.metadata, directory / CONFIG)
+    spoken = dialect(list(found), model.config.family)
+    if spoken == "peft":
         count = model.config.num_hidden_layers
         names = [name for path, _ in linears(model) for name in module_names(path, count)]
         config = from_peft(raw, directory / CONFIG, modules=[*names, EMBEDDING])
     else:
-        found, config = _translate(model, raw, found, directory / CONFIG)
+        found, config = _translate(model, raw, found, directory / CONFIG, spoken)
     try:
         specs = resolve(model, config)
     except InputError as error:
@@ -235,8 +239,7 @@ def _tensors(
             magnitude = tensors.get(f"{PREFIX}{name}.lora_magnitude_vector")
             lows[name] = Low(value, tensors[f"{PREFIX}{name}.lora_B.weight"], magnitude, spec)
     saved = {key: value for key, value in tensors.items() if ".lora_" not in key}
-    if format == "chatglm":
-        saved = {f"{PREFIX}{chatglm_name(key.removeprefix(PREFIX))}": value for key, value in saved.items()}
+    saved = {f"{PREFIX}{saved_name(key.removeprefix(PREFIX), format, model)}": value for key, value in saved.items()}
     renamed, described = formatted(lows, config, base, format, model)
     return saved | _keyed(renamed), described
 
@@ -255,8 +258,9 @@ def _identity(config: GlmConfig) -> dict[str, Any]:
     """What a base must share with the one an adapter was trained on."""
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
              "num_key_value_heads", "head_dim", "partial_rotary_factor")  # fmt: skip
-    yarn = None if config.yarn is None else dataclasses.asdict(config.yarn)
-    return {"model_type": config.model_type, **{name: getattr(config, name) for name in names}, "yarn": yarn}
+    scaling = None if config.rope_scaling is None else dataclasses.asdict(config.rope_scaling)
+    # Under the name of the first kind there was, so that adapters written then are checked too.
+    return {"model_type": config.model_type, **{name: getattr(config, name) for name in names}, "yarn": scaling}
 
 
 def _check_base(model: Glm, files: TensorFiles, directory: Path) -> None:
@@ -275,7 +279,9 @@ def _check_base(model: Glm, files: TensorFiles, directory: Path) -> None:
     if differing:
         stated = ", ".join(f"{name} {short(theirs)}" for name, theirs, _ in differing)
         found = ", ".join(str(ours) for *_, ours in differing)
-        raise InputError(f"{directory}: trained on another base: with {stated}; this model has {found}")
+        layout = [name for name, *_ in differing] == ["model_type"]
+        hint = "; if these are the same weights, load them in the layout they were trained in" if layout else ""
+        raise InputError(f"{directory}: trained on another base: with {stated}; this model has {found}{hint}")
 
 
 def _entries(files: TensorFiles, file: Path) -> dict[str, _Entry]:
@@ -291,7 +297,7 @@ def _entries(files: TensorFiles, file: Path) -> dict[str, _Entry]:
 
 
 def _translate(
-    model: Glm, raw: Mapping[str, Any], found: dict[str, _Entry], file: Path
+    model: Glm, raw: Mapping[str, Any], found: dict[str, _Entry], file: Path, spoken: str
 ) -> tuple[dict[str, _Entry], LoraConfig]:
     """The tensors of another dialect, and their configuration, under glm's names."""
 
@@ -310,8 +316,8 @@ def _translate(
         return Low(a, b, magnitude, spec)
 
     names = [key.removeprefix(PREFIX).removesuffix(".lora_A.weight") for key in found if key.endswith(".lora_A.weight")]
-    lows, config = to_native(raw, file, names, read, model)
-    left = {f"{PREFIX}{glm_name(key.removeprefix(PREFIX))}": entry for key, entry in found.items()}
+    lows, config = to_native(raw, file, names, read, model, spoken)
+    left = {f"{PREFIX}{native_name(key.removeprefix(PREFIX), spoken)}": entry for key, entry in found.items()}
     made = {key: _Entry(key, value.shape, "F32", lambda value=value: value) for key, value in _keyed(lows).items()}
     return left | made, config
 

@@ -35,10 +35,10 @@ from mentalglm_jax.checkpoints.hf_files import (
     write_shards,
 )
 from mentalglm_jax.checkpoints.orbax_files import CHUNK_BYTES, PARAMS, OrbaxCheckpoint, ParameterSource, write_params
+from mentalglm_jax.checkpoints.rows import Rows, Tensor, half_split
+from mentalglm_jax.checkpoints.vision import PROCESSOR_FILES, copy_processors, tower_of, tower_sources
 from mentalglm_jax.checkpoints.weights import (
     WRITABLE_LAYOUTS,
-    Part,
-    Tensor,
     check_tensors,
     config_for,
     detect_layout,
@@ -62,6 +62,7 @@ from mentalglm_jax.model.quantize import (
     parts_of,
     quantization,
 )
+from mentalglm_jax.model.relatives import RELATIVES, VISION
 from mentalglm_jax.model.sharding import parameter_shardings, shard_model
 from mentalglm_jax.text.task_files import TASKS_FILE
 from mentalglm_jax.text.tokenizer import GlmTokenizer
@@ -77,9 +78,9 @@ def load(
     quantize: str | None = None,
     rope_theta: float | None = None,
 ) -> Glm:
-    """Loads a GLM-4 model from a directory or the Hub, in any published layout (glm, glm4, chatglm).
+    """Loads a GLM-4 model or a relative from a directory or the Hub, in any published layout (see ``weights.py``).
 
-    Weights are read slice by slice: at any time the host holds one tensor of one layer, and with ``mesh`` each process
+    Weights are read slice by slice: at any time the host holds one parameter of one layer, and with ``mesh`` each process
     reads only what its own devices keep.
 
     Args:
@@ -115,7 +116,7 @@ def load(
             raise InputError(f"{checkpoint.directory}: quantize needs safetensors; `mentalglm convert` to glm first")
         finite = _restore(model, checkpoint, dtype, shardings)
     else:
-        finite = _fill(model, checkpoint, tensors, dtype, shardings)
+        finite = _fill(model, Rows(checkpoint, tensors), dtype, shardings)
     bad = [name for name, ok in jax.device_get(finite).items() if not ok]
     if bad:
         raise InputError(f"{checkpoint.directory}: NaN or infinity (after the cast to {dtype.name}) in {some(bad)}")
@@ -143,13 +144,7 @@ def _model_dtype(dtype: Any) -> jnp.dtype:
     return dtype
 
 
-def _fill(
-    model: Glm,
-    checkpoint: Checkpoint,
-    tensors: Mapping[str, Tensor],
-    dtype: Any,
-    shardings: Mapping[str, NamedSharding],
-) -> dict[str, jax.Array]:
+def _fill(model: Glm, rows: Rows, dtype: Any, shardings: Mapping[str, NamedSharding]) -> dict[str, jax.Array]:
     """Gives every parameter of an abstract ``model`` its value; says which tensors were finite."""
     shapes = parameter_shapes(model.config)
     method, quantized = quantization(model), {}
@@ -157,30 +152,28 @@ def _fill(
         quantized = {path: parts_of(linear.kernel) for path, linear in layer_linears(model).items()}
     stacks: dict[str, jax.Array] = {}
     finite: dict[str, jax.Array] = {}
-    for name, tensor in tensors.items():
-        for part in tensor.parts:
-            path, transposed, sharding = part.path, part.path.endswith(".kernel"), shardings.get(part.path)
-            pieces = quantized.get(path)
-            if pieces is not None:  # its largest array is cut like the kernel: blocks of inputs, outputs
-                sharding = _kernel_sharding(shardings.get(f"{path}.{next(iter(pieces))}"))
-            value = _read_part(checkpoint, name, tensor, part, sharding)
-            if pieces is not None:
-                assert method is not None
-                value, ok = _whole(value, dtype=dtype, transposed=True, sharding=None)
-                for (piece, variable), new in zip(pieces.items(), _encode(value, method=method), strict=True):
-                    place, where = f"{path}.{piece}", shardings.get(f"{path}.{piece}")
-                    if place not in stacks:
-                        stacks[place] = jnp.zeros(variable.shape, new.dtype, device=where)
-                    stacks[place], _ = _into_stack(stacks[place], new, part.layer, transposed=False, sharding=where)
-            elif part.layer is None:
-                value, ok = _whole(value, dtype=dtype, transposed=transposed, sharding=sharding)
-                parameter(model, path).set_value(value)
-            else:
-                if path not in stacks:
-                    stacks[path] = jnp.zeros(shapes[path], dtype, device=sharding)
-                stacks[path], ok = _into_stack(
-                    stacks[path], value, part.layer, transposed=transposed, sharding=sharding
-                )
+    for path, layer in rows:
+        transposed, sharding, shape = path.endswith(".kernel"), shardings.get(path), shapes[path]
+        pieces = quantized.get(path)
+        if pieces is not None:  # its largest array is cut like the kernel: blocks of inputs, outputs
+            sharding = _kernel_sharding(shardings.get(f"{path}.{next(iter(pieces))}"))
+        value = _read(rows, path, layer, shape if layer is None else shape[1:], sharding)
+        if pieces is not None:
+            assert method is not None
+            value, ok = _whole(value, dtype=dtype, transposed=True, sharding=None)
+            for (piece, variable), new in zip(pieces.items(), _encode(value, method=method), strict=True):
+                place, where = f"{path}.{piece}", shardings.get(f"{path}.{piece}")
+                if place not in stacks:
+                    stacks[place] = jnp.zeros(variable.shape, new.dtype, device=where)
+                stacks[place], _ = _into_stack(stacks[place], new, layer, transposed=False, sharding=where)
+        elif layer is None:
+            value, ok = _whole(value, dtype=dtype, transposed=transposed, sharding=sharding)
+            parameter(model, path).set_value(value)
+        else:
+            if path not in stacks:
+                stacks[path] = jnp.zeros(shape, dtype, device=sharding)
+            stacks[path], ok = _into_stack(stacks[path], value, layer, transposed=transposed, sharding=sharding)
+        for name in rows.names(path, layer):
             finite[name] = ok if name not in finite else finite[name] & ok
     for path, stack in stacks.items():
         parameter(model, path).set_value(stack)
@@ -199,21 +192,22 @@ def _restore(
     return finite
 
 
-def _read_part(
-    checkpoint: Checkpoint, name: str, tensor: Tensor, part: Part, sharding: NamedSharding | None
+def _read(
+    rows: Rows, path: str, layer: int | None, shape: tuple[int, ...], sharding: NamedSharding | None
 ) -> jax.Array:
-    """One part as the file has it, ``[out, in]``, on the devices where its layer of the parameter will live."""
-    shape = (part.stop - part.start, *tensor.shape[1:])
+    """A parameter (or its layer) of ``shape`` as files have it, kernels ``[out, in]``, on the devices where it will
+    live."""
+    shape = shape[::-1] if path.endswith(".kernel") else shape
 
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None  # only for arrays without data, such as random keys
         start, stop, _ = index[0].indices(shape[0])
-        return checkpoint.read(name, slice(part.start + start, part.start + stop), *index[1:])
+        return rows.read(path, layer, start, stop, *index[1:])
 
     if sharding is None:
         return jax.device_put(read((slice(None),) * len(shape)))
-    axes = [*sharding.spec, None, None, None][(part.layer is not None) :][: len(shape)]
-    if part.path.endswith(".kernel"):
+    axes = [*sharding.spec, None, None, None][(layer is not None) :][: len(shape)]
+    if path.endswith(".kernel"):
         axes.reverse()
     return jax.make_array_from_callback(shape, NamedSharding(sharding.mesh, PartitionSpec(*axes)), read)
 
@@ -257,7 +251,7 @@ def save_pretrained(
     model: Glm,
     directory: str | Path,
     merge: bool = True,
-    layout: str = "glm",
+    layout: str | None = None,
     tokenizer: Any = None,
     dtype: Any = None,
     max_shard_bytes: int = 5_000_000_000,
@@ -267,8 +261,10 @@ def save_pretrained(
     Args:
         merge: fold the adapter into the weights (summed in float32, cast once). False writes the base alone; the
             adapter is then for ``save_adapter``.
-        layout: "glm" is transformers' own form (Glm or Glm4, whichever the model is), "chatglm" the remote-code form
-            (for vLLM and llama.cpp; transformers needs the original repository's code for it, which is not written).
+        layout: None is the form of the model's own family. "glm" is transformers' Glm or Glm4, whichever the model is;
+            "llama", "mistral", "qwen2" theirs; "glm4v" and "glm46v" theirs, with the vision tower copied from where the
+            model was loaded; "chatglm" is the remote-code form (for vLLM and llama.cpp; transformers needs the original
+            repository's code for it, which is not written).
         tokenizer: a directory to copy tokenizer files from, or an object with ``save(directory)``; None writes none.
         dtype: dtype of the file's tensors; None keeps the parameters' own.
         max_shard_bytes: a model larger than this is split into shards with an index.
@@ -280,7 +276,9 @@ def save_pretrained(
     directory = Path(directory)
     refuse_quantized(model, "save_pretrained")
     own = parameter(model, "embed_tokens.embedding")[...].dtype if dtype is None else _model_dtype(dtype)
-    config_dict = config_for(model.config, layout, own.name)
+    layout = layout or model.config.family
+    tower = tower_of(model, layout)
+    config_dict = config_for(model.config, layout, own.name, tower and tower.config)
     tensors = inventory(model.config, layout)
     if merge and has_lora(model):
         model = merge_lora(model)
@@ -290,41 +288,48 @@ def save_pretrained(
             for part in tensor.parts:
                 value = parameter(model, part.path)[...]
                 value = np.asarray(value if part.layer is None else _take(value, part.layer))
-                yield (value.T if part.path.endswith(".kernel") else value).astype(own)
+                rows = value.T if part.path.endswith(".kernel") else value
+                rows = rows[part.first : part.first + part.stop - part.start]
+                yield (half_split(rows, part.head) if part.head else rows).astype(own)
 
         return TensorSource(name, DTYPE_NAMES[own], tensor.shape, blocks)
 
-    sources = [source(*item) for item in tensors.items()]
-    contents = _Contents(config_dict, generation_config(model.config, {}), tokenizer)
+    sources = [source(*item) for item in tensors.items()] + tower_sources(tower, layout)
+    contents = _Contents(config_dict, generation_config(model.config, {}), tokenizer, tower and tower.directory)
     _write(directory, contents, lambda temporary: write_shards(temporary, sources, max_shard_bytes))
 
 
 def convert(
     source: str | Path,
     target: str | Path,
-    layout: str = "glm",
+    layout: str | None = None,
     rope_theta: float | None = None,
     max_shard_bytes: int = 5_000_000_000,
     check: Callable[[Path], None] | None = None,
-) -> None:
+) -> tuple[str, bool]:
     """Rewrites a checkpoint in another form, bit for bit and block by block, without building the model.
-
-    Args:
-        layout: "glm" or "chatglm" as in ``save_pretrained``, or "orbax": the parameter tree on disk, see
-            ``orbax_files``. Any of them, and whatever ``load`` reads, can be the source. From chatglm to glm,
-            ``rope_theta`` becomes 10000 times the file's rope_ratio.
-        check: called with the complete directory before it takes the place of ``target``; what it raises stops that.
 
     Tokenizer files go along; a chatglm checkpoint's ``tokenizer.model`` becomes the ``tokenizer.json`` that
     transformers reads without remote code.
 
+    Args:
+        layout: as in ``save_pretrained``, or "orbax": the parameter tree on disk, see ``orbax_files``. Any of them, and
+            whatever ``load`` reads, can be the source. From chatglm to glm, ``rope_theta`` becomes 10000 times the
+            file's rope_ratio. A vision tower goes along only where source and target have one.
+        check: called with the complete directory before it takes the place of ``target``, where transformers has a causal
+            language model of the layout; what it raises stops that.
+
+    Returns:
+        the layout written, and whether ``check`` was called.
+
     Raises:
         InputError, RunError: as ``load`` and ``save_pretrained``.
     """
-    if layout not in (*WRITABLE_LAYOUTS, "orbax"):
+    if layout not in (None, *WRITABLE_LAYOUTS, "orbax"):
         raise InputError(f"layout {layout!r} is not one of {', '.join(WRITABLE_LAYOUTS)}, orbax")
     checkpoint = _opened(locate(source))
     config = read_config(checkpoint, rope_theta)
+    layout = layout or config.family
     tensors = check_tensors(checkpoint, config, detect_layout(checkpoint.tensors))
     dtypes = {checkpoint.tensors[name].dtype for name in tensors}
     if len(dtypes) > 1:
@@ -334,26 +339,30 @@ def convert(
     dtype = dtypes.pop()
     read = _row_reader(checkpoint, tensors)
     if layout == "orbax":
-        config_dict = config_for(config, "glm", DTYPES[dtype].name)
+        form = "glm" if config.family in VISION else config.family  # a tree has no vision tower
+        config_dict = config_for(config, form, DTYPES[dtype].name)
         parameters = [
             ParameterSource(path, dtype, shape, functools.partial(read, path))
             for path, shape in parameter_shapes(config).items()
         ]
         write = functools.partial(write_params, sources=parameters)
     else:
-        config_dict = config_for(config, layout, DTYPES[dtype].name)
+        config_dict = config_for(config, layout, DTYPES[dtype].name, checkpoint.config)
         sources = [
             TensorSource(name, dtype, tensor.shape, functools.partial(_blocks, read, tensor, DTYPES[dtype].itemsize))
             for name, tensor in inventory(config, layout).items()
-        ]
+        ] + tower_sources(checkpoint, layout)
         write = functools.partial(write_shards, tensors=sources, max_shard_bytes=max_shard_bytes)
     generation = checkpoint.directory / "generation_config.json"
     contents = _Contents(
         config_dict,
         generation_config(config, read_json(generation, MAX_CONFIG_BYTES) if generation.exists() else {}),
         _tokenizer_of(checkpoint.directory, layout),
+        checkpoint.directory if layout in VISION else None,
     )
+    check = check if layout in ("glm", *RELATIVES) else None
     _write(Path(target), contents, write, check)
+    return layout, check is not None
 
 
 def transformers_installed() -> bool:
@@ -377,17 +386,17 @@ def reopen_with_transformers(directory: Path) -> None:
 
 def _row_reader(checkpoint: Checkpoint | OrbaxCheckpoint, tensors: Mapping[str, Tensor]) -> RowReader:
     """Rows ``start:stop`` of a parameter (of one layer), as checkpoints store it; refuses NaN and infinity."""
-    places = {(part.path, part.layer): (name, part) for name, tensor in tensors.items() for part in tensor.parts}
+    rows = Rows(checkpoint, tensors) if isinstance(checkpoint, Checkpoint) else None
 
     def read(path: str, layer: int | None, start: int, stop: int) -> np.ndarray:
         if isinstance(checkpoint, OrbaxCheckpoint):
-            name, value = path, checkpoint.read(path, layer, start, stop)
+            value = checkpoint.read(path, layer, start, stop)
         else:
-            name, part = places[path, layer]
-            rest = [slice(None)] * (len(tensors[name].shape) - 1)
-            value = checkpoint.read(name, slice(part.start + start, part.start + stop), *rest)
+            assert rows is not None
+            value = rows.read(path, layer, start, stop)
         if not _finite(value):
-            raise InputError(f"{checkpoint.directory}: NaN or infinity in {name}")
+            names = [path] if rows is None else rows.names(path, layer)
+            raise InputError(f"{checkpoint.directory}: NaN or infinity in {some(names)}")
         return value
 
     return read
@@ -409,27 +418,32 @@ def _finite(value: np.ndarray) -> bool:
 
 def _blocks(read: RowReader, tensor: Tensor, itemsize: int) -> Iterator[np.ndarray]:
     """A tensor of a layout, some rows at a time."""
-    step = max(1, CHUNK_BYTES // (math.prod(tensor.shape[1:]) * itemsize))
+    most = max(1, CHUNK_BYTES // (math.prod(tensor.shape[1:]) * itemsize))
     for part in tensor.parts:
-        rows = part.stop - part.start
-        for start in range(0, rows, step):
-            yield read(part.path, part.layer, start, min(start + step, rows))
+        step = max(1, most // part.head) * part.head if part.head else most  # whole heads
+        last = part.first + part.stop - part.start
+        for start in range(part.first, last, step):
+            rows = read(part.path, part.layer, start, min(start + step, last))
+            yield half_split(rows, part.head) if part.head else rows
 
 
 def _tokenizer_of(directory: Path, layout: str) -> Any:
     """What ``_write`` copies or saves of a source's tokenizer."""
     present = {name for name in TOKENIZER_FILES if (directory / name).exists()}
-    if layout != "chatglm" and "tokenizer.model" in present and "tokenizer.json" not in present:
+    tiktoken = layout not in ("chatglm", *RELATIVES)  # theirs is SentencePiece's
+    if tiktoken and "tokenizer.model" in present and "tokenizer.json" not in present:
         return GlmTokenizer.load(directory)
     return directory if present else None
 
 
 class _Contents(NamedTuple):
-    """What a model directory holds besides weights; ``tokenizer`` as in ``save_pretrained``."""
+    """What a model directory holds besides weights; ``tokenizer`` as in ``save_pretrained``; ``processor`` is the
+    directory whose image and video processors go along."""
 
     config: dict[str, Any]
     generation: dict[str, Any]
     tokenizer: Any
+    processor: Path | None = None
 
 
 def _write(
@@ -439,7 +453,7 @@ def _write(
     check: Callable[[Path], None] | None = None,
 ) -> None:
     def owned(name: str) -> bool:
-        ours = ("config.json", "generation_config.json", INDEX, TASKS_FILE, *TOKENIZER_FILES)
+        ours = ("config.json", "generation_config.json", INDEX, TASKS_FILE, *TOKENIZER_FILES, *PROCESSOR_FILES)
         tree = name == PARAMS and (directory / PARAMS / "_METADATA").is_file()
         return name in ours or tree or (name.startswith("model") and name.endswith(".safetensors"))
 
@@ -452,6 +466,8 @@ def _write(
             copy_tokenizer(Path(contents.tokenizer), temporary)
         elif contents.tokenizer is not None:
             contents.tokenizer.save(temporary)
+        if contents.processor is not None:
+            copy_processors(contents.processor, temporary)
         written = _opened(temporary)  # what cannot be read back must not replace anything
         config = GlmConfig.from_dict(written.config)
         check_tensors(written, config, detect_layout(written.tensors))

@@ -79,7 +79,9 @@ class TensorFiles:
         for file in files:
             entries += _check_header(file)
             if entries > MAX_TENSORS:
-                raise InputError(f"{file}: more than {MAX_TENSORS} tensors are not those of a GLM-4 checkpoint")
+                raise InputError(
+                    f"{file}: more than {MAX_TENSORS} tensors are not those of a language model's checkpoint"
+                )
             try:
                 with safe_open(file, framework="np") as handle:
                     self.metadata |= handle.metadata() or {}
@@ -120,6 +122,12 @@ class Checkpoint(TensorFiles, ModelFiles):
 
     def __init__(self, directory: Path):
         self.directory = directory
+        if not any((directory / name).exists() for name in (SINGLE, INDEX)):
+            if quantised := sorted(path.name for path in directory.iterdir() if path.suffix == ".gguf"):
+                raise InputError(
+                    f"{directory}: holds a GGUF ({some(quantised)}), not safetensors; `mentalglm convert "
+                    f"{directory / quantised[0]} DIRECTORY` makes a directory of it"
+                )
         self.config: dict[str, Any] = read_json(directory / "config.json", MAX_CONFIG_BYTES)
         index_path = directory / INDEX
         if (directory / SINGLE).exists():
@@ -290,7 +298,7 @@ def _check_header(file: Path) -> int:
         with open_file(file) as handle:
             length = int.from_bytes(handle.read(8), "little")
             if length > MAX_HEADER_BYTES:
-                raise InputError(f"{file}: a header of {length} bytes is not that of a GLM-4 checkpoint")
+                raise InputError(f"{file}: a header of {length} bytes is not that of a language model's checkpoint")
             what = f"{file}: not a readable safetensors file; its header"
             header = parse_json(handle.read(length), what, "download it again")
     except OSError as error:

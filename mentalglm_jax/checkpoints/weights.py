@@ -1,15 +1,19 @@
 """ONE invertible table between checkpoint tensor names and the parameter tree, and what follows from it.
 
-A table row says in which tensor of a layout a parameter lives. Parameters that share a tensor are blocks of its rows
-in table order (chatglm's fused query_key_value is all of q, then all of k, then all of v). Checkpoints store a linear
-map as ``[out, in]``, the tree stores ``kernel [in, out]``; everything else is stored alike.
+A table row says in which tensors of a layout a parameter lives. Parameters that share a tensor are blocks of its rows
+in table order (chatglm's fused query_key_value is all of q, then all of k, then all of v). Tensors that share a
+parameter are blocks of its rows in the order named (Llama's gate, then up). Checkpoints store a linear map as
+``[out, in]``, the tree stores ``kernel [in, out]``; rows of rotary pairs are as ``rows.py`` says; all else is alike.
 
     glm       transformers' Glm and Glm4 (the two extra norms of Glm4 are rows of the same table)
     chatglm   the remote-code releases glm-4-9b, -chat, -chat-1m
     glm-qkv   an early conversion of glm that kept q, k and v fused; read only
+    llama     transformers' Llama, and under the same names mistral and qwen2
+    glm4v     the text decoder of transformers' Glm4v, and under the same names glm46v; the vision tower passes by
     orbax     no table: the parameter tree itself, see orbax_files.py
 """
 
+import dataclasses
 import functools
 import re
 import warnings
@@ -20,14 +24,26 @@ import numpy as np
 from flax import nnx
 
 from mentalglm_jax.checkpoints.hf_files import DTYPES, Checkpoint, ModelFiles
+from mentalglm_jax.checkpoints.rows import Part, Tensor
+from mentalglm_jax.checkpoints.vision import TOWER, tower_tensors, vision_config
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.foreign import Fields, some
+from mentalglm_jax.foreign import Fields, short, some
 from mentalglm_jax.model.glm import Glm, GlmConfig, abstract_model
-from mentalglm_jax.model.published import MAX_TOKEN_ID
+from mentalglm_jax.model.published import MAX_TOKEN_ID, refuse_quantised
+from mentalglm_jax.model.relatives import RELATIVES, VISION
 from mentalglm_jax.model.spellings import ROPE_BASE
 
 _GLM = "model.layers.{}."
 _CHATGLM = "transformer.encoder.layers.{}."
+
+
+class Place(NamedTuple):
+    """The tensors whose rows, one after the other, are a parameter's; ``half_split`` is their rotary pairs' order."""
+
+    names: tuple[str, ...]
+    half_split: bool = False
+
+
 _GLM_TABLE = {
     "embed_tokens.embedding": "model.embed_tokens.weight",
     "layers.input_layernorm.weight": _GLM + "input_layernorm.weight",
@@ -46,7 +62,12 @@ _GLM_TABLE = {
     "norm.weight": "model.norm.weight",
     "lm_head.kernel": "lm_head.weight",
 }
-TABLES: dict[str, dict[str, str]] = {
+_LLAMA_TABLE = {path: Place((name,), ".q_proj." in path or ".k_proj." in path)
+                for path, name in _GLM_TABLE.items() if "post_self_attn" not in path and "post_mlp" not in path} | {
+    "layers.mlp.gate_up_proj.kernel": Place((_GLM + "mlp.gate_proj.weight", _GLM + "mlp.up_proj.weight")),
+}  # fmt: skip
+_NESTED = {path: name.replace("model.", "model.language_model.") for path, name in _GLM_TABLE.items()}
+_ONE_NAME: dict[str, dict[str, str]] = {
     "glm": _GLM_TABLE,
     "glm-qkv": {
         path: re.sub(r"\.[qkv]_proj\.", ".qkv_proj.", name) for path, name in _GLM_TABLE.items()
@@ -67,30 +88,24 @@ TABLES: dict[str, dict[str, str]] = {
         "norm.weight": "transformer.encoder.final_layernorm.weight",
         "lm_head.kernel": "transformer.output_layer.weight",
     },
+    **dict.fromkeys(VISION, _NESTED),
 }  # fmt: skip
-WRITABLE_LAYOUTS = ("glm", "chatglm")
+TABLES: dict[str, dict[str, Place]] = {
+    **{layout: {path: Place((name,)) for path, name in table.items()} for layout, table in _ONE_NAME.items()},
+    **dict.fromkeys(RELATIVES, _LLAMA_TABLE),
+}
+WRITABLE_LAYOUTS = ("glm", "chatglm", *RELATIVES, *VISION)
 # Rotary frequencies are computed from the config; the stored buffers are base-10000 values nothing reads.
-DROPPED = re.compile(r"(transformer\.rotary_pos_emb|model\.(layers\.\d+\.self_attn\.)?rotary_emb)\.inv_freq")
+DROPPED = re.compile(
+    r"(transformer\.rotary_pos_emb|model\.(language_model\.)?(layers\.\d+\.self_attn\.)?rotary_emb)\.inv_freq"
+)
+# Ends of the names under which quantisation methods store codes and scales (GPTQ, AWQ, FP8, bitsandbytes, others).
+_CODES = re.compile(r".*\.(qweight|qzeros|g_idx|weight_scale(_inv)?|weight_packed|absmax|quant_map|SCB|weight_format|"
+                    r"quant_state\..*)")  # fmt: skip
 
 
 class RopeThetaWarning(UserWarning):
     """The configuration's rope_theta is probably not what the model was trained with."""
-
-
-class Part(NamedTuple):
-    """The rows ``start:stop`` of a checkpoint tensor: a parameter of the tree, or one layer of a stacked one."""
-
-    path: str
-    layer: int | None
-    start: int
-    stop: int
-
-
-class Tensor(NamedTuple):
-    """A checkpoint tensor as the configuration implies it, and what its rows are, first to last."""
-
-    shape: tuple[int, ...]
-    parts: tuple[Part, ...]
 
 
 @functools.lru_cache(maxsize=32)
@@ -116,9 +131,12 @@ def inventory(config: GlmConfig, layout: str) -> dict[str, Tensor]:
     def add(path: str, layer: int | None) -> None:
         shape = shapes[path] if layer is None else shapes[path][1:]
         rows, *rest = reversed(shape) if path.endswith(".kernel") else shape
-        name = table[path].format(layer)
-        start, parts = (tensors[name].shape[0], tensors[name].parts) if name in tensors else (0, ())
-        tensors[name] = Tensor((start + rows, *rest), (*parts, Part(path, layer, start, start + rows)))
+        rows, head = rows // len(table[path].names), config.head_dim if table[path].half_split else 0
+        for number, template in enumerate(table[path].names):
+            name = template.format(layer)
+            start, parts = (tensors[name].shape[0], tensors[name].parts) if name in tensors else (0, ())
+            part = Part(path, layer, start, start + rows, number * rows, head)
+            tensors[name] = Tensor((start + rows, *rest), (*parts, part))
 
     stacked = [path for path in table if path in shapes and path.startswith("layers.")]
     first, *last = [path for path in table if path in shapes and path not in stacked]
@@ -132,12 +150,17 @@ def inventory(config: GlmConfig, layout: str) -> dict[str, Tensor]:
 
 
 def detect_layout(names: Iterable[str]) -> str:
-    """The layout tensor names are in; re-saved checkpoints keep a config that says another one."""
+    """The layout tensor names are in; re-saved checkpoints keep a config that says another one. ``llama`` and ``glm4v``
+    stand for all that share their names."""
     names = list(names)
     if any(name.startswith("transformer.") for name in names):
         return "chatglm"
     if "embed_tokens.embedding" in names:
         return "orbax"
+    if any(name.startswith(("model.language_model.", TOWER)) for name in names):
+        return "glm4v"
+    if any(".mlp.gate_proj." in name for name in names):
+        return "llama"
     return "glm-qkv" if any(".self_attn.qkv_proj." in name for name in names) else "glm"
 
 
@@ -150,17 +173,26 @@ def read_config(checkpoint: ModelFiles, rope_theta: float | None = None) -> GlmC
             does, unless ``rope_theta`` is given.
 
     Raises:
-        InputError: the configuration is not one of a GLM-4 model.
+        InputError: the configuration is not one of GLM-4 or a relative, or the tensors are named as in another family.
     """
     raw, file = dict(checkpoint.config), checkpoint.directory / "config.json"
+    layout = detect_layout(checkpoint.tensors)
     if raw.get("model_type") is None:  # the tensors tell the two native models apart
         raw["model_type"] = "glm4" if any("post_mlp_layernorm" in name for name in checkpoint.tensors) else "glm"
+    codes = [name for name in checkpoint.tensors if _CODES.fullmatch(name)]
     try:
+        refuse_quantised(raw if not codes else {"quantization_config": {"quant_method": f"tensor {codes[0]}"}, **raw})
         config = GlmConfig.from_dict(raw, rope_theta=rope_theta)
     except InputError as error:
         raise InputError(f"{checkpoint.directory}: {error}") from error
+    kin = {**dict.fromkeys(RELATIVES, "llama"), **dict.fromkeys(VISION, "glm4v")}
+    if layout != "orbax" and kin.get(config.family, "glm") != (layout if layout in kin else "glm"):
+        raise InputError(
+            f"{checkpoint.directory}: config.json says model_type {short(raw['model_type'])}, but the tensors are named "
+            f"as in a {layout} directory; one of the two is from another model"
+        )
     likely = {131072: 5e6, 1048576: 1e8}.get(config.max_position_embeddings)
-    native = "ffn_hidden_size" not in raw and not config.sandwich_norm
+    native = "ffn_hidden_size" not in raw and config.model_type == "glm"
     if (
         likely
         and native
@@ -185,7 +217,9 @@ def check_tensors(checkpoint: ModelFiles, config: GlmConfig, layout: str) -> dic
     Raises:
         InputError: names what is missing, unexpected, of the wrong shape or of the wrong dtype.
     """
-    found = {name: info for name, info in checkpoint.tensors.items() if not DROPPED.fullmatch(name)}
+    passing = tower_tensors(checkpoint, layout)
+    found = {name: info for name, info in checkpoint.tensors.items()
+             if not DROPPED.fullmatch(name) and name not in passing}  # fmt: skip
     if config.num_hidden_layers > len(found) and layout != "orbax":  # there a stack of layers is one array
         raise InputError(
             f"{checkpoint.directory}: config.json says {config.num_hidden_layers} layers, "
@@ -216,7 +250,7 @@ def check_tensors(checkpoint: ModelFiles, config: GlmConfig, layout: str) -> dic
 
 def _duplicate_head(checkpoint: Checkpoint, layout: str) -> str:
     table = TABLES[layout]
-    head, embedding = table["lm_head.kernel"], table["embed_tokens.embedding"]
+    (head,), (embedding,) = table["lm_head.kernel"].names, table["embed_tokens.embedding"].names
     if head not in checkpoint.tensors or embedding not in checkpoint.tensors:
         return head
     infos = checkpoint.tensors[head], checkpoint.tensors[embedding]
@@ -233,22 +267,30 @@ def parameter(model: Glm, path: str) -> nnx.Variable:
     return functools.reduce(getattr, path.split("."), model)  # type: ignore[return-value]
 
 
-def config_for(config: GlmConfig, layout: str, dtype: str) -> dict[str, Any]:
+def config_for(config: GlmConfig, layout: str, dtype: str, source: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The ``config.json`` of a layout, read back to make sure that it says the same model.
+
+    Args:
+        source: of a vision-language model, the ``config.json`` it came with, whose rest is kept.
 
     Raises:
         InputError: an unknown layout, or one that cannot express this configuration.
     """
     if layout not in WRITABLE_LAYOUTS:
         raise InputError(f"layout {layout!r} is not one of {', '.join(WRITABLE_LAYOUTS)}")
-    raw = config.to_dict(dtype) if layout == "glm" else _chatglm_config(config, dtype)
+    family = layout if layout in (*RELATIVES, *VISION) else "glm"
+    if layout in VISION:
+        if source is None or source.get("model_type") != layout:
+            raise InputError(f"layout {layout!r} has a vision tower, which only a {layout} directory can give")
+        raw = vision_config(config, source, dtype)
+    elif layout == "chatglm":
+        raw = _chatglm_config(config, dtype)
+    else:
+        raw = dataclasses.replace(config, family=family).to_dict(dtype)
     back = GlmConfig.from_dict(raw)
-    lost = [
-        name
-        for name in GlmConfig.__dataclass_fields__
-        if name != "initializer_range" and getattr(back, name) != getattr(config, name)
-    ]
-    if lost:
+    optional = ("initializer_range", "family", "bos_token_id")  # what no computation with the files depends on
+    names = [name for name in GlmConfig.__dataclass_fields__ if name not in optional]
+    if lost := [name for name in names if getattr(back, name) != getattr(config, name)]:
         raise InputError(f"layout {layout!r} cannot express this model's {some(lost, 8)}; use layout 'glm'")
     return raw
 
@@ -263,9 +305,13 @@ def generation_config(config: GlmConfig, stated: Mapping[str, Any]) -> dict[str,
     """
     eos = Fields(stated, "generation_config.json").integers("eos_token_id", 0, MAX_TOKEN_ID, ())
     ids = dict.fromkeys([*config.eos_token_id, *eos])
-    if ids.keys() & set(GlmConfig.eos_token_id):
+    if config.family not in RELATIVES and ids.keys() & set(GlmConfig.eos_token_id):
         ids |= dict.fromkeys(GlmConfig.eos_token_id)
-    return {"_from_model_config": not stated, **stated, "eos_token_id": [*ids], "pad_token_id": config.pad_token_id}
+    written = {"_from_model_config": not stated, **stated, "eos_token_id": [*ids], "pad_token_id": config.pad_token_id}
+    if config.family in RELATIVES:
+        written = {"bos_token_id": config.bos_token_id, **written}
+        written["pad_token_id"] = stated.get("pad_token_id", config.pad_token_id)
+    return {key: value for key, value in written.items() if value is not None and value != []}
 
 
 def _chatglm_config(config: GlmConfig, dtype: str) -> dict[str, Any]:

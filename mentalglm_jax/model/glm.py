@@ -14,21 +14,21 @@ Logical axes of parameters (``PARAMETER_AXES``), mapped to mesh axes in ``shardi
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.foreign import Fields, short
+from mentalglm_jax.foreign import short
 from mentalglm_jax.model.attention import apply_rope, attention, restarting_positions
 from mentalglm_jax.model.layout import spread_hidden
 from mentalglm_jax.model.published import MAX_TOKEN_ID, MOST, MOST_WIDTH, SIZES, published_fields
+from mentalglm_jax.model.relatives import FAMILIES, RELATIVES, relative_config
+from mentalglm_jax.model.rope import RopeScaling, rope_frequencies, written
 from mentalglm_jax.model.spellings import check_agreement, llama_cpp_names
 
 Rope = tuple[Array, Array]  # cosines and sines, see rope_tables
@@ -53,26 +53,10 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Yarn:
-    """YaRN context extension (Peng et al. 2023, arXiv 2309.00071), fields as in a ``rope_scaling`` block."""
-
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if name == "attention_factor" and value is None:
-                continue
-            if not (type(value) in (int, float) and 1e-30 < value < 1e30):
-                raise InputError(f"model config: {name} of a yarn rope must be a positive number, got {short(value)}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class GlmConfig:
-    """Geometry and constants of a GLM-4 model; the defaults are glm-4-9b-chat's published native configuration."""
+    """Geometry and constants of a GLM-4 model or of a relative; the defaults are glm-4-9b-chat's published native
+    configuration. ``family`` (one of ``relatives.FAMILIES``) says in whose names and row order its files are; it
+    changes nothing in what is computed."""
 
     vocab_size: int = 151552
     hidden_size: int = 4096
@@ -85,13 +69,15 @@ class GlmConfig:
     rms_norm_eps: float = 1.5625e-07
     rope_theta: float = 10000.0
     partial_rotary_factor: float = 0.5
-    yarn: Yarn | None = None
+    rope_scaling: RopeScaling | None = None
     attention_bias: bool = True
     tie_word_embeddings: bool = False
     sandwich_norm: bool = False
     initializer_range: float = 0.02
     eos_token_id: tuple[int, ...] = (151329, 151336, 151338)
-    pad_token_id: int = 151329
+    pad_token_id: int | None = 151329
+    bos_token_id: int | None = None
+    family: str = "glm"
 
     def __post_init__(self) -> None:
         counts = (*SIZES, "head_dim", "max_position_embeddings")
@@ -102,7 +88,8 @@ class GlmConfig:
             ("a positive number", numbers, lambda v: type(v) in (int, float) and 1e-30 < v < 1e30),
             ("true or false", flags, lambda v: type(v) is bool),
             ("token ids", ("eos_token_id",), lambda v: all(_is_token(i) for i in v)),
-            ("a token id", ("pad_token_id",), _is_token),
+            ("a token id", ("pad_token_id", "bos_token_id"), lambda v: v is None or _is_token(v)),
+            (f"one of {', '.join(FAMILIES)}", ("family",), lambda v: v in FAMILIES),
         ):
             for name in names:
                 if not good(value := getattr(self, name)):
@@ -127,44 +114,44 @@ class GlmConfig:
 
     @property
     def model_type(self) -> str:
-        """The Hugging Face ``model_type`` of the native layout."""
-        return "glm4" if self.sandwich_norm else "glm"
+        """The Hugging Face ``model_type`` of the family's own form."""
+        return "glm4" if self.family == "glm" and self.sandwich_norm else self.family
+
+    @property
+    def filler_id(self) -> int:
+        """The token that stands where none is meant: padding, or what ends an answer in a model without padding."""
+        return next((one for one in (self.pad_token_id, *self.eos_token_id) if one is not None), 0)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], *, rope_theta: float | None = None) -> "GlmConfig":
-        """Reads any published ``config.json``: native glm / glm4 (old and new spellings) or chatglm remote code. Keys
-        tell which, as re-saved checkpoints mix model types. ``rope_theta`` overrides what the file says.
+        """Reads any published ``config.json``: native glm / glm4 (old and new spellings), chatglm remote code, and the
+        relatives of ``relatives.py``. Of glm and chatglm, keys tell which, as re-saved checkpoints mix model types.
+        ``rope_theta`` overrides what the file says.
 
         Raises:
             InputError: a needed key is missing, two contradict each other, or this model does not have what is asked.
         """
-        read = Fields(raw, "config.json")
         fields = published_fields(raw)
         check_agreement(raw, fields, None if rope_theta is None else "rope_theta")
-        if (yarn := fields.get("yarn")) is not None:
-            fields["yarn"] = Yarn(**yarn)
         if rope_theta is not None:
             fields["rope_theta"] = float(rope_theta)
-        if (eos := read.integers("eos_token_id", 0, MAX_TOKEN_ID, None)) is not None:
-            fields["eos_token_id"] = eos
-        if (pad := read.integer("pad_token_id", 0, MAX_TOKEN_ID, None)) is not None:
-            fields["pad_token_id"] = pad
         return cls(**fields)
 
     def to_dict(self, dtype: str = "float32") -> dict[str, Any]:
-        """The native ``config.json``, as transformers 5 writes it; for Glm also what llama.cpp's converter reads."""
-        rope: dict[str, Any] = {
-            "rope_type": "default",
+        """The ``config.json`` of the family's own form, as transformers 5 writes it; for Glm also what llama.cpp's
+        converter reads. Of a vision-language model it is the text decoder's, in Glm4's form."""
+        if self.family in RELATIVES:
+            return relative_config(self.family, vars(self), dtype)
+        rope = {
+            **written(self.rope_scaling),
             "rope_theta": self.rope_theta,
             "partial_rotary_factor": self.partial_rotary_factor,
         }
-        if self.yarn is not None:
-            rope |= {k: v for k, v in dataclasses.asdict(self.yarn).items() if v is not None} | {"rope_type": "yarn"}
         same = (*SIZES, "head_dim", "max_position_embeddings", "rms_norm_eps", "attention_bias", "tie_word_embeddings",
                 "initializer_range", "pad_token_id")  # fmt: skip
         return {
             "architectures": ["Glm4ForCausalLM" if self.sandwich_norm else "GlmForCausalLM"],
-            "model_type": self.model_type,
+            "model_type": "glm4" if self.sandwich_norm else "glm",
             **{name: getattr(self, name) for name in same},
             "attention_dropout": 0.0,
             "hidden_act": "silu",
@@ -172,6 +159,7 @@ class GlmConfig:
             "rope_parameters": rope,
             "partial_rotary_factor": self.partial_rotary_factor,
             "rope_theta": self.rope_theta,
+            **({} if self.bos_token_id is None else {"bos_token_id": self.bos_token_id}),
             **({} if self.sandwich_norm else llama_cpp_names(vars(self))),
             "dtype": dtype,
             "use_cache": True,
@@ -238,33 +226,9 @@ class KVCache(NamedTuple):
 
 def rope_tables(config: GlmConfig, positions: Int[Array, "B S"], dtype: Any) -> tuple[Array, Array]:
     """Cosines and sines ``[B, S, rotary_dim / 2]``: angles in float32, the tables cast to ``dtype`` as HF does."""
-    frequencies, scale = rope_frequencies(config)
+    frequencies, scale = rope_frequencies(config.rotary_dim, config.rope_theta, config.rope_scaling)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return (jnp.cos(angles) * scale).astype(dtype), (jnp.sin(angles) * scale).astype(dtype)
-
-
-def rope_frequencies(config: GlmConfig) -> tuple[np.ndarray, float]:
-    """Radians per position ``[rotary_dim / 2]`` in float32, and the factor of cosines and sines (1 without YaRN).
-
-    On the host, rounded where HF rounds: a compiled float32 power is some ulp off, 0.002 rad at position 131,000."""
-    size = config.rotary_dim
-    exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
-    powers = (np.float64(np.float32(config.rope_theta)) ** exponents.astype(np.float64)).astype(np.float32)
-    frequencies = np.float32(1) / powers
-    yarn = config.yarn
-    if yarn is None:
-        return frequencies, 1.0
-
-    def dimension_of(rotations: float) -> float:
-        wavelength = yarn.original_max_position_embeddings / (rotations * 2 * math.pi)
-        return size * math.log(wavelength) / (2 * math.log(config.rope_theta))
-
-    low = max(math.floor(dimension_of(yarn.beta_fast)), 0)
-    high = min(math.ceil(dimension_of(yarn.beta_slow)), size - 1)
-    ramp = (np.arange(size // 2, dtype=np.float32) - np.float32(low)) / np.float32(max(high - low, 0.001))
-    keep = 1 - np.clip(ramp, 0, 1)  # 1: fast pairs, as trained; 0: slow pairs, interpolated
-    scale = yarn.attention_factor or (0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0)
-    return np.float32(1) / (np.float32(yarn.factor) * powers) * (1 - keep) + frequencies * keep, scale
 
 
 class Attention(nnx.Module):
@@ -405,8 +369,10 @@ class Glm(nnx.Module):
             ids = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, cache.length))
             cache = cache._replace(segment_ids=ids)
         h = self.embed_tokens(tokens).astype(self.dtype)
-        # As in transformers (padding_idx): the padding token's embedding is used, but training never moves it.
-        h = spread_hidden(jnp.where((tokens == self.config.pad_token_id)[..., None], jax.lax.stop_gradient(h), h))
+        if (pad := self.config.pad_token_id) is not None:
+            # As in transformers (padding_idx): the padding token's embedding is used, but training never moves it.
+            h = jnp.where((tokens == pad)[..., None], jax.lax.stop_gradient(h), h)
+        h = spread_hidden(h)
         rope = rope_tables(self.config, positions, self.dtype)
         graph, parameters = nnx.split(self.layers)
 

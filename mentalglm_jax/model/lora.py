@@ -94,7 +94,8 @@ class LoraConfig:
         listed = [name.rpartition(".")[2] for rule in (self.target_modules, self.exclude_modules)
                   if not isinstance(rule, str) for name in rule]  # fmt: skip
         if unknown := sorted({*listed, *plain} - set(self.KNOWN)):
-            raise InputError(f"LoRA: no module named {', '.join(unknown)}; GLM-4 has {', '.join(TARGETS)}")
+            halves = " (gate and up are one module here, gate_up_proj)" if {"gate_proj", "up_proj"} & {*unknown} else ""
+            raise InputError(f"LoRA: no module named {', '.join(unknown)}{halves}; this model has {', '.join(TARGETS)}")
         if unknown := sorted(set(self.modules_to_save) - set(self.SAVABLE)):
             raise InputError(
                 f"LoRA: modules_to_save {', '.join(unknown)}: only {', '.join(SAVABLE)} can be trained whole"

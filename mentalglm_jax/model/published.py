@@ -1,7 +1,7 @@
 """What a published ``config.json`` says, in the names of ``GlmConfig``.
 
-Native glm / glm4 (old and new spellings) and the chatglm remote code. Every value is checked for type and range: the
-file comes from strangers.
+Native glm / glm4 (old and new spellings), the chatglm remote code, and by ``relatives.py`` what is built of the same
+layers. Every value is checked for type and range: the file comes from strangers.
 """
 
 from collections.abc import Mapping
@@ -9,29 +9,59 @@ from typing import Any
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import Fields, short
+from mentalglm_jax.model.relatives import NOT_HERE, RELATIVES, VISION, relative_fields, vision_fields
+from mentalglm_jax.model.rope import MOST_POSITIONS, read_scaling
 from mentalglm_jax.model.spellings import ROPE_BASE, rope_of
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
           "num_key_value_heads")  # fmt: skip
 # Far above every published model, and low enough that no product of them overflows.
 MOST = {"num_hidden_layers": 1 << 12, "num_attention_heads": 1 << 16, "num_key_value_heads": 1 << 16,
-         "head_dim": 1 << 16, "max_position_embeddings": (1 << 31) - 1}  # fmt: skip
+         "head_dim": 1 << 16, "max_position_embeddings": MOST_POSITIONS}  # fmt: skip
 MOST_WIDTH = 1 << 24
 MAX_TOKEN_ID = (1 << 31) - 1  # ids are int32
-YARN = ("factor", "beta_fast", "beta_slow", "attention_factor")
 
 
 def published_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of ``GlmConfig`` that ``raw``, a ``config.json``, states; ``yarn`` as a mapping.
+    """The fields of ``GlmConfig`` that ``raw``, a ``config.json``, states.
 
-    The layout is told from the keys present, not from ``model_type``, because re-saved checkpoints mix them.
+    Of glm and chatglm, the keys present tell which, not ``model_type``, because re-saved checkpoints mix them.
 
     Raises:
         InputError: a needed key is missing, a value has the wrong type or range, or asks for something this model does
-            not have.
+            not have; the weights are quantised.
     """
     read = Fields(raw, "config.json")
-    return _from_chatglm(raw, read) if "ffn_hidden_size" in raw else _from_native(raw, read)
+    refuse_quantised(raw)
+    kind = raw.get("model_type")
+    if isinstance(kind, str) and kind in (*RELATIVES, *VISION):
+        text = raw if kind in RELATIVES else read.mapping("text_config")
+        refuse_quantised(text)
+        where = Fields(text, "config.json" if kind in RELATIVES else "config.json: text_config")
+        optional = [name for name in ("num_key_value_heads", "head_dim") if text.get(name) is not None]
+        sizes = {name: _size(where, text, name) for name in (*SIZES[:-1], *optional)}
+        return relative_fields(kind, raw, sizes) if kind in RELATIVES else vision_fields(kind, raw, sizes)
+    fields = _from_chatglm(raw, read) if "ffn_hidden_size" in raw else _from_native(raw, read)
+    if (eos := read.integers("eos_token_id", 0, MAX_TOKEN_ID, None)) is not None:
+        fields["eos_token_id"] = eos
+    if "pad_token_id" in raw:
+        fields["pad_token_id"] = read.integer("pad_token_id", 0, MAX_TOKEN_ID, None)
+    return fields | {"bos_token_id": read.integer("bos_token_id", 0, MAX_TOKEN_ID, None)}
+
+
+def refuse_quantised(raw: Mapping[str, Any]) -> None:
+    """Raises InputError when a ``config.json`` says that the weights beside it are codes of a quantisation method."""
+    for key in ("quantization_config", "compression_config"):
+        if not (said := raw.get(key)):
+            continue
+        said = said if isinstance(said, Mapping) else {}
+        bits = said.get("bits") or (4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else None)
+        method = str(said.get("quant_method") or said.get("quant_algo") or "unknown method")[:80]
+        raise InputError(
+            f"config.json: this checkpoint is quantised ({method}{f', {bits} bits' if type(bits) is int else ''}), its "
+            'tensors are codes of that method; load the checkpoint it was made from, with quantize="int8" or "nf4" '
+            "(model.quantize in a recipe) where memory is short"
+        )
 
 
 def _size(read: Fields, raw: Mapping[str, Any], *names: str) -> int:
@@ -39,12 +69,16 @@ def _size(read: Fields, raw: Mapping[str, Any], *names: str) -> int:
     for name in names:
         if raw.get(name) is not None:
             return read.integer(name, 1, MOST.get(name, MOST_WIDTH))
-    raise InputError(f"config.json: key {names[0]!r} is missing; is this a GLM-4 checkpoint?")
+    raise InputError(f"config.json: key {names[0]!r} is missing; is this a checkpoint of GLM-4 or a relative?")
 
 
 def _from_native(raw: Mapping[str, Any], read: Fields) -> dict[str, Any]:
-    if raw.get("model_type") not in ("glm", "glm4", None):
-        raise InputError(f"config.json: model_type {short(raw['model_type'])} is not glm, glm4 or chatglm")
+    kind = raw.get("model_type")
+    if isinstance(kind, str) and kind in NOT_HERE:
+        raise InputError(f"config.json: model_type {short(kind)} is not supported: {NOT_HERE[kind]}")
+    if kind not in ("glm", "glm4", None):
+        known = ", ".join(("glm", "glm4", "chatglm", *VISION, *RELATIVES))
+        raise InputError(f"config.json: model_type {short(kind)} is not GLM-4 nor one of its relatives ({known})")
     if raw.get("hidden_act", "silu") != "silu":
         raise InputError(f"config.json: hidden_act {short(raw['hidden_act'])} is not supported (GLM-4 uses silu)")
     rope = rope_of(raw)
@@ -53,19 +87,6 @@ def _from_native(raw: Mapping[str, Any], read: Fields) -> dict[str, Any]:
     fields: dict[str, Any] = {name: _size(read, raw, name) for name in SIZES}
     # What transformers 5.23 takes for an absent key; its GlmConfig and Glm4Config have the same defaults.
     positions = read.integer("max_position_embeddings", 1, MOST["max_position_embeddings"], 131072)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "yarn":
-        if rope.get("mscale") or rope.get("mscale_all_dim") or not rope.get("truncate", True):
-            raise InputError("config.json: mscale, mscale_all_dim and truncate of a yarn rope are not supported")
-        stated = {name: turned.number(name, 0.0) for name in YARN if rope.get(name) is not None}
-        fields["yarn"] = {
-            **stated,
-            "original_max_position_embeddings": turned.integer(
-                "original_max_position_embeddings", 1, MOST["max_position_embeddings"], positions
-            ),
-        }
-    elif kind != "default":
-        raise InputError(f"config.json: rope type {short(kind)} is not supported (default and yarn are)")
     return fields | {
         "head_dim": read.integer("head_dim", 0, MOST["head_dim"], 128)
         or fields["hidden_size"] // fields["num_attention_heads"],
@@ -75,6 +96,7 @@ def _from_native(raw: Mapping[str, Any], read: Fields) -> dict[str, Any]:
         "partial_rotary_factor": turned.number(
             "partial_rotary_factor", default=read.number("partial_rotary_factor", default=0.5)
         ),
+        "rope_scaling": read_scaling(rope, positions),
         "attention_bias": read.flag("attention_bias", True),
         "tie_word_embeddings": read.flag("tie_word_embeddings", False),
         "initializer_range": read.number("initializer_range", default=0.02),

@@ -30,6 +30,7 @@ from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.layout import MESH_AXES
 from mentalglm_jax.model.lora import add_lora
 from mentalglm_jax.model.quantize import abstract_quantized
+from mentalglm_jax.model.rope import Llama3
 from mentalglm_jax.model.sharding import batch_sharding, make_mesh, parameter_shardings
 from mentalglm_jax.planning.cost import Bound, Memory, Shape, bound, estimate_memory, parts_of_activations, shape_of
 from mentalglm_jax.train.recipe import Recipe, StageSection, TrainConfig, nearest
@@ -37,6 +38,23 @@ from mentalglm_jax.train.step import make_optimizer, make_step
 
 _CHAT = {"max_position_embeddings": 131072}
 _0414 = {"sandwich_norm": True, "rms_norm_eps": 1e-5, "max_position_embeddings": 32768}
+_PLAIN = {"partial_rotary_factor": 1.0, "pad_token_id": None, "rms_norm_eps": 1e-5}
+_LLAMA = _PLAIN | {"family": "llama", "attention_bias": False}
+_LLAMA_2 = _LLAMA | {"vocab_size": 32000, "max_position_embeddings": 4096, "eos_token_id": (2,)}
+_LLAMA_3 = _LLAMA | {"vocab_size": 128256, "num_key_value_heads": 8, "rope_theta": 5e5, "eos_token_id": (128001,)}
+_QWEN = _PLAIN | {"family": "qwen2", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "eos_token_id": (151645,),
+                  "max_position_embeddings": 32768}  # fmt: skip
+
+
+def _three(factor: float) -> Llama3:
+    return Llama3(factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+
+
+def _sized(vocab: int, hidden: int, feed: int, layers: int, heads: int, kv: int, head: int = 0) -> dict[str, int]:
+    return {"vocab_size": vocab, "hidden_size": hidden, "intermediate_size": feed, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": head or hidden // heads}  # fmt: skip
+
+
 # What the published checkpoints look like, for a plan before anything is downloaded.
 GEOMETRIES = {
     f"{owner}/{name}": GlmConfig(**fields)
@@ -51,7 +69,31 @@ GEOMETRIES = {
         "GLM-4-9B-0414": _0414,
         "GLM-Z1-9B-0414": _0414,
     }.items()
-}
+} | {
+    name: GlmConfig(**{**common, **sizes})
+    for name, common, sizes in (
+        ("meta-llama/Llama-2-7b-hf", _LLAMA_2, _sized(32000, 4096, 11008, 32, 32, 32)),
+        ("meta-llama/Llama-2-7b-chat-hf", _LLAMA_2, _sized(32000, 4096, 11008, 32, 32, 32)),
+        ("meta-llama/Llama-2-13b-chat-hf", _LLAMA_2, _sized(32000, 5120, 13824, 40, 40, 40)),
+        ("meta-llama/Llama-3.1-8B", _LLAMA_3 | {"rope_scaling": _three(8.0)}, _sized(128256, 4096, 14336, 32, 32, 8)),
+        ("meta-llama/Llama-3.1-8B-Instruct", _LLAMA_3 | {"rope_scaling": _three(8.0)},
+         _sized(128256, 4096, 14336, 32, 32, 8)),
+        ("meta-llama/Llama-3.2-1B-Instruct", _LLAMA_3 | {"rope_scaling": _three(32.0), "tie_word_embeddings": True},
+         _sized(128256, 2048, 8192, 16, 32, 8)),
+        ("meta-llama/Llama-3.2-3B-Instruct", _LLAMA_3 | {"rope_scaling": _three(32.0), "tie_word_embeddings": True},
+         _sized(128256, 3072, 8192, 28, 24, 8)),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct",
+         _LLAMA | {"rope_theta": 1e5, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+                   "eos_token_id": (2,)}, _sized(49152, 576, 1536, 30, 9, 3)),
+        ("mistralai/Mistral-7B-Instruct-v0.3",
+         _LLAMA | {"family": "mistral", "rope_theta": 1e6, "max_position_embeddings": 32768, "eos_token_id": (2,)},
+         _sized(32768, 4096, 14336, 32, 32, 8)),
+        ("Qwen/Qwen2.5-0.5B-Instruct", _QWEN | {"tie_word_embeddings": True}, _sized(151936, 896, 4864, 24, 14, 2)),
+        ("Qwen/Qwen2.5-1.5B-Instruct", _QWEN | {"tie_word_embeddings": True}, _sized(151936, 1536, 8960, 28, 12, 2)),
+        ("Qwen/Qwen2.5-3B-Instruct", _QWEN | {"tie_word_embeddings": True}, _sized(151936, 2048, 11008, 36, 16, 2)),
+        ("Qwen/Qwen2.5-7B-Instruct", _QWEN, _sized(152064, 3584, 18944, 28, 28, 4)),
+    )
+}  # fmt: skip
 # Which knob lowers which part of the memory.
 _KNOBS = {
     "weights": "model.quantize: int8 or int4, or a larger mesh.fsdp on more chips",

@@ -149,7 +149,7 @@ def train(
     held = local_rows(mesh, config.rows, config.accumulate)
     batches = PackedBatches(examples, rows=config.rows, sequence_length=config.sequence_length,
                             targets_per_row=config.targets_per_row, seed=seed, mask_posts=config.mask_posts,
-                            neutral_id=model.config.pad_token_id, local_rows=held)  # fmt: skip
+                            neutral_id=model.config.filler_id, local_rows=held)  # fmt: skip
     if config.eval_every is not None and not evaluation:
         raise InputError("eval_every is set, but there are no development examples; give some, or leave it out")
     scored = Evaluation(evaluation, config, nnx.split(model)[0], mesh) if config.eval_every is not None else None

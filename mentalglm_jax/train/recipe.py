@@ -155,7 +155,7 @@ class DataSection(_Strict):
 
 # The keys of config.json that GlmConfig.from_dict reads for a new model.
 GEOMETRY = {*(field.name for field in dataclasses.fields(GlmConfig)), "model_type", "rope_parameters"} - {
-    "sandwich_norm", "yarn"
+    "sandwich_norm", "rope_scaling", "family"
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import pytest
 from mentalglm_jax.checkpoints.adapters import save_adapter
 from mentalglm_jax.checkpoints.directories import save_pretrained
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.model.glm import Yarn
+from mentalglm_jax.model.rope import Yarn
 from mentalglm_jax.text.tokenizer import BUILTIN
 from tests.clients.cells import (
     BASES,
@@ -66,7 +66,7 @@ MISFITS = [
     *((Cell(layout, "lora", "adapter", PLAIN), "vllm-split") for layout in ("glm", "glm4")),
     (Cell("chatglm", "lora", "adapter", PLAIN), "llama.cpp"),
 ]
-YARN = ("yarn", Yarn(factor=4.0, original_max_position_embeddings=128))
+YARN = ("rope_scaling", Yarn(factor=4.0, original_max_position_embeddings=128))
 BARE = {
     "edge": ("glm", Base(eps=1e-5, bias=False, more=(("partial_rotary_factor", 1.0),))),
     "wide heads": ("glm", Base(more=(("head_dim", 32),))),

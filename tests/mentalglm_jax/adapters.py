@@ -37,10 +37,10 @@ def randomise(model, seed=1):
     return model.eval()
 
 
-def by_peft(hf, directory, **options) -> Any:
+def by_peft(hf, directory, variant="glm", **options) -> Any:
     """A PEFT model with random weights, and its directory."""
     options = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM"} | options
-    model = randomise(peft.get_peft_model(hf.model("glm"), peft.LoraConfig(**options)))
+    model = randomise(peft.get_peft_model(hf.variant(variant), peft.LoraConfig(**options)))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
         model.save_pretrained(directory)

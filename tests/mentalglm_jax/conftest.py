@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from flax import nnx
-from transformers import Glm4Config, Glm4ForCausalLM, GlmForCausalLM
-from transformers import GlmConfig as HfGlmConfig
 
 from mentalglm_jax.model.glm import Glm, GlmConfig, abstract_model
 
@@ -23,6 +22,9 @@ GEOMETRY: dict[str, Any] = {
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "factor": 4.0,
         "original_max_position_embeddings": 64}  # fmt: skip
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64}  # fmt: skip
+YARN_QWEN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm": ("glm", {}),
     "glm4": ("glm4", {}),
@@ -32,13 +34,45 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "wide-heads": ("glm", {"head_dim": 16}),
     "theta-5e6": ("glm", {"rope_theta": 5e6}),
     "theta-1e8": ("glm", {"rope_theta": 1e8, "num_key_value_heads": 4}),  # glm-4-9b-chat-1m
+    "llama": ("llama", {}),
+    "llama-3": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True, "pad_token_id": None}),
+    "llama-linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
+    "llama-wide-heads": ("llama", {"head_dim": 16}),
+    "mistral": ("mistral", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "qwen2": ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "qwen2-tied-yarn": ("qwen2", {"rope_parameters": YARN_QWEN, "tie_word_embeddings": True, "head_dim": 16}),
+    "glm4v": ("glm4v", {}),
+    "glm46v": ("glm46v", {}),
 }
+# Per kind: the name of its classes, and what its geometry has otherwise.
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "glm": ("Glm", {}),
+    "glm4": ("Glm4", {}),
+    "llama": ("Llama", {"attention_bias": False}),
+    "mistral": ("Mistral", {"attention_bias": ..., "sliding_window": None}),
+    "qwen2": ("Qwen2", {"attention_bias": ...}),
+}
+VISION: dict[str, Any] = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 24, "patch_size": 2,
+                          "image_size": 8, "out_hidden_size": 32}  # fmt: skip
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}
 
 
 def hf_model(kind: str = "glm", std: float = 0.2, seed: int = 0, **changes: Any) -> Any:
     """A transformers model with every weight drawn at ``std`` (0.2 makes mistakes visible that 0.02 hides)."""
-    config_class, model_class = (Glm4Config, Glm4ForCausalLM) if kind == "glm4" else (HfGlmConfig, GlmForCausalLM)
-    model = model_class(config_class(**{**GEOMETRY, **changes})).eval()
+    if kind in ("glm4v", "glm46v"):
+        name = {"glm4v": "Glm4v", "glm46v": "Glm46V"}[kind]
+        text = {key: value for key, value in GEOMETRY.items() if key not in ("attention_bias", "head_dim")}
+        config = getattr(transformers, f"{name}Config")(
+            text_config={**text, "rope_parameters": MROPE, **changes}, vision_config=VISION, image_token_id=90,
+            video_token_id=91, image_start_token_id=92, image_end_token_id=93, video_start_token_id=94,
+            video_end_token_id=95,
+        )  # fmt: skip
+        model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    else:
+        name, own = KINDS[kind]
+        geometry = {key: value for key, value in {**GEOMETRY, **own, **changes}.items() if value is not ...}
+        config = getattr(transformers, f"{name}Config")(**geometry)
+        model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -51,14 +85,35 @@ def hf_variant(name: str) -> Any:
     return hf_model(kind, **changes)
 
 
+def neighbours(rows: np.ndarray, head: int) -> np.ndarray:
+    """Rotary pairs side by side, where a file has dimension i with i + head / 2: written out row by row."""
+    found = np.empty_like(rows)
+    for start in range(0, len(rows), head):
+        for pair in range(head // 2):
+            found[start + 2 * pair] = rows[start + pair]
+            found[start + 2 * pair + 1] = rows[start + pair + head // 2]
+    return found
+
+
 def to_jax(model: Any, **options: Any) -> Glm:
     """The same model in ours."""
     ours = abstract_model(GlmConfig.from_dict(model.config.to_dict()), **options)
-    weights = {name: value.detach().float().numpy() for name, value in model.state_dict().items()}
+    weights = {
+        name.replace("language_model.", ""): value.detach().float().numpy()
+        for name, value in model.state_dict().items()
+    }
+    halved = model.config.model_type in ("llama", "mistral", "qwen2")
     dtype = ours.embed_tokens.embedding.dtype
 
+    def of_layer(layer: int, name: str) -> np.ndarray:
+        start = f"model.layers.{layer}."
+        if halved and "gate_up_proj" in name:
+            return np.concatenate([weights[start + name.replace("gate_up", part)] for part in ("gate", "up")])
+        value = weights[start + name]
+        return neighbours(value, ours.config.head_dim) if halved and ("q_proj" in name or "k_proj" in name) else value
+
     def stacked(name: str) -> Any:
-        layers = [weights[f"model.layers.{layer}.{name}"] for layer in range(ours.config.num_hidden_layers)]
+        layers = [of_layer(layer, name) for layer in range(ours.config.num_hidden_layers)]
         return jnp.asarray(np.stack([value.T for value in layers]), dtype)
 
     ours.embed_tokens.embedding.set_value(jnp.asarray(weights["model.embed_tokens.weight"], dtype))
@@ -115,5 +170,5 @@ def hf() -> SimpleNamespace:
     """The helpers of this file."""
     return SimpleNamespace(
         model=hf_model, variant=hf_variant, to_jax=to_jax, logits=hf_logits, run=jax_logits, error=relative_error,
-        compiled=compiled,
+        compiled=compiled, neighbours=neighbours,
     )  # fmt: skip

@@ -14,7 +14,8 @@ from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints.directories import load, save_pretrained
 from mentalglm_jax.checkpoints.weights import config_for
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.model.glm import GlmConfig, Yarn
+from mentalglm_jax.model.glm import GlmConfig
+from mentalglm_jax.model.rope import Yarn
 from tests.mentalglm_jax.adapters import TOKENS, trained
 
 NATIVE = {
@@ -44,11 +45,11 @@ def base(hf):
 )
 def test_a_glm_directory_says_what_llama_cpp_reads(theta, yarn):
     """conversion/chatglm.py takes rope_theta, eps and context from these three names and else from its own defaults."""
-    raw = config_for(GlmConfig(rope_theta=theta, yarn=yarn), "glm", "bfloat16")
+    raw = config_for(GlmConfig(rope_theta=theta, rope_scaling=yarn), "glm", "bfloat16")
     assert {name: raw[name] for name in ("rope_ratio", "layernorm_epsilon", "seq_length")} == {
         "rope_ratio": theta / 1e4, "layernorm_epsilon": 1.5625e-07, "seq_length": 131072,
     }  # fmt: skip
-    glm4 = config_for(GlmConfig(rope_theta=theta, yarn=yarn, sandwich_norm=True), "glm", "bfloat16")
+    glm4 = config_for(GlmConfig(rope_theta=theta, rope_scaling=yarn, sandwich_norm=True), "glm", "bfloat16")
     assert not {"rope_ratio", "layernorm_epsilon", "seq_length"} & glm4.keys()  # its converter reads the native names
 
 

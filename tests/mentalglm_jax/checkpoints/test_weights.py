@@ -39,7 +39,7 @@ def copy(saved, tmp_path):
 
 @hypothesis.settings(max_examples=15)
 @hypothesis.given(
-    layout=st.sampled_from(["glm", "glm-qkv", "chatglm"]),
+    layout=st.sampled_from(["glm", "glm-qkv", "chatglm", "llama", "mistral", "qwen2", "glm4v"]),
     layers=st.integers(1, 3),
     groups=st.sampled_from([1, 2, 4]),
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
@@ -49,7 +49,7 @@ def test_names_and_parameters_map_one_to_one(layout, layers, groups, flags):
     config = GlmConfig(
         vocab_size=10, hidden_size=8, intermediate_size=6, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=groups, head_dim=4, attention_bias=bias, tie_word_embeddings=tied,
-        sandwich_norm=sandwich and layout != "chatglm",
+        sandwich_norm=sandwich and layout in ("glm", "glm-qkv", "glm4v"),
     )  # fmt: skip
     shapes, tensors = parameter_shapes(config), inventory(config, layout)
     places = collections.Counter()
@@ -57,12 +57,19 @@ def test_names_and_parameters_map_one_to_one(layout, layers, groups, flags):
         assert tensor.parts[0].start == 0
         assert tensor.parts[-1].stop == tensor.shape[0]
         assert all(one.stop == two.start for one, two in zip(tensor.parts, tensor.parts[1:], strict=False))
-        places.update((part.path, part.layer) for part in tensor.parts)
-        for path, layer, start, stop in tensor.parts:
-            shape = shapes[path] if layer is None else shapes[path][1:]
-            assert (stop - start, *tensor.shape[1:]) == (shape[::-1] if path.endswith("kernel") else shape)
+        for part in tensor.parts:
+            shape = shapes[part.path] if part.layer is None else shapes[part.path][1:]
+            rows, *rest = shape[::-1] if part.path.endswith("kernel") else shape
+            assert (*tensor.shape[1:],) == (*rest,)
+            assert part.first + part.stop - part.start <= rows
+            assert part.head in (0, 4)
+            places.update((part.path, part.layer, part.first + row) for row in range(part.stop - part.start))
     assert set(places.values()) == {1}
-    expected = {(p, i) for p in shapes for i in (range(layers) if p.startswith("layers.") else [None])}
+    expected = {
+        (path, layer, row)
+        for path, shape in shapes.items() for layer in (range(layers) if path.startswith("layers.") else [None])
+        for row in range(shape[-1] if path.endswith("kernel") or len(shape) == 1 or "layers." in path else shape[0])
+    }  # fmt: skip
     assert set(places) == expected
 
 
@@ -235,7 +242,7 @@ def test_the_lost_rope_base_is_honoured_with_a_warning(copy):
 # ---- meshes ----
 
 
-def test_a_mesh_reads_only_what_its_devices_keep(saved):
+def test_a_mesh_reads_only_what_its_devices_keep(hf, saved, tmp_path):
     """Eight fake devices in a child process: same values, parameters cut, and no read larger than one device's part."""
     program = """
         import sys
@@ -251,11 +258,12 @@ def test_a_mesh_reads_only_what_its_devices_keep(saved):
             reads.append((name, value.shape))
             return value
         hf_files.TensorFiles.read = read
-        whole = checkpoints.load(sys.argv[1])
-        reads.clear()
-        model = checkpoints.load(sys.argv[1], mesh=make_mesh(data=1, fsdp=4, tensor=2))
-        for (path, ours), (_, theirs) in zip(*(nnx.to_flat_state(nnx.state(m)) for m in (model, whole))):
-            np.testing.assert_array_equal(ours[...], theirs[...], err_msg=str(path))
+        for directory in reversed(sys.argv[1:]):
+            whole = checkpoints.load(directory)
+            reads.clear()
+            model = checkpoints.load(directory, mesh=make_mesh(data=1, fsdp=4, tensor=2))
+            for (path, ours), (_, theirs) in zip(*(nnx.to_flat_state(nnx.state(m)) for m in (model, whole))):
+                np.testing.assert_array_equal(ours[...], theirs[...], err_msg=str(path))
         kernel = model.layers.mlp.down_proj.kernel[...]
         assert kernel.shape == (3, 48, 32)
         assert {s.data.shape for s in kernel.addressable_shards} == {(3, 24, 8)}
@@ -263,7 +271,8 @@ def test_a_mesh_reads_only_what_its_devices_keep(saved):
         assert shapes == {(8, 24)}, shapes
     """
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", textwrap.dedent(program), str(saved / "glm")]
+    hf.variant("qwen2").save_pretrained(tmp_path / "qwen2")  # halves, and heads that end inside a device's part
+    command = [sys.executable, "-c", textwrap.dedent(program), str(saved / "glm"), str(tmp_path / "qwen2")]
     result = subprocess.run(
         command, env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False
     )

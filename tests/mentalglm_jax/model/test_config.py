@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.model import glm
+from mentalglm_jax.model import rope
 from mentalglm_jax.model.glm import GlmConfig
 from tests.mentalglm_jax.weights import CHATGLM_CONFIG
 
@@ -69,9 +69,9 @@ YARN_BLOCK = {"factor": 4.0, "original_max_position_embeddings": 32768}
         (ZERO_FOURTEEN, {"sandwich_norm": True, "rms_norm_eps": 1e-5, "max_position_embeddings": 32768}),
         (CHAT | {"model_type": ..., "architectures": ["Glm4ForCausalLM"]}, {"sandwich_norm": True}),
         (CHAT | {"model_type": "glm4", "rms_norm_eps": 1e-5}, {"sandwich_norm": True, "rms_norm_eps": 1e-5}),
-        (CHAT | {"rope_scaling": YARN_BLOCK | {"type": "yarn"}}, {"yarn": glm.Yarn(**YARN_BLOCK)}),
+        (CHAT | {"rope_scaling": YARN_BLOCK | {"type": "yarn"}}, {"rope_scaling": rope.Yarn(**YARN_BLOCK)}),
         (CHAT | {"rope_parameters": YARN_BLOCK | {"rope_type": "yarn", "beta_fast": None, "attention_factor": 1.2}},
-         {"yarn": glm.Yarn(**YARN_BLOCK, attention_factor=1.2)}),
+         {"rope_scaling": rope.Yarn(**YARN_BLOCK, attention_factor=1.2)}),
         (REMOTE, {"rope_theta": 5e6}),
         (REMOTE | {"model_type": "glm"}, {"rope_theta": 5e6}),  # re-saved: keys tell the layout
         (REMOTE | {"num_hidden_layers": ..., "rope_ratio": ..., "seq_length": 8192}, {"max_position_embeddings": 8192}),
