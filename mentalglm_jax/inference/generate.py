@@ -82,8 +82,8 @@ def generate(
 
 
 def answer_text(tokenizer: GlmTokenizer, ids: Sequence[int]) -> str:
-    """The text of generated ids without special tokens and without the line break that opens an assistant turn."""
-    return tokenizer.decode(ids).removeprefix("\n")
+    """The text of generated ids without special tokens and without what opens an answer (GLM's line break)."""
+    return tokenizer.decode(ids).removeprefix(tokenizer.answer_lead)
 
 
 def generation_row(
