@@ -80,7 +80,7 @@ class Vocabulary:
             one for key in ("eos_token_id", "eot_token_id")
             if (one := read.integer(key, 0, len(tokens) - 1, None)) is not None
         )  # fmt: skip
-        self.chat_template = read.text("chat_template", None)
+        self.chat_template = Fields(metadata, where).text("tokenizer.chat_template", None)
         check_lossless(self.backend, where)
 
     def __len__(self) -> int:
