@@ -154,7 +154,12 @@ def generate_records(
         RunError: the file system refused, or another process writes the same file.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    prompts = {record.id: tokenizer.prompt_ids(record.prompt, system) for record in records}
+    prompts: dict[str, list[int]] = {}
+    for record in records:
+        try:
+            prompts[record.id] = tokenizer.prompt_ids(record.prompt, system)
+        except InputError as error:
+            raise InputError(f"record {record.id!r}: {error}") from None
     if len(prompts) != len(records):
         ids = [record.id for record in records]
         raise InputError(f"record {next(i for i in ids if ids.count(i) > 1)!r} is given twice; ids must differ")

@@ -76,7 +76,7 @@ class GlmTokenizer:
         for token in chat.tokens:
             if backend.token_to_id(token) is None:
                 raise InputError(f"{where}: special token {token} is not in the vocabulary; is this a GLM-4 tokenizer?")
-        check_lossless(backend, where)
+        self._gaps = check_lossless(backend, where)
         self.chat_format = chat
         self._named = {"eos_token": chat.stops[0], **(named or {})}
         if chat.name == GLM.name:
@@ -187,7 +187,14 @@ class GlmTokenizer:
         return index
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; no prefix is added and special strings in ``text`` are not special."""
+        """Token ids of plain text; no prefix is added and special strings in ``text`` are not special.
+
+        Raises:
+            InputError: a control character for which this vocabulary has no token.
+        """
+        if self._gaps is not None and (found := self._gaps.search(text)):
+            raise InputError(f"the text holds the character U+{ord(found.group()):04X}, for which this tokenizer has no "
+                             "token, so that it would vanish without a word; take it out")  # fmt: skip
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:

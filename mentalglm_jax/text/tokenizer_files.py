@@ -80,6 +80,11 @@ _PARTS = {
 }  # fmt: skip
 
 
+# Bytes without which every letter can be written: control characters (of which texts have only three, tab, line feed
+# and carriage return), those that UTF-8 does not use, and the first of planes that are empty.
+_IN_NO_LETTER = {*range(32), 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)} - {9, 10, 13}
+
+
 class SwitchedOffWarning(UserWarning):
     """A tokenizer file would have cut, padded or varied every text; it does not, here."""
 
@@ -184,16 +189,21 @@ def _check_vocabulary(path: Path, raw: Mapping[str, Any]) -> None:
         raise InputError(f"{path}: the ids of vocab and added_tokens must be 0 to {len(ids) - 1}, each once")
 
 
-def check_lossless(backend: Tokenizer, where: str) -> None:
+def check_lossless(backend: Tokenizer, where: str) -> re.Pattern[str] | None:
     """Whether every text becomes tokens byte by byte, as the tokenizers of GLM and its relatives do it, and comes back
     as it was.
 
     A file may hold parts that are sound and take letters, spaces or case away; a post would then be another one
     without a word. A split that keeps "<|", the role and "|>" apart is also what keeps a post from opening a turn.
-    Qwen2's NFC is let pass: it writes the same letters in one of two ways that Unicode calls the same.
+    Qwen2's NFC is let pass: it writes the same letters in one of two ways that Unicode calls the same. So are missing
+    bytes of which no letter is made (SmolLM2's vocabulary has 235 of the 256).
+
+    Returns:
+        the characters that have no token all the same, as a regular expression: control characters, and code points
+        that Unicode has not assigned. None: there are none.
 
     Raises:
-        InputError: a part that changes the text, or a byte without a token.
+        InputError: a part that changes the text, or a letter without a token.
     """
 
     def parts(one: Any, key: str) -> list[dict[str, Any]]:
@@ -212,13 +222,17 @@ def check_lossless(backend: Tokenizer, where: str) -> None:
         raise InputError(
             f"{where}: its decoder is not ByteLevel, so that answers would come out in byte letters; {hint}"
         )
-    if lost := sum(backend.token_to_id(letter) is None for letter in _byte_letters()):
+    missing = {byte for byte, letter in enumerate(_byte_letters()) if backend.token_to_id(letter) is None}
+    if lost := len(missing - _IN_NO_LETTER):
         raise InputError(
             f"{where}: {lost} of the 256 bytes have no token, so that letters of a post would vanish; {hint}"
         )
     for token in backend.get_added_tokens_decoder().values():
         if token.lstrip or token.rstrip:
             raise InputError(f"{where}: added token {short(token.content)} takes the spaces beside it away; {hint}")
+    controls = "".join(rf"\x{byte:02x}" for byte in sorted(missing) if byte < 32)
+    planes = "\U00040000-\U0007ffff" * (0xF1 in missing) + "\U00080000-\U000bffff" * (0xF2 in missing)
+    return re.compile(f"[{controls}{planes}]") if controls or planes else None
 
 
 def _keeps_all(splits: Sequence[Mapping[str, Any]]) -> bool:
