@@ -165,7 +165,8 @@ def locate(path_or_hub_id: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise InputError(f"{path}: is a file; give the directory that holds config.json")
+        raise InputError(f"{path}: is a file; give the directory that holds config.json (a GGUF file: `mentalglm "
+                         "convert FILE DIR` first)")  # fmt: skip
     hub_id = str(path_or_hub_id)
     if not is_hub_id(hub_id):
         raise InputError(f"{path}: no such directory")

@@ -216,8 +216,7 @@ def local_teacher(config: Any, cache: Path) -> Any:
     tokenizer = GlmTokenizer.load(locate(config.model))
 
     def complete(messages: Sequence[dict[str, str]], seed: int) -> tuple[str, str, int, int]:
-        turns = [token for one in messages for token in tokenizer.turn_ids(one["role"], one["content"])]
-        prompt = [*tokenizer.prefix_ids, *turns, tokenizer.assistant_id]
+        prompt = tokenizer.ask_ids(messages)
         (ids,) = generate_ids(
             model, [prompt], max_new_tokens=config.max_tokens, eos_ids=tokenizer.eos_ids,
             temperature=config.temperature, seed=seed, batch_size=1, vocab_limit=tokenizer.vocab_size,

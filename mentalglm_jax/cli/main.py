@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from mentalglm_jax.cli.convert import convert
 from mentalglm_jax.cli.data import data_app
 from mentalglm_jax.cli.output import cell, complain, forgiving, print_json, say
 from mentalglm_jax.devices.compiled import keep_from_start
@@ -388,36 +389,7 @@ def leaderboard(
     print_json(rows) if json_ else say(leaderboard_markdown(rows))
 
 
-@app.command()
-def convert(
-    source: Annotated[str, typer.Argument(help="Model directory or Hub id, any layout")],
-    target: Annotated[Path, typer.Argument(help="Directory to write")],
-    to: Annotated[
-        str | None,
-        typer.Option(
-            help="glm | chatglm | llama | mistral | qwen2 | glm4v | glm46v | orbax; default: the family's own"
-        ),
-    ] = None,
-    rope_theta: Annotated[float | None, typer.Option(help="Overrides the rotary base that config.json states")] = None,
-    max_shard_gb: Annotated[float, typer.Option(min=0.001, help="Size of a safetensors shard, 10^9 bytes")] = 5.0,
-    json_: AsJson = False,
-) -> None:
-    """Rewrites a checkpoint in another form, block by block and bit for bit, and has transformers open the result."""
-    from mentalglm_jax.checkpoints.directories import convert as convert_checkpoint
-    from mentalglm_jax.checkpoints.directories import reopen_with_transformers, transformers_installed
-    from mentalglm_jax.model.relatives import VISION
-
-    check = reopen_with_transformers if transformers_installed() else None
-    layout, opened = convert_checkpoint(source, target, to, rope_theta, int(max_shard_gb * 1e9), check)
-    if json_:
-        print_json({"out": str(target), "layout": layout, "opened_with_transformers": opened})
-        return
-    notes = {"chatglm": "for vLLM and llama.cpp; transformers has no code of its own for this layout",
-             "orbax": "for mentalglm and Orbax", **dict.fromkeys(VISION, "its vision tower copied as it was")}  # fmt: skip
-    note = (
-        "transformers opens it" if opened else notes.get(layout, "not opened with transformers, which is not installed")
-    )
-    say(f"{target}: written in the {layout} layout ({note})")
+app.command()(convert)
 
 
 @app.command()

@@ -67,12 +67,15 @@ def encode_records(
     An over-long example is left out whole: cutting it would train an answer without its end.
 
     Raises:
-        InputError: nothing is left.
+        InputError: nothing is left, or a text that the tokenizer cannot write.
     """
     kept, too_long = [], []
     for record in records:
         turns = [{"role": "user", "content": record.prompt}, {"role": "assistant", "content": record.answer(order)}]
-        encoded = tokenizer.chat(turns)
+        try:
+            encoded = tokenizer.chat(turns)
+        except InputError as error:
+            raise InputError(f"record {record.id!r}: {error}") from None
         if len(encoded.ids) > sequence_length:
             too_long.append(record.id)
         else:

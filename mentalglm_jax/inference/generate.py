@@ -82,8 +82,8 @@ def generate(
 
 
 def answer_text(tokenizer: GlmTokenizer, ids: Sequence[int]) -> str:
-    """The text of generated ids without special tokens and without the line break that opens an assistant turn."""
-    return tokenizer.decode(ids).removeprefix("\n")
+    """The text of generated ids without special tokens and without what opens an answer (GLM's line break)."""
+    return tokenizer.decode(ids).removeprefix(tokenizer.answer_lead)
 
 
 def generation_row(
@@ -158,7 +158,12 @@ def generate_records(
         RunError: the file system refused, or another process writes the same file.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    prompts = {record.id: tokenizer.prompt_ids(record.prompt, system) for record in records}
+    prompts: dict[str, list[int]] = {}
+    for record in records:
+        try:
+            prompts[record.id] = tokenizer.prompt_ids(record.prompt, system)
+        except InputError as error:
+            raise InputError(f"record {record.id!r}: {error}") from None
     if len(prompts) != len(records):
         ids = [record.id for record in records]
         raise InputError(f"record {next(i for i in ids if ids.count(i) > 1)!r} is given twice; ids must differ")

@@ -87,17 +87,17 @@ def score_labels(
 def label_ids(
     tokenizer: GlmTokenizer, task: str | tasks.Task, language: str, order: tasks.Order = "label_first"
 ) -> dict[str, list[int]]:
-    """Label key to the ids of its label sentence with what leads to it: the line break that begins an answer, or
+    """Label key to the ids of its label sentence with what leads to it: what begins an answer (GLM's line break), or
     (explanation first) the colon that follows ``explanation_ids``."""
     task = tasks.get_task(task)
-    lead = "\n" if order == "label_first" else tasks.before_label(task, "", language)[1]
+    lead = tokenizer.answer_lead if order == "label_first" else tasks.before_label(task, "", language)[1]
     candidates = task.candidates(language)
     return {key: tokenizer.encode(lead + sentence) for key, sentence in candidates.items()}
 
 
 def explanation_ids(tokenizer: GlmTokenizer, task: str | tasks.Task, explanation: str, language: str) -> list[int]:
-    """Ids of an explanation-first answer from its first line break up to the label's colon."""
-    return tokenizer.encode("\n" + tasks.before_label(task, explanation, language)[0])
+    """Ids of an explanation-first answer from its beginning up to the label's colon."""
+    return tokenizer.encode(tokenizer.answer_lead + tasks.before_label(task, explanation, language)[0])
 
 
 def log_odds(scores: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:

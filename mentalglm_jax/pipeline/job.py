@@ -215,6 +215,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         if job.say is not None and (line := expected(recipe, stage)) is not None:
             job.say(line)
         model = job.load_base(recipe.model.quantize, mesh)
+        tokenizer.check_rows(model.config.vocab_size, str(job.dir / "tokenizer"))
         if previous is None:
             add_lora(model, recipe.lora.config(), nnx.Rngs(recipe.seed))
         else:

@@ -1,8 +1,8 @@
-"""GLM's tokenizer and chat format, without remote code: text to token ids, with a mask of what is trained.
+"""Tokenizer and chat format of GLM-4 and its relatives, without remote code: text to token ids, and what is trained.
 
-Reads both published forms: ``tokenizer.json`` (the -hf, 0414 and Z1 releases, or a small one made by ``train_bpe``) and
-the tiktoken text ``tokenizer.model`` of the original releases. A role token written inside a post stays text: content
-can never open a turn of its own.
+Reads ``tokenizer.json`` (the -hf, 0414 and Z1 releases, Qwen2, Llama 3, SmolLM2, or a small one made by ``train_bpe``)
+and the tiktoken text ``tokenizer.model`` of the original GLM-4 releases. How turns are written is a row of
+``chat_formats.py``. A role token written inside a post stays text: content can never open a turn of its own.
 """
 
 import json
@@ -16,13 +16,14 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json, write_text
-from mentalglm_jax.foreign import inside, read_json, read_text
+from mentalglm_jax.foreign import MAX_INTEGER, Fields, inside, read_json, read_text, short
+from mentalglm_jax.text.chat_formats import GLM, GLM_RELEASES, ChatFormat, GlmRelease, Segment
+from mentalglm_jax.text.chat_template import ChatFormatWarning, recognise
 from mentalglm_jax.text.tokenizer_files import SPECIALS, byte_level, check_lossless, from_tiktoken, read_tokenizer
 
 BUILTIN = Path(__file__).parents[1] / "assets" / "tokenizer"
 MAX_CONFIG_BYTES = 4 << 20  # tokenizer_config.json repeats the special tokens
 MAX_TEMPLATE_BYTES = 1 << 20
-ROLES = ("system", "user", "assistant", "observation")
 # Rendered with trim_blocks and lstrip_blocks, as transformers does. A turn has no end token: the next role token ends
 # it.
 CHAT_TEMPLATE = """\
@@ -34,33 +35,6 @@ CHAT_TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}<|assistant|>{% endif %}
 """
-
-
-@dataclass(frozen=True)
-class ChatFormat:
-    """Where the chat templates of the releases differ for the same messages."""
-
-    opening: str = ""  # what follows <|assistant|> when the model is to answer
-    after_metadata: str = ""  # between a message's metadata and the line break
-    empty_turns: bool = True  # whether a message without content is rendered
-    strip: bool = False  # user text is stripped, and an answer loses its <think>...</think> once it is history
-    tools_in_message: bool = False  # tools stand in a message, not beside the messages; the other place is ignored
-    tools_opening: str = "# 可用工具"
-    before_tool: str = "\n"
-
-
-_ANSWERS = "开发的，你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具"
-CHAT_FORMATS = {
-    "chat": ChatFormat(  # glm-4-9b-chat, -chat-1m
-        empty_turns=False, tools_in_message=True,
-        tools_opening="你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型" + _ANSWERS,
-    ),
-    "0414": ChatFormat(after_metadata=" ", before_tool="\n\n"),  # GLM-4-0414
-    "z1": ChatFormat(  # GLM-Z1-0414
-        opening="\n<think>", strip=True,
-        tools_opening="你是一个名为 ChatGLM 的人工智能助手。你是基于智谱 AI 公司训练的语言模型 GLM-4 模型" + _ANSWERS,
-    ),
-}  # fmt: skip
 
 
 class ToolsIgnoredWarning(UserWarning):
@@ -76,29 +50,51 @@ class Encoded:
 
 
 class GlmTokenizer:
-    """See ``load`` and ``train_bpe``. Wraps a ``tokenizers.Tokenizer`` that holds GLM's special tokens.
+    """See ``load`` and ``train_bpe``. Wraps a ``tokenizers.Tokenizer`` that holds the special tokens of its chat format.
+
+    Args:
+        backend: taken over and changed: special tokens inside a text are text.
+        chat_template: what ``save`` writes along.
+        where: the file, for messages.
+        chat: how turns are written.
+        named: special tokens by their role (bos_token, eos_token, pad_token ...).
+
+    Attributes:
+        chat_format: the row of ``chat_formats.FORMATS``, with the system prompt of this checkpoint.
+        eos_ids: what may end an answer, in the order of their ids.
+        stop_id: what training teaches to end an answer.
+        pad_id: the pad token; where a file names none, what ends a text.
 
     Raises:
         InputError: a special token the chat format needs is not in the vocabulary.
     """
 
-    def __init__(self, backend: Tokenizer, chat_template: str = CHAT_TEMPLATE, where: str = "tokenizer") -> None:
-        for token in ("<|endoftext|>", "[gMASK]", "<sop>", *(f"<|{role}|>" for role in ROLES)):
+    def __init__(
+        self, backend: Tokenizer, chat_template: str = CHAT_TEMPLATE, where: str = "tokenizer", *,
+        chat: ChatFormat = GLM, named: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        for token in chat.tokens:
             if backend.token_to_id(token) is None:
                 raise InputError(f"{where}: special token {token} is not in the vocabulary; is this a GLM-4 tokenizer?")
-        check_lossless(backend, where)
-        present = [token for token in SPECIALS if backend.token_to_id(token) is not None]
+        self._gaps = check_lossless(backend, where)
+        self.chat_format = chat
+        self._named = {"eos_token": chat.stops[0], **(named or {})}
+        if chat.name == GLM.name:
+            self._named = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+        stated = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
+        known = [*(SPECIALS if chat.name == GLM.name else ()), *chat.tokens, *self._named.values(), *stated]
+        present = [token for token in dict.fromkeys(known) if backend.token_to_id(token) is not None]
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in present])
         backend.encode_special_tokens = True  # special strings inside a text are text
+        # What it would add is never asked for, and some trim the spaces off the places of tokens.
+        self._post_processor, backend.post_processor = backend.post_processor, None
         self._backend = backend
         self._chat_template = chat_template
-        self.pad_id = self.id_of("<|endoftext|>")
-        self.user_id = self.id_of("<|user|>")
-        self.assistant_id = self.id_of("<|assistant|>")
-        self.prefix_ids = (self.id_of("[gMASK]"), self.id_of("<sop>"))
-        # Which of the three ends a turn depends on who fine-tuned the model, so all of them stop generation.
-        self.eos_ids = (self.pad_id, self.user_id, self.id_of("<|observation|>"))
+        self._specials = present
         self.special_ids = frozenset(map(self.id_of, present))
+        self.stop_id = self.id_of(chat.stops[0])
+        self.eos_ids = tuple(sorted({*map(self.id_of, (*chat.stops, self._named["eos_token"]))}))
+        self.pad_id = self.id_of(self._named.get("pad_token", self._named["eos_token"]))
         if caught := self.special_ids & set(self.encode(" ".join(present) + "".join(present))):
             raise InputError(
                 f"{where}: reads {backend.id_to_token(min(caught))} inside a text as a special token, so that a post "
@@ -107,14 +103,19 @@ class GlmTokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> "GlmTokenizer":
-        """Reads ``tokenizer.json``, or ``tokenizer.model`` where that is missing, and the chat template to be saved
-        along again (``chat_template.jinja``, else that of ``tokenizer_config.json``, else glm-4-9b-chat's).
+        """Reads ``tokenizer.json``, or ``tokenizer.model`` where that is missing; the chat template
+        (``chat_template.jinja``, else that of ``tokenizer_config.json``), which says how turns are written; and of
+        ``generation_config.json``, where there is one, what ends an answer. GLM-4's tokens without a template are read
+        as glm-4-9b-chat's.
 
         Warns:
             SwitchedOffWarning: the file cuts, pads or varies what it encodes, see ``read_tokenizer``.
+            ChatFormatWarning: the template or the stop tokens stated are not those of the format, see ``recognise``.
 
         Raises:
-            InputError: a file is missing, damaged or outside the directory, or is not GLM's.
+            InputError: a file is missing, damaged or outside the directory; the tokenizer is none that encodes every
+                text without loss; its chat format is none of the table's; or it has more tokens than the model beside
+                it has embeddings.
         """
         directory = Path(directory)
         path, old = directory / "tokenizer.json", directory / "tokenizer.model"
@@ -126,12 +127,52 @@ class GlmTokenizer:
             path, backend = old, from_tiktoken(inside(directory, old.name), config)
         else:
             raise InputError(f"{path}: no such file, nor {old.name}; a directory with one of the two is needed")
-        template = directory / "chat_template.jinja"
-        if template.exists():
-            text = read_text(inside(directory, template.name), MAX_TEMPLATE_BYTES)
+        template, named = _template(directory, config), _named_tokens(config, backend)
+        if template == CHAT_TEMPLATE:
+            chat, odd = GLM, None
         else:
-            text = config.get("chat_template")
-        return cls(backend, text if isinstance(text, str) else CHAT_TEMPLATE, str(path))
+            chat, odd = recognise(template, named, lambda token: backend.token_to_id(token) is not None, str(path))
+        if odd is not None:
+            warnings.warn(odd, ChatFormatWarning, stacklevel=2)
+        made = cls(backend, template or CHAT_TEMPLATE, str(path), chat=chat, named=named)
+        made._take_ends(directory)
+        if (directory / "config.json").exists():
+            model = read_json(directory / "config.json", MAX_CONFIG_BYTES)
+            model = model["text_config"] if isinstance(model.get("text_config"), dict) else model
+            rows = model.get("padded_vocab_size") or model.get("vocab_size")
+            if type(rows) is int:
+                made.check_rows(rows, str(directory / "config.json"))
+        return made
+
+    def _take_ends(self, directory: Path) -> None:
+        """What ``generation_config.json`` says of stop tokens; GLM-4's three stop it whatever the file says."""
+        path = directory / "generation_config.json"
+        if self.chat_format.name == GLM.name or not path.exists():
+            return
+        ends = Fields(read_json(path, MAX_CONFIG_BYTES), str(path)).integers("eos_token_id", 0, MAX_INTEGER, ())
+        for end in ends:
+            if end not in self.special_ids:
+                what = f"the ordinary token {short(self._backend.id_to_token(end))}" if end < self.vocab_size else (
+                    f"no token: there are {self.vocab_size}")  # fmt: skip
+                raise InputError(
+                    f"{path}: eos_token_id {end} is {what}, so answers would not end where a turn does; the "
+                    f"{self.chat_format.name} format ends it with {self.chat_format.stops[0]} ({self.stop_id})"
+                )
+        if ends and not {self.id_of(token) for token in self.chat_format.stops} & set(ends):
+            spelled = ", ".join(str(self._backend.id_to_token(end)) for end in ends)
+            warnings.warn(
+                f"{path}: stops at {spelled}, but the {self.chat_format.name} format ends a turn with "
+                f"{self.chat_format.stops[0]}, at which generation stops too", ChatFormatWarning, stacklevel=3,
+            )  # fmt: skip
+        self.eos_ids = tuple(sorted({*self.eos_ids, *ends}))
+
+    def check_rows(self, rows: int, where: str) -> None:
+        """Raises: InputError: an embedding of ``rows`` rows is smaller than this vocabulary."""
+        if self.vocab_size > rows:
+            raise InputError(
+                f"{where}: the tokenizer has {self.vocab_size} tokens, the embedding only {rows} rows, so the tokens "
+                f"from {rows} on would be read as others; take the model's own tokenizer"
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -146,34 +187,63 @@ class GlmTokenizer:
         return index
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; no prefix is added and special strings in ``text`` are not special."""
+        """Token ids of plain text; no prefix is added and special strings in ``text`` are not special.
+
+        Raises:
+            InputError: a control character for which this vocabulary has no token.
+        """
+        if self._gaps is not None and (found := self._gaps.search(text)):
+            raise InputError(f"the text holds the character U+{ord(found.group()):04X}, for which this tokenizer has no "
+                             "token, so that it would vanish without a word; take it out")  # fmt: skip
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of ``ids``; ids without a token (padding rows of the embedding) give nothing."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
-    def turn_ids(self, role: str, content: str, metadata: str = "") -> list[int]:
-        """``<|role|>`` and metadata + "\\n" + content, encoded as one string the way the chat template's text is."""
-        if role not in ROLES:
-            raise InputError(f"unknown role {role!r} in a chat; known: {', '.join(ROLES)}")
-        return [self.id_of(f"<|{role}|>"), *self.encode(f"{metadata}\n{content}")]
+    def _ids(self, segments: Iterable[Segment]) -> list[int]:
+        return [i for text, special in segments for i in ([self.id_of(text)] if special else self.encode(text))]
+
+    def turn_ids(self, role: str, content: str, opening: str | None = None) -> list[int]:
+        """One turn; its content is encoded as one string with the text before it, as the chat template's text is."""
+        turn = self.chat_format.render(role, content, opening)
+        return [*self._ids(turn.before), *self.encode(turn.said), *self._ids(turn.after)]
 
     def prompt_ids(self, user: str, system: str | None = None) -> list[int]:
-        """Ids up to and including ``<|assistant|>``; the model goes on with a line break and its answer."""
+        """Ids up to where the answer begins; with the checkpoint's own system prompt where ``system`` is not given."""
         head = [{"role": "system", "content": system}] if system else []
-        return self.conversation_ids([*head, {"role": "user", "content": user}], "0414")
+        return self.ask_ids([*head, {"role": "user", "content": user}])
+
+    def ask_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Ids of a conversation up to where the next answer begins, as the checkpoint's chat template renders it.
+
+        Raises:
+            InputError: an unknown role, or a system message that is not the first.
+        """
+        chat = self.chat_format
+        turns = [i for turn in chat.laid_out(messages) for i in self.turn_ids(*turn)]
+        return [*self.prefix_ids, *turns, *self._ids(chat.answer_segments())]
+
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """What every conversation begins with."""
+        return tuple(self._ids(self.chat_format.start_segments()))
+
+    @property
+    def answer_lead(self) -> str:
+        """The text an answer begins with before its content: GLM's line break, nothing elsewhere."""
+        return self.chat_format.lead
 
     def conversation_ids(
         self, messages: Sequence[Mapping[str, Any]], release: str = "chat", answer: bool = True,
         tools: Sequence[Mapping[str, Any]] = ()
     ) -> list[int]:  # fmt: skip
-        """Ids of a conversation as the chat template of a release renders it, its contents encoded apart from roles.
+        """Ids of a conversation as the chat template of a GLM-4 release renders it, contents encoded apart from roles.
 
         Args:
             messages: "role", "content" and, for a tool call, "metadata" (the tool's name) of each turn; for "chat" also
                 "tools", functions as below.
-            release: "chat" (glm-4-9b-chat), "0414" or "z1"; see ``CHAT_FORMATS``.
+            release: "chat" (glm-4-9b-chat), "0414" or "z1"; see ``GLM_RELEASES``.
             answer: end with ``<|assistant|>`` (and Z1's opening ``<think>``) for the model to go on.
             tools: functions the model may call, ``{"type": "function", "function": {"name": ...}}``; for 0414 and z1.
 
@@ -181,11 +251,13 @@ class GlmTokenizer:
             ToolsIgnoredWarning: the release's template ignores tools at the place where they are; so does the result.
 
         Raises:
-            InputError: an unknown release or role, or a tool that is no function.
+            InputError: an unknown release or role, a tool that is no function, or another family's tokenizer.
         """
-        if release not in CHAT_FORMATS:
-            raise InputError(f"chat format {release!r} is not one of {', '.join(CHAT_FORMATS)}")
-        form, ids = CHAT_FORMATS[release], [*self.prefix_ids]
+        if self.chat_format.name != GLM.name:
+            raise InputError(f"this tokenizer speaks {self.chat_format.name}, which has no releases; use ask_ids")
+        if release not in GLM_RELEASES:
+            raise InputError(f"chat format {release!r} is not one of {', '.join(GLM_RELEASES)}")
+        form, ids = GLM_RELEASES[release], [*self.prefix_ids]
         misplaced = bool(tools) if form.tools_in_message else any(message.get("tools") for message in messages)
         if misplaced:
             where, right = ("tools=", "a message") if form.tools_in_message else ("a message", "tools=")
@@ -204,26 +276,32 @@ class GlmTokenizer:
             elif form.strip and role == "assistant":
                 content = content.rpartition("</think>")[2].strip()
             if content or form.empty_turns:
-                ids += self.turn_ids(role, content, metadata + form.after_metadata if metadata else "")
-        return [*ids, self.assistant_id, *self.encode(form.opening)] if answer else ids
+                ids += self.turn_ids(role, content, f"{metadata}{form.after_metadata}\n" if metadata else "\n")
+        return [*ids, *self._ids(self.chat_format.answer_segments()), *self.encode(form.opening)] if answer else ids
 
     def span_in_prompt(self, user: str, part: str) -> tuple[int, int]:
         """The tokens ``[a, b)`` of ``prompt_ids(user)`` wholly inside the last occurrence of ``part`` in ``user``.
 
         (0, 0) if there is none.
         """
-        start = user.rfind(part) + 1  # the line break that opens the turn
-        encoding = self._backend.encode("\n" + user, add_special_tokens=False)
+        chat, first = self.chat_format, len(self.prefix_ids)
+        *earlier, (role, content) = chat.laid_out([{"role": "user", "content": user}])
+        first += sum(len(self.turn_ids(*turn)) for turn in earlier)
+        turn = chat.render(role, content)
+        found = content.rfind(part)
+        start = turn.at + found
+        encoding = self._backend.encode(turn.said, add_special_tokens=False)
         inside = [i for i, (a, b) in enumerate(encoding.offsets) if start <= a < b <= start + len(part)]
-        first = len(self.prefix_ids) + 1
-        return (first + inside[0], first + inside[-1] + 1) if start and inside else (0, 0)
+        first += len(self._ids(turn.before))
+        return (first + inside[0], first + inside[-1] + 1) if found >= 0 and inside else (0, 0)
 
     def chat(self, messages: Sequence[Mapping[str, str]], train: Literal["last", "all"] = "last") -> Encoded:
         """Encodes a conversation for training; each message has "role" and "content".
 
-        Trained are, of the last or of all assistant turns, the line break, the answer and the token that ends it: the
-        role token of the message that follows, or ``<|user|>`` appended at the end. This is GLM-4's own ``combine:
-        False`` masking. (transformers' chat template, given the same messages, stops before that last token.)
+        Trained are, of the last or of all assistant turns, what the model writes: the answer (GLM's line break before
+        it included) and the token that ends it. In GLM's format that is the role token of the message that follows, or
+        ``<|user|>`` appended at the end: GLM-4's own ``combine: False`` masking. (transformers' chat template, given
+        the same messages, stops before that last token; other formats go on after theirs with a line break.)
 
         Raises:
             InputError: no messages, an unknown role, an empty turn, or a conversation that does not end with the
@@ -231,31 +309,66 @@ class GlmTokenizer:
         """
         if train not in ("last", "all"):
             raise InputError(f"train: {train!r} is neither 'last' nor 'all'")
-        _check_chat(messages)
-        ids, mask = [*self.prefix_ids], [False, False]
-        answered = False  # the turn before was a trained one: its stop token is the next role token
-        for number, message in enumerate(messages):
-            turn = self.turn_ids(message["role"], message["content"])
-            trained = message["role"] == "assistant" and (train == "all" or number == len(messages) - 1)
-            ids += turn
-            mask += [answered, *([trained] * (len(turn) - 1))]
-            answered = trained
-        return Encoded((*ids, self.user_id), (*mask, True))
+        chat = self.chat_format
+        _check_chat(messages, chat)
+        ids = [*self.prefix_ids]
+        mask = [False] * len(ids)
+        turns = chat.laid_out(messages)
+        answered = False  # the turn before was a trained one whose stop token is the next role token
+        for number, (role, content) in enumerate(turns, start=1):
+            turn = chat.render(role, content)
+            before, said, after = self._ids(turn.before), self.encode(turn.said), self._ids(turn.after)
+            trained = role == "assistant" and (train == "all" or number == len(turns))
+            ids += [*before, *said, *after]
+            mask += [answered, *([False] * (len(before) - 1)), *([trained] * len(said))]
+            mask += [trained and place == 0 for place in range(len(after))]
+            answered = trained and not after
+        if not chat.ends_itself:
+            return Encoded((*ids, self.stop_id), (*mask, True))
+        end = len(mask) - mask[::-1].index(True)  # what follows the last stop token teaches nothing
+        return Encoded(tuple(ids[:end]), tuple(mask[:end]))
 
     def save(self, directory: str | Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja; transformers loads them without remote
-        code.
+        """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, and generation_config.json where there
+        is none yet; transformers loads them without remote code.
         """
         directory = Path(directory)
-        write_text(directory / "tokenizer.json", self._backend.to_str(pretty=False) + "\n")
-        write_json(
-            directory / "tokenizer_config.json",
-            _hf_config([t for t in SPECIALS if self._backend.token_to_id(t) is not None]),
-        )
+        text = self._backend.to_str(pretty=False)
+        if self._post_processor is not None:
+            raw = json.loads(text) | {"post_processor": json.loads(self._post_processor.__getstate__())}
+            text = json.dumps(raw, ensure_ascii=False)
+        write_text(directory / "tokenizer.json", text + "\n")
+        write_json(directory / "tokenizer_config.json", _hf_config(self._specials, self._named))
         write_text(directory / "chat_template.jinja", self._chat_template)
+        if self.chat_format.name != GLM.name and not (directory / "generation_config.json").exists():
+            write_json(directory / "generation_config.json",
+                       {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id})  # fmt: skip
 
 
-def _tools_text(form: ChatFormat, tools: Any) -> str:
+def _template(directory: Path, config: Mapping[str, Any]) -> str | None:
+    """The chat template of a directory."""
+    path = directory / "chat_template.jinja"
+    if path.exists():
+        return read_text(inside(directory, path.name), MAX_TEMPLATE_BYTES)
+    stated = config.get("chat_template")
+    if isinstance(stated, list):  # several by name, as transformers once wrote them
+        named = [one for one in stated if isinstance(one, dict) and one.get("name") == "default"]
+        stated = named[0].get("template") if named else None
+    return stated if isinstance(stated, str) and stated.strip() else None
+
+
+def _named_tokens(config: Mapping[str, Any], backend: Tokenizer) -> dict[str, str]:
+    """Special tokens by their role, those that are in the vocabulary."""
+    found = {}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        stated = config.get(name)
+        token = stated.get("content") if isinstance(stated, dict) else stated
+        if isinstance(token, str) and token and backend.token_to_id(token) is not None:
+            found[name] = token
+    return found
+
+
+def _tools_text(form: GlmRelease, tools: Any) -> str:
     """What a system turn says of tools."""
     text = form.tools_opening
     for tool in tools if isinstance(tools, Sequence) and not isinstance(tools, str) else [tools]:
@@ -267,11 +380,11 @@ def _tools_text(form: ChatFormat, tools: Any) -> str:
     return text
 
 
-def _check_chat(messages: Sequence[Mapping[str, str]]) -> None:
+def _check_chat(messages: Sequence[Mapping[str, str]], chat: ChatFormat) -> None:
     for number, message in enumerate(messages, start=1):
         role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise InputError(f"chat message {number}: role {role!r} is none of {', '.join(ROLES)}")
+        if role not in chat.roles:
+            raise InputError(f"chat message {number}: role {role!r} is none of {', '.join(chat.roles)}")
         if not isinstance(content, str) or not content:
             raise InputError(f"chat message {number} ({role}): is empty; give text or remove the turn")
         if extra := [key for key in ("tools", "metadata") if message.get(key)]:
@@ -285,11 +398,10 @@ def _check_chat(messages: Sequence[Mapping[str, str]]) -> None:
         )
 
 
-def _hf_config(specials: list[str]) -> dict[str, Any]:
+def _hf_config(specials: list[str], named: Mapping[str, str]) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
+        **named,
         "extra_special_tokens": specials,
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,

@@ -1,7 +1,8 @@
 """The files that tokenizers come in, read as what strangers wrote: ``tokenizer.json`` and the tiktoken text.
 
 The library that encodes is told nothing that could make it cut, pad, vary, wait or fall over: what a file says of that
-is switched off with a warning, and parts that GLM, BERT and BART tokenizers are not made of are refused by name.
+is switched off with a warning, and parts that tokenizers of GLM and its relatives, BERT and BART are not made of are
+refused by name.
 """
 
 import base64
@@ -56,18 +57,19 @@ SPLIT = "|".join(
         r"\s+",
     )
 )
+QWEN_SPLIT = SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")  # Qwen2 and Qwen2.5: digit by digit
 # Splits that were published with models, each matched in time linear in the text: GLM-4 and Llama 3 (cl100k), Qwen2,
 # GPT-2. The library matches by backtracking, so an unknown expression could take for ever on one post.
 KNOWN_SPLITS = frozenset(
     {
         SPLIT,
-        SPLIT.replace(r"\p{N}{1,3}", r"\p{N}"),
+        QWEN_SPLIT,
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     }
 )
 MAX_TOKEN_BYTES = 256
 # The parts a tokenizer may have, by their place in the file. Replace, Prepend and the like can multiply a text,
-# Precompiled and FixedLength fall over on damaged data; no GLM, BERT or BART tokenizer has them.
+# Precompiled and FixedLength fall over on damaged data; no tokenizer of these families has them.
 _PARTS = {
     "model": {"BPE", "WordPiece", "WordLevel"},
     "normalizer": {"Sequence", "BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Strip", "StripAccents"},
@@ -76,6 +78,11 @@ _PARTS = {
     "post_processor": {"Sequence", "BertProcessing", "ByteLevel", "RobertaProcessing", "TemplateProcessing"},
     "decoder": {"Sequence", "BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "WordPiece"},
 }  # fmt: skip
+
+
+# Bytes without which every letter can be written: control characters (of which texts have only three, tab, line feed
+# and carriage return), those that UTF-8 does not use, and the first of planes that are empty.
+_IN_NO_LETTER = {*range(32), 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)} - {9, 10, 13}
 
 
 class SwitchedOffWarning(UserWarning):
@@ -93,7 +100,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
     Raises:
         InputError: outside its directory, not a file, not strict JSON; parts, patterns or ids that are not those of a
-            GLM, BERT or BART tokenizer; or whatever else the library cannot read.
+            byte-level (GLM, Llama 3, Qwen2, SmolLM2), BERT or BART tokenizer; or whatever else the library cannot read.
     """
     inside(path.parent, path.name)
     hint = "download or build it again"
@@ -139,7 +146,7 @@ def _check_part(path: Path, place: str, part: Any) -> None:
         kind = "BPE" if "merges" in part else "WordLevel"  # files of early versions do not say
     if kind not in _PARTS[place]:
         raise InputError(
-            f"{path}: {place} {short(kind)} is not a part of a GLM, BERT or BART tokenizer; known: "
+            f"{path}: {place} {short(kind)} is not a part of a byte-level, BERT or BART tokenizer; known: "
             f"{', '.join(sorted(_PARTS[place]))}"
         )
     assert isinstance(part, dict)
@@ -182,14 +189,21 @@ def _check_vocabulary(path: Path, raw: Mapping[str, Any]) -> None:
         raise InputError(f"{path}: the ids of vocab and added_tokens must be 0 to {len(ids) - 1}, each once")
 
 
-def check_lossless(backend: Tokenizer, where: str) -> None:
-    """Whether every text becomes tokens byte by byte, as GLM's tokenizer does it, and comes back as it was.
+def check_lossless(backend: Tokenizer, where: str) -> re.Pattern[str] | None:
+    """Whether every text becomes tokens byte by byte, as the tokenizers of GLM and its relatives do it, and comes back
+    as it was.
 
     A file may hold parts that are sound and take letters, spaces or case away; a post would then be another one
     without a word. A split that keeps "<|", the role and "|>" apart is also what keeps a post from opening a turn.
+    Qwen2's NFC is let pass: it writes the same letters in one of two ways that Unicode calls the same. So are missing
+    bytes of which no letter is made (SmolLM2's vocabulary has 235 of the 256).
+
+    Returns:
+        the characters that have no token all the same, as a regular expression: control characters, and code points
+        that Unicode has not assigned. None: there are none.
 
     Raises:
-        InputError: a part that changes the text, or a byte without a token.
+        InputError: a part that changes the text, or a letter without a token.
     """
 
     def parts(one: Any, key: str) -> list[dict[str, Any]]:
@@ -198,22 +212,37 @@ def check_lossless(backend: Tokenizer, where: str) -> None:
 
     hint = "take the tokenizer of the original release"
     splits = parts(backend.pre_tokenizer, "pretokenizers")
-    kept = (len(splits) == 2 and splits[0].get("type") == "Split" and splits[0].get("behavior") == "Isolated"
-            and splits[0].get("invert") is False and splits[1].get("type") == "ByteLevel"
-            and splits[1].get("add_prefix_space") is False and splits[1].get("use_regex") is False)  # fmt: skip
-    if backend.normalizer is not None or not kept:
+    normalizers = [part.get("type") for part in parts(backend.normalizer, "normalizers")]
+    if any(kind != "NFC" for kind in normalizers) or not _keeps_all(splits):
         shown = ", ".join(str(part.get("type")) for part in splits) or "none"
         raise InputError(f"{where}: does not split a text as GLM's tokenizer does, by the known expression and then in "
-                         f"bytes (normalizer {'none' if backend.normalizer is None else 'present'}, pre_tokenizer "
-                         f"{shown}), so a post could lose letters; {hint}")  # fmt: skip
+                         f"bytes (normalizer {'present' if normalizers else 'none'}, pre_tokenizer {shown}), so a post "
+                         f"could lose letters; {hint}")  # fmt: skip
     if [part.get("type") for part in parts(backend.decoder, "decoders")] != ["ByteLevel"]:
         raise InputError(
             f"{where}: its decoder is not ByteLevel, so that answers would come out in byte letters; {hint}"
         )
-    if lost := sum(backend.token_to_id(letter) is None for letter in _byte_letters()):
+    missing = {byte for byte, letter in enumerate(_byte_letters()) if backend.token_to_id(letter) is None}
+    if lost := len(missing - _IN_NO_LETTER):
         raise InputError(
             f"{where}: {lost} of the 256 bytes have no token, so that letters of a post would vanish; {hint}"
         )
+    for token in backend.get_added_tokens_decoder().values():
+        if token.lstrip or token.rstrip:
+            raise InputError(f"{where}: added token {short(token.content)} takes the spaces beside it away; {hint}")
+    controls = "".join(rf"\x{byte:02x}" for byte in sorted(missing) if byte < 32)
+    planes = "\U00040000-\U0007ffff" * (0xF1 in missing) + "\U00080000-\U000bffff" * (0xF2 in missing)
+    return re.compile(f"[{controls}{planes}]") if controls or planes else None
+
+
+def _keeps_all(splits: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these steps cut a text without changing it, the last of them in bytes: GLM, Llama 3 and Qwen2 split by
+    an expression of their own, SmolLM2 cuts digits apart, and it and GPT-2 leave the rest to ByteLevel's expression."""
+    *first, last = splits or [{}]
+    kinds = [part.get("type") for part in first]
+    plain = last.get("type") == "ByteLevel" and last.get("add_prefix_space") is False
+    by_expression = kinds == ["Split"] and first[0].get("behavior") == "Isolated" and first[0].get("invert") is False
+    return plain and (by_expression if last.get("use_regex") is False else kinds in ([], ["Digits"]))
 
 
 def byte_level(model: models.BPE) -> Tokenizer:

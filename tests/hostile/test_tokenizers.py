@@ -16,6 +16,7 @@ from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
 from mentalglm_jax.text.tokenizer_files import SwitchedOffWarning
 from tests.hostile.attack import refused
 from tests.hostile.foreign_files import JSON_ATTACKS, called, fifo, link, text
+from tests.mentalglm_jax.chat_families import write_family
 
 TRUNCATION = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
 PADDING = {"strategy": {"Fixed": 300}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
@@ -219,3 +220,37 @@ def without_a_byte(raw):
 def test_a_tokenizer_that_changes_posts(tmp_path, change, says):
     with pytest.raises(InputError, match=says):
         GlmTokenizer.load(changed(tmp_path, change))
+
+
+TEMPLATES = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "doubling": "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+                "{{ n.x | length }}",
+    "a gigabyte": "{{ 'a' * 10**9 }}",
+    "a number of 10^9 digits": "{{ 10**(10**9) }}",
+    "a wide number": "{{ '%2000000000d' % 1 }}",
+    "3 MB": "{{ 'a'.ljust(3000000) }}",
+    "recursion": "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+    "a recursive loop": "{% for a in messages recursive %}{{ loop(messages) }}{% endfor %}",
+    "lipsum": "{{ lipsum(99999) }}",
+    "subclasses": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "globals": "{{ self.__init__.__globals__ }}",
+    "a command": "{{ cycler.__init__.__globals__.os.popen('touch done').read() }}",
+    "append": "{{ messages.append(messages) }}",
+    "a file": "{% include '/etc/passwd' %}",
+    "control characters": "\x1b[31m{{ '\n\n' }}",
+    "deep brackets": "{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}",
+    "many expressions": "{{ 1 }}" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("attack", TEMPLATES)
+def test_a_chat_template_that_is_a_program(tmp_path, monkeypatch, attack):
+    """It ends, in one line, and has done nothing."""
+    write_family(tmp_path / "t", "qwen", chat_template=TEMPLATES[attack])
+    monkeypatch.chdir(tmp_path)
+    with silent_stderr() as said:
+        outcome = called(lambda: GlmTokenizer.load(tmp_path / "t"))
+    refused(outcome, r"tokenizer\.json: its chat template (took more than 5 seconds|cannot be rendered|writes a conv)")
+    assert b"".join(said) == b"" and [path.name for path in tmp_path.iterdir()] == ["t"]

@@ -138,7 +138,7 @@ def test_targets_are_the_answer_and_the_stop_token_and_nothing_of_the_prompt(tok
     assert not too_long and len(examples) == len(records)
     for record, found in zip(records, examples, strict=True):
         ids = found["target_ids"].tolist()
-        assert ids[-1] == tokenizer.user_id
+        assert ids[-1] == tokenizer.stop_id
         assert tokenizer.decode(ids[:-1], skip_special=False) == "\n" + record.answer()
         prompt = tokenizer.prompt_ids(record.prompt)
         assert found["tokens"][: len(prompt)].tolist() == list(prompt)
@@ -173,7 +173,7 @@ def test_pre_training_trains_whole_posts_and_the_answers_of_chats(tokenizer, cap
     found = encode_chats(chats, tokenizer, 64)
     for item, (user, _) in zip(found, chats, strict=True):
         assert item["target_index"][0] == len(tokenizer.prompt_ids(user)) - 1
-        assert item["target_ids"][-1] == tokenizer.user_id
+        assert item["target_ids"][-1] == tokenizer.stop_id
     assert not caplog.records
     limit = len(found[1]["tokens"])
     with caplog.at_level(logging.WARNING):

@@ -30,7 +30,7 @@ def record(name="a", language="en"):
 
 def row(tokenizer, text, *, stop, name="a"):
     ids = tokenizer.encode("\n" + text)
-    return generation_row(record(name), tokenizer, [7], [*ids, tokenizer.user_id] if stop else ids)
+    return generation_row(record(name), tokenizer, [7], [*ids, tokenizer.stop_id] if stop else ids)
 
 
 WHOLE = "This post shows low suicide risk. Reasoning: they ask for help"

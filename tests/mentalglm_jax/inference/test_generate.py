@@ -353,7 +353,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tiny, tokenizer):
 @pytest.mark.parametrize("record", posts(4)[:2], ids=["multi", "single"])
 def test_a_row_says_what_the_answer_says(tokenizer, record):
     answer = tasks.answer(record.task, record.gold, "because", record.language)
-    ids = [*tokenizer.encode("\n" + answer), tokenizer.user_id]
+    ids = [*tokenizer.encode("\n" + answer), tokenizer.stop_id]
     row = generation_row(record, tokenizer, [7, 8], ids)
     assert row["output_text"] == answer
     assert row["output_ids"] == ids
@@ -374,7 +374,7 @@ def test_label_ids_begin_as_an_answer_does(tokenizer):
     ids = label_ids(tokenizer, "suicide_risk", "en")
     sentence = tasks.TASKS["suicide_risk"].sentence(["high"], "en")
     chat = tokenizer.chat([{"role": "user", "content": "x"}, {"role": "assistant", "content": sentence}]).ids
-    assert list(chat) == [*tokenizer.prompt_ids("x"), *ids["high"], tokenizer.user_id]
+    assert list(chat) == [*tokenizer.prompt_ids("x"), *ids["high"], tokenizer.stop_id]
     assert list(ids) == ["high", "low"]
 
 

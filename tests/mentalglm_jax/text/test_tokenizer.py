@@ -85,8 +85,8 @@ def test_role_tokens_written_by_a_user_stay_text(tokenizer):
     ids = tokenizer.prompt_ids(hostile)
     assert [i for i in ids if i in tokenizer.special_ids] == [
         *tokenizer.prefix_ids,
-        tokenizer.user_id,
-        tokenizer.assistant_id,
+        tokenizer.stop_id,
+        tokenizer.id_of("<|assistant|>"),
     ]
     assert tokenizer.decode(ids) == "\n" + hostile
 
@@ -101,7 +101,7 @@ def test_the_mask_covers_line_break_answer_and_stop_token(tokenizer, train):
     assert spelled(tokenizer, trained) == (last if train == "last" else "\nA1<|user|>" + last)
     # The trained tokens follow their prompt: what generation sees is what training saw.
     start = len(encoded.ids) - len(tokenizer.encode("\nA2 bis")) - 1
-    assert encoded.ids[start - 1] == tokenizer.assistant_id
+    assert encoded.ids[start - 1] == tokenizer.id_of("<|assistant|>")
     assert encoded.mask[start:] == (True,) * (len(encoded.ids) - start)
 
 

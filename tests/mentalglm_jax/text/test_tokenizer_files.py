@@ -93,7 +93,7 @@ def tiktoken_ids(places: dict[bytes, int], text: str) -> list[int]:
 def test_the_special_tokens_stand_where_glm4_has_them(tokenizer):
     assert [tokenizer.id_of(token) for token in SPECIALS] == list(range(151329, 151343))
     assert tokenizer.prefix_ids == (151331, 151333)
-    assert (tokenizer.user_id, tokenizer.assistant_id, tokenizer.pad_id) == (151336, 151337, 151329)
+    assert (tokenizer.stop_id, tokenizer.id_of("<|assistant|>"), tokenizer.pad_id) == (151336, 151337, 151329)
     assert tokenizer.eos_ids == (151329, 151336, 151338)
     assert tokenizer.vocab_size == 151343  # what generation takes as its limit: padding rows are never sampled
 

@@ -180,7 +180,7 @@ def shift(batch):
 
 
 def without_stop(batch):
-    stop = batch["target_ids"] == GlmTokenizer.load(BUILTIN).user_id
+    stop = batch["target_ids"] == GlmTokenizer.load(BUILTIN).stop_id
     assert stop.any()
     return batch | {"target_weights": np.where(stop, 0, batch["target_weights"]).astype(np.float32)}
 

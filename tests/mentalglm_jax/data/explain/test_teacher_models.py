@@ -58,7 +58,7 @@ def own_words(model_dir: Path, messages: list[dict[str, str]]) -> str:
     """The greedy answer of the same model to the same chat, as the model's own tokenizer lays it out."""
     tokenizer = GlmTokenizer.load(model_dir)
     turns = [token for one in messages for token in tokenizer.turn_ids(one["role"], one["content"])]
-    prompt = [*tokenizer.prefix_ids, *turns, tokenizer.assistant_id]
+    prompt = [*tokenizer.prefix_ids, *turns, tokenizer.id_of("<|assistant|>")]
     (ids,) = generate_ids(load(str(model_dir)), [prompt], max_new_tokens=WORDS, eos_ids=tokenizer.eos_ids,
                           vocab_limit=tokenizer.vocab_size)  # fmt: skip
     return answer_text(tokenizer, ids)

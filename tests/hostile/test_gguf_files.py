@@ -1,0 +1,120 @@
+"""GGUF files from strangers: no header may ask for memory, no tensor reach beyond the file, nothing be waited for."""
+
+import os
+import struct
+import time
+
+import pytest
+
+from mentalglm_jax.checkpoints.gguf_files import GgufFile
+from mentalglm_jax.checkpoints.gguf_models import convert_gguf
+from tests.hostile.attack import refused, run
+from tests.hostile.foreign_files import called
+from tests.mentalglm_jax.gguf_files import random_weights, write_gguf
+
+U32, TEXT, LIST = 4, 8, 9
+
+
+def text(value):
+    data = value if isinstance(value, bytes) else value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def entry(key, kind, value):
+    return text(key) + struct.pack("<I", kind) + value
+
+
+def listed(inner, count, data=b""):
+    return entry("a", LIST, struct.pack("<IQ", inner, count) + data)
+
+
+def tensor(name="t", shape=(4,), kind=0, offset=0):
+    axes = struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", size) for size in shape)
+    return text(name) + axes + struct.pack("<IQ", kind, offset)
+
+
+def file(*parts, magic=b"GGUF", version=3, tensors=None, entries=None, padded=4096):
+    """``parts`` are entries, then tensors; how many there are is said as asked."""
+    kinds = [part for part in parts if isinstance(part, tuple)]
+    counts = struct.pack("<QQ", len(kinds) if tensors is None else tensors,
+                         len(parts) - len(kinds) if entries is None else entries)  # fmt: skip
+    body = b"".join(part[0] if isinstance(part, tuple) else part for part in parts)
+    return magic + struct.pack("<I", version) + counts + body + bytes(padded)
+
+
+ATTACKS = {
+    "nothing": (b"", "its header ends beyond byte 0"),
+    "three letters": (b"GGU", "ends beyond byte 3"),
+    "another file": (b"PK\3\4" + bytes(100), "does not begin with GGUF"),
+    "version 1": (file(version=1), "version 1, known are 2 and 3"),
+    "version 0": (file(version=0), "version 0, known are"),
+    "version 4": (file(version=4), "version 4, known are"),
+    "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian byte order"),
+    "2^63 tensors": (file(tensors=1 << 63), "9223372036854775808 tensors, at most"),
+    "20,000 tensors that are not there": (file(tensors=20_000, padded=0), "ends beyond byte"),
+    "2^63 entries": (file(entries=1 << 63), "metadata entries, at most"),
+    "a key of 2^60 bytes": (file(struct.pack("<Q", 1 << 60), entries=1), "1152921504606846976 bytes of text"),
+    "a text of 2^62 bytes": (file(entry("a", TEXT, struct.pack("<Q", 1 << 62))), "bytes of text, at most"),
+    "a text of 4 MB that is not there": (file(entry("a", TEXT, struct.pack("<Q", 4 << 20))), "ends beyond byte"),
+    "a list of 2^60 numbers": (file(listed(U32, 1 << 60)), "elements of 'a', at most"),
+    "a list of 4 million texts that are not there": (file(listed(TEXT, 4_000_000)), "ends beyond byte"),
+    "a list of 4 million numbers that are not there": (file(listed(12, 4_000_000)), "ends beyond byte"),
+    "lists of 4 million each": (
+        file(listed(0, 3_000_000, bytes(3_000_000)), entry("b", LIST, struct.pack("<IQ", 0, 3_000_000))),
+        "elements of 'b', at most 1000000",
+    ),
+    "a list of lists": (file(listed(LIST, 1)), "a list of the unknown kind 9"),
+    "a value of kind 77": (file(entry("a", 77, b"")), "value of the unknown kind 77"),
+    "a key that is no text": (file(text(b"\xff\xfe") + struct.pack("<II", U32, 1), entries=1), "not UTF-8"),
+    "a key twice": (file(entry("a", U32, bytes(4)), entry("a", U32, bytes(4))), "'a' stands more than once"),
+    "a key of control characters": (file(entry("\x1b[31m", 77, b"")), r"\\x1b\[31m"),
+    "no axes": (file((tensor(shape=()),)), "with 0 axes"),
+    "nine axes": (file((tensor(shape=(1,) * 9),)), "with 9 axes"),
+    "an axis of 0": (file((tensor(shape=(0, 4)),)), r"of shape \(0, 4\)"),
+    "2^126 numbers": (file((tensor(shape=(1 << 63, 1 << 63)),)), "of shape"),
+    "a tensor twice": (file((tensor(),), (tensor(),)), "tensor 't' twice"),
+    "a tensor cut short": (file((tensor(shape=(4096,)),)), "tensor t ends at byte .* cut short"),
+    "a tensor far beyond": (file((tensor(offset=1 << 60),)), "tensor t ends at byte .* cut short"),
+    "2^64 - 32 as a place": (file((tensor(offset=(1 << 64) - 32),)), "tensor t ends at byte .* cut short"),
+    "a place that is not aligned": (file((tensor(offset=7),)), "tensor t begins at 7"),
+    "an alignment of 0": (file(entry("general.alignment", U32, bytes(4)), (tensor(),)), "alignment must be a multiple"),
+    "an alignment of 2^31": (file(entry("general.alignment", U32, struct.pack("<I", 1 << 31)), (tensor(),)), "alignment"),
+    "an alignment of text": (file(entry("general.alignment", TEXT, text("x")), (tensor(),)), "alignment must be"),
+    "kind 9999": (file((tensor(kind=9999),)), "tensor t is of the kind 9999, which"),
+    "kind Q4_2, which was taken out": (file((tensor(kind=4),)), "tensor t is of the kind 4, which"),
+    "integers": (file((tensor(kind=26),)), "tensor t is of the kind I32, which"),
+    "a row that is no block": (file((tensor(shape=(5,), kind=2),)), "rows of 5, which Q4_0 cannot hold"),
+    "nothing of a model": (file(), "architecture None"),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_file(tmp_path, attack):
+    data, says = ATTACKS[attack]
+    (tmp_path / "m.gguf").write_bytes(data)
+    began = time.monotonic()
+    refused(called(lambda: convert_gguf(tmp_path / "m.gguf", tmp_path / "out")), rf"m\.gguf: .*{says}")
+    assert time.monotonic() - began < 10 and not (tmp_path / "out").exists()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "m.gguf")
+    refused(called(lambda: GgufFile(tmp_path / "m.gguf")), r"m\.gguf: cannot be read, it is not a file")
+
+
+def test_a_file_cut_anywhere(tmp_path):
+    """Every length is refused, in the header or for the first tensor that is not whole."""
+    whole = write_gguf(tmp_path / "m.gguf", "llama", random_weights("llama")).read_bytes()
+    for place in range(40):
+        (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) * place // 40])
+        refused(called(lambda: GgufFile(tmp_path / "cut.gguf")), r"cut\.gguf: .*(beyond byte|cut short)")
+
+
+def test_the_command(tmp_path, capsys):
+    (tmp_path / "m.gguf").write_bytes(file(version=4))
+    refused(run(["mentalglm", "convert", tmp_path / "m.gguf", tmp_path / "out"], capsys), "version 4, known are")
+    outcome = run(["mentalglm", "convert", tmp_path / "m.gguf", tmp_path / "out", "--to", "chatglm"], capsys)
+    refused(outcome, "a GGUF file becomes a directory of its own architecture")
+    outcome = run(["mentalglm", "convert", tmp_path, tmp_path / "out", "--dtype", "bfloat16"], capsys)
+    refused(outcome, "--dtype is for GGUF files")

@@ -1,0 +1,255 @@
+"""The chat formats of GLM's relatives: ours letter for letter and id for id what the model's own template makes."""
+
+import json
+import shutil
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.inference.generate import answer_text
+from mentalglm_jax.inference.scoring import label_ids
+from mentalglm_jax.text import tasks
+from mentalglm_jax.text.chat_formats import FORMATS
+from mentalglm_jax.text.chat_template import ChatFormatWarning
+from mentalglm_jax.text.tokenizer import BUILTIN, CHAT_TEMPLATE, GlmTokenizer
+from tests.mentalglm_jax.chat_families import DEFAULTS, FAMILIES, LLAMA, PLAIN, QWEN, write_family
+
+POST = "It's 2024,  and I can't sleep.\n\n我最近睡不着。 é🙂"
+ASKED = tasks.prompt(POST, "Which risk?", "en")
+ANSWER = "This post shows high suicide risk. Reasoning: I can't sleep"
+SYSTEM = {"role": "system", "content": "Be kind. 简短。"}
+USER = {"role": "user", "content": ASKED}
+SAID = {"role": "assistant", "content": ANSWER}
+CONVERSATIONS = [[USER], [SYSTEM, USER], [USER, SAID, {"role": "user", "content": "And\nnow?"}], [SYSTEM, USER, SAID, USER]]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def directory(family, tmp_path_factory):
+    return write_family(tmp_path_factory.mktemp("families") / family, family)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(directory):
+    return GlmTokenizer.load(directory)
+
+
+@pytest.fixture(scope="module")
+def reference(directory):
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def theirs(reference, messages, answer):
+    """The date is fixed, as we do."""
+    text = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer,
+                                         date_string="26 Jul 2024")  # fmt: skip
+    return text, reference(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("number", range(len(CONVERSATIONS)))
+def test_prompts_are_those_of_the_models_own_template(tokenizer, reference, number):
+    messages = CONVERSATIONS[number]
+    text, ids = theirs(reference, messages, True)
+    ours = tokenizer.ask_ids(messages)
+    assert tokenizer.decode(ours, skip_special=False) == text
+    assert ours == ids
+    if number < 2:
+        assert tokenizer.prompt_ids(ASKED, system=SYSTEM["content"] if number else None) == ids
+
+
+def test_training_sees_what_the_template_writes_and_ends_with_the_models_own_stop_token(tokenizer, reference, family):
+    messages = [SYSTEM, USER, SAID, {"role": "user", "content": "And now?"}, {"role": "assistant", "content": "Low."}]
+    _, ids = theirs(reference, messages, False)
+    for train, wanted in (("last", ["Low."]), ("all", [ANSWER, "Low."])):
+        encoded = tokenizer.chat(messages, train=train)
+        assert list(encoded.ids) == ids[: len(encoded.ids)]
+        stop = FAMILIES[family][2]["eos_token"]
+        rest = reference.decode(ids[len(encoded.ids) :])
+        assert (encoded.ids[-1], rest) == (tokenizer.id_of(stop), "" if stop == "<|eot_id|>" else "\n")
+        trained = [i for i, mask in zip(encoded.ids, encoded.mask, strict=True) if mask]
+        assert tokenizer.decode(trained, skip_special=False) == "".join(answer + stop for answer in wanted)
+        # The trained tokens follow their prompt: what generation sees is what training saw.
+        prompt = tokenizer.ask_ids(messages[:-1])
+        assert list(encoded.ids[: len(prompt)]) == prompt
+        assert encoded.mask[len(prompt) :] == (True,) * (len(encoded.ids) - len(prompt))
+
+
+def test_the_system_prompt_is_the_checkpoints_own(tokenizer, family):
+    assert tokenizer.chat_format.default_system == DEFAULTS[family]
+    assert tokenizer.chat_format.name == ("llama3" if "llama" in family else "chatml")
+
+
+def test_stop_and_pad_tokens(tokenizer, family):
+    named, ends = FAMILIES[family][2], FAMILIES[family][4]
+    assert set(tokenizer.eos_ids) == {tokenizer.id_of(end) for end in ([ends] if isinstance(ends, str) else ends)}
+    assert tokenizer.stop_id in tokenizer.eos_ids
+    assert tokenizer.pad_id == tokenizer.id_of(named.get("pad_token", named["eos_token"]))  # absent: what ends a text
+    assert not {tokenizer.stop_id, tokenizer.pad_id} - tokenizer.special_ids
+
+
+def test_an_answer_is_scored_and_read_without_a_line_break_before_it(tokenizer):
+    candidates = label_ids(tokenizer, "suicide_risk", "en")
+    said = [*candidates["high"], tokenizer.stop_id]
+    assert answer_text(tokenizer, said) == tasks.get_task("suicide_risk").candidates("en")["high"]
+    chat = tokenizer.chat([USER, {"role": "assistant", "content": answer_text(tokenizer, said)}])
+    assert list(chat.ids) == [*tokenizer.prompt_ids(ASKED), *said]
+
+
+def test_the_span_of_the_post_holds_the_post(tokenizer):
+    start, end = tokenizer.span_in_prompt(ASKED, POST)
+    ids = tokenizer.prompt_ids(ASKED)
+    assert tokenizer.decode(ids[start:end]) in POST
+    assert len(tokenizer.decode(ids[start:end])) >= len(POST) - 2  # a token may hold the quotation mark as well
+    spaced = "a  b c"
+    start, end = tokenizer.span_in_prompt(f"x{spaced}y", " b c")
+    assert tokenizer.decode(tokenizer.prompt_ids(f"x{spaced}y")[start:end]) in (" b c", " b ", " b")
+    assert tokenizer.span_in_prompt(ASKED, "not there") == (0, 0)
+
+
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(st.lists(st.sampled_from([t for row in FORMATS for t in row.tokens]) | st.text(max_size=4), max_size=6))
+def test_no_post_opens_or_ends_a_turn(tokenizer, parts):
+    post = "".join(parts)
+    frame = [i for i in tokenizer.prompt_ids("x", system="y") if i in tokenizer.special_ids]
+    ids = tokenizer.prompt_ids(f"x{post}x", system=f"y{post}y")
+    assert [i for i in ids if i in tokenizer.special_ids] == frame
+    encoded = tokenizer.chat([{"role": "user", "content": f"x{post}x"}, {"role": "assistant", "content": f"z{post}z"}])
+    assert [i for i in encoded.ids if i == tokenizer.stop_id][1:] == [
+        i for i in tokenizer.prompt_ids("x") if i == tokenizer.stop_id
+    ]  # one more than the prompt has
+
+
+def test_saved_again_it_is_the_same_here_and_in_transformers(tokenizer, reference, tmp_path):
+    tokenizer.save(tmp_path)
+    again, other = GlmTokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert again.chat_format == tokenizer.chat_format
+    assert (again.eos_ids, again.pad_id, again.special_ids) == (tokenizer.eos_ids, tokenizer.pad_id, tokenizer.special_ids)
+    assert again.prompt_ids(ASKED) == tokenizer.prompt_ids(ASKED)
+    assert theirs(other, CONVERSATIONS[3], True) == theirs(reference, CONVERSATIONS[3], True)
+    assert other(POST).input_ids == reference(POST).input_ids  # with the tokens that the file itself adds
+    assert (other.eos_token, other.bos_token) == (reference.eos_token, reference.bos_token)
+
+
+def test_a_later_system_message_is_refused(tokenizer):
+    with pytest.raises(InputError, match="a system message must be the first message in the"):
+        tokenizer.ask_ids([USER, SYSTEM])
+    with pytest.raises(InputError, match="role 'observation' is none of system, user, assistant"):
+        tokenizer.chat([{"role": "observation", "content": "x"}, SAID])
+
+
+# ---- one row, or one line ----
+
+
+def load(tmp_path, name="qwen", template=None, generation=None, config=None, **changes):
+    write_family(tmp_path, name, **({} if template is None else {"chat_template": template}), **changes)
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    return GlmTokenizer.load(tmp_path)
+
+
+def without(template, text):
+    assert text in template
+    return template.replace(text, "")
+
+
+UNLIKE = {
+    "no line break after the role": without(PLAIN, "\n"),
+    "Qwen3's thinking": PLAIN.replace("assistant\n", "assistant\n<think>\n\n</think>\n\n"),
+    "a role renamed": PLAIN.replace("m.role", "m.role.upper()"),
+    "contents stripped": PLAIN.replace("m.content", "m.content.strip()"),
+    "no system turn": PLAIN.replace("in messages %}", "in messages if m.role != 'system' %}"),
+    "the question last": PLAIN.replace("in messages %}", "in messages | reverse %}"),
+    "a default with a turn inside": QWEN.replace("helpful assistant.<", "helpful <|im_start|>assistant.<"),
+    "always an opening": PLAIN.replace("if add_generation_prompt", "if true"),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_a_template_unlike_all_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match="otherwise than the format chatml, whose tokens it has") as refused:
+        load(tmp_path, template=UNLIKE[name])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_beginning_of_text_and_a_system_prompt_of_ones_own_are_learned(tmp_path):
+    own = "{{ bos_token }}{% if messages[0].role != 'system' %}<|im_start|>system\nMoin.\n<|im_end|>\n{% endif %}" + PLAIN
+    found = load(tmp_path, template=own, bos_token="<|endoftext|>")
+    assert (found.chat_format.start, found.chat_format.default_system) == ("<|endoftext|>", "Moin.\n")
+    assert found.prefix_ids == (found.id_of("<|endoftext|>"),)
+
+
+def test_the_default_of_several_templates(tmp_path):
+    named = [{"name": "tool_use", "template": "{{ x }}"}, {"name": "default", "template": PLAIN}]
+    assert load(tmp_path, template=named).chat_format.default_system is None
+
+
+def test_a_file_of_its_own_comes_before_the_configuration(tmp_path):
+    (tmp_path / "chat_template.jinja").write_text(PLAIN)
+    assert load(tmp_path).chat_format.default_system is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"template": []}, "no chat template .* take the files of an instruction-tuned release"),
+        ({"template": " "}, "no chat template"),
+        ({"name": "llama", "template": PLAIN}, "otherwise than the format llama3"),
+        ({"template": LLAMA}, "otherwise than the format chatml"),
+        ({"template": "{% for %}"}, "its chat template cannot be rendered .*TemplateSyntaxError"),
+        ({"template": "{{ raise_exception('no') }}"}, "it begins 'an error: no'"),
+        ({"generation": {"eos_token_id": [5]}}, r"eos_token_id 5 is the ordinary token .* ends it with <\|im_end\|>"),
+        ({"generation": {"eos_token_id": 90_000}}, "eos_token_id 90000 is no token: there are 2550"),
+        ({"generation": {"eos_token_id": "2"}}, "eos_token_id must be integers"),
+        ({"config": {"vocab_size": 2549}}, "has 2550 tokens, the embedding only 2549 rows"),
+        ({"config": {"text_config": {"vocab_size": 12}}}, "has 2550 tokens, the embedding only 12 rows"),
+    ],
+)
+def test_refusals(tmp_path, changes, says):
+    with pytest.raises(InputError, match=says) as refused:
+        load(tmp_path, **changes)
+    assert "\n" not in str(refused.value)
+
+
+def test_letters_that_a_post_can_write_are_no_chat_format(tmp_path):
+    write_family(tmp_path, "qwen", chat_template="{{ '[INST] ' ~ messages[0].content }}")
+    raw = json.loads((tmp_path / "tokenizer.json").read_text())
+    raw["added_tokens"] = raw["added_tokens"][:1]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=r"plain letters \[INST\], which a post could write"):
+        GlmTokenizer.load(tmp_path)
+
+
+def test_a_larger_embedding_and_no_stated_stop_are_fine(tmp_path):
+    found = load(tmp_path, "yi", generation={}, config={"vocab_size": 2560})
+    assert found.eos_ids == (found.id_of("<|im_end|>"),)
+
+
+def test_a_stop_token_that_ends_no_turn_is_said_and_the_right_one_added(tmp_path):
+    """As the first release of Llama 3 had it."""
+    write_family(tmp_path, "llama")
+    end = GlmTokenizer.load(tmp_path).id_of("<|end_of_text|>")
+    with pytest.warns(ChatFormatWarning, match=r"stops at <\|end_of_text\|>, but the llama3 format ends a turn with"):
+        found = load(tmp_path, "llama", generation={"eos_token_id": end})
+    assert found.eos_ids == tuple(sorted((end, found.id_of("<|eot_id|>"))))
+
+
+def test_glms_tokens_decide_and_an_odd_template_is_said(tmp_path):
+    shutil.copytree(BUILTIN, tmp_path / "glm")
+    (tmp_path / "glm" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.warns(ChatFormatWarning, match="otherwise than the format glm, which is used; it begins"):
+        found = GlmTokenizer.load(tmp_path / "glm")
+    assert found.prompt_ids("x") == GlmTokenizer.load(BUILTIN).prompt_ids("x")
+    rewritten = CHAT_TEMPLATE.replace("item", "one")  # other words, the same conversation: nothing to say
+    (tmp_path / "glm" / "chat_template.jinja").write_text(rewritten)
+    assert GlmTokenizer.load(tmp_path / "glm").chat_format == GlmTokenizer.load(BUILTIN).chat_format
+    (tmp_path / "glm" / "chat_template.jinja").unlink()
+    assert GlmTokenizer.load(tmp_path / "glm").prompt_ids("x") == found.prompt_ids("x")
