@@ -26,7 +26,8 @@ _SOS_SPLITS = {"train": "train", "val": "test"}  # 999 + 250: the authors' "val"
 SOS_CHAT_FILES = ("suicide_train.jsonl", "suicide_val.jsonl")  # chats, not records
 _SOS_CHAT = {"高自杀风险": "high", "低自杀风险": "low"}
 _CD_FILES = {"train": "train_data_with_header.tsv", "test": "test_data_with_header.tsv"}
-_CD_ALIASES = {"应该句式": "应该式"}
+# Other names of labels in upstream's files and in tables made after them: task -> name -> key.
+OTHER_NAMES = {"cognitive_distortion": {"应该句式": "should_statements"}}
 CD_POST = "内容"
 _LEVEL_COLUMNS = ("comment", "myLabel")
 _PATHWAY_FILES = {"train": "train.txt", "dev": "dev.txt", "test": "test.txt"}
@@ -187,8 +188,10 @@ def load_socialcd_3k(path: str | Path) -> list[Record]:
 
 def cd_rows(path: Path) -> Iterator[Row]:
     """Rows of a table with a header: the twelve labels' columns and the post's."""
-    labels = tasks.TASKS["cognitive_distortion"].labels
-    for line, row in read_named_rows(path, (*(label.zh for label in labels), CD_POST), "\t", _CD_ALIASES):
+    task = tasks.TASKS["cognitive_distortion"]
+    labels = task.labels
+    same = {other: label.zh for other, key in OTHER_NAMES[task.name].items() for label in labels if label.key == key}
+    for line, row in read_named_rows(path, (*(label.zh for label in labels), CD_POST), "\t", same):
         for label in labels:
             if row[label.zh].strip() not in ("0", "1"):
                 raise InputError(
