@@ -9,14 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mentalglm_jax.cli.options import AsJson, Overrides, ReplaceSurrogates, SetNames
 from mentalglm_jax.cli.output import cell, print_json, say
 from mentalglm_jax.errors import InputError
 
 review_app = typer.Typer(no_args_is_help=True, help="People rate a sample of explanations.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data, build explanations, have people check them.")
 data_app.add_typer(review_app, name="review")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
 
 
 @data_app.command("inspect")
@@ -28,13 +27,11 @@ def data_inspect(
             "records or of `datasets`, or one file of them"
         ),
     ],
-    sets: Annotated[list[str], typer.Option("--set-name", help="Data set, e.g. sos_hl_1k (repeatable)")] = [],  # noqa: B006
+    sets: SetNames = [],  # noqa: B006
     near: Annotated[bool, typer.Option(help="Look for near duplicates too")] = True,
     threshold: Annotated[float, typer.Option(help="Similarity from which two posts are near")] = 0.8,
     scrub: Annotated[Path | None, typer.Option(help="Also write the records here, contact details replaced")] = None,
-    replace_surrogates: Annotated[
-        bool, typer.Option("--replace-surrogates", help="U+FFFD where a text holds half of a UTF-16 surrogate pair")
-    ] = False,
+    replace_surrogates: ReplaceSurrogates = False,
     json_: AsJson = False,
 ) -> None:
     """Counts, labels, lengths, duplicates, posts on both sides of a split, label conflicts, contact details."""
@@ -106,7 +103,7 @@ def inspection_lines(report: dict[str, Any]) -> Iterator[Table | str]:
 @data_app.command("build")
 def data_build(
     recipe: Annotated[Path, typer.Argument(help="Build recipe, e.g. configs/build/c-imhi.yaml")],
-    set_: Annotated[list[str], typer.Option("--set", help="Override a value: --set a.b=c (repeatable)")] = [],  # noqa: B006
+    set_: Overrides = [],  # noqa: B006
     json_: AsJson = False,
 ) -> None:
     """Has a teacher explain labelled posts, checks every explanation, writes a data set. Continues where it stopped."""

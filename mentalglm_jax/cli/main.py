@@ -7,6 +7,7 @@ Results go to stdout (``--json``: one JSON object and nothing else), progress an
 import contextlib
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from rich.table import Column, Table
 
 from mentalglm_jax.cli.convert import convert
 from mentalglm_jax.cli.data import data_app
+from mentalglm_jax.cli.options import AsJson, Overrides, ReplaceSurrogates, SetNames
 from mentalglm_jax.cli.output import cell, complain, forgiving, print_json, say
 from mentalglm_jax.devices.compiled import keep_from_start
 from mentalglm_jax.devices.hardware import tpu_here
@@ -38,14 +40,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(data_app, name="data")
 
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe, e.g. configs/demo.yaml")]
-Overrides = Annotated[list[str], typer.Option("--set", help="Override a value: --set a.b=c (repeatable)")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
 Restart = Annotated[bool, typer.Option(help="Delete what another recipe left in the run directory")]
 AllowChanged = Annotated[bool, typer.Option("--allow-changed", help="Go on although the recipe differs from the run's")]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most; default: 640, or what the "
                                                               "model's context leaves")]  # fmt: skip
-ReplaceSurrogates = Annotated[bool, typer.Option("--replace-surrogates", help="U+FFFD where a text holds half of a "
-                                                                              "UTF-16 surrogate pair")]  # fmt: skip
 Profile = Annotated[bool, typer.Option("--profile", help="Training stages write a trace of three steps to profile/")]
 
 
@@ -273,12 +271,14 @@ def evaluate(
                                               "generations.jsonl")],
     adapter: Annotated[Path | None, typer.Option(help="PEFT adapter directory")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task")] = None,
-    data: Annotated[Path | None, typer.Option(help="What is to be answered: records (.jsonl), a labelled table (.csv, "
-                                                   ".tsv: post, label) or a folder of upstream files; of finished "
-                                                   "answers, those that are missing then count as wrong")] = None,
-    split: Annotated[str | None, typer.Option(help="Of --data: dev (of a folder 20 % of its training part; the default "
-                                                   "where there are several), test or train")] = None,
-    language: Annotated[str | None, typer.Option(help="Of a labelled table: en or zh")] = None,
+    data: Annotated[Path | None, typer.Option(help="What is to be answered: what data.root of a recipe names, or a "
+                                                   "labelled table (columns post, label); of finished answers, those "
+                                                   "that are missing then count as wrong")] = None,
+    sets: SetNames = [],  # noqa: B006
+    split: Annotated[str | None, typer.Option(help="Of --data: dev (of upstream files 20 % of the training part; the "
+                                                   "default where there are several), test or train")] = None,
+    language: Annotated[str | None, typer.Option(help="Of a labelled table: en or zh; default: that of each "
+                                                      "post")] = None,
     train_data: Annotated[Path | None, typer.Option("--train", help="Training records (as --data), for floors")] = None,
     against: Annotated[Path | None, typer.Option(help="Compare with these finished answers to the same posts")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for answers and report (HTML, JSON, CSV, card)")] = None,
@@ -311,8 +311,8 @@ def evaluate(
         raise InputError(f"{model}: is a model; say what it is to answer with --data PATH")
     with replacing_surrogates(replace_surrogates):  # all that is read, before a model works for hours
         answers = read_answers(model).of_task(task) if answered else None
-        records = None if data is None else read_data(data, task, split, language)
-        train = [] if train_data is None else read_data(train_data, task, "train", language)
+        records = None if data is None else read_data(data, task, split, language, sets)
+        train = [] if train_data is None else read_data(train_data, task, "train", language, sets)
         others = None if against is None else read_answers(against).of_task(task)
     with contextlib.ExitStack() as alone:  # nobody else works in --out meanwhile
         if answers is None:
@@ -461,7 +461,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = getattr(error, "format_message", None)
         text = message() if message is not None else f"{type(error).__name__}: {error}"
         hint = "" if usage == 2 else " (--debug shows where)"
-        complain(f"mentalglm: {text.splitlines()[0] if text else error!r}{hint}")
+        if text or usage != 2:  # without one the help was printed, for want of a command
+            line = re.sub(r"^No such option: (-\S*[\w-])", r"No such option '\1'", text.partition("\n")[0])
+            complain(f"mentalglm: {line}{hint}")
         sys.exit(2 if usage == 2 else 1)
     sys.exit(code or 0)
 

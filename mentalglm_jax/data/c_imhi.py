@@ -36,10 +36,32 @@ _PROMPT = re.compile(r"\s*考虑以下这个帖子\s*[：:]\s*[“\"「](.+)[”
 _ASKED = {"suicide_risk": "自杀风险", "cognitive_distortion": "认知歪曲", "cognitive_pathway": "认知路径"}
 _REASONS = re.compile(r"(?:推理|解释|理由|原因|分析)\s*[：:]|(?:因为|理由是)")
 _QUOTES = re.compile(r'“[^“”]*”|「[^「」]*」|"[^"]*"')
-_PART = re.compile(r"[，,。；;！!？?\n]")
-# What denies a label; not "非常", "不仅", "毫无疑问", "未来".
-_NOT = re.compile(r"没|不(?![仅但只光])|非(?!常)|无(?!疑)|未(?!来)|否")
-_RISK = re.compile(r"(高|低)(?:自杀风险|风险)|自杀风险(?:是|为|等级为|较|很)?(高|低)")
+_PART = re.compile(r"[，,；;]")
+_SENTENCE = re.compile(r"[^。！!？?\n]*[。！!？?\n]*")
+# The words of a label sentence that change nothing of what it says. It is read only if it consists of these and of the
+# labels' names, so no word that denies or doubts one (没有, 难以, 未必, and those nobody thought of) can be overlooked.
+_PLAIN = (
+    "答案|回答|结果|结论|标签|类型|类别|等级|级别|水平|程度|状态|情况|特征|表现|迹象|帖子|帖子中|博文|博文中|"
+    "微博|微博中|推文|内容|内容中|文本|文本中|文章|文中|其中|话|用户|发帖人|作者|博主|我|认为|判断|判定|评估|"
+    "预测|归类|分类|识别|这个|该|此|本|这条|这则|这篇|这段|其|所|体现|显示|显现|反映|呈现|表明|表达|透露|展现|"
+    "包含|包括|涉及|属于|处于|存在|具有|出现|出|出来|有|是|为|即|了|着|的|主要|非常|明显|明确|显著|十分|毫无疑问|"
+    "显然|确实|一种|一个|一些|这些|这种|以下|如下|几种|多种|两种|三种|不仅|不但|不只|不光|而且|并且|并|而|还|也|"
+    "又|既|同时|以及|和|与|及|跟|等|根据|从|来看|可以看出|看出|上"
+)
+_MARKS = r"[\s：:、“”「」\"'《》【】\[\]*_#>.·—-]"
+# Words of the question, which an answer repeats.
+_TOPICS = {
+    "suicide_risk": ("自杀风险", "风险"),
+    "cognitive_distortion": ("认知歪曲", "认知扭曲"),
+    "cognitive_pathway": ("认知路径", *(parent.name("zh") for parent in tasks.TASKS["cognitive_pathway"].parents)),
+}
+_DOUBTS = "难以|难说|可能|也许|或许|似乎|好像|疑似|大概|恐怕|不确定|未必|不一定|说不|存疑|无法|待定|[?？]"
+_DOUBT = re.compile(_DOUBTS)
+_UNDECIDED = re.compile(r"(?:难以|很难|无法|不能|不好|未能)\w{0,3}?(?:判断|判定|确定|断定)|不确定")
+_WORD = re.compile(r"\S+")
+_DENIAL = re.compile(rf"{_DOUBTS}|没|不(?![仅但只光])|非(?!常)|无(?!疑)|未(?!来)|否|难")
+_RISK_LEVELS = {"高": "high", "低": "low"}
+_RISK_NAMED = re.compile(r"[高低]度?的?(?:自杀)?风险|风险.{0,8}?[高低]")
 
 
 def iter_c_imhi(path: str | Path) -> Iterator[Record]:
@@ -47,8 +69,9 @@ def iter_c_imhi(path: str | Path) -> Iterator[Record]:
 
     What ``mentalglm data build`` wrote is read back exactly. Of the authors' files (suicide risk, distortions,
     pathways) the question and the place of the post are known: it stands in quotation marks inside the prompt, or alone
-    in ``input`` (whole, its own quotation marks included). The wording of their answers is not: the label names before
-    the reason are read, and an answer that names none, or denies one, is refused.
+    in ``input`` (whole, its own quotation marks included). The wording of their answers is not: of what stands before
+    the reason a label sentence is read as a whole, and an answer that states no label, or denies or doubts one, is
+    refused.
 
     Args:
         path: one file, a folder with ``Instruct*.json``, or one with ``{train,dev,test}.json``.
@@ -113,14 +136,15 @@ def _alpaca_row(path: Path, line: int, item: object) -> tuple[str, str, Row]:
         known = ", ".join(_ASKED.values())
         raise InputError(f"{path}:{line}, column 'instruction': expected a question about one of {known}")
     head = _REASONS.split(said, maxsplit=1)
-    labels = _named_labels(found[0], head[0])
-    if not labels:
-        raise InputError(f"{path}:{line}, column 'output': no label of task {found[0]} before the reason; fix the row")
-    if denial := _denial(found[0], head[0]):
-        raise InputError(f"{path}:{line}, column 'output': {denial!r} stands beside a label and may deny it; "
+    task = tasks.TASKS[found[0]]
+    labels, doubt = _stated(task.name, head[0])
+    if doubt:
+        raise InputError(f"{path}:{line}, column 'output': {shown(doubt)} stands beside a label and may deny it; "
                          "name only labels that hold before the reason")  # fmt: skip
+    if not labels or (task.kind == "single" and len(labels) > 1):
+        raise InputError(f"{path}:{line}, column 'output': no label of task {task.name} before the reason; fix the row")
     explanation = head[1].strip() if len(head) > 1 else ""
-    return found[0], "zh", Row(line, post, labels, explanation or None)
+    return found[0], "zh", Row(line, post, task.ordered(labels), explanation or None)
 
 
 def _prompt_and_post(asked: str, given: str) -> tuple[str, str]:
@@ -165,43 +189,65 @@ def _askers() -> dict[str, list[tuple[tasks.Task, str]]]:
     return found
 
 
-def _named_labels(task: str, text: str) -> tuple[str, ...]:
-    """Keys of the labels ``text`` names. A name inside a longer one that is also there does not count."""
-    if task == "suicide_risk":
-        said = {match[1] or match[2] for match in _RISK.finditer(text)}
-        return ({"高": "high", "低": "low"}[said.pop()],) if len(said) == 1 else ()
-    names = _label_names(task)
-    found = _any_name(task).finditer(text)
-    return tasks.TASKS[task].ordered(keys) if (keys := {names[match[0]] for match in found}) else ()
+def _stated(task: str, text: str) -> tuple[tuple[str, ...], str]:
+    """Keys of the labels that ``text`` states; or none, and the word that keeps it from stating one, if there is one.
+
+    A part of a sentence states a label if it consists of labels' names and plain words. In the first sentence that
+    names a label every part that names one must do so; a later sentence, which may explain, must not deny or doubt one.
+    """
+    keys, first = set[str](), True
+    # 高 and 低 are in many words: such a name is of a risk where its sentence says so, or where nothing else is said.
+    alone = task != "suicide_risk" or not _read_part(task, text.strip("。！!\n "))[1]
+    for sentence in _SENTENCE.findall(_QUOTES.sub(lambda quote: f" {_only_names(task, quote[0])} ", text)):
+        parts, said = _PART.split(sentence.rstrip("。！!\n")), set[str]()
+        for part in parts:
+            found, rest = _read_part(task, part)
+            if found and not rest and (alone or "风险" in sentence):
+                said |= found
+            elif _names_one(task, part, found) and (doubt := (_DENIAL.search(rest) or (first and _WORD.search(rest)))):
+                return (), doubt[0]
+        doubt = next((doubt for part in parts if (doubt := (_DOUBT if said else _UNDECIDED).search(part))), None)
+        if doubt:
+            return (), doubt[0]
+        keys, first = keys | said, first and not said
+    return tuple(keys), ""
 
 
+def _read_part(task: str, part: str) -> tuple[set[str], str]:
+    """Keys of the labels that are named in it, and what else stands there but plain words."""
+    names, found = _label_names(task), set[str]()
+
+    def take(word: re.Match[str]) -> str:
+        found.update({names[word[0]]} if word[0] in names else ())
+        return " "
+
+    return found, _tokens(task).sub(take, part).strip()
+
+
+def _names_one(task: str, part: str, found: set[str]) -> bool:
+    """Whether a part of a sentence speaks of a label, in whatever words."""
+    return bool(_RISK_NAMED.search(part)) if task == "suicide_risk" else bool(found)
+
+
+def _only_names(task: str, quote: str) -> str:
+    """A quotation that holds nothing but label names, else nothing: it is of the post."""
+    found, rest = _read_part(task, quote)
+    return quote if found and not rest else ""
+
+
+@functools.cache
+def _tokens(task: str) -> re.Pattern[str]:
+    words = {*_label_names(task), *_PLAIN.split("|"), *_TOPICS[task]}
+    return re.compile("|".join([*map(re.escape, sorted(words, key=len, reverse=True)), _MARKS]))
+
+
+@functools.cache
 def _label_names(task: str) -> dict[str, str]:
-    names = {label.name("zh"): label.key for label in tasks.TASKS[task].labels}
-    return names | (_CD_NAMES if task == "cognitive_distortion" else {})
-
-
-def _any_name(task: str) -> re.Pattern[str]:
     if task == "suicide_risk":
-        return _RISK
-    return re.compile("|".join(map(re.escape, sorted(_label_names(task), key=len, reverse=True))))
-
-
-def _denial(task: str, text: str) -> str:
-    """The first word of ``text`` that may deny a label: it stands in one part of a sentence with the label's name, in
-    neither name nor quotation marks. Empty if there is none."""
-    for part in _PART.split(_QUOTES.sub(lambda quote: f" {_names_only(task, quote[0])} ", text)):
-        rest, names = _any_name(task).subn(" ", part)
-        if names and (found := _NOT.search(rest)):
-            return found[0]
-    return ""
-
-
-def _names_only(task: str, text: str) -> str:
-    """The label names in ``text``."""
-    return " ".join(match[0] for match in _any_name(task).finditer(text))
-
-
-_CD_NAMES = {"应该句式": "should_statements"}
+        return {f"{more}{name}{degree}": key for name, key in _RISK_LEVELS.items()
+                for more in ("", "较", "很", "极") for degree in ("", "度")}  # fmt: skip
+    known = tasks.TASKS[task]
+    return {name: key for name, key in known.spellings("zh").items() if not name.isascii()}
 
 
 def authors_tasks(folder: Path) -> list[str]:

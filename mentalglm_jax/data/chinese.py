@@ -27,7 +27,6 @@ _SOS_SPLITS = {"train": "train", "val": "test"}  # 999 + 250: the authors' "val"
 SOS_CHAT_FILES = ("suicide_train.jsonl", "suicide_val.jsonl")  # chats, not records
 _SOS_CHAT = {"高自杀风险": "high", "低自杀风险": "low"}
 _CD_FILES = {"train": "train_data_with_header.tsv", "test": "test_data_with_header.tsv"}
-_CD_ALIASES = {"应该句式": "应该式"}
 CD_POST = "内容"
 _LEVEL_COLUMNS = ("comment", "myLabel")
 _PATHWAY_FILES = {"train": "train.txt", "dev": "dev.txt", "test": "test.txt"}
@@ -188,9 +187,11 @@ def load_socialcd_3k(path: str | Path) -> list[Record]:
 
 def cd_rows(path: Path) -> Iterator[Row]:
     """Rows of a table with a header: the twelve labels' columns and the post's."""
-    labels = tasks.TASKS["cognitive_distortion"].labels
+    task = tasks.TASKS["cognitive_distortion"]
+    labels, spelt = task.labels, task.spellings("zh")
     names = [label.name("zh") for label in labels]
-    for line, row in read_named_rows(path, (*names, CD_POST), "\t", _CD_ALIASES):
+    same = {other: names[task.keys.index(key)] for other, key in spelt.items() if other not in names}
+    for line, row in read_named_rows(path, (*names, CD_POST), "\t", same):
         for name in names:
             if row[name].strip() not in ("0", "1"):
                 raise InputError(

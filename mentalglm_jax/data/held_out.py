@@ -20,7 +20,7 @@ from mentalglm_jax.data.c_imhi import (
 )
 from mentalglm_jax.data.imhi import IMHI_DEFAULT, IMHI_TASKS
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.data.roots import iter_record_files, record_files
+from mentalglm_jax.data.roots import iter_record_files, record_files, record_files_or_sets
 from mentalglm_jax.data.sources import find, iter_upstream, load_upstream, present
 from mentalglm_jax.data.splits import dev_split, without_held_out
 from mentalglm_jax.errors import InputError
@@ -93,6 +93,21 @@ def upstream_split(
     # command trains on, another must not evaluate.
     sides = dev_split([*kept, *(record for record in others if record.split == "train")], fraction)
     return Split(sides[: len(kept)], gone, tuple(unknown))
+
+
+def data_split(
+    root: str | Path, names: Sequence[str] = (), fraction: float = 0.2, *, accept_unknown_overlap: bool = False
+) -> Split:
+    """Whatever ``root`` holds: its record files (``records_split``), or else its upstream data sets
+    (``upstream_split``), of which ``names`` are read or, without a name, all that are there.
+
+    Raises:
+        InputError: ``root`` holds neither, or has record files and ``names`` are given; or as those two.
+    """
+    if record_files_or_sets(root, names):
+        return records_split(root)
+    names = names or present(root)
+    return upstream_split(root, names, fraction, accept_unknown_overlap=accept_unknown_overlap)
 
 
 def records_split(root: str | Path) -> Split:

@@ -20,7 +20,7 @@ from mentalglm_jax.foreign import inside, read_json
 from mentalglm_jax.text.tasks import add_tasks_beside
 
 _SPLIT_OF = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
-_KINDS = (".jsonl", ".parquet", ".arrow")  # best first, where a split is there in several
+_KINDS = (".jsonl", ".parquet", ".arrow")  # of records
 _NAMED = re.compile(rf"({'|'.join(_SPLIT_OF)})(?:-\d{{5}}-of-(\d{{5}}))?")
 _BUILDER = re.compile(r"^\w+-(?=[a-z])")  # what a cache of `datasets` puts before the split: json-train.arrow
 _PLACES = ("", "records", "data")
@@ -48,25 +48,58 @@ def record_files(root: str | Path) -> list[RecordFile]:
         if root.name in (_DATASET, _DATASETS):
             return record_files(root.parent)
         return [RecordFile(root, None)] if root.suffix in _KINDS and root.name not in SOS_CHAT_FILES else []
+    return split_files(root, _KINDS)
+
+
+def split_files(root: Path, kinds: Sequence[str]) -> list[RecordFile]:
+    """The files of the folder ``root`` whose places say of which split they are, or that ``datasets`` saved.
+
+    Args:
+        kinds: suffixes of the files that are looked for by name, best first, where a split is there in several.
+
+    Raises:
+        InputError: a layout of ``datasets`` that lacks one of its files, or a link that leads out of ``root``.
+    """
     if (root / _DATASETS).is_file():
         return _dataset_dict(root)
     if (root / _DATASET).is_file():
         return _dataset(root, None)
     for place in _PLACES:
-        if (root / place).is_dir() and (found := _named_files(root / place)):
+        if (root / place).is_dir() and (found := _named_files(root / place, kinds)):
+            for file in found:
+                _check_place(root, file.path)
             return found
     return []
 
 
-def iter_record_files(files: Sequence[RecordFile]) -> Iterator[Record]:
+def iter_record_files(files: Sequence[RecordFile], *, allow_extra: bool = False) -> Iterator[Record]:
     """Their records, in bounded memory. Where the place says "dev" or "test", that is what its rows are.
+
+    Args:
+        allow_extra: of JSONL, ignore other fields (``generations.jsonl`` has more).
 
     Raises:
         InputError: a file is damaged or a row is no record; the message names file and row.
     """
     for path, split in files:
-        for record in iter_records(path) if path.suffix == ".jsonl" else _arrow_records(path):
+        for record in iter_records(path, allow_extra=allow_extra) if path.suffix == ".jsonl" else _arrow_records(path):
             yield record if split in (None, "train", record.split) else replace(record, split=split)
+
+
+def record_files_or_sets(root: str | Path, sets: Sequence[str] = ()) -> list[RecordFile]:
+    """The record files of ``root``; empty where its upstream data sets are to be read, all of them or ``sets``.
+
+    Raises:
+        InputError: ``root`` is not there, or has record files and ``sets`` are named.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise InputError(f"{root}: no such file or folder; check the path")
+    files = record_files(root)
+    if files and sets:
+        raise InputError(f"{root}: holds records ({files[0].path.name}), not upstream files; leave out the names of "
+                         "data sets")  # fmt: skip
+    return files
 
 
 def iter_root(root: str | Path, sets: Sequence[str] = ()) -> Iterator[Record]:
@@ -76,13 +109,7 @@ def iter_root(root: str | Path, sets: Sequence[str] = ()) -> Iterator[Record]:
         InputError: ``root`` holds neither, or has record files and ``sets`` are named; or as ``iter_record_files`` and
             ``iter_upstream``.
     """
-    root = Path(root)
-    if not root.exists():
-        raise InputError(f"{root}: no such file or folder; check the path")
-    files = record_files(root)
-    if files and sets:
-        raise InputError(f"{root}: holds records ({files[0].path.name}), not upstream files; leave out the names of "
-                         "data sets")  # fmt: skip
+    files = record_files_or_sets(root, sets)
     return iter_record_files(files) if files else iter_upstream(root, sets or present(root))
 
 
@@ -126,20 +153,30 @@ def _dataset(folder: Path, split: str | None) -> list[RecordFile]:
     return [RecordFile(inside(folder, str(name)), split) for name in names]
 
 
-def _named_files(folder: Path) -> list[RecordFile]:
+def _check_place(root: Path, file: Path) -> None:
+    """Raises: InputError if ``file``, found by its name below ``root``, is a link to what is neither there nor among
+    the blobs of the Hub's cache, where a downloaded snapshot's files are."""
+    above = [root.resolve(), *root.resolve().parents]
+    blobs = [folder.parent / "blobs" for folder in above if folder.name == "snapshots"]
+    target = file.resolve()
+    if not any(target.is_relative_to(place) for place in (above[0], *blobs)):
+        raise InputError(f"{file}: is a link to a file outside {root}; put the file itself there, or name it alone")
+
+
+def _named_files(folder: Path, kinds: Sequence[str]) -> list[RecordFile]:
     """Files or folders of files named after splits."""
     found: dict[tuple[str, str], list[tuple[Path, str | None]]] = {}
     for path in sorted(folder.iterdir()):
         stem = _BUILDER.sub("", path.stem) if path.suffix == ".arrow" else path.stem
-        if path.suffix in _KINDS and path.is_file() and (name := _NAMED.fullmatch(stem)):
+        if path.suffix in kinds and path.is_file() and (name := _NAMED.fullmatch(stem)):
             found.setdefault((_SPLIT_OF[name[1]], path.suffix), []).append((path, name[2]))
         elif path.name in _SPLIT_OF and path.is_dir():
             for file in sorted(path.iterdir()):
-                if file.is_file() and file.suffix in _KINDS:
+                if file.is_file() and file.suffix in kinds:
                     found.setdefault((_SPLIT_OF[path.name], file.suffix), []).append((file, None))
     files = []
     for split in SPLITS:
-        kind = next((kind for kind in _KINDS if (split, kind) in found), None)
+        kind = next((kind for kind in kinds if (split, kind) in found), None)
         if kind is None:
             continue
         shards = found[split, kind]

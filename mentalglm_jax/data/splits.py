@@ -3,7 +3,7 @@
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from mentalglm_jax.data.near import NearIndex
@@ -34,13 +34,6 @@ def clusters(records: Sequence[Record]) -> list[int]:
     index, numbers = NearIndex(NEAR), dict[str, int]()
     parents: list[int] = []
     indexed: list[int] = []
-
-    def root(number: int) -> int:
-        while parents[number] != number:
-            parents[number] = parents[parents[number]]
-            number = parents[number]
-        return number
-
     found = []
     for record in records:
         text = bare_post(record.post)
@@ -49,10 +42,10 @@ def clusters(records: Sequence[Record]) -> list[int]:
             parents.append(number)
             if len(text) >= NEAR_FROM:
                 for other, _ in index.neighbours(text, record.language):
-                    parents[root(number)] = root(indexed[other])
+                    parents[_root(parents, number)] = _root(parents, indexed[other])
                 indexed.append(number)
         found.append(number)
-    return [root(number) for number in found]
+    return [_root(parents, number) for number in found]
 
 
 def dev_split(records: Iterable[Record], fraction: float = 0.2) -> list[Record]:
@@ -77,6 +70,60 @@ def dev_split(records: Iterable[Record], fraction: float = 0.2) -> list[Record]:
              for number, (_, text) in chosen.items()}  # fmt: skip
     return [replace(record, split=sides[number]) if record.split == "train" else record
             for number, record in zip(numbers, records, strict=True)]  # fmt: skip
+
+
+def grouped_split(
+    groups: Sequence[int], strata: Sequence[Iterable[str]], shares: Mapping[str, float], keys: Sequence[str], seed: int
+) -> list[str]:
+    """Sides for rows, each group whole on one side, every stratum as nearly in the wanted shares as groups allow.
+
+    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011) over groups in place of rows: the group with the
+    rarest stratum goes first, to the side that lacks most of it.
+
+    Args:
+        groups: the group of each row.
+        strata: the strata of each row, one or more (its labels).
+        shares: of each side, together 1; a side of 0 gets nothing.
+        keys: of each row, by which, with ``seed``, equals are ordered: not by their place in the table.
+    """
+    sides = [side for side, share in shares.items() if share > 0]
+    members, counts, totals = dict[int, list[int]](), dict[int, Counter[str]](), Counter[str]()
+    for row, (group, names) in enumerate(zip(groups, strata, strict=True)):
+        members.setdefault(group, []).append(row)
+        counts.setdefault(group, Counter()).update(names)
+        totals.update(names)
+    lacking = {side: Counter({name: shares[side] * total for name, total in totals.items()}) for side in sides}
+    room = {side: shares[side] * len(groups) for side in sides}
+    drawn = {group: min(_hash(f"{seed} {keys[row]}", b"split") for row in rows) for group, rows in members.items()}
+    rarest = {group: min(counts[group], key=lambda name: (totals[name], name)) for group in members}
+    found = [""] * len(groups)
+    for group in sorted(members, key=lambda one: (totals[rarest[one]], rarest[one], -len(members[one]), drawn[one])):
+        side = max(sides, key=lambda one: (lacking[one][rarest[group]], room[one], shares[one]))
+        lacking[side].subtract(counts[group])
+        room[side] -= len(members[group])
+        for row in members[group]:
+            found[row] = side
+    return found
+
+
+def joined(*partitions: Sequence[object]) -> list[int]:
+    """The finest partition of rows that joins what any of ``partitions`` joins: the number of its part for each row. A
+    row without a part of its own in one of them (None) is joined with nothing by it."""
+    parents = list(range(len(partitions[0])))
+    for partition in partitions:
+        first: dict[object, int] = {}
+        for row, part in enumerate(partition):
+            if part is not None:
+                parents[_root(parents, row)] = _root(parents, first.setdefault(part, row))
+    return [_root(parents, row) for row in range(len(parents))]
+
+
+def _root(parents: list[int], number: int) -> int:
+    """What stands for the part that ``number`` is in; the way to it is shortened."""
+    while parents[number] != number:
+        parents[number] = parents[parents[number]]
+        number = parents[number]
+    return number
 
 
 def _hash(text: str, person: bytes = b"") -> int:

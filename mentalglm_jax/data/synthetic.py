@@ -19,10 +19,11 @@ from importlib import resources
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from mentalglm_jax.data.records import Record, Span
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.settings import Settings
 from mentalglm_jax.text import tasks
 
 SYNTHETIC_TASKS = ("suicide_risk", "cognitive_distortion", "cognitive_pathway")
@@ -47,7 +48,7 @@ _UNCUED = {"en": "The post says nothing that points either way.", "zh": "帖子�
 QUOTES = {"en": ('"', '"'), "zh": ("“", "”")}
 
 
-class SyntheticConfig(BaseModel):
+class SyntheticConfig(Settings):
     """What corpus to make. Sizes are numbers of posts per task and language.
 
     ``n_clauses``: smallest and largest number of clauses in a post, cues and decoy included (a post whose cues need
@@ -66,8 +67,6 @@ class SyntheticConfig(BaseModel):
         InputError: options that contradict each other. (pydantic's ValidationError: a key or value that does not
         exist.)
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
     languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")

@@ -49,8 +49,14 @@ def _chunks(path: Path) -> Iterator[bytes]:
         raise InputError(f"{path}: cannot read ({error.strerror})") from None
 
 
-def _opened(path: Path, encoding: str, newline: str | None) -> io.TextIOWrapper:
+def opened(path: Path, encoding: str, newline: str | None) -> io.TextIOWrapper:
+    """The file as text."""
     return io.TextIOWrapper(open_file(path), encoding=encoding, newline=newline)
+
+
+def can_decode(path: Path, encoding: str) -> bool:
+    """Whether all of the file is text in ``encoding``."""
+    return _first_fault(path, encoding) is None
 
 
 def _first_fault(path: Path, encoding: str) -> int | None:
@@ -83,7 +89,7 @@ def _line_of(path: Path, position: int) -> int:
 def read_lines(path: Path, encodings: Sequence[str] = ("utf-8-sig",)) -> Iterator[tuple[int, str]]:
     """(line number, line without its end) of each line that is not blank; only a line feed ends a line, for a post may
     hold the other line separators of Unicode."""
-    with _opened(path, find_encoding(path, encodings), "\n") as file:
+    with opened(path, find_encoding(path, encodings), "\n") as file:
         number = 0
         while line := file.readline(_LONGEST_ITEM):
             number += 1
@@ -95,7 +101,7 @@ def read_lines(path: Path, encodings: Sequence[str] = ("utf-8-sig",)) -> Iterato
 
 def read_table(path: Path, encodings: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line where the row begins, cells) of each row that is not blank; cells may be quoted and hold line breaks."""
-    with _opened(path, find_encoding(path, encodings), "") as file:
+    with opened(path, find_encoding(path, encodings), "") as file:
         # strict: an unclosed quote would otherwise swallow the rest of the file without a word.
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         while True:
@@ -156,7 +162,7 @@ def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
 
     Raises: InputError if the file is not a JSON list, or ends before its list does.
     """
-    with _opened(path, find_encoding(path, ("utf-8-sig",)), None) as file:
+    with opened(path, find_encoding(path, ("utf-8-sig",)), None) as file:
         yield from _ListReader(path, file).items()
 
 

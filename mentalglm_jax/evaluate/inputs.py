@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mentalglm_jax.data.chinese import PATHWAYS, SOCIALCD_3K, SOS_1K, SOS_HL_1K
 from mentalglm_jax.data.held_out import upstream_split
-from mentalglm_jax.data.records import SPLITS, Record, read_records
-from mentalglm_jax.data.tables import read_named_rows
+from mentalglm_jax.data.records import SPLITS, Record
+from mentalglm_jax.data.roots import iter_record_files, record_files_or_sets
+from mentalglm_jax.data.sources import of_task, present
+from mentalglm_jax.data.tables import read_header, read_named_rows
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
 from mentalglm_jax.evaluate.readings import score_records
@@ -20,8 +21,6 @@ from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 GENERATIONS, LABEL_SCORES = "generations.jsonl", "label_scores.jsonl"
-_UPSTREAM = {"suicide_risk": SOS_HL_1K, "suicide_level": SOS_1K, "cognitive_distortion": SOCIALCD_3K,
-             "cognitive_pathway": PATHWAYS}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,17 +106,20 @@ def answer_records(
     return Answers(rows, values)
 
 
-def read_data(path: Path, task: str | None, split: str | None = None, language: str | None = None) -> list[Record]:
+def read_data(
+    path: Path, task: str | None, split: str | None = None, language: str | None = None, sets: Sequence[str] = ()
+) -> list[Record]:
     """Records to evaluate on.
 
     Args:
-        path: records (``.jsonl``); a labelled table (``.csv`` or ``.tsv``, columns ``post`` and ``label``); or a folder
-            with upstream files, whose ``split`` is used.
-        task: only its records; a table and a folder need it.
-        split: of a folder "dev" (20 % of the published training part, by hash of the post; None is this), "test" or
-            "train"; of records, those to take. None takes all records of a file that has one split, and with a warning
+        path: whatever ``data.root`` of a recipe may name: a file of records or of answers, a folder of records or what
+            ``datasets`` saved, a folder of upstream files; or a labelled table (columns ``post`` and ``label``).
+        task: only its records; a table needs it.
+        split: of upstream files "dev" (20 % of the published training part, by hash of the post; None is this), "test"
+            or "train"; of records, those to take. None takes all records where there is one split, and with a warning
             "dev" where there are several. A table has none.
-        language: of a table: "en" or "zh".
+        language: of a table; None: of each post its own.
+        sets: upstream data sets to read; without one, with ``task`` the first of ``SOURCES`` that has it, else all.
 
     Raises:
         InputError: the file is damaged, or holds nothing for ``task`` or in ``split``.
@@ -126,24 +128,37 @@ def read_data(path: Path, task: str | None, split: str | None = None, language: 
         raise InputError(f"--split {split!r} is none of {', '.join(SPLITS)}")
     if task is not None:
         tasks.get_task(task)
-    if path.suffix in (".csv", ".tsv"):
-        if task is None or language is None:
-            raise InputError(f"{path}: a labelled table needs --task and --language (en or zh)")
-        return read_labelled(path, task, language)
-    if path.is_dir():
+    if not sets and _is_labelled(path):
         if task is None:
-            raise InputError(f"{path}: a folder of upstream files needs --task")
-        records = upstream_split(path, [_UPSTREAM.get(task, task)]).records
-        found = [record for record in records if record.task == task and record.split == (split or "dev")]
-        if not found:
-            raise InputError(f"{path}: no record of task {task!r} in split {split or 'dev'!r}")
-        return found
-    records = read_records(path, allow_extra=True)
+            raise InputError(f"{path}: a labelled table needs --task")
+        return read_labelled(path, task, language)
+    files = record_files_or_sets(path, sets)
+    if not files:
+        names = sets or (of_task(path, task)[:1] if task is not None else present(path))
+        records, split = upstream_split(path, names).records, split or "dev"
+    else:
+        records = list(iter_record_files(files, allow_extra=True))
+        twice = Counter((record.split, record.id) for record in records)
+        if repeated := [key for key, count in twice.items() if count > 1]:
+            raise InputError(f"{path}: id {repeated[0][1]!r} stands twice among the {repeated[0][0]} records; ids must "
+                             "differ")  # fmt: skip
     found = [record for record in records if task in (None, record.task)]
     if not found:
         known = ", ".join(sorted({record.task for record in records}))
         raise InputError(f"{path}: no record of task {task!r}; there are: {known}")
     return _of_split(path, found, split)
+
+
+def _is_labelled(path: Path) -> bool:
+    """Whether the file is a labelled table, or at least a table and no file of an upstream data set."""
+    if path.suffix not in (".csv", ".tsv") or not path.is_file():
+        return False
+    if {"post", "label"} <= {*read_header(path, "\t" if path.suffix == ".tsv" else ",")}:
+        return True
+    try:
+        return not present(path)
+    except InputError:
+        return True
 
 
 def _of_split(path: Path, records: list[Record], split: str | None) -> list[Record]:
@@ -158,7 +173,7 @@ def _of_split(path: Path, records: list[Record], split: str | None) -> list[Reco
     return [record for record in records if record.split == wanted]
 
 
-def read_labelled(path: Path, task: str, language: str) -> list[Record]:
+def read_labelled(path: Path, task: str, language: str | None) -> list[Record]:
     """Records from a table of somebody else's posts, for a task the model was trained on elsewhere (zero-shot).
 
     The table is UTF-8 with a header, separated by commas (``.csv``) or tabs (``.tsv``), with columns ``post`` and
@@ -168,6 +183,8 @@ def read_labelled(path: Path, task: str, language: str) -> list[Record]:
     Raises:
         InputError: naming file, line and column of what is wrong.
     """
+    if language is None:
+        raise InputError(f"{path}: a labelled table needs --language (en or zh)")
     chosen = tasks.get_task(task)
     question = chosen.question(language)
     names = chosen.spellings(language)

@@ -7,6 +7,7 @@ from mentalglm_jax.checkpoints.hf_files import locate
 from mentalglm_jax.data.held_out import Split, records_split, upstream_split
 from mentalglm_jax.data.records import write_records
 from mentalglm_jax.data.selection import limited
+from mentalglm_jax.data.sources import present
 from mentalglm_jax.data.surrogates import replacing_surrogates
 from mentalglm_jax.data.synthetic import make_corpus
 from mentalglm_jax.errors import InputError
@@ -26,7 +27,7 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
     elif section.source == "upstream":
         assert section.root is not None
         with replacing_surrogates(section.replace_surrogates):
-            read = upstream_split(section.root, section.sets, section.dev_fraction,
+            read = upstream_split(section.root, section.sets or present(section.root), section.dev_fraction,
                                    accept_unknown_overlap=section.accept_unknown_overlap)  # fmt: skip
         corpora = {"faithful": read.records}
     else:

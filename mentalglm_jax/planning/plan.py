@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mentalglm_jax.data.batches import Example, PackedBatches
 from mentalglm_jax.devices.hardware import GIB, Topology, chip_of, parse_topology
-from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.errors import InputError, RunError, nearest
 from mentalglm_jax.foreign import read_json
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.layout import MESH_AXES
@@ -33,7 +33,7 @@ from mentalglm_jax.model.quantize import abstract_quantized
 from mentalglm_jax.model.rope import Llama3
 from mentalglm_jax.model.sharding import batch_sharding, make_mesh, parameter_shardings
 from mentalglm_jax.planning.cost import Bound, Memory, Shape, bound, estimate_memory, parts_of_activations, shape_of
-from mentalglm_jax.train.recipe import Recipe, StageSection, TrainConfig, nearest
+from mentalglm_jax.train.recipe import Recipe, StageSection, TrainConfig
 from mentalglm_jax.train.step import make_optimizer, make_step
 
 _CHAT = {"max_position_embeddings": 131072}

@@ -1,22 +1,17 @@
-"""Recipes: short YAML, checked before anything runs.
-
-Unknown keys are refused with the nearest known one; ``--set a.b=c`` overrides any value. Lists are addressed by name
-where their items have one (``stages.english.train.steps=10``) or by position (``stages.0.train.steps=10``).
-"""
+"""Recipes: what one run needs, section by section. How the YAML is read and checked: ``settings.py``."""
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mentalglm_jax.data.synthetic import SyntheticConfig
-from mentalglm_jax.errors import InputError
-from mentalglm_jax.foreign import MAX_YAML_BYTES, parse_yaml, read_text
+from mentalglm_jax.errors import InputError, nearest
 from mentalglm_jax.model.glm import GlmConfig
 from mentalglm_jax.model.lora import LoraConfig
+from mentalglm_jax.settings import Settings, load_settings
 from mentalglm_jax.text.tasks import TASKS, TASKS_FILE, Order, add_tasks, read_tasks, task_record, tasks_of
 
 Positive = Annotated[int, Field(ge=1)]
@@ -32,17 +27,7 @@ def _check_task(task: str) -> None:
         raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
 
 
-def nearest(word: str, known: Any) -> str:
-    """`` (did you mean 'x'?)`` for the known word closest to ``word``, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TrainConfig(_Strict):
+class TrainConfig(Settings):
     """One optimisation run of ``steps`` or ``epochs``, not both.
 
     ``rows`` packed rows of ``sequence_length`` tokens make one step, in ``accumulate`` micro-batches. ``loss_chunk``
@@ -94,7 +79,7 @@ class TrainConfig(_Strict):
         return self
 
 
-class LoraSection(_Strict):
+class LoraSection(Settings):
     """The adapter; names as in PEFT's ``LoraConfig`` except ``rank`` (r) and ``alpha`` (lora_alpha).
 
     ``target_modules`` is "all-linear", a list of names or one regular expression for a whole name."""
@@ -108,8 +93,8 @@ class LoraSection(_Strict):
     exclude_modules: tuple[str, ...] = ()
     layers_to_transform: tuple[int, ...] | None = None
     modules_to_save: tuple[str, ...] = ()
-    rank_pattern: dict[str, Positive] = {}
-    alpha_pattern: dict[str, float] = {}
+    rank_pattern: dict[str, Positive] = Field(default_factory=dict)
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _possible(self) -> "LoraSection":
@@ -127,7 +112,7 @@ class LoraSection(_Strict):
         return LoraConfig(**values)
 
 
-class DataSection(_Strict):
+class DataSection(Settings):
     """Where records come from.
 
     ``synthetic`` generates them; ``upstream`` reads the published files under ``root`` (``sets`` names them); ``jsonl``
@@ -159,7 +144,7 @@ GEOMETRY = {*(field.name for field in dataclasses.fields(GlmConfig)), "model_typ
 }  # fmt: skip
 
 
-class ModelSection(_Strict):
+class ModelSection(Settings):
     """The base: ``path`` (a directory or Hub id) or ``geometry`` (a small model pre-trained by ``pretrain``).
 
     ``quantize`` freezes it in 8 or 4 bits while adapters are trained (QLoRA). Everything after training (exports,
@@ -183,7 +168,7 @@ class ModelSection(_Strict):
         return self
 
 
-class TokenizerSection(_Strict):
+class TokenizerSection(Settings):
     """``path`` of a tokenizer directory, or ``vocab_size`` to train one on the recipe's own training posts; with
     neither, the base model's tokenizer, or for a pre-trained base the one shipped for the synthetic corpus."""
 
@@ -191,7 +176,7 @@ class TokenizerSection(_Strict):
     vocab_size: Positive | None = None
 
 
-class StageSection(_Strict):
+class StageSection(Settings):
     """One LoRA stage: the records of ``languages`` and ``tasks`` (None is all), plus ``replay`` of the stages before it
     as a fraction of their records. ``weights`` mixes the data sets of the stage, named by a record's source or task:
     an epoch has 2 times, half (0.5) or none (0) of one; 1 where nothing is said. It does not touch what is replayed.
@@ -202,7 +187,7 @@ class StageSection(_Strict):
     tasks: tuple[str, ...] | None = None
     variant: Literal["faithful", "unfaithful"] = "faithful"
     replay: Fraction = 0.0
-    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     train: TrainConfig
 
     @model_validator(mode="after")
@@ -212,7 +197,7 @@ class StageSection(_Strict):
         return self
 
 
-class PretrainSection(_Strict):
+class PretrainSection(Settings):
     """Training a small base from scratch: on ``chats`` reading exercises (synthetic) or on the training posts, and
     ``then`` on records with their answers, one stage after the other, all parameters trained (why: docs/results.md).
     """
@@ -230,7 +215,7 @@ class PretrainSection(_Strict):
         return self
 
 
-class GenerateSection(_Strict):
+class GenerateSection(Settings):
     """Answers to the evaluation split, at most ``limit`` records per task and language: greedy decoding and, unless
     ``label_scores`` is false, the log-probability of every label. ``max_new_tokens`` null is
     ``inference.decode.default_room``."""
@@ -241,7 +226,7 @@ class GenerateSection(_Strict):
     label_scores: bool = True
 
 
-class ProbeSection(_Strict):
+class ProbeSection(Settings):
     """What the ``probes`` command is asked: ``posts`` of ``task``, with ``budget``; 0 posts skips it. ``control``
     trains an adapter whose explanations are unfaithful by construction, so that the checks can be checked."""
 
@@ -256,7 +241,7 @@ class ProbeSection(_Strict):
         return self
 
 
-class MeshSection(_Strict):
+class MeshSection(Settings):
     """Devices of the training stages: ``data`` copies, ``fsdp`` and ``tensor`` parts (see ``sharding.py``); one size
     may be -1 and takes what is left. ``cpu_devices`` splits a CPU into as many devices, each with its own rows: XLA
     leaves cores idle between the small operations of a small model (accelerators are not affected). ``distributed``
@@ -270,7 +255,7 @@ class MeshSection(_Strict):
     distributed: bool = False
 
 
-class WandbSection(_Strict):
+class WandbSection(Settings):
     """Metrics to Weights & Biases as well (the [track] extra); WANDB_MODE and the like are read as wandb does."""
 
     project: str
@@ -282,7 +267,7 @@ def _off(given: object) -> object:
     return "off" if given is False else given
 
 
-class Recipe(_Strict):
+class Recipe(Settings):
     """Everything one run needs. ``tasks``: a task file, or what stands in one (docs/tasks.md); where nothing is said,
     the ``tasks.yaml`` in ``data.root``, if there is one. ``compile_cache`` is where compiled programs are kept: auto,
     off, a directory or an address (gs://...). ``answer_order`` is that of label sentence and explanation in the answers
@@ -350,81 +335,4 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: missing file, bad YAML, unknown key (names the nearest known one), value of the wrong type.
     """
-    path = Path(path)
-    try:
-        text = read_text(path, MAX_YAML_BYTES)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such recipe") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error.strerror})") from None
-    raw = parse_yaml(text, str(path))
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: a recipe is a mapping of sections, this file is {type(raw).__name__}")
-    raw = _unshared(raw)
-    for override in overrides:
-        _override(raw, override)
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        raise InputError(f"{path}: {_first_problem(error)}") from None
-
-
-def _unshared(node: Any) -> Any:
-    """A copy in which YAML aliases are separate values, so that an override reaches only the place it names."""
-    if isinstance(node, dict):
-        return {key: _unshared(value) for key, value in node.items()}
-    return [_unshared(value) for value in node] if isinstance(node, list) else node
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {override}: write it as section.key=value")
-    value = parse_yaml(text, f"--set {override[:200]}", "the value is not valid YAML")
-    *parents, last = key.split(".")
-    node: Any = raw
-    for parent in parents:
-        if isinstance(node, list):
-            node = _item(node, parent, override)
-        elif isinstance(node, dict):
-            if node.get(parent) is None:
-                node[parent] = {}
-            node = node[parent]
-        else:
-            raise InputError(f"--set {override}: {parent!r} is below a plain value")
-    if not isinstance(node, dict):
-        what = "one item of a list cannot be set, give the whole list" if isinstance(node, list) else "a plain value"
-        raise InputError(f"--set {override}: {'.'.join(parents)} is {what}")
-    node[last] = value
-
-
-def _item(items: list[Any], key: str, override: str) -> Any:
-    for index, item in enumerate(items):
-        if key == str(index) or (isinstance(item, dict) and item.get("name") == key):
-            return item
-    names = [item.get("name", index) for index, item in enumerate(items) if isinstance(item, dict)]
-    raise InputError(f"--set {override}: no item {key!r}; there are {', '.join(map(str, names))}")
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    location = ".".join(str(part) for part in problem["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if problem["type"] == "extra_forbidden":
-        model: Any = Recipe
-        for part in problem["loc"][:-1]:
-            if isinstance(part, str) and part in getattr(model, "model_fields", {}):
-                model = _model_of(model.model_fields[part].annotation)
-        known = getattr(model, "model_fields", {})
-        return f"unknown key {location!r}{nearest(str(problem['loc'][-1]), known)}{more}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{location}: {message}{more}" if location else f"{message}{more}"
-
-
-def _model_of(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        if (found := _model_of(argument)) is not None:
-            return found
-    return None
+    return load_settings(path, Recipe, overrides)

@@ -57,7 +57,7 @@ def test_settings_go_by_the_names_of_the_server_or_not_at_all(world):
         ({"base_url": "http://user:hunter2@h:99999/v1"}, "base_url: not an address of an http"),
         ({"base_url": "http://user:hunter2@h\n/v1"}, "base_url: not an address of an http"),
         ({"api_key_env": "sk-hunter2"}, r"teacher\.api_key_env"),
-        ({"api_key": "sk-hunter2"}, r"teacher\.api_key: Extra inputs"),
+        ({"api_key": "sk-hunter2"}, r"unknown key 'teacher\.api_key' \(did you mean 'api_key_env'\?\)"),
         ({"model": "m\ud83d"}, r"teacher\.model|UTF-8|YAML"),
         ({"timeout": float("inf")}, r"teacher\.timeout"),
         ({"timeout": 1e300}, r"teacher\.timeout"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from mentalglm_jax.data.contacts import scrub_record
 from mentalglm_jax.data.explain import checks
@@ -25,27 +25,21 @@ from mentalglm_jax.data.explain.endpoint import OpenAITeacher
 from mentalglm_jax.data.explain.prompts import Prompts, load_prompts, pick_examples
 from mentalglm_jax.data.explain.replies import redact_body, redact_url, spoken
 from mentalglm_jax.data.explain.teacher import CONTENT_FILTER, AnswerCache, Teacher, TeacherConfig
-from mentalglm_jax.data.held_out import Split, records_split, upstream_split
+from mentalglm_jax.data.held_out import Split, data_split
 from mentalglm_jax.data.imhi import load_imhi_experts
 from mentalglm_jax.data.records import SPLITS, Record, read_records, write_records
-from mentalglm_jax.data.roots import record_files
 from mentalglm_jax.data.selection import limited
-from mentalglm_jax.data.sources import present
 from mentalglm_jax.data.surrogates import replacing_surrogates
+from mentalglm_jax.data.written import MANIFEST, check_replaceable, digests
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, working_in, write_json, write_text
-from mentalglm_jax.foreign import parse_yaml, read_json, read_yaml
+from mentalglm_jax.settings import Settings, load_settings
 
 Progress = Callable[..., None]
-MANIFEST = "manifest.json"
 _NEVER_REQUIRED = ("label_recoverable",)  # of a weak classifier; reported, and required only where the recipe says so
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class BuildData(_Strict):
+class BuildData(Settings):
     """Labelled posts: ``sets`` below ``root`` (upstream files), or records (``roots.record_files``). ``dev_fraction``
     of the training part becomes the development part; ``limit`` keeps at most that many records per task, language and
     split, spread evenly over the file; ``accept_unknown_overlap`` and ``replace_surrogates`` as in a training
@@ -61,7 +55,7 @@ class BuildData(_Strict):
     scrub: bool = True
 
 
-class BuildLimits(_Strict):
+class BuildLimits(Settings):
     """Bounds of the checks; ``require`` names those an explanation must pass to be kept."""
 
     zh_characters: tuple[int, int] = Limits.zh_characters
@@ -70,7 +64,7 @@ class BuildLimits(_Strict):
     require: tuple[str, ...] = tuple(name for name in CHECKS if name not in _NEVER_REQUIRED)
 
 
-class BuildRecipe(_Strict):
+class BuildRecipe(Settings):
     """``experts``: a record file with explanations, or a folder of IMHI's expert files. ``prompts``: an own wording.
     ``attempts``: how often the teacher is asked, with other seeds, until its answer passes the row checks."""
 
@@ -98,22 +92,7 @@ class Outcome:
 
 def load_build_recipe(path: str | Path, overrides: Sequence[str] = ()) -> BuildRecipe:
     """Reads a recipe; ``overrides`` are ``a.b=value``. Raises: InputError naming the file and the key."""
-    path = Path(path)
-    raw, _ = read_yaml(path)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        *parents, last = key.split(".")
-        node: Any = raw
-        for parent in parents:
-            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
-        if not equals or not last or not isinstance(node, dict):
-            raise InputError(f"--set {key[:200]}: write it as section.key=value")
-        node[last] = parse_yaml(text, f"--set {key[:200]}", "the value is not valid YAML")
-    try:
-        recipe = BuildRecipe.model_validate(raw)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    recipe = load_settings(path, BuildRecipe, overrides)
     if unknown := [name for name in recipe.checks.require if name not in CHECKS]:
         raise InputError(f"{path}: checks.require: unknown check {unknown[0]!r}; known: {', '.join(CHECKS)}")
     if recipe.cache.resolve().is_relative_to(recipe.out.resolve()):
@@ -133,7 +112,7 @@ def build(recipe: BuildRecipe, progress: Progress, teacher: Teacher | None = Non
         RunError: the teacher failed or the budget is spent; all answers, those under way included, are in the cache and
             the same call goes on. A post that the teacher's content filter refuses is no failure: it is rejected.
     """
-    _check_out(recipe.out)
+    check_replaceable(recipe.out)
     with replacing_surrogates(recipe.data.replace_surrogates):
         records, split = _gold_records(recipe)
         experts = load_experts(recipe.experts)
@@ -145,29 +124,6 @@ def build(recipe: BuildRecipe, progress: Progress, teacher: Teacher | None = Non
     inputs = {"posts": len(records), "posts_sha256": _digest(records), **split.to_dict(), "notes": split.lines,
               "experts": len(experts), "experts_sha256": _digest(experts)}  # fmt: skip
     return _write(recipe, outcomes, corpus, prompts, inputs) | {"teacher": asked.stats}
-
-
-def _check_out(out: Path) -> None:
-    """A build replaces ``out`` whole. Raises: InputError if that would lose what another, or a person, put there."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise InputError(f"{out}: is a file; a build writes a folder")
-    files = [str(path.relative_to(out)) for path in sorted(out.rglob("*")) if path.is_symlink() or not path.is_dir()]
-    if not files:
-        return
-    if MANIFEST not in files:
-        raise InputError(f"{out}: not empty and not written by this command; choose another out")
-    ours = read_json(out / MANIFEST).get("files")
-    if not isinstance(ours, dict):
-        raise InputError(f"{out / MANIFEST}: not written by this command; choose another out")
-    for name in files:
-        path = out / name
-        if name not in (MANIFEST, "README.md") and (
-            path.is_symlink() or not path.is_file() or ours.get(name) != hashlib.sha256(path.read_bytes()).hexdigest()
-        ):
-            raise InputError(f"{path}: was {'changed' if name in ours else 'put there'} since the last build, which "
-                             "would be lost; move it, or choose another out")  # fmt: skip
 
 
 def _digest(records: Sequence[Record]) -> str:
@@ -185,11 +141,8 @@ def load_experts(path: Path) -> list[Record]:
 
 def _gold_records(recipe: BuildRecipe) -> tuple[list[Record], Split]:
     section = recipe.data
-    if record_files(section.root):
-        split = records_split(section.root)
-    else:
-        split = upstream_split(section.root, section.sets or present(section.root), section.dev_fraction,
-                               accept_unknown_overlap=section.accept_unknown_overlap)  # fmt: skip
+    split = data_split(section.root, section.sets, section.dev_fraction,
+                       accept_unknown_overlap=section.accept_unknown_overlap)  # fmt: skip
     kept = limited([record for record in split.records if record.split in section.splits], section.limit)
     kept = [scrub_record(record) for record in kept] if section.scrub else kept
     if not kept:
@@ -350,8 +303,7 @@ def _write(
             "checks": check_rates(outcomes),
             "consistency": consistency,
             "attempts": dict(sorted(Counter(str(o.attempts) for o in outcomes).items())),
-            "files": {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-                      for path in sorted(folder.rglob("*")) if path.is_file()},
+            "files": digests(folder),
         }  # fmt: skip
         write_text(folder / "README.md", datasheet(manifest))
         write_json(folder / MANIFEST, manifest)

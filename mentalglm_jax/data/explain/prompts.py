@@ -11,30 +11,29 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.splits import normalize_post
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import read_yaml
+from mentalglm_jax.settings import Settings, first_problem
 from mentalglm_jax.text import tasks
 
 Message = dict[str, str]
 
 
-class TaskPrompt(BaseModel):
+class TaskPrompt(Settings):
     """``criteria`` per label key; a label without one is named only."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     role: str
-    criteria: dict[str, str] = {}
+    criteria: dict[str, str] = Field(default_factory=dict)
 
 
-class Prompts(BaseModel):
+class Prompts(Settings):
     """One language's wording. ``system`` holds ``{role}``, ``{criteria}`` and ``{rules}``; ``request`` ``{post}``,
     ``{question}`` and ``{label}``. ``other`` serves tasks without an entry."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     version: int
     language: tasks.Language
     system: str
@@ -78,9 +77,7 @@ def load_prompts(language: str, path: str | Path | None = None) -> Prompts:
         _check_places(prompts.system, ("role", "criteria", "rules"))
         _check_places(prompts.request, ("post", "question", "label"))
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise InputError(f"{name}: {where}: {problem['msg']}") from None
+        raise InputError(f"{name}: {first_problem(error, Prompts)}") from None
     except ValueError as error:
         raise InputError(f"{name}: a wording holds an unknown place {{{error}}}") from None
     if prompts.language != language:

@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
-from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, model_validator
+from pydantic import AnyHttpUrl, Field, JsonValue, TypeAdapter, model_validator
 
 from mentalglm_jax.data.explain.prompts import Message
 from mentalglm_jax.data.explain.replies import readable, spoken
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import write_json
 from mentalglm_jax.foreign import parse_json, read_text
+from mentalglm_jax.settings import Settings
 
 CONTENT_FILTER = "content_filter"  # ``Answer.finish`` of a request that the server's filter refused
 _UNUSED = "unused"  # folder of the cache: what was paid for answers of no use
@@ -32,7 +33,7 @@ Positive = Annotated[int, Field(ge=1)]
 Setting = Literal["max_tokens", "temperature", "seed"]
 
 
-class TeacherConfig(BaseModel):
+class TeacherConfig(Settings):
     """Which model, how it is sampled, and what it may cost.
 
     ``base_url`` is any OpenAI-compatible endpoint (None: the client's default); ``api_key_env`` names the environment
@@ -43,7 +44,6 @@ class TeacherConfig(BaseModel):
     the cache holds, so they bind all builds that share it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     model: Annotated[str, Field(min_length=1)]
     local: bool = False
     adapter: str | None = None
@@ -51,8 +51,8 @@ class TeacherConfig(BaseModel):
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "OPENAI_API_KEY"
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     max_tokens: Annotated[int, Field(ge=1, le=2**24)] = 512
-    names: dict[Setting, Annotated[str, Field(min_length=1)] | None] = {}
-    extra_body: dict[str, JsonValue] = {}
+    names: dict[Setting, Annotated[str, Field(min_length=1)] | None] = Field(default_factory=dict)
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict)
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     timeout: Annotated[float, Field(gt=0, le=86400)] = 120.0
     retries: Annotated[int, Field(ge=0)] = 6

@@ -135,6 +135,18 @@ def name_split(root):
     (root / "dataset_dict.json").write_text('{"splits": ["train", "secret"]}')
 
 
+def link_out(root):
+    """The last file of the layout is a link to one outside."""
+    file = sorted(path for path in root.rglob("*") if path.suffix in (".parquet", ".jsonl"))[-1]
+    file.rename(root.parent / f"outside{file.suffix}")
+    file.symlink_to(root.parent / f"outside{file.suffix}")
+
+
+def link_folder_out(root):
+    (root / "test").rename(root.parent / "elsewhere")
+    (root / "test").symlink_to(root.parent / "elsewhere")
+
+
 @pytest.mark.parametrize(
     ("layout", "spoil", "says"),
     [
@@ -146,8 +158,13 @@ def name_split(root):
         ("dataset dict", name_split, r"dataset_dict.json: split 'secret' is none of train"),
         ("jsonl", lambda root: (root / "test.jsonl").write_text((root / "dev.jsonl").read_text() * 2),
          r"id 'b' stands twice among the test records"),
+        ("split folders", link_out, r"is a link to a file outside"),
+        ("jsonl", link_out, r"is a link to a file outside"),
+        ("parquet shards", link_out, r"is a link to a file outside"),
+        ("split folders", link_folder_out, r"is a link to a file outside"),
     ],
-    ids=["missing-shard", "cut-arrow", "wrong-field", "link-outside", "missing-split", "unknown-split", "two-ids"],
+    ids=["missing-shard", "cut-arrow", "wrong-field", "link-outside", "missing-split", "unknown-split", "two-ids",
+         "linked-file-of-a-folder", "linked-file", "linked-shard", "linked-folder"],
 )  # fmt: skip
 def test_a_damaged_layout_is_one_line(tmp_path, layout, spoil, says):
     root = saved(tmp_path / "data", layout)
@@ -156,10 +173,23 @@ def test_a_damaged_layout_is_one_line(tmp_path, layout, spoil, says):
         records_split(root)
 
 
+def test_links_inside_the_hubs_cache_are_followed(tmp_path):
+    """A snapshot holds links to the blobs beside it; a file that is named alone may be a link, too."""
+    snapshot = saved(tmp_path / "datasets--a--b" / "snapshots" / "0123", "parquet shards")
+    for number, file in enumerate(sorted(snapshot.rglob("*.parquet"))):
+        blob = tmp_path / "datasets--a--b" / "blobs" / str(number)
+        blob.parent.mkdir(exist_ok=True)
+        file.rename(blob)
+        file.symlink_to(blob)
+    assert len(list(iter_root(snapshot))) == len(list(iter_root(snapshot / "data"))) == 6
+    (tmp_path / "link.jsonl").symlink_to(saved(tmp_path / "other", "one jsonl"))
+    assert list(iter_root(tmp_path / "link.jsonl")) == RECORDS
+
+
 @pytest.mark.parametrize(
     ("root", "sets", "says"),
     [("nowhere", (), "nowhere: no such file or folder"), (".", ("imhi",), "holds records .*leave out"),
-     ("empty", (), "none of the known data sets is there")],
+     ("empty", (), "none of the known data sets is there .*; `mentalglm data import` makes")],
     ids=["nowhere", "names", "empty"],
 )  # fmt: skip
 def test_what_cannot_be_found_is_said(tmp_path, root, sets, says):

@@ -296,6 +296,28 @@ def test_c_imhi_takes_the_post_whole_where_it_stands_alone(tmp_path, asked, give
         ("认知歪曲", "他说“我不好”，不仅有非此即彼和否定正面思考，还有“乱贴标签”。推理：x",
          ("all_or_nothing", "disqualifying_positive", "labeling")),
         ("认知歪曲", "“我不行”体现了乱贴标签。推理：没有以偏概全", ("labeling",)),
+        ("自杀风险", "自杀风险：高", ("high",)),
+        ("自杀风险", "自杀风险等级：低。推理：x", ("low",)),
+        ("自杀风险", "答案：高。", ("high",)),
+        ("自杀风险", "低", ("low",)),
+        ("自杀风险", "该用户的自杀风险较高。因为x", ("high",)),
+        ("自杀风险", "经历了高考，心情低落。该帖子体现了低自杀风险。推理：x", ("low",)),
+        ("自杀风险", "难以判断高自杀风险。推理：x", "难以"),
+        ("自杀风险", "难以判断该帖子是否体现了高自杀风险", "难以"),
+        ("自杀风险", "高自杀风险，难以判断。", "难以"),
+        ("自杀风险", "高自杀风险？", "？"),
+        ("自杀风险", "自杀风险不低", "不"),
+        ("自杀风险", "自杀风险谈不上高", "不"),
+        ("自杀风险", "请判断高自杀风险", "请"),
+        ("自杀风险", "中高风险", "中"),
+        ("自杀风险", "假设自杀风险：高", "假设"),
+        ("自杀风险", "可能是高自杀风险", "可能"),
+        ("自杀风险", "该帖子体现了高自杀风险。其实并非高自杀风险。", "非"),
+        ("认知歪曲", "很难说是乱贴标签", "难说"),
+        ("认知歪曲", "该帖子体现了乱贴标签。他把小事放大了，所以这样说", ("labeling",)),
+        ("认知歪曲", "认知歪曲类型：非此即彼、以偏概全", ("all_or_nothing", "over_generalization")),
+        ("认知歪曲", "“没有乱贴标签”", None),
+        ("自杀风险", "“没有高自杀风险”", None),
     ],
 )  # fmt: skip
 def test_c_imhi_reads_no_label_that_is_denied(tmp_path, task, said, gold):
@@ -304,5 +326,6 @@ def test_c_imhi_reads_no_label_that_is_denied(tmp_path, task, said, gold):
         (record,) = iter_c_imhi(path)
         assert record.gold == gold
     else:
-        with pytest.raises(InputError, match=f":2, column 'output': '{gold}' stands beside a label and may deny it"):
+        says = f"'{gold}' stands beside a label and may deny it" if gold else "no label of task"
+        with pytest.raises(InputError, match=f":2, column 'output': {says}"):
             list(iter_c_imhi(path))

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import replace
 
 import jax
@@ -12,7 +13,7 @@ from mentalglm_jax.checkpoints.adapters import save_adapter
 from mentalglm_jax.checkpoints.directories import save_pretrained
 from mentalglm_jax.cli.main import main
 from mentalglm_jax.data.explain.review import SCALES, form_id
-from mentalglm_jax.data.records import Record, read_records, write_records
+from mentalglm_jax.data.records import Record, load_datasets, read_records, write_records
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate import inputs
 from mentalglm_jax.evaluate.inputs import read_answers, read_data
@@ -287,7 +288,9 @@ def test_what_people_said_stands_beside_the_scores(tmp_path, capfd, records):
         (("{answers}", "--task", "imhi_dr"), "no answer to task 'imhi_dr'; there are: suicide_risk"),
         (("{answers}", "--task", "suicide"), "unknown task 'suicide'"),
         (("{model}", "--data", "{data}", "--task", "imhi_dr"), "no record of task 'imhi_dr'; there are: imhi_sad"),
-        (("{model}", "--data", "{folder}"), "a folder of upstream files needs --task"),
+        (("{model}", "--data", "{folder}"), "folder: no file of records"),
+        (("{model}", "--data", "{data}", "--set-name", "irf"), "holds records .*not upstream files"),
+        (("{model}", "--data", "{folder}x"), "folderx: no such file or folder"),
         (("{answers}", "--against", "{folder}"), "neither a .jsonl file nor a directory with"),
     ],
 )
@@ -300,7 +303,7 @@ def test_bad_usage_is_one_line(tmp_path, capfd, records, model_dir, arguments, m
     assert run("evaluate", *(a.format(**places) for a in arguments), "--json") == 2
     said = capfd.readouterr()
     assert said.out == ""
-    assert message in said.err
+    assert re.search(message, said.err)
     assert len(said.err.strip().splitlines()) == 1
 
 
@@ -323,6 +326,30 @@ def test_anybodys_table(tmp_path):
     for language in ("zh", "en"):  # of the question; the names may be of either
         found = read_data(path, "cognitive_distortion", language=language)
         assert [r.labels for r in found] == [("mental_filter", "should_statements"), ("should_statements",)]
+
+
+@pytest.mark.parametrize("layout", ["folder", "parquet", "datasets", "state.json", "upstream file", "set name"])
+def test_data_takes_what_data_root_takes(tmp_path, layout):
+    records = [replace(r, split="test") for r in risk_records(3)]
+    if layout == "folder":
+        write_records(tmp_path / "records" / "test.jsonl", records)
+        path = tmp_path
+    elif layout == "parquet":
+        write_records(path := tmp_path / "a.parquet", records)
+    elif layout in ("datasets", "state.json"):
+        load_datasets().Dataset.from_list([r.to_dict() for r in records]).save_to_disk(tmp_path / "saved")
+        path = tmp_path / "saved" / ("state.json" if layout == "state.json" else "")
+    else:
+        path = tmp_path / "sos_hl_1k" / "suicide_val_LLM.csv"
+        path.parent.mkdir()
+        path.write_text("id\tlabel\tcomment\n" + "".join(f"{r.id}\t1\t{r.post}\n" for r in records), encoding="utf-8")
+        raw = tmp_path / "Raw data" / "Suiside" / "test_set.tsv"
+        raw.parent.mkdir(parents=True)
+        raw.write_text("1\t面条\n", encoding="utf-8")
+        if layout == "set name":
+            assert [r.post for r in read_data(tmp_path, "suicide_risk", "test", sets=("c_imhi_raw",))] == ["面条"]
+            path = tmp_path
+    assert [r.post for r in read_data(path, "suicide_risk", "test")] == [r.post for r in records]
 
 
 @pytest.mark.parametrize(
@@ -351,7 +378,7 @@ def test_upstream_folders_are_split_by_post(tmp_path):
     found = read_data(tmp_path, "suicide_risk")
     assert 3 < len(found) < 30
     assert {r.split for r in found} == {"dev"}
-    with pytest.raises(Exception, match="no record of task 'suicide_risk' in split 'test'"):
+    with pytest.raises(Exception, match="no test record; there are: 49 train, 11 dev; name"):
         read_data(tmp_path, "suicide_risk", split="test")
     levels = tmp_path / "sos_1k"
     levels.mkdir()
