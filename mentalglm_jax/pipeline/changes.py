@@ -89,7 +89,7 @@ def _asks_more(before: StageSection, stage: StageSection, result: Mapping[str, A
 
 def _number(result: Mapping[str, Any], name: str) -> float:
     value = result.get(name, 0)  # run.json is there to be edited
-    return value if isinstance(value, int | float) else 0
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _more_patience(old: EarlyStopping | None, new: EarlyStopping | None) -> bool:

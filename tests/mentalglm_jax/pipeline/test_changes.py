@@ -62,12 +62,17 @@ def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
     return text
 
 
-def test_a_last_stage_made_longer_is_trained_on_and_all_that_rests_on_it_made_again(small, goes_on, tmp_path):
+def test_a_last_stage_made_longer_is_trained_on_and_all_that_rests_on_it_made_again(small, whole, goes_on, tmp_path):
     before = adapter(goes_on.dir)
     seen = goes_on("stages.b.train.steps=4")
     assert seen.stages == ["train b", *AGAIN]
+    shutil.copytree(whole, tmp_path / "straight")  # as if stage b had never begun
+    shutil.rmtree(tmp_path / "straight/stages/b")
+    state = json.loads((whole / "run.json").read_text("utf-8"))
+    state["stages"] = {name: state["stages"][name] for name in ("data", "train a")}
+    (tmp_path / "straight/run.json").write_text(json.dumps(state), encoding="utf-8")
     straight = load_recipe(small, [f"run_dir={tmp_path / 'straight'}", "stages.b.train.steps=4"])
-    run(straight, Seen(), until="train")
+    run(straight, Seen(), until="train", allow_changed=True)
     assert adapter(goes_on.dir) == adapter(tmp_path / "straight/stages/b") != before
     assert goes_on("stages.b.train.steps=4", allow_changed=False).stages == []  # it is that run now
 
@@ -125,7 +130,7 @@ def test_the_refusal_of_another_recipe_is_short(goes_on):
     with pytest.raises(InputError) as error:
         goes_on(*change, allow_changed=False)
     text = one_line(error)
-    assert "lora.rank: 2 -> 7" in text and "and 9 more" in text and "--allow-changed goes on" in text
+    assert "lora.rank: 2 -> 7" in text and "and 8 more" in text and "--allow-changed goes on" in text
 
 
 # ---- which stages a change reaches, without training ---------------------------------------------------------------

@@ -15,7 +15,7 @@ from mentalglm_jax.pipeline import sweep as sweeps
 from mentalglm_jax.train.loop import Interrupted, Preempted
 from tests.hostile import attack
 
-EVALUATED = ["train.eval_every=1", "train.eval_samples=0", "stages.a.train.steps=1"]
+ONE = "stages=[{name: a, train: {steps: 1, rows: 1, sequence_length: 128, eval_every: 1, eval_samples: 0}}]"
 
 
 def in_process(arguments, log: Path, stopped) -> int:
@@ -71,30 +71,28 @@ def test_a_grid_is_checked_before_anything_runs(small, tmp_path, capsys, grid, s
 
 
 def test_a_sweep_goes_on_and_a_failure_stops_nothing(small, tmp_path, capsys):
-    """Three points: one cannot train; then it can, and only it is carried out."""
     said: list[str] = []
-    grid = ["stages.b.train.sequence_length=128,16", "stages.b.train.learning_rate=1e-2,2e-2"]
-    out, points = sweeps.make_points(small, grid, 1, tmp_path / "out", EVALUATED)
-    points = points[:3]
+    out, points = sweeps.make_points(small, ["train.sequence_length=16,128"], 1, tmp_path / "out", [ONE])
     result = sweeps.sweep(small, out, points, say=said.append, start=in_process)
     states = [(row["state"], row["reason"]) for row in result["points"]]
-    assert states == [("done", ""), ("done", ""), ("failed", "it went wrong (exit code 2)")]
-    assert said[0] == f"3 runs in {out}, 0 of them finished"
-    assert said[3] == "3/3 sequence_length=16,learning_rate=1e-2/seed-0: failed: it went wrong (exit code 2)"
+    assert states == [("failed", "it went wrong (exit code 2)"), ("done", "")]
+    assert said[0] == f"2 runs in {out}, 0 of them finished"
+    assert said[1:] == ["1/2 sequence_length=16/seed-0: failed: it went wrong (exit code 2)",
+                        "2/2 sequence_length=128/seed-0: done"]  # fmt: skip
     assert json.loads((out / "sweep.json").read_text("utf-8")) == result
-    best = json.loads((points[0].directory / "run.json").read_text("utf-8"))["stages"]["train b"]["best"]
-    assert result["points"][0]["development"] == {"loss": best["loss"]}
-    scores = json.loads((points[0].directory / "evaluation.json").read_text("utf-8"))
-    assert result["points"][0]["weighted_f1"] == {"suicide_risk": scores["suicide_risk"]["weighted_f1"]}
+    best = json.loads((points[1].directory / "run.json").read_text("utf-8"))["stages"]["train a"]["best"]
+    assert result["points"][1]["development"] == {"loss": best["loss"]}
+    scores = json.loads((points[1].directory / "evaluation.json").read_text("utf-8"))
+    assert result["points"][1]["weighted_f1"] == {"suicide_risk": scores["suicide_risk"]["weighted_f1"]}
     capsys.readouterr()
     started = []
     again = sweeps.sweep(small, out, points, say=said.append,
                          start=lambda arguments, log, stopped: started.append(arguments) or 3)  # fmt: skip
     assert [arguments[0] for arguments in started] == ["train"] and "sequence_length=16" in " ".join(started[0])
-    assert [row["state"] for row in again["points"]] == ["done", "done", "failed"]
+    assert [row["state"] for row in again["points"]] == ["failed", "done"]
     # Of another recipe, nothing is finished.
-    _, others = sweeps.make_points(small, grid, 1, out, [*EVALUATED, "lora.alpha=9"])
-    assert not any(map(sweeps.is_done, others)) and all(map(sweeps.is_done, points[:2]))
+    _, others = sweeps.make_points(small, ["train.sequence_length=16,128"], 1, out, [ONE, "lora.alpha=9"])
+    assert list(map(sweeps.is_done, points + others)) == [False, True, False, False]
 
 
 def test_the_table_is_mean_and_deviation_best_development_score_first():
@@ -107,9 +105,7 @@ def test_the_table_is_mean_and_deviation_best_development_score_first():
     assert found[1]["development"]["loss"] == pytest.approx([3.0, 2**0.5])
     assert found[1]["weighted_f1"]["t"] == pytest.approx([0.6, 0.02**0.5])
     assert (found[0]["runs"], found[0]["failed"], found[0]["development"]["loss"]) == (1, 1, [1.0, None])
-    rising = [
-        {**entry, "development": {"accuracy": entry["development"]["loss"][0]}, "state": "done"} for entry in found
-    ]
+    rising = [{**one, "development": {"accuracy": one["development"]["loss"]}} for one in (rows[0], rows[2])]
     assert [entry["name"] for entry in sweeps.table(rising)] == ["a", "b"]
     assert [entry["name"] for entry in sweeps.table([{**rows[0], "development": None}, rows[2]])] == ["a", "b"]
     assert sweep_table(found).row_count == 2
@@ -153,9 +149,8 @@ def test_commands_for_several_hosts(small, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_in_processes_of_their_own(small, tmp_path, capsys):
-    sets = [part for one in EVALUATED for part in ("--set", one)]
-    outcome = attack.run(["mentalglm", "sweep", small, "--grid", "stages.b.train.sequence_length=128,16", "--jobs", "2",
-                          "--out", tmp_path / "out", *sets], capsys)  # fmt: skip
+    outcome = attack.run(["mentalglm", "sweep", small, "--grid", "train.sequence_length=128,16", "--jobs", "2",
+                          "--out", tmp_path / "out", "--set", ONE], capsys)  # fmt: skip
     assert outcome.code == 1 and "Sweep" in outcome.out and "1 failed" in outcome.out
     (line,) = [line for line in outcome.err.splitlines() if "failed: " in line]
     assert "none of 5 records fits into sequence_length = 16 tokens; raise it (exit code 2)" in line
