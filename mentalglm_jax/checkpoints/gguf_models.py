@@ -14,16 +14,9 @@ from typing import Any
 import numpy as np
 
 from mentalglm_jax.checkpoints.gguf_files import GgufFile
-from mentalglm_jax.checkpoints.hf_files import (
-    DTYPE_NAMES,
-    INDEX,
-    TOKENIZER_FILES,
-    Checkpoint,
-    TensorSource,
-    check_replaceable,
-    write_shards,
-)
+from mentalglm_jax.checkpoints.hf_files import DTYPE_NAMES, INDEX, TOKENIZER_FILES, Checkpoint, TensorSource
 from mentalglm_jax.checkpoints.hf_files import DTYPES as FILE_DTYPES
+from mentalglm_jax.checkpoints.hf_files import check_replaceable, write_shards
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import replace_dir, write_json
 from mentalglm_jax.foreign import Fields, short, some
@@ -129,9 +122,7 @@ def convert_gguf(
     config, rows = _model(file, vocabulary)
     config["dtype"] = dtype
     kind = DTYPE_NAMES[next(one for one in FILE_DTYPES.values() if one.name == dtype)]
-    sources = [
-        TensorSource(name, kind, row.shape, lambda row=row: _blocks(file, row, kind)) for name, row in rows.items()
-    ]
+    sources = [TensorSource(name, kind, row.shape, lambda row=row: _blocks(file, row, kind)) for name, row in rows.items()]
     ours = ("config.json", "generation_config.json", INDEX, *TOKENIZER_FILES)
     check_replaceable(target, lambda name: name in ours or (name.startswith("model") and name.endswith(".safetensors")))
     with replace_dir(target) as temporary:
@@ -166,9 +157,7 @@ def _model(file: GgufFile, vocabulary: Vocabulary) -> tuple[dict[str, Any], dict
     inner = read.integer("feed_forward_length", 1, 1 << 24)
     size = read.integer("attention.key_length", 1, 1 << 16, hidden // heads)
     if read.integer("attention.value_length", 1, 1 << 16, size) != size or heads % groups or size % 2:
-        raise InputError(
-            f"{file.path}: {heads} heads of {size} with {groups} groups and other values do not fit together"
-        )
+        raise InputError(f"{file.path}: {heads} heads of {size} with {groups} groups and other values do not fit together")
     if read.integer("expert_count", 0, _MOST, 0) > 0:
         raise InputError(f"{file.path}: a mixture of experts, which this model is not")
     context = read.integer("context_length", 1, _MOST)
@@ -203,9 +192,7 @@ def _model(file: GgufFile, vocabulary: Vocabulary) -> tuple[dict[str, Any], dict
         turned = {"attn_q.weight": heads, "attn_k.weight": groups}.get(label) if kind.halves else None
         rows[there] = _Row(here, sizes.get(label, (hidden,)), turned)
 
-    bare = {
-        label for label in kind.names if not kind.names[label].startswith(("self_attn.", "mlp.", "input_", "post_"))
-    }
+    bare = {label for label in kind.names if not kind.names[label].startswith(("self_attn.", "mlp.", "input_", "post_"))}
     add("token_embd.weight", None)
     for layer in range(layers):
         for label in kind.names:

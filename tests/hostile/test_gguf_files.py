@@ -78,10 +78,7 @@ ATTACKS = {
     "2^64 - 32 as a place": (file((tensor(offset=(1 << 64) - 32),)), "tensor t ends at byte .* cut short"),
     "a place that is not aligned": (file((tensor(offset=7),)), "tensor t begins at 7"),
     "an alignment of 0": (file(entry("general.alignment", U32, bytes(4)), (tensor(),)), "alignment must be a multiple"),
-    "an alignment of 2^31": (
-        file(entry("general.alignment", U32, struct.pack("<I", 1 << 31)), (tensor(),)),
-        "alignment",
-    ),
+    "an alignment of 2^31": (file(entry("general.alignment", U32, struct.pack("<I", 1 << 31)), (tensor(),)), "alignment"),
     "an alignment of text": (file(entry("general.alignment", TEXT, text("x")), (tensor(),)), "alignment must be"),
     "kind 9999": (file((tensor(kind=9999),)), "tensor t is of the kind 9999, which"),
     "kind Q4_2, which was taken out": (file((tensor(kind=4),)), "tensor t is of the kind 4, which"),
