@@ -1,7 +1,8 @@
 """Short YAML checked by a typed model before anything runs: training recipes, build recipes.
 
 Unknown keys are refused with the nearest known one; ``--set a.b=c`` overrides any value. Lists are addressed by name
-where their items have one (``stages.english.train.steps=10``) or by position (``stages.0.train.steps=10``).
+where their items have one (``stages.english.train.steps=10``) or by position (``stages.0.train.steps=10``);
+``train.KEY`` is that key of every stage.
 """
 
 from collections.abc import Sequence
@@ -66,6 +67,10 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError(f"{where}: write it as section.key=value")
     value = parse_yaml(text, where, "the value is not valid YAML")
+    if key.startswith("train.") and isinstance(stages := raw.get("stages"), list) and "train" not in raw:
+        for number in range(len(stages)):
+            _override(raw, f"stages.{number}.{override}")
+        return
     *parents, last = key.split(".")
     node: Any = raw
     for parent in parents:
@@ -93,7 +98,8 @@ def _item(items: list[Any], key: str, where: str) -> Any:
 
 def first_problem(error: ValidationError, model: type[Settings]) -> str:
     """What is wrong, at which key, in one line."""
-    problem = error.errors()[0]
+    # A key that is missing may be the one that is misspelt.
+    problem = next((one for one in error.errors() if one["type"] == "extra_forbidden"), error.errors()[0])
     location = ".".join(str(part) for part in problem["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":

@@ -62,7 +62,10 @@ jaxtyping._import_hook._optimized_cache_from_source = _bytecode_file
 HEAVY = (
     "mentalglm_jax/model/test_quantize.py", "probes/saliency/test_attribute.py", "mentalglm_jax/pipeline/test_job.py",
     "mentalglm_jax/train/test_loop.py", "probes/validation/test_validate.py", "test_notebooks.py",
-    "mentalglm_jax/train/test_interrupted.py", "mentalglm_jax/evaluate/test_cli.py", "mentalglm_jax/model/test_lora.py",
+    "mentalglm_jax/train/test_interrupted.py", "mentalglm_jax/pipeline/test_changes.py",
+    "mentalglm_jax/pipeline/test_evaluate_run.py", "mentalglm_jax/pipeline/test_sweep.py",
+    "mentalglm_jax/train/test_early_stopping.py", "mentalglm_jax/evaluate/test_cli.py",
+    "mentalglm_jax/model/test_lora.py",
     "mentalglm_jax/checkpoints/test_adapters.py", "mentalglm_jax/train/test_train_notebook.py", "probes/test_cli.py",
     "mentalglm_jax/inference/test_generate.py", "test_project.py", "mentalglm_jax/planning/test_plan.py",
     "mentalglm_jax/model/test_sharding.py", "mentalglm_jax/checkpoints/test_convert.py", "probes/models/test_verify.py",

@@ -10,24 +10,27 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Table
 
 from mentalglm_jax.cli.convert import convert
 from mentalglm_jax.cli.data import data_app
+from mentalglm_jax.cli.leaderboard import leaderboard
 from mentalglm_jax.cli.options import AsJson, Overrides, ReplaceSurrogates, SetNames
 from mentalglm_jax.cli.output import cell, complain, forgiving, print_json, say
+from mentalglm_jax.cli.progress import ConsoleReporter
+from mentalglm_jax.cli.sweep import sweep
 from mentalglm_jax.devices.compiled import keep_from_start
 from mentalglm_jax.devices.hardware import tpu_here
 from mentalglm_jax.errors import MentalGLMError
 
 if TYPE_CHECKING:
+    from mentalglm_jax.pipeline.run_dir import Run
     from mentalglm_jax.planning.plan import Plan
 
 SAFETY = (
@@ -45,46 +48,6 @@ AllowChanged = Annotated[bool, typer.Option("--allow-changed", help="Go on altho
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most; default: 640, or what the "
                                                               "model's context leaves")]  # fmt: skip
 Profile = Annotated[bool, typer.Option("--profile", help="Training stages write a trace of three steps to profile/")]
-
-
-class ConsoleReporter:
-    """Progress bars on stderr, one line of result per stage."""
-
-    def __init__(self, console: Console):
-        self.console = console
-        self._bar: Progress | None = None
-        self._task: Any = None
-
-    def stage(self, name: str) -> Callable[..., None]:
-        """Starts a bar that counts once the stage reports; the bar of the stage before is closed."""
-        self.close()
-        room = max(self.console.width - 64, 0)  # numbers are kept whole; what a stage says is cut at the line end
-        self._bar = Progress(
-            TextColumn("[bold]{task.description:<15}"), BarColumn(bar_width=16), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, max_width=room, overflow="ellipsis")),
-            console=self.console, transient=True, disable=not self.console.is_terminal, refresh_per_second=4,
-        )  # fmt: skip
-        self._bar.start()
-        self._task = self._bar.add_task(name, total=None, text="")
-        if not self.console.is_terminal:
-            self.console.print(f"{name} ...")
-
-        def progress(done: int, total: int, text: str = "") -> None:
-            if self._bar is not None:
-                self._bar.update(self._task, completed=done, total=total, text=text)
-
-        return progress
-
-    def say(self, line: str) -> None:
-        """Prints a line of the stage, above its bar."""
-        say(f"  {line}", self.console)
-
-    def close(self) -> None:
-        """Removes the bar."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
 
 
 def _stderr() -> Console:
@@ -267,8 +230,8 @@ def generate(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model directory or Hub id, or finished answers: a run directory or a "
-                                              "generations.jsonl")],
+    model: Annotated[str, typer.Argument(help="Model directory or Hub id, a run directory, or finished answers: a "
+                                              "generations.jsonl or a directory with one")],
     adapter: Annotated[Path | None, typer.Option(help="PEFT adapter directory")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task")] = None,
     data: Annotated[Path | None, typer.Option(help="What is to be answered: what data.root of a recipe names, or a "
@@ -276,7 +239,8 @@ def evaluate(
                                                    "that are missing then count as wrong")] = None,
     sets: SetNames = [],  # noqa: B006
     split: Annotated[str | None, typer.Option(help="Of --data: dev (of upstream files 20 % of the training part; the "
-                                                   "default where there are several), test or train")] = None,
+                                                   "default where there are several), test or train; of a run its "
+                                                   "own records")] = None,
     language: Annotated[str | None, typer.Option(help="Of a labelled table: en or zh; default: that of each "
                                                       "post")] = None,
     train_data: Annotated[Path | None, typer.Option("--train", help="Training records (as --data), for floors")] = None,
@@ -293,7 +257,8 @@ def evaluate(
     json_: AsJson = False,
 ) -> None:  # fmt: skip
     """Scores labels and explanations, read from the text and as label log-probabilities, with confidence intervals;
-    given --train, beside baselines; given --against, compared with another run."""
+    given --train, beside baselines; given --against, compared with another run. A run that was trained answers its own
+    evaluation records, as its recipe says."""
     import tempfile
 
     from mentalglm_jax.data.surrogates import replacing_surrogates
@@ -304,14 +269,29 @@ def evaluate(
     from mentalglm_jax.evaluate.tables import format_comparison, format_table
     from mentalglm_jax.files import working_in
 
-    answered = finished(Path(model))
-    if answered and adapter is not None:
-        raise InputError(f"{model}: holds finished answers; --adapter goes with a model")
+    job = _run_of(Path(model))
+    answered = finished(Path(model)) and (job is None or "generate" in job.result)
+    own = job is not None and data is None and (split is not None or not answered)  # it answers records of its own
+    if adapter is not None and (answered or job is not None):
+        raise InputError(
+            f"{model}: holds {'finished answers' if answered else 'its adapter'}; --adapter goes with a model"
+        )
+    if job is not None and (own or not answered):
+        job.check_trained()
+    if job is not None and own and split is not None:
+        answered, data = False, job.records_file(split)
+    elif job is not None and own:
+        if max_new_tokens is not None:
+            raise InputError(f"{model}: answers as its recipe says (generate.max_new_tokens); --max-new-tokens "
+                             "goes with --split or --data")  # fmt: skip
+        answered = _answer_own(job.dir)
     if not answered and data is None:
         raise InputError(f"{model}: is a model; say what it is to answer with --data PATH")
     with replacing_surrogates(replace_surrogates):  # all that is read, before a model works for hours
         answers = read_answers(model).of_task(task) if answered else None
         records = None if data is None else read_data(data, task, split, language, sets)
+        if train_data is None and job is not None and job.records_file("train").is_file():
+            train_data = job.records_file("train")
         train = [] if train_data is None else read_data(train_data, task, "train", language, sets)
         others = None if against is None else read_answers(against).of_task(task)
     with contextlib.ExitStack() as alone:  # nobody else works in --out meanwhile
@@ -321,7 +301,8 @@ def evaluate(
                 alone.enter_context(working_in(out))
             with tempfile.TemporaryDirectory() as scratch:
                 try:
-                    answers = _answer(model, adapter, records, out or Path(scratch), max_new_tokens, batch_size, dtype)
+                    speaker = _speaker(model, adapter, dtype) if job is None else (job.load_final(), job.tokenizer())
+                    answers = _answer(*speaker, records, out or Path(scratch), max_new_tokens, batch_size)
                 except KeyboardInterrupt:
                     if out is not None:
                         raise
@@ -345,48 +326,62 @@ def evaluate(
     say(f"\n{SAFETY}", style="dim")
 
 
-def _answer(
-    model: str,
-    adapter: Path | None,
-    records: Sequence[Any],
-    out: Path,
-    max_new_tokens: int | None,
-    batch_size: int,
-    dtype: str,
-) -> Any:
-    """Both readings of ``records`` by a model, with progress bars."""
+def _run_of(directory: Path) -> "Run | None":
+    """The run in ``directory``; None where there is none, or nothing but its answers can be read."""
+    from mentalglm_jax.errors import InputError
+    from mentalglm_jax.evaluate.inputs import finished
+    from mentalglm_jax.pipeline.run_dir import Run
+
+    if not (directory / "run.json").is_file():
+        return None
+    try:
+        return Run.opened(directory)
+    except InputError:
+        if finished(directory):
+            return None
+        raise
+
+
+def _answer_own(run_dir: Path) -> bool:
+    """The answers of a trained run to its evaluation records, with progress; True once they are finished."""
+    from mentalglm_jax.pipeline.job import evaluate_run
+
+    reporter = ConsoleReporter(_stderr())
+    try:
+        evaluate_run(run_dir, reporter)
+    finally:
+        reporter.close()
+    return True
+
+
+def _speaker(model: str, adapter: Path | None, dtype: str) -> tuple[Any, Any]:
+    """The model that answers, and its tokenizer."""
     from mentalglm_jax.checkpoints.directories import load
     from mentalglm_jax.checkpoints.hf_files import locate
-    from mentalglm_jax.evaluate.inputs import answer_records
-    from mentalglm_jax.model.lora import has_lora, merge_lora
     from mentalglm_jax.text.tokenizer import GlmTokenizer
 
-    loaded = load(model, adapter=adapter, dtype=dtype)
+    return load(model, adapter=adapter, dtype=dtype), GlmTokenizer.load(locate(model))
+
+
+def _answer(
+    loaded: Any, tokenizer: Any, records: Sequence[Any], out: Path, max_new_tokens: int | None, batch_size: int
+) -> Any:
+    """Both readings of ``records`` by a model, with progress."""
+    from mentalglm_jax.evaluate.inputs import answer_records
+    from mentalglm_jax.model.lora import has_lora, merge_lora
+
     reporter = ConsoleReporter(_stderr())
     try:
         return answer_records(
-            merge_lora(loaded) if has_lora(loaded) else loaded, GlmTokenizer.load(locate(model)), records, out,
+            merge_lora(loaded) if has_lora(loaded) else loaded, tokenizer, records, out,
             max_new_tokens=max_new_tokens, batch_size=batch_size, progress=reporter.stage,
         )  # fmt: skip
     finally:
         reporter.close()
 
 
-@app.command()
-def leaderboard(
-    runs: Annotated[list[Path], typer.Argument(help="evaluation.json files, or directories that hold one")],
-    out: Annotated[Path | None, typer.Option(help="Also write this Markdown file")] = None,
-    json_: AsJson = False,
-) -> None:
-    """One table over several evaluated runs, beside floors and, marked as such, published figures."""
-    from mentalglm_jax.evaluate.report import leaderboard_markdown, leaderboard_rows
-    from mentalglm_jax.files import working_on, write_text
-
-    rows = leaderboard_rows(runs)
-    if out is not None:
-        with working_on(out):
-            write_text(out, leaderboard_markdown(rows))
-    print_json(rows) if json_ else say(leaderboard_markdown(rows))
+app.command()(leaderboard)
+app.command()(sweep)
 
 
 app.command()(convert)

@@ -16,10 +16,7 @@ from typing import Any
 
 import yaml
 
-from mentalglm_jax.errors import InputError
-from mentalglm_jax.evaluate.metrics import METRICS
 from mentalglm_jax.files import write_json, write_text
-from mentalglm_jax.foreign import parse_json, read_text
 from mentalglm_jax.text import tasks
 
 SAFETY = (
@@ -171,7 +168,7 @@ def model_card(result: Mapping[str, Mapping[str, Any]], *, title: str, notes: Se
                         f"{scores['micro_f1']:.3f} | {scores['macro_f1']:.3f} | {scores['parse_failure_rate']:.1%} | "
                         f"{scores.get('cut_off', '–')} | {floors or '–'} |")  # fmt: skip
     return "\n".join([
-        f"# {_plain(title)}",
+        f"# {plain(title)}",
         "",
         f"> {SAFETY}",
         "",
@@ -195,73 +192,6 @@ def model_card(result: Mapping[str, Mapping[str, Any]], *, title: str, notes: Se
     ])  # fmt: skip
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """One line without Markdown or HTML of its own."""
     return "".join(c for c in " ".join(text.split()) if c not in "<>`*_[]#|\\")
-
-
-def leaderboard_rows(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """One row per task, reading and run, best weighted F1 first, then the task's floors and published figures.
-
-    Args:
-        paths: ``evaluation.json`` files, or directories that hold one.
-
-    Returns:
-        Rows with task, system, kind ("run", "floor", "published"), reading, n, weighted_f1, ci95, micro_f1, macro_f1
-        (published rows have metric, value and source instead).
-
-    Raises:
-        InputError: a file is missing or not an evaluation.
-    """
-    by_task: dict[str, list[dict[str, Any]]] = {}
-    floors: dict[str, list[dict[str, Any]]] = {}
-    for path in map(Path, paths):
-        file = path if path.suffix == ".json" else path / "evaluation.json"
-        system = (path.parent if path.suffix == ".json" else path).name
-        try:
-            tasks.add_tasks_beside(file)
-            result = parse_json(read_text(file), str(file), "make it with `mentalglm evaluate --out DIR`")
-            for task, entry in result.items():
-                tasks.get_task(task)
-                for reading, scores in readings(entry):
-                    by_task.setdefault(task, []).append(_row(task, system, "run", reading, scores))
-                for name, scores in entry["floors"].items():
-                    row = _row(task, name, "floor", "", scores)
-                    if row not in floors.setdefault(task, []):
-                        floors[task].append(row)
-        except OSError as error:
-            raise InputError(
-                f"{file}: cannot read ({error.strerror}); make it with `mentalglm evaluate --out DIR`"
-            ) from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{file}: not an evaluation; make it with `mentalglm evaluate --out DIR`") from None
-    figures, rows = published(), []
-    for task in (name for name in tasks.TASKS if name in by_task):
-        rows += sorted(by_task[task], key=lambda row: -row["weighted_f1"])
-        rows += floors.get(task, [])
-        rows += [{"task": task, "kind": "published"} | figure for figure in figures.get(task, [])]
-    return rows
-
-
-def _row(task: str, system: str, kind: str, reading: str, scores: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = {name: scores[name] for name in ("n", *METRICS, "ci95")}
-    return {"task": task, "system": system, "kind": kind, "reading": reading, **numbers}
-
-
-def leaderboard_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """``leaderboard_rows`` as a Markdown table; published figures stand in italics and are not comparable."""
-    lines = [
-        "| task | system | reading | n | weighted F1 (95 % CI) | micro F1 | macro F1 |",
-        "|---|---|---|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        if row["kind"] == "published":
-            figure = f"*{row['metric']} {row['value'] / 100:.3f}*"
-            cells = [f"*published: {row['system']}*", f"*{row['source']}*", "", figure, "", ""]
-        else:
-            name = row["system"] if row["kind"] == "run" else f"floor: {row['system']}"
-            score = f"{row['weighted_f1']:.3f} ({row['ci95'][0]:.3f}–{row['ci95'][1]:.3f})"
-            averages = (f"{row[metric]:.3f}" for metric in METRICS[1:])
-            cells = [_plain(name), row["reading"], str(row["n"]), score, *averages]
-        lines.append(f"| {row['task']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"

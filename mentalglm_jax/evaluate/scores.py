@@ -159,7 +159,7 @@ def compare(
         systems.append([by_task(answers, expected if answers else None) for answers in answered])
     for reading, *sides in zip(("text", "label"), *systems, strict=True):
         for name in (name for name in tasks.TASKS if name in sides[0] and name in sides[1]):
-            task, (left, right) = tasks.get_task(name), _aligned(sides[0][name], sides[1][name])
+            task, (left, right) = tasks.get_task(name), aligned(sides[0][name], sides[1][name])
             gold, predicted = _sides(task, left)
             other = indicator(task, [a.labels for a in right])
             posts, positive = [a.record.post for a in left], positive_place(task)
@@ -179,7 +179,7 @@ def compare(
     return found
 
 
-def _aligned(first: list[Answer], second: list[Answer]) -> tuple[list[Answer], list[Answer]]:
+def aligned(first: list[Answer], second: list[Answer]) -> tuple[list[Answer], list[Answer]]:
     """Both in the order of ``first``. Raises: InputError unless they answer the same records with the same gold."""
     others = {a.record.id: a for a in second}
     mine = {a.record.id for a in first}

@@ -53,20 +53,26 @@ def bootstrap(
 
 
 def paired_bootstrap(
-    kind: str, posts: Sequence[str], gold: Bool[np.ndarray, "N C"], first: Bool[np.ndarray, "N C"],
-    second: Bool[np.ndarray, "N C"], draws: int = DRAWS, seed: int = 0, positive: int | None = None,
+    kind: str, posts: Sequence[str], gold: Bool[np.ndarray, "N C"], first: Bool[np.ndarray, "*A N C"],
+    second: Bool[np.ndarray, "*B N C"], draws: int = DRAWS, seed: int = 0, positive: int | None = None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """``first`` minus ``second`` on the same resampled posts, in the metrics of ``bootstrap``.
+    """``first`` minus ``second`` on the same resampled posts, in the metrics of ``bootstrap``. Several runs of a system
+    (a leading axis) are averaged in every sample; they are not resampled.
 
     Returns:
         Metric to ``difference`` (on the posts themselves), ``ci95`` (percentiles of the resampled differences) and
         ``p``: twice the share of draws on the other side of 0 (draws of exactly 0 count as such), the sample itself
         counted as one draw so that p is never 0 (Davison & Hinkley 1997, section 4.2.5), at most 1.
     """
-    sums = _post_sums(posts, gold, first, second)
-    once = np.ones((1, len(sums[0])))
-    observed = [_drawn(kind, once, part, positive) for part in sums]
-    parts = [[_drawn(kind, times, part, positive) for part in sums] for times in _times(len(sums[0]), draws, seed)]
+    sides = [_post_sums(posts, gold, *np.reshape(side, (-1, *gold.shape))) for side in (first, second)]
+
+    def means(times: Float[np.ndarray, "D P"]) -> list[dict[str, Any]]:
+        runs = [[_drawn(kind, times, sums, positive) for sums in side] for side in sides]
+        return [{name: np.mean([run[name] for run in side], axis=0) for name in side[0]} for side in runs]
+
+    size = len(sides[0][0])
+    observed = means(np.ones((1, size)))
+    parts = [means(times) for times in _times(size, draws, seed)]
     result = {}
     for name in observed[0]:
         drawn = np.concatenate([a[name] - b[name] for a, b in parts])

@@ -13,6 +13,7 @@ from mentalglm_jax.data.synthetic import make_corpus
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import replace_dir
 from mentalglm_jax.pipeline.run_dir import Run
+from mentalglm_jax.pipeline.stage_data import check_weights
 from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer, train_bpe
 
 
@@ -52,6 +53,7 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
                 counts.setdefault(record.task, {}).setdefault(record.split, 0)
                 counts[record.task][record.split] += 1
     job.pack_tasks(job.dir, counts)
+    check_weights(job)
     if recipe.tokenizer.vocab_size is not None:
         texts = [text for record in job.records("train")
                  for text in (record.prompt, record.answer(recipe.answer_order))]  # fmt: skip

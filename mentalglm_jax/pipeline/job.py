@@ -23,9 +23,9 @@ from jax.sharding import Mesh
 from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints.directories import save_pretrained
 from mentalglm_jax.checkpoints.reference import write_reference
-from mentalglm_jax.data.batches import Example, encode_chats, encode_posts, encode_records
+from mentalglm_jax.data.batches import encode_chats, encode_posts, encode_records
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.data.selection import limited, weighted
+from mentalglm_jax.data.selection import limited
 from mentalglm_jax.data.synthetic import pretraining_chats
 from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.devices.compiled import keep_in
@@ -42,8 +42,10 @@ from mentalglm_jax.interpreter import environment, module_command
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import add_lora, merge_lora, parameter_count
 from mentalglm_jax.model.sharding import make_mesh, split_cpu
+from mentalglm_jax.pipeline.changes import nothing_left, outdated
 from mentalglm_jax.pipeline.data_stage import data_stage
 from mentalglm_jax.pipeline.run_dir import Run
+from mentalglm_jax.pipeline.stage_data import chosen, stage_examples
 from mentalglm_jax.planning.plan import expected
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
@@ -69,6 +71,16 @@ class Reporter(Protocol):
         ...
 
 
+class _Silent:
+    """A run of several processes is told by the first."""
+
+    def stage(self, name: str) -> Callable[..., None]:
+        return lambda *arguments, **named: None
+
+    def say(self, line: str) -> None:
+        pass
+
+
 def run(
     recipe: Recipe, reporter: Reporter, *, restart: bool = False, until: str | None = None, allow_changed: bool = False,
     profile: bool = False,
@@ -91,20 +103,42 @@ def run(
         if jax.process_count() > 1 and until != "train":
             raise InputError("mesh.distributed: several processes train only; `mentalglm train` on all of them, then "
                              "`mentalglm run` with mesh.distributed=false on one")  # fmt: skip
+    reporter = reporter if is_primary() else _Silent()
     with working_in(recipe.run_dir) if is_primary() else contextlib.nullcontext():
         job = Run(recipe, restart, allow_changed=allow_changed, profile=profile, say=reporter.say)
         barrier("the run directory is read")
+        done = all(name in job.result for name, _ in _stages(recipe, until))
+        if job.changed_from is not None and done and not job.reopened:
+            raise nothing_left(job.changed_from, recipe)
         job.begin()
-        return _go(job, reporter, until)
+        _go(job, reporter, _stages(recipe, until), evaluated=until is None)
+    return job.result if until is not None else _own_json(job.dir / "summary.json")
 
 
-def _go(job: Run, reporter: Reporter, until: str | None) -> dict[str, Any]:
-    for name, function in _stages(job.recipe, until):
+def evaluate_run(directory: Path, reporter: Reporter) -> None:
+    """Answers and scores the evaluation split of a trained run, as ``run`` would; does nothing where that is done.
+
+    Raises:
+        InputError: not a run directory, its training is not finished, or its data has nothing to evaluate on.
+        Interrupted: the same call continues.
+    """
+    with working_in(directory):
+        job = Run.opened(directory, reporter.say)
+        job.check_trained()
+        job.check_evaluable(probed=False)
+        stages = [(name, function) for name, function in _stages(job.recipe, None) if name in ("generate", "evaluate")]
+        _go(job, reporter, stages)
+
+
+def _go(job: Run, reporter: Reporter, stages: Iterable[tuple[str, "Stage"]], evaluated: bool = False) -> None:
+    """Does what of ``stages`` is not finished. ``evaluated``: later ones evaluate, which some data do not allow."""
+    for name, function in stages:
         if name in job.result:
             job.check_finished(name)
-            if name == "data" and until is None and "summary" not in job.result:
+            if name == "data" and evaluated and "summary" not in job.result:
                 job.check_evaluable()  # data that `mentalglm train` read
             continue
+        job.forget(outdated(name))
         started = time.perf_counter()
         try:
             if name.startswith("train ") or is_primary():  # all processes train, one does everything else
@@ -120,9 +154,6 @@ def _go(job: Run, reporter: Reporter, until: str | None) -> dict[str, Any]:
         job.finished(name, result)
         for line in result.get("say", ()):
             reporter.say(line)
-    if until is not None:
-        return job.result
-    return _own_json(job.dir / "summary.json")
 
 
 Stage = Callable[[Run, Callable[..., None]], dict[str, Any]]
@@ -177,7 +208,7 @@ def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     count = parameter_count(model)
     said = {"parameters": count, **_said(result, f"{count / 1e6:.2f} M parameters")}
     for number, stage in enumerate(recipe.pretrain.then):
-        examples, too_long = _stage_examples(job, stage, recipe.pretrain.then[:number], tokenizer)
+        examples, too_long = stage_examples(job, stage, recipe.pretrain.then[:number], tokenizer)
         result = train(model, examples, stage.train, job.dir / "pretrain" / stage.name, trainable="all",
                        seed=recipe.seed, identity={"stage": stage.name}, around=around)  # fmt: skip
         said["say"] += [*_said(result, f"then {stage.name}")["say"], *_left_out(stage, too_long)]
@@ -189,15 +220,21 @@ def _mesh(recipe: Recipe) -> Mesh | None:
     return None if recipe.mesh is None else make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
 
 
-def _said(result: TrainResult, first: str) -> dict[str, Any]:
+def _said(result: TrainResult, first: str, best_by: str = "loss") -> dict[str, Any]:
     mfu = "" if result.mfu is None else f", MFU {result.mfu:.1%}"
-    best = "" if result.best is None else f"; lowest development loss {result.best[1]:.3f} at step {result.best[0]}"
+    best = ""
+    if result.best is not None:
+        name = {"loss": "lowest development loss", "accuracy": "highest development accuracy"}[best_by]
+        best = f"; {name} {result.best[1]:.3f} at step {result.best[0]}"
+    stopped = f" of {result.planned}, stopped early" if result.steps < result.planned else ""
     line = (
-        f"{first}; {result.steps} steps, loss {result.loss:.3f}, {result.tokens_per_second:,.0f} tokens/s "
+        f"{first}; {result.steps} steps{stopped}, loss {result.loss:.3f}, {result.tokens_per_second:,.0f} tokens/s "
         f"({result.answer_tokens_per_second:,.0f} answer{mfu}){best}"
     )
-    numbers = ("steps", "loss", "accuracy", "tokens_per_second", "answer_tokens_per_second", "mfu", "skipped_steps")
-    return {**{name: getattr(result, name) for name in numbers}, "say": [line]}
+    numbers = ("steps", "planned", "loss", "accuracy", "tokens_per_second", "answer_tokens_per_second", "mfu",
+               "skipped_steps")  # fmt: skip
+    found = {**{name: getattr(result, name) for name in numbers}, "say": [line]}
+    return found if result.best is None else found | {"best": dict(zip(("step", best_by), result.best, strict=True))}
 
 
 def _training(stage: StageSection, previous: str | None, directory: str | None = None) -> Stage:
@@ -207,7 +244,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         recipe, tokenizer = job.recipe, job.tokenizer()
         where = job.dir / (directory or f"stages/{stage.name}")
         earlier = recipe.stages[: recipe.stages.index(stage)] if stage in recipe.stages else ()
-        examples, too_long = _stage_examples(job, stage, earlier, tokenizer)
+        examples, too_long = stage_examples(job, stage, earlier, tokenizer)
         mesh = _mesh(recipe)
         if mesh is None and jax.device_count() > 1 and job.say is not None:
             job.say(f"{jax.device_count()} devices are here, the recipe has no mesh, one is used; "
@@ -221,7 +258,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         else:
             load_adapter(model, job.adapter_dir(previous))
         identity = {"lora": recipe.lora.model_dump(mode="json"), "stage": stage.name}
-        held_out = _chosen(job, stage, "dev")[: stage.train.eval_examples] if stage.train.eval_every else []
+        held_out = chosen(job, stage, "dev")[: stage.train.eval_examples] if stage.train.eval_every else []
         if stage.train.eval_every and not held_out:
             raise InputError(f"stage {stage.name}: eval_every is set, but its data has no development records")
         dev = (encode_records(held_out, tokenizer, stage.train.sequence_length, recipe.answer_order)[0]
@@ -237,7 +274,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
             save_adapter(model, where / "adapter")
             job.state_data(where / "adapter")
             job.pack_tasks(where / "adapter")
-        said = _said(result, f"LoRA rank {recipe.lora.rank}")
+        said = _said(result, f"LoRA rank {recipe.lora.rank}", stage.train.best_by)
         said["say"] += _left_out(stage, too_long)
         return {**said, "left_out": len(too_long)}
 
@@ -262,28 +299,6 @@ def _sampler(tokenizer: GlmTokenizer, records: Sequence[Record], max_new_tokens:
         return [{"id": record.id, "answer": text} for record, text in zip(records, texts, strict=True)]
 
     return sample
-
-
-def _chosen(job: Run, stage: StageSection, split: str = "train") -> list[Record]:
-    return [
-        record for record in job.records(split, stage.variant)
-        if record.language in stage.languages and (stage.tasks is None or record.task in stage.tasks)
-    ]  # fmt: skip
-
-
-def _stage_examples(
-    job: Run, stage: StageSection, earlier: Sequence[StageSection], tokenizer: GlmTokenizer
-) -> tuple[list[Example], list[str]]:
-    """What ``stage`` trains on, replay of the ``earlier`` stages included."""
-    try:
-        records = weighted(_chosen(job, stage), stage.weights, job.recipe.seed)
-    except InputError as error:
-        raise InputError(f"stage {stage.name}: {error}") from None
-    for other in earlier:
-        seen = _chosen(job, other)
-        order = np.random.default_rng(job.recipe.seed).permutation(len(seen))
-        records += [seen[i] for i in order[: round(stage.replay * len(seen))]]
-    return encode_records(records, tokenizer, stage.train.sequence_length, job.recipe.answer_order)
 
 
 def _eval_records(job: Run) -> list[Record]:
@@ -351,12 +366,6 @@ def _generate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     rows = generate_records(merge_lora(job.load_final()), tokenizer, _eval_records(job),
                             out_path=job.dir / "generations.jsonl", max_new_tokens=section.max_new_tokens,
                             batch_size=section.batch_size, progress=progress)  # fmt: skip
-    if job.recipe.probe.control is not None and job.recipe.probe.posts:
-        ids = {row["id"] for row in _probed(job, rows)}
-        records = [record for record in job.records(job.eval_split) if record.id in ids]
-        generate_records(merge_lora(job.load_final("control")), tokenizer, records,
-                         out_path=job.dir / "control" / "generations.jsonl", max_new_tokens=section.max_new_tokens,
-                         batch_size=section.batch_size)  # fmt: skip
     found = count_unread(rows)
     line = ("{rows} answers; {no_label} without a readable label, {no_explanation} with a label and no explanation, "
             "{cut_off} cut off by the token limit")  # fmt: skip
@@ -413,7 +422,12 @@ def _probe(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
                     "--out", job.dir / "probes", "--budget", budget)  # fmt: skip
     result: dict[str, Any] = {"summary": found}
     if job.recipe.probe.control is not None:
-        control = job.dir / "control"
+        control, section = job.dir / "control", job.recipe.generate
+        ids = {row["id"] for row in rows}
+        records = [record for record in job.records(job.eval_split) if record.id in ids]
+        generate_records(merge_lora(job.load_final("control")), job.tokenizer(), records,
+                         out_path=control / "generations.jsonl", max_new_tokens=section.max_new_tokens,
+                         batch_size=section.batch_size)  # fmt: skip
         files = ("--adapter", control / "adapter", "--in", control / "generations.jsonl", "--out", control / "probes")
         result["control"] = _probes("run", base, *files, "--budget", budget)
         result["check"] = _probes("check", job.dir / "probes", "--against", control / "probes")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
+from pydantic import ValidationError
 
 from mentalglm_jax.checkpoints.adapters import load_adapter
 from mentalglm_jax.checkpoints.directories import load
@@ -16,10 +17,11 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import LOCK, left_over_of, write_json, write_text
 from mentalglm_jax.foreign import read_json, some
 from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.pipeline.changes import outdated, reopened
 from mentalglm_jax.text.tasks import TASKS_FILE, add_tasks_beside, added_tasks, read_tasks, write_tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
-from mentalglm_jax.train.checkpoint import differences
-from mentalglm_jax.train.recipe import Recipe
+from mentalglm_jax.train.checkpoint import differences, few
+from mentalglm_jax.train.recipe import Recipe, what_it_is
 
 # What a run writes, by its path below the run directory. Deleting goes by this: whatever else is there is not a run's.
 _MODEL = r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|model\.safetensors\.index)\.json"
@@ -90,14 +92,18 @@ def _refuse_own_inputs(recipe: Recipe) -> None:
             raise InputError(f"{key}: {given}: no such file or directory; --restart has deleted nothing")
 
 
-def clear(directory: Path) -> list[str]:
+def clear(directory: Path, folder: str = ".") -> list[str]:
     """Deletes what a run wrote into ``directory``, and nothing through a link; returns what stays.
+
+    Args:
+        directory: a run directory.
+        folder: only what lies in this folder of it.
 
     Raises:
         InputError: ``directory``, or something in it that has the name of a run's, is a link. Nothing is deleted then.
     """
     links, written, other = [directory] if directory.is_symlink() else [], [], []
-    for root, folders, names in os.walk(directory):
+    for root, folders, names in os.walk(directory / folder):
         for path in (Path(root) / name for name in (*folders, *names)):
             relative = path.relative_to(directory).as_posix()
             ours = written_by_run(relative) or relative in _FOLDERS
@@ -111,7 +117,7 @@ def clear(directory: Path) -> list[str]:
     for path in written:
         if path != directory / LOCK:
             path.unlink()
-    for name in _FOLDERS:
+    for name in _FOLDERS if folder == "." else (folder,):
         for root, _, _ in os.walk(directory / name, topdown=False):
             if not os.listdir(root):
                 os.rmdir(root)
@@ -139,9 +145,10 @@ class Run:
         self.recipe, self.dir = recipe, recipe.run_dir
         self.allow_changed, self.profile, self.say = allow_changed, profile, say
         self._file = self.dir / "run.json"
-        where_it_runs = {"run_dir", "mesh", "wandb", "compile_cache"}
-        wanted = recipe.model_dump(mode="json", exclude=where_it_runs)
+        wanted = what_it_is(recipe)
         self._state: dict[str, Any] = {"recipe": wanted, "stages": {}}
+        self.changed_from: Recipe | None = None  # the recipe until now, where it was another
+        self.reopened: list[str] = []
         self._known = self._read()
         if self._known is not None and restart:
             _refuse_own_inputs(recipe)
@@ -154,16 +161,61 @@ class Run:
             add_tasks_beside(self.dir)
             differing = self._differing(wanted)
             if differing and not allow_changed:
-                raise InputError(
-                    f"{self.dir} holds a run of another recipe ({'; '.join(line[:200] for line in differing[:3])}); "
-                    "use another --set run_dir=..., --allow-changed to go on with the new values, or --restart to "
-                    "delete it"
-                )
+                raise InputError(f"{self.dir} holds a run of another recipe ({few(differing, 3)}); --allow-changed "
+                                 "goes on with the new values, --set run_dir=... begins elsewhere, --restart deletes "
+                                 "it")  # fmt: skip
             self._state["stages"] = dict(self._known["stages"])
+            if differing:
+                self._change()
         elif self.dir.exists() and (there := [name for name in os.listdir(self.dir) if not _passing(name)]):
             raise InputError(f"{self.dir}: not empty and not a run directory ({some(sorted(there))}); "
                              "choose another run_dir")  # fmt: skip
         self.result: dict[str, dict[str, Any]] = self._state["stages"]
+
+    @classmethod
+    def opened(cls, directory: Path, say: Callable[[str], None] | None = None) -> "Run":
+        """The run in ``directory``, by its own recipe. Raises: InputError where there is none, or it is damaged."""
+        try:
+            recipe = Recipe.model_validate({**read_json(directory / "run.json")["recipe"], "run_dir": directory})
+        except (InputError, ValueError, KeyError, TypeError):
+            raise InputError(f"{directory}: not a run directory (no readable run.json)") from None
+        return cls(recipe, say=say)
+
+    def check_trained(self) -> None:
+        """Whether all that answers need is there. Raises: InputError, saying what is missing and what to do."""
+        for name in ("data", *(f"train {stage.name}" for stage in self.recipe.stages)):
+            if name not in self.result:
+                raise InputError(
+                    f"{self.dir}: stage {name!r} is not finished; `mentalglm train` with its recipe goes on"
+                )
+            self.check_finished(name)
+
+    def _change(self) -> None:
+        """Goes on with another recipe: stages of which it asks more are no longer finished."""
+        assert self._known is not None
+        stages = self._state["stages"]
+        try:
+            self.changed_from = Recipe.model_validate({**self._known["recipe"], "run_dir": self.dir})
+        except ValidationError:
+            raise InputError(f"{self._file}: its recipe is none that this version can go on with; choose another "
+                             "run_dir, or --restart") from None  # fmt: skip
+        self.reopened = reopened(self.changed_from, self.recipe, stages, lambda name: self._stage(name).is_dir())
+        for name in self.reopened:
+            stages.pop(name, None)
+            for later in outdated(name):
+                stages.pop(later, None)
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Notes that what these stages made, or began, is out of date; they will be done again."""
+        if is_primary() and "train control" in names:
+            clear(self.dir, "control")  # it began from an adapter that will be another one
+        if is_primary() and "generate" in names:
+            (self.dir / "generations.jsonl.partial").unlink(missing_ok=True)
+        if gone := [name for name in names if self.result.pop(name, None) is not None]:
+            if is_primary():
+                write_json(self._file, self._state)
+            if self.say is not None:
+                self.say(f"to be done again: {', '.join(gone)}")
 
     def _read(self) -> dict[str, Any] | None:
         """run.json, if there is one; checked as far as it is used."""
@@ -196,6 +248,8 @@ class Run:
         """Writes run.json, before anything else: whatever happens then, the directory is known to be a run's."""
         if is_primary() and self._known != self._state:
             write_json(self._file, self._state)
+        if is_primary() and "train control" in self.reopened:
+            clear(self.dir, "control")
 
     def check_finished(self, stage: str) -> None:
         """Whether what a finished ``stage`` made is still there.
@@ -244,11 +298,12 @@ class Run:
         raise InputError(f"the data has no {' or '.join(splits)} record, so nothing can be evaluated; {todo} (where "
                          "`mentalglm train` was here before: with --restart), or use `mentalglm train`")  # fmt: skip
 
-    def check_evaluable(self, records: Sequence[Record] | None = None) -> str:
+    def check_evaluable(self, records: Sequence[Record] | None = None, probed: bool = True) -> str:
         """Whether what comes after training will find records; a line that says which.
 
         Args:
             records: all of the data; None is what the run directory has.
+            probed: ask for what is to be probed, too.
 
         Raises:
             InputError: no split to evaluate on, or none of its records is of the task that is to be probed.
@@ -256,14 +311,18 @@ class Run:
         split = self.eval_split if records is None else self._evaluated({record.split for record in records})
         there = self.records(split) if records is None else [record for record in records if record.split == split]
         probe = self.recipe.probe
-        if probe.posts and not any(record.task == probe.task for record in there):
+        if probed and probe.posts and not any(record.task == probe.task for record in there):
             raise InputError(f"probe.task {probe.task!r} has no {split} record, so nothing could be probed; set "
                              "probe.task to a task that has some, or probe.posts=0")  # fmt: skip
         return f"results are on the {split} records"
 
     def records(self, split: str, variant: str = "faithful") -> list[Record]:
         """The records of one split."""
-        return read_records(self.dir / "data" / variant / f"{split}.jsonl")
+        return read_records(self.records_file(split, variant))
+
+    def records_file(self, split: str, variant: str = "faithful") -> Path:
+        """Where they lie."""
+        return self.dir / "data" / variant / f"{split}.jsonl"
 
     def tokenizer(self) -> GlmTokenizer:
         """The run's tokenizer."""
@@ -284,7 +343,10 @@ class Run:
 
     def adapter_dir(self, stage: str) -> Path:
         """Where the adapter trained by ``stage`` is kept."""
-        return self.dir / ("control" if stage == "control" else f"stages/{stage}") / "adapter"
+        return self._stage(stage) / "adapter"
+
+    def _stage(self, name: str) -> Path:
+        return self.dir / ("control" if name == "control" else f"stages/{name}")
 
     def pack_tasks(self, directory: Path, names: Iterable[str] | None = None) -> None:
         """Writes the run's own tasks (``names`` says which are in use; None: those in the run directory) to the

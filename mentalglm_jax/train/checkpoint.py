@@ -4,15 +4,17 @@ Dropout keys are derived from the recipe's seed and the step number, so the rand
 """
 
 import contextlib
+import functools
 import json
 import logging
+import math
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
@@ -24,6 +26,7 @@ from mentalglm_jax.devices.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError, RunError
 
 _log = logging.getLogger(__name__)
+_MOST_SHOWN = 80  # characters of a value in ``differences``
 FIXED = ("trainable", "parameters", "optimizer")  # keys of an identity that say which arrays there are, causes first
 
 
@@ -34,7 +37,7 @@ class Checkpoints:
         directory: created when missing.
         identity: JSON-able description of the run. A checkpoint of another identity is refused on restore.
         keep: how many of the latest steps to keep.
-        keep_best: also keep the one saved with the lowest ``loss``.
+        best_by: also keep the one saved with the lowest "loss" or the highest "accuracy"; None keeps no such one.
         allow_changed: take a checkpoint of another identity, with a warning that names the keys; those of ``FIXED``
             are refused all the same, for the arrays would not fit.
 
@@ -43,21 +46,22 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: Path, identity: dict[str, Any], keep: int = 2, *, keep_best: bool = False,
-        allow_changed: bool = False,
+        self, directory: Path, identity: dict[str, Any], keep: int = 2, *,
+        best_by: Literal["loss", "accuracy"] | None = None, allow_changed: bool = False,
     ):  # fmt: skip
         self.directory = directory.resolve()
         self._identity = json.loads(json.dumps(identity))  # as it will be read back: lists for tuples
         self._allow_changed = allow_changed
         self._saving = self.directory  # what a failure to write is a failure of
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-        if keep_best:
+        if best_by is not None:
+            cost = functools.partial(_cost, best_by)
             latest = preservation_policy.LatestN(n=keep)
             best = preservation_policy.BestN(
-                get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
+                get_metric_fn=cost, reverse=True, n=1, keep_checkpoints_without_metrics=False
             )
             options = ocp.CheckpointManagerOptions(
-                create=True, cleanup_tmp_directories=True, best_fn=_loss, best_mode="min",
+                create=True, cleanup_tmp_directories=True, best_fn=cost, best_mode="min",
                 preservation_policy=preservation_policy.AnyPreservationPolicy([latest, best]),
             )  # fmt: skip
         try:
@@ -65,14 +69,17 @@ class Checkpoints:
         except OSError as error:
             raise RunError(f"{self.directory}: cannot keep checkpoints there ({error.strerror or error})") from error
 
-    def save(self, step: int, state: dict[str, Any], data: dict[str, Any], loss: float | None = None) -> None:
+    def save(
+        self, step: int, state: dict[str, Any], data: dict[str, Any], found: Mapping[str, float] | None = None
+    ) -> None:
         """Starts saving; returns once the arrays are copied. Does nothing when that step is there already.
 
         Args:
             step: optimiser steps done, more than any saved before.
             state: tree of arrays.
             data: JSON-able state of the data iterator and counters.
-            loss: on development data, where it was taken; what ``keep_best`` goes by.
+            found: loss and accuracy on development data, where they were taken; what ``best_by`` goes by. Where one is
+                not finite, this step is never the best.
 
         Raises:
             RunError: this save could not start, or the one before failed.
@@ -94,7 +101,7 @@ class Checkpoints:
                     data=ocp.args.JsonSave(data),
                     identity=ocp.args.JsonSave(self._identity),
                 ),
-                metrics=None if loss is None else {"loss": loss},
+                metrics=dict(found) if found is not None and all(map(math.isfinite, found.values())) else None,
             )
         except Exception as error:  # of many kinds, as in wait
             raise RunError(f"{self._saving}: cannot save the checkpoint ({reason(error)})") from error
@@ -136,7 +143,7 @@ class Checkpoints:
         return None
 
     def restore_best(self, like: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
-        """The checkpoint saved with the lowest loss as (step, state); None when none has one."""
+        """The best checkpoint (see ``best_by``) as (step, state); None when there is none."""
         self.wait()
         step = self._manager.best_step()
         if step is None or self._manager.metrics(step) is None:
@@ -172,8 +179,7 @@ class Checkpoints:
             return
         place = {line: 1 + FIXED.index(key) for line in differing if (key := re.split(r"[.:]", line)[0]) in FIXED}
         differing.sort(key=lambda line: (place.get(line, 0), line.partition(":")[0].count(".")))
-        more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
-        text = f"{self.directory}/{step} was made with another recipe: {'; '.join(differing[:4])}{more}"
+        text = f"{self.directory}/{step} was made with another recipe: {few(differing)}"
         if place:
             raise InputError(f"{text}. Its arrays do not fit this one: restore those values, or choose another run_dir")
         if not self._allow_changed:
@@ -199,8 +205,9 @@ class Checkpoints:
             self._manager.close()
 
 
-def _loss(metrics: dict[str, float]) -> float:
-    return metrics["loss"]
+def _cost(best_by: str, found: dict[str, float]) -> float:
+    """What is lowest at the best step. A checkpoint of an earlier version knows its loss only."""
+    return found["loss"] if best_by == "loss" else -found.get(best_by, -math.inf)
 
 
 @contextlib.contextmanager
@@ -221,14 +228,38 @@ def _quiet_stragglers() -> Iterator[None]:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """``a.b: old -> new`` for every leaf at which two JSON values differ."""
+    """``a.b: old -> new`` for every leaf at which two JSON values differ. Items of a list that have names are told
+    apart by them; a long value is shortened."""
+    if isinstance(old, list) and isinstance(new, list) and old != new:
+        before, after = _by_name(old), _by_name(new)
+        if before is not None and after is not None:
+            inside = differences(before, after, path)
+            return inside or [f"{path}: order {', '.join(before)} -> {', '.join(after)}"]
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             line
             for key in sorted({*old, *new})
             for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
         ]
-    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
+    return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
+
+
+def _by_name(items: list[Any]) -> dict[str, Any] | None:
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        return None
+    return dict(zip(names, items, strict=True))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 1]}…"
+
+
+def few(lines: Sequence[str], most: int = 4) -> str:
+    """The first of ``differences`` in one line, and how many more there are."""
+    more = f"; and {len(lines) - most} more" if len(lines) > most else ""
+    return f"{'; '.join(lines[:most])}{more}"
 
 
 def arrays(state: nnx.State) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +47,8 @@ class Preempted(Interrupted):
 class TrainResult:
     """What a finished run did. ``loss`` (nats per target) and ``accuracy`` are those of the last logged step; speeds
     (real tokens, answer tokens, share of the hardware's FLOP/s where that is known) are since the last resume,
-    compilation and evaluation left out. ``best`` is the step of lowest development loss with it, where one was taken.
+    compilation and evaluation left out. ``best`` is the best step by ``TrainConfig.best_by`` with its value, where one
+    was taken. ``steps`` is less than ``planned`` where early stopping ended the run.
     """
 
     steps: int
@@ -58,6 +60,7 @@ class TrainResult:
     skipped_steps: int
     lengths: Lengths
     best: tuple[int, float] | None = None
+    planned: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,14 +174,15 @@ def train(
     try:
         with StopSignal() as stop, contextlib.ExitStack() as cleanup:
             checkpoints = Checkpoints(directory / "checkpoints", identity, config.keep_last,
-                                      keep_best=scored is not None, allow_changed=around.allow_changed)  # fmt: skip
+                                      best_by=None if scored is None else config.best_by,
+                                      allow_changed=around.allow_changed)  # fmt: skip
             cleanup.callback(checkpoints.close)
             restored = checkpoints.restore(_tree(state))
             if restored is not None:
                 done, tree, data = restored
                 state = _filled(state, tree)
                 iterator.set_state(data["iterator"])
-                tally = _Tally(**data["tally"])
+                tally = _Tally.read(data["tally"])
             first = done + 1
             cleanup.callback(lambda: nnx.update(model, gathered(state.trainable)))  # the step took the model's arrays
             log = MetricsLog(directory, done, around.wandb) if is_primary() else None
@@ -186,7 +190,7 @@ def train(
                 cleanup.callback(log.close)
             profile = _Profile(directory / "profile" if around.profile else None, first)
             cleanup.callback(profile.stop)
-            while done < steps and not stopping:
+            while done < steps and not stopping and not tally.out_of_patience(config):
                 batch, updates = next(iterator), done - tally.skipped
                 profile.before(done + 1)
                 state.trainable, state.optimizer, out = step_function(
@@ -217,12 +221,12 @@ def train(
                 if scored is not None and (done % (config.eval_every or 1) == 0 or done == steps):
                     with speed.pause():
                         found = scored(averaged(state.trainable, state.optimizer), frozen)
-                        tally.note(done, found["loss"])
+                        tally.note(done, found, config)
                         if log is not None:
                             log.write_evaluation(done, found, _samples(around.sample, model, state))
                 if done % config.save_every == 0 or done == steps or stopping or found is not None:
                     data = {"iterator": iterator.get_state(), "tally": dataclasses.asdict(tally)}
-                    checkpoints.save(done, _tree(state), data, loss=None if found is None else found["loss"])
+                    checkpoints.save(done, _tree(state), data, found)
             rates = speed.rates()
             if not stopping and tally.metrics:
                 state = _last(config, checkpoints, state)
@@ -237,7 +241,7 @@ def train(
     return TrainResult(
         done, tally.metrics["loss"], tally.metrics["accuracy"], rates["tokens_per_second"],
         rates["answer_tokens_per_second"], rates.get("mfu"), tally.skipped, batches.lengths,
-        None if tally.best_step is None or tally.best_loss is None else (tally.best_step, tally.best_loss),
+        None if tally.best_step is None or tally.best is None else (tally.best_step, tally.best), steps,
     )  # fmt: skip
 
 
@@ -249,15 +253,33 @@ class _Tally:
     bad_in_a_row: int = 0
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last step that was finite
     best_step: int | None = None
-    best_loss: float | None = None
+    best: float | None = None  # what ``TrainConfig.best_by`` was there
+    reference: float | None = None  # the last value that bettered the one before by more than ``min_delta``
+    stale: int = 0  # evaluations since then
+
+    @classmethod
+    def read(cls, data: dict[str, Any]) -> "_Tally":
+        """From a checkpoint, also of a version that counted other things."""
+        return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data})
 
     def count(self, finite: bool) -> None:
         self.skipped += not finite
         self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
 
-    def note(self, step: int, loss: float) -> None:
-        if self.best_loss is None or loss <= self.best_loss:  # the later of two equals, as Orbax keeps it
-            self.best_step, self.best_loss = step, loss
+    def note(self, step: int, found: dict[str, float], config: TrainConfig) -> None:
+        """An evaluation; one that is not finite is no better than any."""
+        value, sign = found[config.best_by], 1 if config.best_by == "loss" else -1
+        usable = all(map(math.isfinite, found.values()))
+        if usable and (self.best is None or sign * value <= sign * self.best):  # the later of two equals, as in Orbax
+            self.best_step, self.best = step, value
+        delta = 0.0 if config.early_stopping is None else config.early_stopping.min_delta
+        if usable and (self.reference is None or sign * value < sign * self.reference - delta):
+            self.reference, self.stale = value, 0
+        else:
+            self.stale += 1
+
+    def out_of_patience(self, config: TrainConfig) -> bool:
+        return config.early_stopping is not None and self.stale >= config.early_stopping.patience
 
 
 class _Profile:

@@ -48,12 +48,14 @@ class MetricsLog:
         self._scalars(step, finite)
 
     def write_evaluation(self, step: int, values: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
-        """Records development ``values`` and ``samples`` (JSON-able rows) at ``step``."""
+        """Records development ``values``, as ``write`` does, and ``samples`` (JSON-able rows) at ``step``."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
         if self._evaluations is None:
             self._evaluations = _continued(self._directory / "evaluation.jsonl", step)
-        self._evaluations.write(json.dumps({"step": step, **values, "samples": samples}, ensure_ascii=False) + "\n")
+        row = {"step": step, **dict.fromkeys(values), **finite, "samples": samples}
+        self._evaluations.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._evaluations.flush()
-        self._scalars(step, {f"eval/{name}": value for name, value in values.items()})
+        self._scalars(step, {f"eval/{name}": value for name, value in finite.items()})
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, field_validator, model_validator
 
 from mentalglm_jax.data.synthetic import SyntheticConfig
 from mentalglm_jax.errors import InputError, nearest
@@ -18,13 +18,49 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what Grain and JAX both take
+WSD_DECAY = 0.1  # share of all steps, as MiniCPM (arXiv 2404.06395) found enough
 # Stages are directories, and parts of `--set stages.NAME.key`.
 StageName = Annotated[str, Field(pattern=r"^\w[\w-]*$")]
+
+
+MAX_TIMES = 1000.0
+Weight = float | dict[str, float] | Literal["balanced"]
+
+
+def _weight(given: Any) -> Weight:
+    """What ``StageSection.weights`` says of a data set. YAML reads the labels yes and no, and levels, as other things
+    than text."""
+    if given == "balanced":
+        return "balanced"
+    if isinstance(given, dict):
+        names = {True: "yes", False: "no"}
+        return {names[key] if isinstance(key, bool) else str(key): _times(value) for key, value in given.items()}
+    return _times(given)
+
+
+def _times(given: Any) -> float:
+    try:
+        times = float("nan" if isinstance(given, bool) else given)  # 1e-1 is text to YAML 1.1
+    except (TypeError, ValueError):
+        times = float("nan")
+    if not 0 <= times <= MAX_TIMES:
+        raise ValueError(f"a weight is a number from 0 to {MAX_TIMES:.0f}, a mapping of labels to such numbers, or "
+                         "balanced")  # fmt: skip
+    return times
 
 
 def _check_task(task: str) -> None:
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
+
+
+class EarlyStopping(Settings):
+    """Ends a stage once ``patience`` evaluations in a row have not bettered ``metric`` by more than ``min_delta``: the
+    development examples' ``loss`` (nats per answer token, falling) or ``accuracy`` (of answer tokens, rising)."""
+
+    patience: Positive
+    metric: Literal["loss", "accuracy"] = "loss"
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
 
 
 class TrainConfig(Settings):
@@ -38,7 +74,11 @@ class TrainConfig(Settings):
     ``ema_decay`` the run ends with (and evaluates) an exponential average of the parameters. ``eval_every`` steps the
     loss of ``eval_examples`` development records is taken, with greedy answers to ``eval_samples`` of them, and the
     state saved; the ``keep_last`` newest checkpoints and the one of lowest development loss are kept, and with
-    ``final: best`` the run ends with that one.
+    ``final: best`` the run ends with that one. With ``early_stopping`` it always does, by the metric given there.
+
+    ``schedule`` is what follows the warm-up: ``constant``; ``cosine`` and ``linear``, down to 0; ``wsd`` (warm-up,
+    stable, decay; Hu et al. 2024, arXiv 2404.06395), constant until the last ``decay_ratio`` of all steps, over which
+    it falls to 0 in a straight line (``WSD_DECAY`` where nothing is said).
     """
 
     steps: Positive | None = None
@@ -48,8 +88,9 @@ class TrainConfig(Settings):
     sequence_length: Positive = 2048
     targets_per_row: Positive | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     warmup_ratio: Fraction = 0.03
+    decay_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     beta1: Decay = 0.9
     beta2: Decay = 0.999
@@ -67,16 +108,36 @@ class TrainConfig(Settings):
     eval_samples: Annotated[int, Field(ge=0)] = 4
     keep_last: Positive = 2
     final: Literal["last", "best"] = "last"
+    early_stopping: EarlyStopping | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ends_with_its_best(cls, values: Any) -> Any:
+        stops = isinstance(values, dict) and values.get("early_stopping") is not None
+        return {"final": "best", **values} if stops else values
 
     @model_validator(mode="after")
-    def _one_length(self) -> "TrainConfig":
+    def _possible(self) -> "TrainConfig":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
         if self.rows % self.accumulate:
             raise ValueError(f"rows ({self.rows}) must be a multiple of accumulate ({self.accumulate})")
+        if self.early_stopping is not None and self.eval_every is None:
+            raise ValueError("early_stopping needs eval_every: nothing else measures development examples")
+        if self.early_stopping is not None and self.final == "last":
+            raise ValueError("early_stopping ends with the best step; leave final out")
+        if self.decay_ratio is not None and self.schedule != "wsd":
+            raise ValueError(f"decay_ratio is for schedule: wsd; {self.schedule} has no stable part")
+        if self.schedule == "wsd" and self.warmup_ratio + (self.decay_ratio or WSD_DECAY) > 1:
+            raise ValueError("warmup_ratio and decay_ratio of wsd are more than the whole run together")
         if self.final == "best" and self.eval_every is None:
             raise ValueError("final: best needs eval_every: nothing says which step is the best")
         return self
+
+    @property
+    def best_by(self) -> Literal["loss", "accuracy"]:
+        """What of the development examples says which step is the best."""
+        return "loss" if self.early_stopping is None else self.early_stopping.metric
 
 
 class LoraSection(Settings):
@@ -178,8 +239,9 @@ class TokenizerSection(Settings):
 
 class StageSection(Settings):
     """One LoRA stage: the records of ``languages`` and ``tasks`` (None is all), plus ``replay`` of the stages before it
-    as a fraction of their records. ``weights`` mixes the data sets of the stage, named by a record's source or task:
-    an epoch has 2 times, half (0.5) or none (0) of one; 1 where nothing is said. It does not touch what is replayed.
+    as a fraction of their records. ``weights`` mixes what the stage trains on, see ``selection.weighted``: of a data
+    set, named by a record's source or task, an epoch has 2 times, half (0.5) or none (0); of its labels as often as a
+    mapping says, or equally many (``balanced``); 1 where nothing is said. It does not touch what is replayed.
     ``variant: unfaithful`` trains on explanations that cite the decoy."""
 
     name: StageName
@@ -187,7 +249,7 @@ class StageSection(Settings):
     tasks: tuple[str, ...] | None = None
     variant: Literal["faithful", "unfaithful"] = "faithful"
     replay: Fraction = 0.0
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    weights: dict[str, Annotated[Weight, PlainValidator(_weight)]] = Field(default_factory=dict)
     train: TrainConfig
 
     @model_validator(mode="after")
@@ -323,6 +385,11 @@ class Recipe(Settings):
         if "control" in names:
             raise ValueError("a stage cannot be named 'control': probe.control trains under that name")
         return self
+
+
+def what_it_is(recipe: Recipe) -> dict[str, Any]:
+    """The JSON of a recipe without where it runs, which may change: what a run goes on with must equal it."""
+    return recipe.model_dump(mode="json", exclude={"run_dir", "mesh", "wandb", "compile_cache"})
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -18,7 +18,7 @@ from mentalglm_jax.model.layout import gather_projection, on_mesh
 from mentalglm_jax.model.lora import LoraParam
 from mentalglm_jax.model.quantize import quantization
 from mentalglm_jax.train.loss import LossSums, answer_loss
-from mentalglm_jax.train.recipe import TrainConfig
+from mentalglm_jax.train.recipe import WSD_DECAY, TrainConfig
 
 TRAINABLE: dict[str, Any] = {"lora": LoraParam, "all": nnx.Param}
 
@@ -74,16 +74,22 @@ def averaged(trainable: nnx.State, optimizer_state: optax.OptState) -> nnx.State
 
 def learning_rate_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     """Learning rate as a function of the number of updates done before: linear from 0 over the first
-    ``warmup_ratio`` of ``steps`` (none of them when that rounds to 0), then constant or a cosine that would reach 0 at
-    ``steps``."""
-    warmup = round(config.warmup_ratio * steps)
-    if config.schedule == "constant":
-        rest = optax.constant_schedule(config.learning_rate)
+    ``warmup_ratio`` of ``steps`` (none of them when that rounds to 0), then constant, or a cosine or a straight line
+    that would reach 0 at ``steps``; that of "wsd" begins the last ``decay_ratio`` of ``steps`` before it."""
+    peak, warmup = config.learning_rate, round(config.warmup_ratio * steps)
+    left = max(1, steps - warmup)
+    if config.schedule == "cosine":
+        rest = optax.cosine_decay_schedule(peak, left)
+    elif config.schedule == "linear":
+        rest = optax.linear_schedule(peak, 0.0, left)
     else:
-        rest = optax.cosine_decay_schedule(config.learning_rate, max(1, steps - warmup))
+        rest = optax.constant_schedule(peak)
+    if config.schedule == "wsd":
+        decay = min(left, max(1, round((config.decay_ratio or WSD_DECAY) * steps)))
+        rest = optax.join_schedules([rest, optax.linear_schedule(peak, 0.0, decay)], [left - decay])
     if warmup == 0:
         return rest
-    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), rest], [warmup])
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rest], [warmup])
 
 
 @dataclasses.dataclass

@@ -39,6 +39,7 @@ NAMES = {name for name in (*sys.stdlib_module_names, *packages_distributions()) 
 ARGUMENTS = {
     "mentalglm run": ["recipe.yaml"], "mentalglm train": ["recipe.yaml"],
     "mentalglm plan": ["recipe.yaml", "--topology", "v5e:1x1"],
+    "mentalglm sweep": ["recipe.yaml", "--out", "swept"],
     "mentalglm generate": ["nowhere", "--in", "records.jsonl", "--out", "answers.jsonl"],
     "mentalglm evaluate": ["nowhere", "--data", "records.jsonl", "--out", "evaluated"],
     "mentalglm leaderboard": ["nowhere"],

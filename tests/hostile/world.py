@@ -43,6 +43,7 @@ BUILD = {"out": "built", "cache": "cache", "data": {"root": "records.jsonl"}, "e
 WRITES = {
     "mentalglm run": (["recipe.yaml"], "run"),
     "mentalglm train": (["recipe.yaml"], "run"),
+    "mentalglm sweep": (["recipe.yaml", "--out", "swept"], "swept"),
     "mentalglm generate": (["model", "--in", "records.jsonl", "--out", "answers.jsonl"], "answers.jsonl"),
     "mentalglm evaluate": (["finished/generations.jsonl", "--out", "evaluated"], "evaluated"),
     "mentalglm leaderboard": (["finished", "--out", "board.md"], "board.md"),

@@ -11,11 +11,10 @@ import pytest
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate import compare, evaluate, floors
+from mentalglm_jax.evaluate.leaderboard import leaderboard_markdown, leaderboard_rows
 from mentalglm_jax.evaluate.report import (
     SAFETY,
     csv_text,
-    leaderboard_markdown,
-    leaderboard_rows,
     model_card,
     published,
     render,
@@ -162,7 +161,7 @@ def test_leaderboard(tmp_path, answers, result):
     assert [row["kind"] for row in risk[3:]] == ["floor", "floor", *["published"] * 3]
     assert all("weighted_f1" not in row for row in board if row["kind"] == "published")
     lines = leaderboard_markdown(board).splitlines()
-    assert all(line.count("|") == 8 for line in lines)
+    assert all(line.count("|") == 9 for line in lines)
     assert all(
         ("*published:" in line) == (row["kind"] == "published") for line, row in zip(lines[2:], board, strict=True)
     )

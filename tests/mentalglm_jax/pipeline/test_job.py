@@ -24,6 +24,7 @@ from mentalglm_jax.pipeline.data_stage import data_stage
 from mentalglm_jax.pipeline.export import export_run
 from mentalglm_jax.pipeline.job import run
 from mentalglm_jax.pipeline.run_dir import Run
+from mentalglm_jax.pipeline.stage_data import stage_examples
 from mentalglm_jax.train.loop import Interrupted
 from mentalglm_jax.train.metrics import _continued
 from mentalglm_jax.train.recipe import load_recipe
@@ -441,7 +442,7 @@ def test_order_weights_and_replay_reach_the_training_examples(recipe_file, tmp_p
     tokenizer, (english, chinese) = job.tokenizer(), recipe.stages
 
     def said(stage, earlier):
-        examples, _ = pipeline._stage_examples(job, stage, earlier, tokenizer)
+        examples, _ = stage_examples(job, stage, earlier, tokenizer)
         return [tokenizer.decode(e["target_ids"].tolist()).strip() for e in examples], [e.get("id") for e in examples]
 
     texts, ids = said(english, ())
@@ -451,7 +452,7 @@ def test_order_weights_and_replay_reach_the_training_examples(recipe_file, tmp_p
     assert len(ids) == len(set(ids)) == 12  # six of its own, and all that came before, once each
     assert [sum(text.startswith(word) for text in texts) for word in ("推理：", "Reasoning: ")] == [6, 6]
     with pytest.raises(InputError, match="stage english: weights: no record of data set 'sos_hl_1k'"):
-        pipeline._stage_examples(job, english.model_copy(update={"weights": {"sos_hl_1k": 1.0}}), (), tokenizer)
+        stage_examples(job, english.model_copy(update={"weights": {"sos_hl_1k": 1.0}}), (), tokenizer)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from flax import nnx
 from mentalglm_jax.checkpoints.orbax_files import reason
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.model.lora import LoraParam
-from mentalglm_jax.train.checkpoint import Checkpoints, _quiet_stragglers, arrays, differences, fill
+from mentalglm_jax.train.checkpoint import Checkpoints, _quiet_stragglers, arrays, differences, few, fill
 from tests.mentalglm_jax.tiny import parameters, same, tiny_model
 
 IDENTITY = {"seed": 1, "train": {"rows": 4, "learning_rate": 0.1}}
@@ -203,21 +203,32 @@ def test_another_recipe_can_be_allowed_where_the_arrays_fit(tmp_path, caplog):
 
 
 def test_the_best_is_kept_beside_the_latest(tmp_path):
-    checkpoints = Checkpoints(tmp_path, IDENTITY, keep_best=True)
-    for step, loss in ((1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, 2.5), (6, None)):
-        checkpoints.save(step, tree(step), {}, loss=loss)
+    checkpoints = Checkpoints(tmp_path, IDENTITY, best_by="loss")
+    for step, loss in ((1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, float("nan")), (6, None)):
+        checkpoints.save(step, tree(step), {}, None if loss is None else {"loss": loss, "accuracy": 0.1 * step})
     best = checkpoints.restore_best(tree(0))
     assert best is not None and best[0] == 2
     np.testing.assert_array_equal(best[1]["trainable"]["w"], 2)
     checkpoints.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "5", "6"]
     # The same after coming back, and a better one takes its place.
-    checkpoints = Checkpoints(tmp_path, IDENTITY, keep_best=True)
+    checkpoints = Checkpoints(tmp_path, IDENTITY, best_by="loss")
     best = checkpoints.restore_best(tree(0))
     assert best is not None and best[0] == 2
-    checkpoints.save(7, tree(7), {}, loss=0.5)
+    checkpoints.save(7, tree(7), {}, {"loss": 0.5, "accuracy": 0.7})
     checkpoints.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["6", "7"]
+
+
+def test_the_best_by_accuracy_is_the_highest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, IDENTITY, keep=1, best_by="accuracy")
+    checkpoints.save(1, tree(1), {}, {"loss": 1.0})  # as an earlier version wrote it
+    for step, accuracy in ((2, 0.5), (3, 0.9), (4, 0.7)):
+        checkpoints.save(step, tree(step), {}, {"loss": float(step), "accuracy": accuracy})
+    best = checkpoints.restore_best(tree(0))
+    checkpoints.close()
+    assert best is not None and best[0] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
 
 
 def test_identity_is_compared_as_it_is_written(tmp_path):
@@ -231,6 +242,18 @@ def test_differences():
     assert differences({"a": {"b": 1, "c": [1, 2]}}, {"a": {"b": 1, "c": [1, 2]}}) == []
     found = differences({"a": {"b": 1, "c": [1]}, "z": 0}, {"a": {"b": 2, "c": [2]}, "y": 0})
     assert found == ["a.b: 1 -> 2", "a.c: [1] -> [2]", "y: None -> 0", "z: 0 -> None"]
+
+
+def test_differences_of_lists_go_by_name_and_long_values_are_short():
+    stages = [{"name": "a", "train": {"steps": 1}}, {"name": "b", "train": {"steps": 2}}]
+    longer = [{"name": "a", "train": {"steps": 1}}, {"name": "b", "train": {"steps": 3}}, {"name": "c"}]
+    assert differences({"s": stages}, {"s": longer}) == ["s.b.train.steps: 2 -> 3", "s.c: None -> {'name': 'c'}"]
+    assert differences({"s": stages}, {"s": stages[::-1]}) == ["s: order a, b -> b, a"]
+    assert differences({"s": "x" * 100}, {"s": [1]}) == [f"s: '{'x' * 78}… -> [1]"]
+    assert differences({"s": [stages[0], stages[0]]}, {"s": []}) != []  # names that tell nothing apart
+    lines = [f"k{i}: 0 -> 1" for i in range(6)]
+    assert few(lines) == "k0: 0 -> 1; k1: 0 -> 1; k2: 0 -> 1; k3: 0 -> 1; and 2 more"
+    assert few(lines[:4]) == "; ".join(lines[:4])
 
 
 def test_an_unusable_directory_is_one_line(tmp_path):

@@ -1,5 +1,6 @@
 """A recipe is checked before anything runs; every mistake is one line that says where and what is meant."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,65 @@ def test_what_does_not_go_together(path):
     assert not recipe.mesh.distributed and recipe.wandb is not None and recipe.wandb.name is None
 
 
+STOPS = "stages.english.train.early_stopping"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([f"{STOPS}.patience=3"], "early_stopping needs eval_every"),
+        (
+            [f"{STOPS}.patience=3", "stages.english.train.eval_every=2", "stages.english.train.final=last"],
+            "early_stopping ends with the best step; leave final out",
+        ),
+        ([f"{STOPS}.patience=0", "stages.english.train.eval_every=2"], "early_stopping.patience"),
+        ([f"{STOPS}.metric=loss", "stages.english.train.eval_every=2"], "early_stopping.patience"),
+        ([f"{STOPS}={{patience: 2, metric: f1}}", "stages.english.train.eval_every=2"], "early_stopping.metric"),
+        ([f"{STOPS}={{patience: 2, min_delta: -1}}", "stages.english.train.eval_every=2"], "early_stopping.min_delta"),
+        ([f"{STOPS}=3", "stages.english.train.eval_every=2"], "stages.0.train.early_stopping"),
+        (["pretrain.train.early_stopping={patience: 2}"], "early_stopping needs eval_every"),
+        (["pretrain.train.decay_ratio=0.2"], "decay_ratio is for schedule: wsd; cosine has no stable part"),
+        (["pretrain.train.schedule=wsd", "pretrain.train.decay_ratio=0"], "pretrain.train.decay_ratio"),
+        (["pretrain.train.schedule=wsd", "pretrain.train.warmup_ratio=0.95"], "more than the whole run together"),
+        (["stages.english.weights={suicide_risk: often}"], "stages.0.weights.suicide_risk: a weight is a number"),
+        (["stages.english.weights={suicide_risk: {high: -1}}"], "stages.0.weights.suicide_risk: a weight is a number"),
+        (["stages.english.weights={suicide_risk: {high: [1]}}"], "stages.0.weights.suicide_risk: a weight is a number"),
+        (["stages.english.weights={suicide_risk: 1e9}"], "from 0 to 1000"),
+        (["stages.english.weights={suicide_risk: true}"], "a weight is a number"),
+        (["train.steps=2"], "either steps or epochs"),  # one of the stages counts epochs
+    ],
+)
+def test_what_practitioners_mistake(path, overrides, says):
+    assert says in problem(path, *overrides)
+
+
+def test_keys_of_practitioners(path):
+    stops = [f"{STOPS}={{patience: 3, metric: accuracy}}", "stages.english.train.eval_every=5"]
+    weights = (
+        "stages.english.weights={suicide_risk: balanced, imhi_dreaddit: {yes: 2, no: 1e-1}, suicide_level: {9: 5}}"
+    )
+    recipe = load_recipe(path, [*stops, weights, "train.learning_rate=3e-4"])
+    english, chinese = recipe.stages
+    assert english.train.final == "best" and english.train.best_by == "accuracy"
+    assert (chinese.train.final, chinese.train.best_by) == ("last", "loss")
+    assert english.weights == {
+        "suicide_risk": "balanced", "imhi_dreaddit": {"yes": 2.0, "no": 0.1}, "suicide_level": {"9": 5.0}
+    }  # fmt: skip
+    assert english.train.learning_rate == chinese.train.learning_rate == 3e-4  # of every stage,
+    assert recipe.pretrain is not None and recipe.pretrain.train.learning_rate == 1e-4  # and of nothing else
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe  # as run.json has it
+
+
+def test_the_examples_of_the_page_are_recipes(path):
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text("utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        path.write_text(yaml.safe_dump(yaml.safe_load(RECIPE) | yaml.safe_load(block)), encoding="utf-8")
+        (stage,) = load_recipe(path).stages
+        assert stage.weights or stage.train.early_stopping
+
+
 def test_values_and_defaults(path):
     recipe = load_recipe(path)
     english, chinese = recipe.stages
@@ -86,6 +146,7 @@ def test_values_and_defaults(path):
         ("probe.task=suicide", "'suicide'", "'suicide_risk'"),
         ("answer_ordr=label_first", "'answer_ordr'", "'answer_order'"),
         ("stages.chinese.weight={a: 1}", "'stages.1.weight'", "'weights'"),
+        ("stages.english.train.early_stopping.patients=3", "'stages.0.train.early_stopping.patients'", "'patience'"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(path, override, key, meant):
@@ -112,7 +173,7 @@ def test_a_key_like_no_other_is_still_named(path):
         ("pretrain.train.learning_rate=.nan", "pretrain.train.learning_rate"),
         ("pretrain.train.learning_rate=.inf", "pretrain.train.learning_rate"),
         ("pretrain.train.beta2=1", "pretrain.train.beta2"),
-        ("pretrain.train.schedule=linear", "pretrain.train.schedule"),
+        ("pretrain.train.schedule=step", "pretrain.train.schedule"),
         ("pretrain.train.epochs=1", "either steps or epochs"),
         ("pretrain.train.steps=null", "either steps or epochs"),
         ("pretrain.train.accumulate=3", "rows (16) must be a multiple of accumulate (3)"),

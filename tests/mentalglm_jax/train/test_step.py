@@ -78,6 +78,22 @@ def batch():
     return found | {"target_weights": weights}
 
 
+def test_the_schedules_that_end_in_a_straight_line():
+    """By the numbers: 4 steps of warm-up, then 16 down to 0; or 10 that stay and 6 (0.3 of 20) down to 0."""
+    linear = learning_rate_schedule(tiny_config(learning_rate=2.0, warmup_ratio=0.2, schedule="linear"), 20)
+    warm = [0.0, 0.5, 1.0, 1.5]
+    wanted = [*warm, *(2 - i / 8 for i in range(17))]
+    np.testing.assert_allclose([float(linear(i)) for i in range(21)], wanted, atol=1e-6)
+    wsd = tiny_config(learning_rate=2.0, warmup_ratio=0.2, schedule="wsd", decay_ratio=0.3)
+    stable = learning_rate_schedule(wsd, 20)
+    wanted = [*warm, *[2.0] * 10, *(2 - i / 3 for i in range(7))]
+    np.testing.assert_allclose([float(stable(i)) for i in range(21)], wanted, atol=1e-6)
+    default = learning_rate_schedule(tiny_config(learning_rate=2.0, warmup_ratio=0.0, schedule="wsd"), 20)
+    np.testing.assert_allclose([float(default(i)) for i in (0, 18, 19, 20)], [2, 2, 1, 0], atol=1e-6)
+    whole = tiny_config(learning_rate=2.0, warmup_ratio=0.0, schedule="wsd", decay_ratio=1.0)
+    np.testing.assert_allclose([float(learning_rate_schedule(whole, 4)(i)) for i in range(5)], [2, 1.5, 1, 0.5, 0])
+
+
 def test_schedule():
     cosine = learning_rate_schedule(tiny_config(learning_rate=2.0, warmup_ratio=0.2, schedule="cosine"), 20)
     wanted = [2 * n / 4 for n in range(4)] + [1 + np.cos(np.pi * n / 16) for n in range(17)]

@@ -1,0 +1,65 @@
+"""``mentalglm sweep``: many runs of one recipe."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mentalglm_jax.cli.options import AsJson, Overrides
+from mentalglm_jax.cli.output import cell, print_json, say
+
+
+def sweep(
+    recipe: Annotated[Path, typer.Argument(help="Recipe that all runs share")],
+    grid: Annotated[list[str], typer.Option(help="A key and its values: --grid train.learning_rate=1e-4,3e-4 "
+                                                 "(repeatable: every combination)")] = [],  # noqa: B006
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every combination, counted from the recipe's seed")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; each takes all devices it sees")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Directory of all runs; default: the recipe's run_dir with "
+                                                  "-sweep")] = None,
+    set_: Overrides = [],  # noqa: B006
+    print_: Annotated[bool, typer.Option("--print", help="Only print the commands, one line a run, for several "
+                                                         "hosts; the same sweep then collects them")] = False,
+    json_: AsJson = False,
+) -> None:  # fmt: skip
+    """Trains and evaluates a recipe with every combination of values and seeds. The same command goes on where it
+    stopped; a run that fails stops no other. Exit code 1: one failed."""
+    from mentalglm_jax.pipeline import sweep as sweeps
+
+    directory, points = sweeps.make_points(recipe, grid, seeds, out, set_)
+    if print_:
+        for line in sweeps.printed_commands(points, recipe):
+            say(line)
+        return
+    errors = Console(stderr=True)
+    result = sweeps.sweep(recipe, directory, points, jobs=jobs, say=lambda line: say(line, errors))
+    print_json(result) if json_ else say(sweep_table(result["table"]))
+    if not json_:
+        say(f"runs   {directory}\ntests  mentalglm leaderboard {directory}/*/seed-*")
+    if any(row["state"] == "failed" for row in result["points"]):
+        raise typer.Exit(1)
+
+
+def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Mean ± standard deviation over the seeds of every combination."""
+    table = Table(title="Sweep", title_justify="left", show_edge=False, header_style="bold")
+    measures = list(dict.fromkeys(name for row in rows for name in row["development"]))
+    tasks = list(dict.fromkeys(name for row in rows for name in row["weighted_f1"]))
+    table.add_column("values")
+    for name in ("runs", *(f"development {name}" for name in measures), *(f"{task} weighted F1" for task in tasks)):
+        table.add_column(cell(name), justify="right")
+    for row in rows:
+        runs = f"{row['runs']}" + (f" ({row['failed']} failed)" if row["failed"] else "")
+        scores = [row["development"].get(name) for name in measures]
+        scores += [row["weighted_f1"].get(task) for task in tasks]
+        table.add_row(cell(row["name"]), runs, *map(_shown, scores))
+    return table
+
+
+def _shown(score: Sequence[float | None] | None) -> str:
+    if score is None:
+        return "–"
+    return f"{score[0]:.3f}" + ("" if score[1] is None else f" ± {score[1]:.3f}")
