@@ -285,8 +285,8 @@ def native_name(name: str, spoken: str) -> str:
 
 
 def check_layout(model: Glm, raw: Mapping[str, Any], names: list[str], ours: bool, file: Path) -> None:
-    """Refuses an adapter that was trained on the base in another layout, as far as names tell: the rows of q and k stand
-    in another order there.
+    """Refuses an adapter that was trained on the base in another layout, as far as names tell: there, rows of q and k
+    stand in another order.
 
     Args:
         raw: the content of ``file``, its adapter_config.json.

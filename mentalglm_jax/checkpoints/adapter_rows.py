@@ -1,8 +1,8 @@
 """The adapter of one module, and what becomes of it where modules are fused, split or have their rows reordered.
 
 Fused to split: A is copied, the rows of B are cut; ranks that only one part uses go to that part alone. Split to fused:
-the same when all A are equal; else the ranks add up, A is stacked and B has the parts' B on its diagonal. All of it says
-the same map exactly, and splitting what was so fused gives the parts back bit for bit.
+the same when all A are equal; else the ranks add up, A is stacked and B has the parts' B on its diagonal. All of it is
+the same map exactly, and splitting what was so fused gives the parts back bit for bit (if they had one scale).
 """
 
 import dataclasses

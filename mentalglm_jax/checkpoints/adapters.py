@@ -109,7 +109,7 @@ def save_adapter(
 def load_adapter(model: Glm, directory: str | Path) -> None:
     """Puts the adapter of a PEFT directory on ``model``, in place; it can be trained on from there.
 
-    Adapters in a relative's own names, for the chatglm layout, and those with vLLM's split names are translated. Weights
+    Adapters in a relative's own names, for the chatglm layout, and with vLLM's split names are translated; weights
     become float32.
 
     Raises:

@@ -80,8 +80,8 @@ def load(
 ) -> Glm:
     """Loads a GLM-4 model or a relative from a directory or the Hub, in any published layout (see ``weights.py``).
 
-    Weights are read slice by slice: at any time the host holds one parameter of one layer, and with ``mesh`` each process
-    reads only what its own devices keep.
+    Weights are read slice by slice: at any time the host holds one parameter of one layer, and with ``mesh`` each
+    process reads only what its own devices keep.
 
     Args:
         path_or_hub_id: a directory with config.json and safetensors, or a Hub id such as ``zai-org/glm-4-9b-chat-hf``.
@@ -316,8 +316,8 @@ def convert(
         layout: as in ``save_pretrained``, or "orbax": the parameter tree on disk, see ``orbax_files``. Any of them, and
             whatever ``load`` reads, can be the source. From chatglm to glm, ``rope_theta`` becomes 10000 times the
             file's rope_ratio. A vision tower goes along only where source and target have one.
-        check: called with the complete directory before it takes the place of ``target``, where transformers has a causal
-            language model of the layout; what it raises stops that.
+        check: called with the complete directory before it takes the place of ``target``, where transformers has a
+            causal language model of the layout; what it raises stops that.
 
     Returns:
         the layout written, and whether ``check`` was called.

@@ -122,12 +122,12 @@ class Checkpoint(TensorFiles, ModelFiles):
 
     def __init__(self, directory: Path):
         self.directory = directory
-        if not any((directory / name).exists() for name in (SINGLE, INDEX)):
-            if quantised := sorted(path.name for path in directory.iterdir() if path.suffix == ".gguf"):
-                raise InputError(
-                    f"{directory}: holds a GGUF ({some(quantised)}), not safetensors; `mentalglm convert "
-                    f"{directory / quantised[0]} DIRECTORY` makes a directory of it"
-                )
+        packed = sorted(path.name for path in directory.iterdir() if path.suffix == ".gguf")
+        if packed and not any((directory / name).exists() for name in (SINGLE, INDEX)):
+            raise InputError(
+                f"{directory}: holds a GGUF ({some(packed)}), not safetensors; `mentalglm convert "
+                f"{directory / packed[0]} DIRECTORY` makes a directory of it"
+            )
         self.config: dict[str, Any] = read_json(directory / "config.json", MAX_CONFIG_BYTES)
         index_path = directory / INDEX
         if (directory / SINGLE).exists():

@@ -1,7 +1,7 @@
 """Which rows of which checkpoint tensor a parameter is, and those rows in our order.
 
-Checkpoints store a linear map as ``[out, in]``. A parameter (or one layer of a stacked one) may be a block of a tensor's
-rows, may lie in several tensors, and may have the rows of each head in another order: the dimensions that rotary
+Checkpoints store a linear map as ``[out, in]``. A parameter (or one layer of a stacked one) may be some rows of a
+tensor, may lie in several tensors, and may have the rows of each head in another order: the dimensions that rotary
 positions turn as a pair are (2i, 2i + 1) here and in GLM, (i, i + head / 2) in Llama and its kin.
 """
 

@@ -50,9 +50,10 @@ def tower_sources(checkpoint: ModelFiles | None, layout: str) -> list[TensorSour
 
 def _blocks(checkpoint: Checkpoint, name: str) -> Iterator[np.ndarray]:
     info = checkpoint.tensors[name]
-    step = max(1, CHUNK_BYTES // max(1, math.prod(info.shape[1:]) * DTYPES[info.dtype].itemsize))
-    for start in range(0, info.shape[0], step):
-        yield checkpoint.read(name, slice(start, min(start + step, info.shape[0])), *(slice(None),) * (len(info.shape) - 1))
+    rows, *rest = info.shape
+    step = max(1, CHUNK_BYTES // max(1, math.prod(rest) * DTYPES[info.dtype].itemsize))
+    for start in range(0, rows, step):
+        yield checkpoint.read(name, slice(start, min(start + step, rows)), *(slice(None),) * len(rest))
 
 
 def tower_of(model: Glm, layout: str) -> Checkpoint | None:

@@ -188,8 +188,8 @@ def read_config(checkpoint: ModelFiles, rope_theta: float | None = None) -> GlmC
     kin = {**dict.fromkeys(RELATIVES, "llama"), **dict.fromkeys(VISION, "glm4v")}
     if layout != "orbax" and kin.get(config.family, "glm") != (layout if layout in kin else "glm"):
         raise InputError(
-            f"{checkpoint.directory}: config.json says model_type {short(raw['model_type'])}, but the tensors are named "
-            f"as in a {layout} directory; one of the two is from another model"
+            f"{checkpoint.directory}: config.json says model_type {short(raw['model_type'])}, but the tensors are "
+            f"named as in a {layout} directory; one of the two is from another model"
         )
     likely = {131072: 5e6, 1048576: 1e8}.get(config.max_position_embeddings)
     native = "ffn_hidden_size" not in raw and config.model_type == "glm"

@@ -175,9 +175,9 @@ def vision_fields(kind: str, raw: Mapping[str, Any], sizes: Mapping[str, int]) -
     positions = read.integer("max_position_embeddings", 1, MOST_POSITIONS, 32768)
     factor = turned.number("partial_rotary_factor", default=read.number("partial_rotary_factor", default=1.0))
     sections = turned.integers("mrope_section", 0, MOST_POSITIONS, (8, 12, 12))
-    if sum(sections) != int(width // heads * factor) // 2:
-        raise InputError(f"config.json: mrope_section {list(sections)} does not sum to the {int(width // heads * factor) // 2} "
-                         "rotary pairs of a head")  # fmt: skip
+    if sum(sections) != (pairs := int(width // heads * factor) // 2):
+        raise InputError(f"config.json: mrope_section {short(list(sections))} does not sum to the {pairs} rotary pairs "
+                         "of a head")  # fmt: skip
     ids = [Fields(place, "config.json") for place in (text, raw)]
     return {
         **sizes,

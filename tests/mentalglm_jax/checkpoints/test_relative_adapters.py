@@ -230,11 +230,11 @@ def test_an_adapter_of_the_base_in_another_layout_is_refused(hf, relatives, tmp_
     """Converted, it is the same model in another row order: what names and our own files tell is told."""
     convert(relatives / "llama", tmp_path / "glm", "glm")
     native, own = load(tmp_path / "glm"), load(relatives / "llama")
-    for base, other, says in ((own, native, "model_type 'llama'; this model has glm; if these are the same weights"),
-                              (native, own, "model_type 'glm'; this model has llama; if these are the same weights")):  # fmt: skip
+    for base, other, says in ((own, native, "model_type 'llama'; this model has glm; if these are the same"),
+                              (native, own, "model_type 'glm'; this model has llama; if these are the")):  # fmt: skip
         directory = tmp_path / f"of {base.config.family}"
         save_adapter(trained(base), directory)
-        with pytest.raises(InputError, match=says.replace("(", "\\(")):
+        with pytest.raises(InputError, match=says):
             load_adapter(nnx.clone(other), directory)
     save_adapter(trained(native, target_modules=("q_proj",)), tmp_path / "q")
     with pytest.raises(InputError, match="model_type 'glm'; this model has llama; if these are the same weights"):
@@ -267,9 +267,9 @@ UP_A, UP_B = NAME.format("mlp.up_proj", "A"), NAME.format("mlp.up_proj", "B")
     [
         (without(UP_B), {}, f"tensor missing: {UP_B}"),
         (lambda t: [t.pop(UP_A), t.pop(UP_B)], {}, "selects 1 modules that the weights do not adapt: .*1.mlp.up_proj"),
-        (lambda t: t.update({UP_B: t[UP_B][:40].contiguous()}), {}, r"up_proj has A \[4, 32\] and B \[40, 4\] instead of"),
+        (lambda t: t.update({UP_B: t[UP_B][:40].contiguous()}), {}, r"up_proj has A \[4, 32\] and B \[40, 4\] instead"),
         (lambda t: t.update({UP_A: t[UP_A][:, :30].contiguous()}), {}, r"up_proj has A \[4, 30\].*another base\?"),
-        (lambda t: t.update({NAME.format("mlp.up", "A"): t[UP_A].clone()}), {}, "1 of the modules .* not in this model: .*mlp.up"),
+        (lambda t: t.update({NAME.format("mlp.up", "A"): t[UP_A].clone()}), {}, "not in this model: .*mlp.up"),
         (lambda t: None, {"target_modules": ["q_proj"]}, "does not select model.layers.0.mlp.up_proj"),
         (lambda t: None, {"r": 5}, "its rank is 5"),
         (lambda t: None, {"use_dora": True}, r"has no lora_magnitude_vector \[48\], which use_dora needs"),
