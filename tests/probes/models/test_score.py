@@ -1,5 +1,6 @@
 """The scoring engine: packing, masks, padding, back-off; each against one plain pass per sequence."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -79,7 +80,7 @@ def test_erased_tokens_are_not_seen(tiny_probe: Probe, example: Example) -> None
     # and what they were does not matter any more
     ids = list(example.ids)
     ids[first + 3] = 77
-    changed = Example(**{**vars(example), "ids": tuple(ids)})
+    changed = dataclasses.replace(example, ids=tuple(ids))
     again = tiny_probe.scorer.forward(changed, ("label",))
     assert torch.equal(again.kept(keep[None]), forward.kept(keep[None]))
     assert not torch.equal(again.kept(everything(again)), forward.kept(everything(forward)))
@@ -92,7 +93,7 @@ def test_neutral_eraser_is_the_pad_token(tiny_probe: Probe, example: Example) ->
     keep = torch.ones(1, last - first, dtype=torch.bool)
     keep[0, 2] = False
     found = tiny_probe.scorer.forward(example, ("label",)).kept(keep, "neutral")
-    replaced = Example(**{**vars(example), "ids": tuple(ids)})
+    replaced = dataclasses.replace(example, ids=tuple(ids))
     assert float(found[0, 0]) == pytest.approx(plain_label(tiny_probe, replaced), rel=1e-5)
 
 
