@@ -118,8 +118,12 @@ def convert_gguf(
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"dtype {short(dtype)} is not one of float32, bfloat16")
     target, file = Path(target), GgufFile(Path(source))
+    name = file.metadata.get("general.architecture")
+    if name not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise InputError(f"{file.path}: a model of the architecture {short(name)}; those that can be read are {known}")
     vocabulary = Vocabulary(file.metadata, str(file.path))
-    config, rows = _model(file, vocabulary)
+    config, rows = _model(file, str(name), vocabulary)
     config["dtype"] = dtype
     kind = DTYPE_NAMES[next(one for one in FILE_DTYPES.values() if one.name == dtype)]
     sources = [TensorSource(name, kind, row.shape, lambda row=row: _blocks(file, row, kind)) for name, row in rows.items()]
@@ -137,12 +141,8 @@ def convert_gguf(
     return vocabulary
 
 
-def _model(file: GgufFile, vocabulary: Vocabulary) -> tuple[dict[str, Any], dict[str, _Row]]:
+def _model(file: GgufFile, name: str, vocabulary: Vocabulary) -> tuple[dict[str, Any], dict[str, _Row]]:
     """``config.json`` and every tensor that belongs to it, each found in the file with its shape."""
-    name = file.metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise InputError(f"{file.path}: a model of the architecture {short(name)}; those that can be read are {known}")
     kind = ARCHITECTURES[name]
     stated = {key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
     if unknown := sorted(stated.keys() - set(_KEYS)):

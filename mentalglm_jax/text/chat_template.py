@@ -17,7 +17,7 @@ from mentalglm_jax.foreign import first_line, parse_json, short
 from mentalglm_jax.interpreter import environment, module_command
 from mentalglm_jax.text.chat_formats import FORMATS, GLM, PROBES, ChatFormat, fitted
 
-SECONDS = 5  # of processor time, for all of PROBES; they take milliseconds
+SECONDS = 3  # of processor time, for all of PROBES; they take milliseconds
 MAX_MEMORY = 512 << 20
 MAX_RENDERED = 1 << 20  # characters of one conversation
 _WAIT = 120  # seconds for the process as a whole, on a machine that is busy
@@ -156,9 +156,9 @@ def _main() -> None:
     try:
         texts = _render(task)
     except MemoryError:
-        sys.exit(f"MemoryError: more than {MAX_MEMORY >> 20} MiB")
+        sys.exit(f"more than {MAX_MEMORY >> 20} MiB")
     except Exception as error:  # whatever a stranger's program can provoke
-        sys.exit(f"{type(error).__name__}: {first_line(error)}")
+        sys.exit(first_line(error))
     json.dump(texts, sys.stdout)
 
 

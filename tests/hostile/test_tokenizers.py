@@ -252,5 +252,5 @@ def test_a_chat_template_that_is_a_program(tmp_path, monkeypatch, attack):
     monkeypatch.chdir(tmp_path)
     with silent_stderr() as said:
         outcome = called(lambda: GlmTokenizer.load(tmp_path / "t"))
-    refused(outcome, r"tokenizer\.json: its chat template (took more than 5 seconds|cannot be rendered|writes a conv)")
+    refused(outcome, r"tokenizer\.json: its chat template (took more than 3 seconds|cannot be rendered|writes a conv)")
     assert b"".join(said) == b"" and [path.name for path in tmp_path.iterdir()] == ["t"]

@@ -204,7 +204,7 @@ def test_a_file_of_its_own_comes_before_the_configuration(tmp_path):
         ({"template": " "}, "no chat template"),
         ({"name": "llama", "template": PLAIN}, "otherwise than the format llama3"),
         ({"template": LLAMA}, "otherwise than the format chatml"),
-        ({"template": "{% for %}"}, "its chat template cannot be rendered .*TemplateSyntaxError"),
+        ({"template": "{% for %}"}, "its chat template cannot be rendered .*[Ee]xpected"),
         ({"template": "{{ raise_exception('no') }}"}, "it begins 'an error: no'"),
         ({"generation": {"eos_token_id": [5]}}, r"eos_token_id 5 is the ordinary token .* ends it with <\|im_end\|>"),
         ({"generation": {"eos_token_id": 90_000}}, "eos_token_id 90000 is no token: there are 2550"),

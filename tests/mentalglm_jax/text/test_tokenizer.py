@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from mentalglm_jax.data.synthetic import SyntheticConfig, make_corpus
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.text.tokenizer import BUILTIN, SPECIALS, GlmTokenizer, train_bpe
+from mentalglm_jax.text.tokenizer import BUILTIN, CHAT_TEMPLATE, SPECIALS, GlmTokenizer, train_bpe
 
 CONVERSATION = [
     {"role": "system", "content": "S"},
@@ -140,9 +140,10 @@ def test_padding_rows_of_an_embedding_decode_to_nothing(tokenizer):
 
 def test_save_keeps_ids_and_template(tokenizer, tmp_path):
     shutil.copytree(BUILTIN, tmp_path / "a")
-    (tmp_path / "a" / "chat_template.jinja").write_text("custom {{ messages }}")
+    custom = CHAT_TEMPLATE.replace("item", "one")
+    (tmp_path / "a" / "chat_template.jinja").write_text(custom)
     GlmTokenizer.load(tmp_path / "a").save(tmp_path / "b")
-    assert (tmp_path / "b" / "chat_template.jinja").read_text() == "custom {{ messages }}"
+    assert (tmp_path / "b" / "chat_template.jinja").read_text() == custom
     again = GlmTokenizer.load(tmp_path / "b")
     assert again.encode('我想 say "hi"\n') == tokenizer.encode('我想 say "hi"\n')
     assert "auto_map" not in json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.text.tokenizer import BUILTIN, SPECIALS, GlmTokenizer, ToolsIgnoredWarning
+from mentalglm_jax.text.tokenizer import BUILTIN, CHAT_TEMPLATE, SPECIALS, GlmTokenizer, ToolsIgnoredWarning
 from mentalglm_jax.text.tokenizer_files import SPLIT
 
+TEMPLATE = CHAT_TEMPLATE.replace("item", "one")  # another text that renders the same
 RANKS = 151329  # tokens in GLM-4's tokenizer.model; its special tokens follow
 TEXTS = ["it's 12345 days,  ok?\n\n  yes ", "我最近睡不着。\n", "", " <|user|>\r\n", "naïve e\u0301 🙂\x00", "  \t x"]
 
@@ -56,7 +57,7 @@ def write_tiktoken(directory: Path, tokens: list[bytes], **config) -> Path:
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     """The tokenizer directory of a glm-4-9b-chat in its original layout."""
-    return write_tiktoken(tmp_path_factory.mktemp("tiktoken") / "original", ranks(), chat_template="{{ messages }}")
+    return write_tiktoken(tmp_path_factory.mktemp("tiktoken") / "original", ranks(), chat_template=TEMPLATE)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_saved_again_transformers_reads_it_without_remote_code(original, tokeniz
             assert theirs(text, add_special_tokens=False).input_ids == tokenizer.encode(text)
     assert len(theirs) == 151343
     assert "auto_map" not in (tmp_path / "tokenizer_config.json").read_text()
-    assert theirs.chat_template == "{{ messages }}"  # it stood in tokenizer_config.json
+    assert theirs.chat_template == TEMPLATE  # it stood in tokenizer_config.json
 
 
 def test_tokenizer_json_that_adds_the_prefix_itself_still_gives_one(tokenizer, tmp_path):
