@@ -13,11 +13,11 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mentalglm_jax.errors import RunError
+from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.locks import held
 
 LOCK = ".lock"
@@ -71,17 +71,20 @@ def make_dir(path: Path, private: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def replace_dir(path: str | Path, private: bool = False) -> Iterator[Path]:
+def replace_dir(path: str | Path, check: Callable[[Path], None], private: bool = False) -> Iterator[Path]:
     """Yields an empty directory beside ``path`` that takes its place on success and vanishes on failure.
 
-    One process at a time does that for one ``path``; what a killed one left beside it is removed first.
+    One process at a time does that for one ``path``; what a killed one left beside it is removed first. What others put
+    into ``path`` meanwhile is not lost: ``check`` judges it before the work, before the exchange and, as the old
+    directory that is about to be deleted, after it.
 
     Args:
+        check: refuses a directory (also one that is not there) that must not be replaced, see ``check_owned``.
         private: as in ``write_bytes``.
 
     Raises:
-        RunError: another process is at it; or the file system refused (no space, no permission): an existing ``path``
-            is untouched.
+        InputError: of ``check``, or ``path`` is a link; an existing ``path`` is untouched, as it is if there is a
+        RunError: another process is at it; or the file system refused (no space, no permission).
     """
     path = Path(path)
     temporary = None
@@ -89,6 +92,9 @@ def replace_dir(path: str | Path, private: bool = False) -> Iterator[Path]:
         make_dir(path.parent)
         with held(path.with_name(f".{path.name}{LOCK}"), path):
             _remove_left_over(path)
+            if path.is_symlink():
+                raise InputError(f"{path}: is a link and would be replaced; name the directory itself")
+            check(path)
             mode = _mode(path)
             temporary = _beside(path)
             temporary.mkdir(mode=0o777 if mode is None and not private else 0o700)
@@ -96,13 +102,45 @@ def replace_dir(path: str | Path, private: bool = False) -> Iterator[Path]:
             if mode is not None:
                 _keep_modes(path, temporary)
                 temporary.chmod(mode)
-            if not (path.exists() and _exchange(temporary, path)):
-                _replace(temporary, path)
+            check(path)
+            if path.exists() and _exchange(temporary, path):
+                try:
+                    _check_old(temporary, path, check)
+                except BaseException:
+                    _exchange(temporary, path)
+                    raise
+            else:
+                _replace(temporary, path, check)
     except OSError as error:
         raise RunError(f"{path}: cannot write ({error.strerror or error}); what was there is unchanged") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_owned(directory: Path, owned: Callable[[str], object]) -> None:
+    """Refuses to replace a directory that holds anything but files we would have written.
+
+    Args:
+        owned: whether a file of this path below it ("params/x/0") is one of those.
+
+    Raises:
+        InputError: ``directory`` is no directory, or holds others.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: is a file; give a directory to write")
+    others = []
+    for root, folders, names in os.walk(directory):
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        for name in (*names, *links):
+            path = Path(root, name).relative_to(directory)
+            meant = path.with_name(left_over_of(name) or name)
+            if name in links or not owned(meant.as_posix()):
+                others.append(path.as_posix())
+    if others:
+        shown = ", ".join(name if len(name) <= 200 else name[:200] + "…" for name in sorted(others)[:4])
+        more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+        raise InputError(f"{directory}: would be replaced but holds other files ({shown}{more}); choose another place")
 
 
 @contextlib.contextmanager
@@ -183,15 +221,24 @@ def _exchange(one: Path, other: Path) -> bool:
     return call is not None and call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
-def _replace(new: Path, path: Path) -> None:
+def _replace(new: Path, path: Path, check: Callable[[Path], None]) -> None:
     """Two renames; the first is taken back when the second does not happen."""
     old = new.with_name(new.name + ".old")
     if path.exists():
         path.rename(old)
     try:
+        _check_old(old, path, check)
         new.rename(path)
     except BaseException:
         if old.exists():
             old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_old(old: Path, path: Path, check: Callable[[Path], None]) -> None:
+    """``check`` of what is about to be deleted; its message names ``path``, whose place was taken."""
+    try:
+        check(old)
+    except InputError as error:
+        raise InputError(str(error).replace(str(old), str(path))) from None

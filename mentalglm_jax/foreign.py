@@ -22,9 +22,10 @@ import yaml
 
 from mentalglm_jax.errors import InputError
 
-MAX_JSON_BYTES = 16 << 20  # an index of 100,000 tensors has 10 MB
-MAX_TOKENIZER_BYTES = 40 << 20  # glm-4-9b's has 20 MB
-MAX_DEPTH = 50
+# What a directory that somebody else made may hold, in numbers and names; `probes` has the same file.
+DIRECTORY: dict[str, Any] = json.loads((Path(__file__).parent / "directory.json").read_text("utf-8"))
+MAX_JSON_BYTES = 16 << 20  # of a file that is not in that list
+MAX_DEPTH: int = DIRECTORY["levels"]
 MAX_INTEGER = 2**63 - 1
 MAX_YAML_BYTES = 256 << 10
 MAX_YAML_NODES = 100_000  # aliases followed
@@ -55,6 +56,12 @@ def inside(directory: Path, name: str) -> Path:
     return path
 
 
+def there(path: Path) -> bool:
+    """Whether a directory has this name: also of a link that leads nowhere, which is refused when it is read, not
+    taken for a file that is optional and absent."""
+    return os.path.lexists(path)
+
+
 def open_file(path: Path) -> BinaryIO:
     """A file opened for reading; a FIFO or a device is refused at once and never waited for.
 
@@ -68,15 +75,27 @@ def open_file(path: Path) -> BinaryIO:
         raise InputError(f"{str(path)!r}: is not a name that a file can have") from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InputError(f"{path}: cannot be read, it is not a file but a directory, a pipe or a device")
+            raise no_file(path)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def read_bytes(path: Path, most: int = MAX_JSON_BYTES) -> bytes:
-    """All of a file of at most ``most`` bytes. Raises: InputError, OSError as ``open_file``."""
+def no_file(path: Path) -> InputError:
+    """The refusal of what has a file's place and is none."""
+    return InputError(
+        f"{path}: cannot be read, it is not a file but a directory, a pipe or a device; what comes through a pipe, as "
+        "<(command) does, has to be saved to a file first: files are read more than once"
+    )
+
+
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """All of a file of at most ``most`` bytes; None is what its name allows (``DIRECTORY``).
+
+    Raises: InputError, OSError as ``open_file``.
+    """
+    most = DIRECTORY["bytes"].get(path.name, MAX_JSON_BYTES) if most is None else most
     with open_file(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -84,8 +103,11 @@ def read_bytes(path: Path, most: int = MAX_JSON_BYTES) -> bytes:
     return data
 
 
-def read_text(path: Path, most: int = MAX_JSON_BYTES) -> str:
-    """UTF-8 text. Raises: InputError, OSError as ``open_file``; InputError where it is not UTF-8."""
+def read_text(path: Path, most: int | None = None) -> str:
+    """UTF-8 text, ``most`` as in ``read_bytes``.
+
+    Raises: InputError, OSError as ``open_file``; InputError where it is not UTF-8.
+    """
     data = read_bytes(path, most)
     try:
         return data.decode("utf-8")
@@ -94,11 +116,10 @@ def read_text(path: Path, most: int = MAX_JSON_BYTES) -> str:
         raise InputError(f"{path}:{line}: cannot be read as UTF-8 text (byte {error.start}); save it anew") from None
 
 
-def read_json(path: Path, most: int = MAX_JSON_BYTES, hint: str = "") -> dict[str, Any]:
-    """A JSON object from a file in a directory that somebody made.
+def read_json(path: Path, hint: str = "") -> dict[str, Any]:
+    """A JSON object from a file in a directory that somebody made; its name says how large it may be.
 
     Args:
-        most: bytes it may have.
         hint: what to do where it is missing or wrong.
 
     Raises:
@@ -106,7 +127,8 @@ def read_json(path: Path, most: int = MAX_JSON_BYTES, hint: str = "") -> dict[st
     """
     inside(path.parent, path.name)
     try:
-        value = parse_json(read_text(path, most), str(path), hint)
+        digits = DIRECTORY["integer_digits"].get(path.name)
+        value = parse_json(read_text(path), str(path), hint, digits=digits)
     except OSError as error:
         raise InputError(f"{path}: cannot read ({error.strerror}){hint and '; ' + hint}") from error
     if not isinstance(value, dict):
@@ -114,7 +136,9 @@ def read_json(path: Path, most: int = MAX_JSON_BYTES, hint: str = "") -> dict[st
     return value
 
 
-def parse_json(text: str | bytes, where: str, hint: str = "", half_pairs: bool = False) -> Any:
+def parse_json(
+    text: str | bytes, where: str, hint: str = "", half_pairs: bool = False, digits: int | None = None
+) -> Any:
     """The value of a JSON text, with what Python's reader lets through refused: NaN and infinity, also as ``1e999``;
     integers beyond 64 bits; a key that stands twice; half of a surrogate pair; more than ``MAX_DEPTH`` levels.
 
@@ -122,6 +146,7 @@ def parse_json(text: str | bytes, where: str, hint: str = "", half_pairs: bool =
         where: file, or file and line, for the message.
         hint: what to do about it.
         half_pairs: let half of a surrogate pair pass: the caller looks for it (``data.surrogates``).
+        digits: integers may have so many, also beyond 64 bits (transformers writes 10^30 for "no limit").
 
     Raises:
         InputError: any of these.
@@ -129,7 +154,8 @@ def parse_json(text: str | bytes, where: str, hint: str = "", half_pairs: bool =
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")  # UnicodeDecodeError is a ValueError
-        value, end = _DECODER.raw_decode(text, _BLANK.match(text).end())  # type: ignore[union-attr]
+        decoder = _DECODER if digits is None else _decoder(digits)
+        value, end = decoder.raw_decode(text, _BLANK.match(text).end())  # type: ignore[union-attr]
         end = _BLANK.match(text, end).end()  # type: ignore[union-attr]
         if end != len(text):
             raise json.JSONDecodeError("more text after the value", text, end)
@@ -195,7 +221,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_int=_integer, parse_float=_number, parse_constant=_constant)
+def _decoder(digits: int | None) -> json.JSONDecoder:
+    def integer(text: str) -> int:
+        if digits is None or len(text) > digits:
+            return _integer(text)
+        return int(text)
+
+    return json.JSONDecoder(object_pairs_hook=_once, parse_int=integer, parse_float=_number, parse_constant=_constant)
+
+
+_DECODER = _decoder(None)
 _BRACKETS = re.compile(r"[\[\]{}]")
 _BLANK = re.compile(r"[ \t\r\n]*")
 raw_decode = _DECODER.raw_decode  # for files that are read piece by piece; ``check_json`` follows

@@ -19,10 +19,12 @@ from typing import Any, NoReturn
 
 from probes.errors import ProbeError, ProbeInputError
 
-MAX_JSON_BYTES = 64 << 20
-MAX_DEPTH = 100  # of nested lists and objects; what follows may walk them recursively
-MAX_DIGITS = 309  # of one integer: as many as a float can hold (tokenizers write 10**30 for "no limit")
-_BOM = b"\xef\xbb\xbf"
+# What a directory that somebody else made may hold, in numbers and names; `mentalglm_jax` has the same file.
+DIRECTORY: dict[str, Any] = json.loads((Path(__file__).parent / "directory.json").read_text("utf-8"))
+MAX_JSON_BYTES = 64 << 20  # of a file that is not in that list
+MAX_DEPTH: int = DIRECTORY["levels"]  # of nested lists and objects; what follows may walk them recursively
+MAX_INTEGER = 2**63 - 1
+BOM = b"\xef\xbb\xbf"
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 _STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
 
@@ -87,19 +89,26 @@ def inside(directory: str | Path, name: str) -> Path:
     return path
 
 
-def read_bytes(path: str | Path, limit: int = MAX_JSON_BYTES) -> bytes:
+def read_bytes(path: str | Path, limit: int | None = None) -> bytes:
     """The bytes of a plain file; a pipe or a device is refused, never waited for.
 
+    Args:
+        limit: None is what its name allows (``DIRECTORY``).
     Raises:
         ProbeInputError: missing, unreadable, not a plain file, or larger than ``limit`` bytes.
     """
+    limit = DIRECTORY["bytes"].get(Path(path).name, MAX_JSON_BYTES) if limit is None else limit
     descriptor = None
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-            raise ProbeInputError(f"{path}: is {kind}, not a file")
+            if stat.S_ISDIR(status.st_mode):
+                raise ProbeInputError(f"{path}: is a directory, not a file")
+            raise ProbeInputError(
+                f"{path}: is a pipe, socket or device, not a file; what comes through a pipe, as <(command) does, has "
+                "to be saved to a file first: the same call must be able to read it again"
+            )
         if status.st_size > limit:
             raise ProbeInputError(f"{path}: {status.st_size} bytes is too large for this file (at most {limit})")
         with os.fdopen(descriptor, "rb") as file:
@@ -116,9 +125,11 @@ def read_bytes(path: str | Path, limit: int = MAX_JSON_BYTES) -> bytes:
 
 
 def parse_json(data: bytes, where: object, half_pairs: bool = False) -> Any:
-    """Strict JSON: UTF-8, finite numbers, integers of at most ``MAX_DIGITS`` digits, ``MAX_DEPTH`` levels.
+    """Strict JSON: UTF-8, finite numbers, integers of 64 bits, each key once, ``MAX_DEPTH`` levels.
 
     Args:
+        where: what it is, for the message. A file's name may allow integers of more digits (transformers writes 10^30
+            for "no limit").
         half_pairs: whether strings may hold one half of a surrogate pair (a post of ours may; no file can as UTF-8).
     Raises:
         ProbeInputError: ``where: reason``.
@@ -127,8 +138,12 @@ def parse_json(data: bytes, where: object, half_pairs: bool = False) -> Any:
     def refuse(reason: str) -> NoReturn:
         raise ProbeInputError(f"{where}: {reason}")
 
+    digits = DIRECTORY["integer_digits"].get(Path(str(where)).name, 0)
+
     def integer(text: str) -> int:
-        return int(text) if len(text) <= MAX_DIGITS else refuse(f"not usable: an integer of {len(text)} digits")
+        if len(text) <= digits or (len(text) <= 20 and abs(int(text)) <= MAX_INTEGER):
+            return int(text)
+        return refuse(f"not usable: an integer of {len(text)} digits")
 
     def real(text: str) -> float:
         value = float(text)
@@ -137,9 +152,16 @@ def parse_json(data: bytes, where: object, half_pairs: bool = False) -> Any:
     def constant(name: str) -> NoReturn:
         refuse(f"not JSON: {name} is no number that JSON knows")
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(value := dict(pairs)) != len(pairs):
+            seen: set[str] = set()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+            refuse(f"not usable: the key {plain(repr(twice), 80)} stands more than once")
+        return value
+
     try:
-        text = data.removeprefix(_BOM).decode("utf-8")
-        value = json.loads(text, parse_int=integer, parse_float=real, parse_constant=constant)
+        text = data.decode("utf-8")
+        value = json.loads(text, parse_int=integer, parse_float=real, parse_constant=constant, object_pairs_hook=once)
     except UnicodeDecodeError as error:
         raise ProbeInputError(f"{where}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
     except RecursionError as error:
@@ -175,13 +197,13 @@ def _half_pair(value: Any, key: str = "the text") -> str | None:
     return None
 
 
-def read_json(path: str | Path, limit: int = MAX_JSON_BYTES, half_pairs: bool = False) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_json(path: str | Path, half_pairs: bool = False) -> dict[str, Any]:
+    """A JSON object from a file; its name says how large it may be.
 
     Raises:
         ProbeInputError: see ``read_bytes`` and ``parse_json``; or the file holds something else than an object.
     """
-    value = parse_json(read_bytes(path, limit), path, half_pairs)
+    value = parse_json(read_bytes(path), path, half_pairs)
     if not isinstance(value, dict):
         raise ProbeInputError(f"{path}: a JSON {type(value).__name__}, not an object")
     return value

@@ -28,7 +28,7 @@ from probes.post import Plan, probe_post, swap_pair
 from probes.records import Example
 from probes.report.page import write_report
 from probes.results.cache import Cache, digest
-from probes.results.export import export
+from probes.results.export import NAMES, export
 from probes.results.lock import held, refuse_held
 from probes.results.store import SCHEMA_VERSION, PostResult, Run, Suite, in_words, read_manifest_file, short_name
 from probes.results.summary import summarise
@@ -316,9 +316,13 @@ def prepare(out: str | Path, budget: str = "standard", limit: int | None = None,
         raise ProbeInputError(f"limit {limit}: at least 1")
     if out.exists() and not out.is_dir():
         raise ProbeInputError(f"{out}: a file is in the way; give a directory")
+    if links := [name for name in ("cache", "private") if (out / name).is_symlink()]:
+        raise ProbeInputError(f"{out / links[0]}: is a link; posts are kept in the run's own directory only, remove it")
     if _rank()[0] == 0:
         refuse_held(out)
-    if not (out / "manifest.json").exists() and not (out / "manifest.json").is_symlink():
+    if not os.path.lexists(out / "manifest.json"):
+        if others := [name for name in (*NAMES, "summary.json", "report.html") if os.path.lexists(out / name)]:
+            raise ProbeInputError(f"{out / others[0]}: would be replaced, but {out} is not a run's; give another --out")
         return
     found = read_manifest_file(out / "manifest.json")
     if found.get("kind") != "probes":

@@ -30,11 +30,9 @@ from mentalglm_jax.checkpoints.adapter_formats import (
 from mentalglm_jax.checkpoints.adapter_rows import Low
 from mentalglm_jax.checkpoints.hf_files import (
     DTYPES,
-    MAX_CONFIG_BYTES,
     PICKLES,
     TensorFiles,
     TensorSource,
-    check_replaceable,
     is_hub_id,
     write_safetensors,
 )
@@ -43,8 +41,8 @@ from mentalglm_jax.checkpoints.peft_config import from_peft
 from mentalglm_jax.checkpoints.peft_keys import as_computed, base_copies
 from mentalglm_jax.devices.distributed import gathered
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.files import replace_dir, write_json, write_text
-from mentalglm_jax.foreign import inside, parse_json, read_json, short, some
+from mentalglm_jax.files import check_owned, replace_dir, write_json, write_text
+from mentalglm_jax.foreign import DIRECTORY, inside, parse_json, read_json, short, some, there
 from mentalglm_jax.model.glm import Glm, GlmConfig, Linear
 from mentalglm_jax.model.lora import (
     EMBEDDING,
@@ -61,8 +59,8 @@ from mentalglm_jax.model.lora import (
 )
 from mentalglm_jax.text.task_files import TASKS_FILE
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+CONFIG: str = DIRECTORY["adapter"]["config"]
+WEIGHTS: str = DIRECTORY["adapter"]["weights"]
 PREFIX = "base_model.model."
 
 
@@ -98,8 +96,7 @@ def save_adapter(
         TensorSource(name, "F32", value.shape, lambda value=value: [value]) for name, value in sorted(tensors.items())
     ]
     owned = {CONFIG, WEIGHTS, "README.md", TASKS_FILE}
-    check_replaceable(directory, owned.__contains__)
-    with replace_dir(directory) as temporary:
+    with replace_dir(directory, partial(check_owned, owned=owned.__contains__)) as temporary:
         write_json(temporary / CONFIG, described)
         metadata = {"rope_theta": repr(model.config.rope_theta), "base": json.dumps(_identity(model.config))}
         write_safetensors(temporary / WEIGHTS, sources, metadata)
@@ -121,8 +118,8 @@ def load_adapter(model: Glm, directory: str | Path) -> None:
         raise InputError(f"{directory}: no such adapter directory")
     if has_lora(model):
         raise InputError("load_adapter: the model already has an adapter; merge or remove it first")
-    raw = read_json(directory / CONFIG, MAX_CONFIG_BYTES)
-    if not (directory / WEIGHTS).exists():
+    raw = read_json(directory / CONFIG)
+    if not there(directory / WEIGHTS):
         pickles = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLES)
         reason = f"only pickles are there ({some(pickles)}), which could run code" if pickles else "it is missing"
         raise InputError(f"{directory / WEIGHTS}: needed, but {reason}; save the adapter as safetensors")
@@ -160,7 +157,7 @@ def trained_rope_theta(directory: str | Path) -> float | None:
         InputError: the file is damaged.
     """
     file = Path(directory).expanduser() / WEIGHTS
-    stated = TensorFiles([inside(file.parent, WEIGHTS)]).metadata.get("rope_theta") if file.exists() else None
+    stated = TensorFiles([inside(file.parent, WEIGHTS)]).metadata.get("rope_theta") if there(file) else None
     try:
         return None if stated is None else float(stated)
     except ValueError as error:

@@ -7,6 +7,7 @@ hold one tensor at a time and replace the target in one step.
 import functools
 import importlib.util
 import math
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,17 +25,22 @@ from mentalglm_jax.checkpoints.hf_files import (
     DTYPE_NAMES,
     DTYPES,
     INDEX,
-    MAX_CONFIG_BYTES,
     SINGLE,
     TOKENIZER_FILES,
     Checkpoint,
     TensorSource,
-    check_replaceable,
     copy_tokenizer,
     locate,
     write_shards,
 )
-from mentalglm_jax.checkpoints.orbax_files import CHUNK_BYTES, PARAMS, OrbaxCheckpoint, ParameterSource, write_params
+from mentalglm_jax.checkpoints.orbax_files import (
+    CHUNK_BYTES,
+    PARAMS,
+    WRITTEN,
+    OrbaxCheckpoint,
+    ParameterSource,
+    write_params,
+)
 from mentalglm_jax.checkpoints.rows import Rows, Tensor, half_split
 from mentalglm_jax.checkpoints.vision import PROCESSOR_FILES, copy_processors, tower_of, tower_sources
 from mentalglm_jax.checkpoints.weights import (
@@ -49,8 +55,8 @@ from mentalglm_jax.checkpoints.weights import (
     read_config,
 )
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.files import replace_dir, write_json
-from mentalglm_jax.foreign import read_json, some
+from mentalglm_jax.files import check_owned, replace_dir, write_json
+from mentalglm_jax.foreign import read_json, some, there
 from mentalglm_jax.interpreter import environment, module_command
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import has_lora, merge_lora, refuse_quantized
@@ -128,7 +134,7 @@ def load(
 
 
 def _opened(directory: Path) -> Checkpoint | OrbaxCheckpoint:
-    weights = any((directory / name).exists() for name in (SINGLE, INDEX))
+    weights = any(there(directory / name) for name in (SINGLE, INDEX))
     return OrbaxCheckpoint(directory) if (directory / PARAMS).is_dir() and not weights else Checkpoint(directory)
 
 
@@ -356,7 +362,7 @@ def convert(
     generation = checkpoint.directory / "generation_config.json"
     contents = _Contents(
         config_dict,
-        generation_config(config, read_json(generation, MAX_CONFIG_BYTES) if generation.exists() else {}),
+        generation_config(config, read_json(generation) if there(generation) else {}),
         _tokenizer_of(checkpoint.directory, layout),
         checkpoint.directory if layout in VISION else None,
     )
@@ -429,7 +435,7 @@ def _blocks(read: RowReader, tensor: Tensor, itemsize: int) -> Iterator[np.ndarr
 
 def _tokenizer_of(directory: Path, layout: str) -> Any:
     """What ``_write`` copies or saves of a source's tokenizer."""
-    present = {name for name in TOKENIZER_FILES if (directory / name).exists()}
+    present = {name for name in TOKENIZER_FILES if there(directory / name)}
     tiktoken = layout not in ("chatglm", *RELATIVES)  # theirs is SentencePiece's
     if tiktoken and "tokenizer.model" in present and "tokenizer.json" not in present:
         return GlmTokenizer.load(directory)
@@ -452,13 +458,11 @@ def _write(
     write_weights: Callable[[Path], None],
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    def owned(name: str) -> bool:
+    def owned(name: str) -> object:
         ours = ("config.json", "generation_config.json", INDEX, TASKS_FILE, *TOKENIZER_FILES, *PROCESSOR_FILES)
-        tree = name == PARAMS and (directory / PARAMS / "_METADATA").is_file()
-        return name in ours or tree or (name.startswith("model") and name.endswith(".safetensors"))
+        return name in ours or re.fullmatch(r"model[^/]*\.safetensors", name) or WRITTEN.fullmatch(name)
 
-    check_replaceable(directory, owned)
-    with replace_dir(directory) as temporary:
+    with replace_dir(directory, functools.partial(check_owned, owned=owned)) as temporary:
         write_json(temporary / "config.json", contents.config)
         write_json(temporary / "generation_config.json", contents.generation)
         write_weights(temporary)

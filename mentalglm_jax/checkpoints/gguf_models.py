@@ -5,7 +5,9 @@ to the two halves of each head that transformers expects. Everything else is sto
 is not understood is refused, never dropped: a hyperparameter that nobody reads could change what the model computes.
 """
 
+import functools
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,9 @@ import numpy as np
 from mentalglm_jax.checkpoints.gguf_files import GgufFile
 from mentalglm_jax.checkpoints.hf_files import DTYPE_NAMES, INDEX, TOKENIZER_FILES, Checkpoint, TensorSource
 from mentalglm_jax.checkpoints.hf_files import DTYPES as FILE_DTYPES
-from mentalglm_jax.checkpoints.hf_files import check_replaceable, write_shards
+from mentalglm_jax.checkpoints.hf_files import write_shards
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.files import replace_dir, write_json
+from mentalglm_jax.files import check_owned, replace_dir, write_json
 from mentalglm_jax.foreign import Fields, short, some
 from mentalglm_jax.text.gguf_vocabulary import Vocabulary
 
@@ -128,8 +130,8 @@ def convert_gguf(
     kind = DTYPE_NAMES[next(one for one in FILE_DTYPES.values() if one.name == dtype)]
     sources = [TensorSource(name, kind, row.shape, lambda row=row: _blocks(file, row, kind)) for name, row in rows.items()]
     ours = ("config.json", "generation_config.json", INDEX, *TOKENIZER_FILES)
-    check_replaceable(target, lambda name: name in ours or (name.startswith("model") and name.endswith(".safetensors")))
-    with replace_dir(target) as temporary:
+    owned = lambda name: name in ours or re.fullmatch(r"model[^/]*\.safetensors", name)  # noqa: E731
+    with replace_dir(target, functools.partial(check_owned, owned=owned)) as temporary:
         write_json(temporary / "config.json", config)
         vocabulary.save(temporary)
         write_shards(temporary, sources, max_shard_bytes)

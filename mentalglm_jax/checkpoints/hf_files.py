@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json
 from mentalglm_jax.foreign import (
-    MAX_TOKENIZER_BYTES,
+    DIRECTORY,
     first_line,
     inside,
     open_file,
@@ -29,24 +29,19 @@ from mentalglm_jax.foreign import (
     read_bytes,
     read_json,
     some,
+    there,
 )
 from mentalglm_jax.text.task_files import TASKS_FILE
 
-DTYPES: dict[str, np.dtype] = {
-    "F32": np.dtype(np.float32),
-    "BF16": np.dtype(jnp.bfloat16),
-    "F16": np.dtype(np.float16),
-}
+_DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16}
+DTYPES: dict[str, np.dtype] = {name: np.dtype(_DTYPES[name]) for name in DIRECTORY["dtypes"]}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-                   "added_tokens.json", "chat_template.jinja")  # fmt: skip
-MAX_HEADER_BYTES = 16 << 20  # 40 layers need about 50 kB
-MAX_CONFIG_BYTES = 1 << 20  # config.json, generation_config.json, adapter_config.json
-MAX_INDEX_BYTES = 32 << 20
-MAX_TENSORS = 100_000  # over all shards; 61 layers have about 900
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+INDEX: str = DIRECTORY["weights"]["index"]
+SINGLE: str = DIRECTORY["weights"]["one"]
+TOKENIZER_FILES = (*DIRECTORY["tokenizer"], "chat_template.jinja")
+MAX_HEADER_BYTES: int = DIRECTORY["bytes"]["a safetensors header"]  # 40 layers need about 50 kB
+MAX_TENSORS: int = DIRECTORY["tensors"]  # over all shards; 61 layers have about 900
+PICKLES = tuple(DIRECTORY["pickles"])
 
 
 class TensorInfo(NamedTuple):
@@ -123,17 +118,19 @@ class Checkpoint(TensorFiles, ModelFiles):
     def __init__(self, directory: Path):
         self.directory = directory
         packed = sorted(path.name for path in directory.iterdir() if path.suffix == ".gguf")
-        if packed and not any((directory / name).exists() for name in (SINGLE, INDEX)):
+        if packed and not any(there(directory / name) for name in (SINGLE, INDEX)):
             raise InputError(
                 f"{directory}: holds a GGUF ({some(packed)}), not safetensors; `mentalglm convert "
                 f"{directory / packed[0]} DIRECTORY` makes a directory of it"
             )
-        self.config: dict[str, Any] = read_json(directory / "config.json", MAX_CONFIG_BYTES)
+        self.config: dict[str, Any] = read_json(directory / "config.json")
+        if stated := [key for key in DIRECTORY["quantised"] if self.config.get(key)]:
+            raise InputError(f"{directory}: a quantised checkpoint ({stated[0]} in config.json); take the original")
         index_path = directory / INDEX
-        if (directory / SINGLE).exists():
+        if there(directory / SINGLE):
             super().__init__([inside(directory, SINGLE)])
-        elif index_path.exists():
-            placed = read_json(index_path, MAX_INDEX_BYTES).get("weight_map")
+        elif there(index_path):
+            placed = read_json(index_path).get("weight_map")
             if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
                 raise InputError(f"{index_path}: weight_map must map tensor names to file names")
             shards = {name: inside(directory, name) for name in sorted(set(placed.values()))}
@@ -173,11 +170,7 @@ def locate(path_or_hub_id: str | Path) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(
-            snapshot_download(
-                hub_id, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model", TASKS_FILE]
-            )
-        )
+        return Path(snapshot_download(hub_id, allow_patterns=[*DIRECTORY["downloaded"], TASKS_FILE]))
     except ImportError as error:
         raise InputError(f"{hub_id}: no such directory, and huggingface_hub is not installed to download it") from error
     except Exception as error:  # the client and its transport raise many unrelated types
@@ -187,21 +180,6 @@ def locate(path_or_hub_id: str | Path) -> Path:
 def is_hub_id(name: str) -> bool:
     """Whether ``name`` has the form ORG/NAME and is no directory here."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None and not Path(name).exists()
-
-
-def check_replaceable(directory: Path, owned: Callable[[str], bool]) -> None:
-    """Refuses to replace a directory that holds anything but files we would have written.
-
-    Raises:
-        InputError: ``directory`` is a file or holds names for which ``owned`` is false.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory}: is a file; give a directory to write")
-    foreign = sorted(p.name for p in directory.iterdir() if not owned(p.name)) if directory.exists() else []
-    if foreign:
-        raise InputError(
-            f"{directory}: would be replaced but holds other files ({some(foreign)}); choose another place"
-        )
 
 
 class TensorSource(NamedTuple):
@@ -277,11 +255,11 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     Raises:
         InputError: ``source`` holds no tokenizer, or a file in it leads outside.
     """
-    names = [name for name in TOKENIZER_FILES if (source / name).exists()]
+    names = [name for name in TOKENIZER_FILES if there(source / name)]
     if not names:
         raise InputError(f"{source}: no tokenizer files found ({some(TOKENIZER_FILES[:3])})")
     for name in names:
-        data = read_bytes(inside(source, name), MAX_TOKENIZER_BYTES)
+        data = read_bytes(inside(source, name))
         if name != "tokenizer_config.json":
             (target / name).write_bytes(data)
             continue

@@ -20,11 +20,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from mentalglm_jax.checkpoints.hf_files import DTYPE_NAMES, DTYPES, MAX_CONFIG_BYTES, ModelFiles, TensorInfo
+from mentalglm_jax.checkpoints.hf_files import DTYPE_NAMES, DTYPES, ModelFiles, TensorInfo
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.foreign import read_json
 
 PARAMS = "params"
+# What ``write_params`` leaves, by its path in the checkpoint directory.
+WRITTEN = re.compile(
+    rf"{PARAMS}/(?:_METADATA|_CHECKPOINT_METADATA|_sharding|commit_success\.txt|array_metadatas/\w+"
+    r"|[\w.]+/(?:\.zarray|\d+(?:\.\d+)*))"
+)
 CHUNK_BYTES = 32 << 20
 MAX_FILES = 1_000_000
 _ZARR_TYPES = {"F32": "<f4", "BF16": "bfloat16", "F16": "<f2"}
@@ -39,7 +44,7 @@ class OrbaxCheckpoint(ModelFiles):
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self.config: dict[str, Any] = read_json(directory / "config.json", MAX_CONFIG_BYTES)
+        self.config: dict[str, Any] = read_json(directory / "config.json")
         self._params = (directory / PARAMS).absolute()
         _check_files(self._params)
         self._zarr3 = bool(read_json(self._params / "_METADATA").get("use_zarr3"))

@@ -13,7 +13,6 @@ import numpy as np
 
 from mentalglm_jax.checkpoints.hf_files import (
     DTYPES,
-    MAX_CONFIG_BYTES,
     Checkpoint,
     ModelFiles,
     TensorInfo,
@@ -23,7 +22,7 @@ from mentalglm_jax.checkpoints.hf_files import (
 from mentalglm_jax.checkpoints.orbax_files import CHUNK_BYTES
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json
-from mentalglm_jax.foreign import read_json
+from mentalglm_jax.foreign import read_json, there
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.relatives import VISION
 
@@ -87,5 +86,5 @@ def vision_config(config: GlmConfig, source: Mapping[str, Any], dtype: str) -> d
 def copy_processors(source: Path, target: Path) -> None:
     """Copies the configurations of image and video processors that exist."""
     for name in PROCESSOR_FILES:
-        if (source / name).exists():
-            write_json(target / name, read_json(source / name, MAX_CONFIG_BYTES))
+        if there(source / name):
+            write_json(target / name, read_json(source / name))

@@ -2,22 +2,21 @@
 
 import io
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mentalglm_jax.data.arrow import SUFFIXES, arrow_rows
 from mentalglm_jax.data.surrogates import half_pair, whole_texts
 from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_bytes, write_text
-from mentalglm_jax.foreign import first_line, open_file, parse_json
+from mentalglm_jax.foreign import parse_json
 from mentalglm_jax.text import tasks
 
 Span = tuple[int, int]
 SPLITS = ("train", "dev", "test")
-_MOST_METADATA, _MOST_COLUMN = 16 << 20, 512 << 20  # bytes of a Parquet file's footer, of one column of a row group
 _TEXTS = ("id", "task", "language", "post", "question", "source", "split")
 
 
@@ -143,6 +142,9 @@ def _typed(name: str, value: Any) -> Any:
     return tuple((span[0], span[1]) for span in value)
 
 
+COLUMNS = tuple(field.name for field in fields(Record))
+
+
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
     """Writes JSONL (UTF-8, one record per line), atomically; Parquet where the name ends in ``.parquet``. A new file is
     its owner's only."""
@@ -154,8 +156,8 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
 
 
 def read_records(path: str | Path, *, allow_extra: bool = False) -> list[Record]:
-    """Reads what ``write_records`` wrote, or JSONL written by hand; blank lines are skipped, a BOM is tolerated. Tasks
-    of a ``tasks.yaml`` beside the file become known.
+    """Reads what ``write_records`` or ``datasets`` wrote (JSONL, Parquet, Arrow), or JSONL written by hand; blank lines
+    are skipped, a BOM is tolerated. Tasks of a ``tasks.yaml`` beside the file become known.
 
     Raises:
         InputError: the file is missing, not UTF-8, empty, or a line is not a record; the message names file and line.
@@ -179,51 +181,23 @@ def iter_records(path: str | Path, *, allow_extra: bool = False) -> Iterator[Rec
 
 
 def _numbered(path: Path, allow_extra: bool) -> Iterator[tuple[int, Record]]:
-    """(line of JSONL or row of Parquet, record)."""
+    """(line of JSONL or row of a table, record)."""
     tasks.add_tasks_beside(path)
-    number = 0
-    for number, row in _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path):
+    number, table = 0, path.suffix in SUFFIXES
+    for number, row in arrow_rows(path, COLUMNS, allow_extra) if table else _json_rows(path):
         try:
             record = Record.from_dict(row, allow_extra=allow_extra)
         except InputError as error:
             raise InputError(f"{path}:{number}: {error}") from None
         yield number, record
     if not number:
-        raise InputError(f"{path}: holds no record; give at least one line")
+        raise InputError(f"{path}: holds no record; give at least one {'row' if table else 'line'}")
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in read_lines(path):
         where = f"{path}:{number}"
         yield number, whole_texts(parse_json(line, where, "fix or delete the line", half_pairs=True), line, where)
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows as plain Arrow values: what the metadata of a file says of images, sounds and the like, which ``datasets``
-    would fetch from addresses and local files and decode, is not looked at."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError("Parquet needs the data extra: pip install 'mentalglm-jax[data]'") from None
-    number = 0
-    try:
-        with open_file(path) as source:
-            file = pyarrow.parquet.ParquetFile(
-                source, thrift_string_size_limit=_MOST_METADATA, thrift_container_size_limit=1_000_000
-            )
-            groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-            sizes = [group.column(c).total_uncompressed_size for group in groups for c in range(group.num_columns)]
-            if (largest := max([0, *sizes])) > _MOST_COLUMN:
-                raise InputError(f"{path}: a column of {largest} bytes is too large; write smaller row groups")
-            for batch in file.iter_batches(batch_size=16):
-                for row in batch.to_pylist():
-                    yield (number := number + 1), row
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except (OSError, ValueError, pyarrow.ArrowException) as error:  # UnicodeDecodeError among them
-        reason = re.sub(r"\w+(Exception|Error): ", "", first_line(error))
-        raise InputError(f"{path}: not a Parquet file that can be read ({reason})") from None
 
 
 def _write_parquet(path: Path, records: Iterable[Record]) -> None:

@@ -7,16 +7,15 @@ one file. A row is a record whatever the layout is.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mentalglm_jax.data.arrow import arrow_rows
 from mentalglm_jax.data.chinese import SOS_CHAT_FILES
 from mentalglm_jax.data.records import SPLITS, Record, iter_records
 from mentalglm_jax.data.sources import iter_upstream, present
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.foreign import inside, read_json
+from mentalglm_jax.foreign import inside, no_file, read_json
 from mentalglm_jax.text.tasks import add_tasks_beside
 
 _SPLIT_OF = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
@@ -25,7 +24,6 @@ _NAMED = re.compile(rf"({'|'.join(_SPLIT_OF)})(?:-\d{{5}}-of-(\d{{5}}))?")
 _BUILDER = re.compile(r"^\w+-(?=[a-z])")  # what a cache of `datasets` puts before the split: json-train.arrow
 _PLACES = ("", "records", "data")
 _DATASET, _DATASETS = "state.json", "dataset_dict.json"
-_COLUMNS = tuple(field.name for field in fields(Record))
 
 
 class RecordFile(NamedTuple):
@@ -82,7 +80,9 @@ def iter_record_files(files: Sequence[RecordFile], *, allow_extra: bool = False)
         InputError: a file is damaged or a row is no record; the message names file and row.
     """
     for path, split in files:
-        for record in iter_records(path, allow_extra=allow_extra) if path.suffix == ".jsonl" else _arrow_records(path):
+        for record in iter_records(
+            path, allow_extra=allow_extra or path.suffix != ".jsonl"
+        ):  # tables have other columns
             yield record if split in (None, "train", record.split) else replace(record, split=split)
 
 
@@ -95,6 +95,8 @@ def record_files_or_sets(root: str | Path, sets: Sequence[str] = ()) -> list[Rec
     root = Path(root)
     if not root.exists():
         raise InputError(f"{root}: no such file or folder; check the path")
+    if not (root.is_dir() or root.is_file()):
+        raise no_file(root)
     files = record_files(root)
     if files and sets:
         raise InputError(f"{root}: holds records ({files[0].path.name}), not upstream files; leave out the names of "
@@ -111,18 +113,6 @@ def iter_root(root: str | Path, sets: Sequence[str] = ()) -> Iterator[Record]:
     """
     files = record_files_or_sets(root, sets)
     return iter_record_files(files) if files else iter_upstream(root, sets or present(root))
-
-
-def _arrow_records(path: Path) -> Iterator[Record]:
-    number = 0
-    for number, row in arrow_rows(path, _COLUMNS):
-        try:
-            record = Record.from_dict(row)
-        except InputError as error:
-            raise InputError(f"{path}, row {number}: {error}") from None
-        yield record
-    if not number:
-        raise InputError(f"{path}: holds no record; give at least one row")
 
 
 def _dataset_dict(root: Path) -> list[RecordFile]:

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mentalglm_jax.checkpoints.hf_files import DTYPES, MAX_CONFIG_BYTES, TensorFiles
+from mentalglm_jax.checkpoints.hf_files import DTYPES, TensorFiles
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
-from mentalglm_jax.foreign import MAX_TOKENIZER_BYTES, Fields, first_line, inside, read_json, read_text
+from mentalglm_jax.foreign import Fields, first_line, inside, read_json, read_text, there
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer_files import SwitchedOffWarning
 from mentalglm_jax.text.tokenizer_files import read_tokenizer as read_tokenizer_json
@@ -118,7 +118,7 @@ def read_model(directory: Path, kind: str, activation: str) -> tuple[dict[str, A
     """
     name = kind.upper()
     try:
-        config = read_json(directory / "config.json", MAX_CONFIG_BYTES)
+        config = read_json(directory / "config.json")
         file = inside(directory, "model.safetensors")
     except InputError as error:
         raise InputError(f"{directory}: not a {name} directory ({error}); it needs config.json, model.safetensors "
@@ -193,13 +193,13 @@ def read_tokenizer(directory: Path, longest: int) -> Any:
     from tokenizers import BertWordPieceTokenizer
 
     fast, words, said = directory / "tokenizer.json", directory / "vocab.txt", directory / "tokenizer_config.json"
-    if fast.exists():
+    if there(fast):
         with warnings.catch_warnings():  # it is cut here too, at the length that the model has
             warnings.simplefilter("ignore", SwitchedOffWarning)
             tokenizer: Any = read_tokenizer_json(fast)
-    elif words.exists():
-        options = Fields(read_json(said, MAX_CONFIG_BYTES) if said.exists() else {}, str(said))
-        lines = read_text(inside(directory, words.name), MAX_TOKENIZER_BYTES).split("\n")
+    elif there(words):
+        options = Fields(read_json(said) if there(said) else {}, str(said))
+        lines = read_text(inside(directory, words.name)).split("\n")
         vocabulary = {line.rstrip(): number for number, line in enumerate(lines) if line.strip()}
         try:
             tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=options.flag("do_lower_case", True))

@@ -12,7 +12,7 @@ from mentalglm_jax.data.surrogates import replacing_surrogates
 from mentalglm_jax.data.synthetic import make_corpus
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import replace_dir
-from mentalglm_jax.pipeline.run_dir import Run
+from mentalglm_jax.pipeline.run_dir import Run, replaceable
 from mentalglm_jax.pipeline.stage_data import check_weights
 from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer, train_bpe
 
@@ -45,7 +45,7 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
     counts: dict[str, dict[str, int]] = {}
     for variant, records in corpora.items():
         kept = limited(records, section.limit)
-        with replace_dir(job.dir / "data" / variant, private=True) as directory:
+        with replace_dir(job.dir / "data" / variant, replaceable(f"data/{variant}"), private=True) as directory:
             for split in ("train", "dev", "test"):
                 write_records(directory / f"{split}.jsonl", [r for r in kept if r.split == split])
         if variant == "faithful":
@@ -61,7 +61,7 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
     else:
         source = recipe.tokenizer.path or (BUILTIN if recipe.pretrain else locate(str(recipe.model.path)))
         tokenizer = GlmTokenizer.load(source)
-    with replace_dir(job.dir / "tokenizer") as directory:
+    with replace_dir(job.dir / "tokenizer", replaceable("tokenizer")) as directory:
         tokenizer.save(directory)
     said = [f"{task}: " + ", ".join(f"{n} {split}" for split, n in splits.items()) for task, splits in counts.items()]
     found = {"counts": counts, "notes": notes, "say": said + lines}

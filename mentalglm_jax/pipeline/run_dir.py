@@ -1,5 +1,6 @@
 """A run directory: the recipe it belongs to, which stages are finished, and where their results lie."""
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence, Set
@@ -14,7 +15,7 @@ from mentalglm_jax.checkpoints.directories import load
 from mentalglm_jax.data.records import SPLITS, Record, read_records
 from mentalglm_jax.devices.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.files import LOCK, left_over_of, write_json, write_text
+from mentalglm_jax.files import LOCK, check_owned, left_over_of, write_json, write_text
 from mentalglm_jax.foreign import read_json, some
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.pipeline.changes import outdated, reopened
@@ -67,6 +68,11 @@ def written_by_run(relative: str) -> bool:
     return False
 
 
+def replaceable(folder: str) -> Callable[[Path], None]:
+    """For ``replace_dir`` of this folder of a run directory: nothing that a run does not write may be in it."""
+    return functools.partial(check_owned, owned=lambda name: written_by_run(f"{folder}/{name}"))
+
+
 def _is_target(relative: str) -> bool:
     """Whether a run writes this file, or replaces this directory."""
     inside = ("x", "config.json", "adapter_config.json", "train.jsonl")
@@ -102,18 +108,10 @@ def clear(directory: Path, folder: str = ".") -> list[str]:
     Raises:
         InputError: ``directory``, or something in it that has the name of a run's, is a link. Nothing is deleted then.
     """
-    links, written, other = [directory] if directory.is_symlink() else [], [], []
-    for root, folders, names in os.walk(directory / folder):
-        for path in (Path(root) / name for name in (*folders, *names)):
-            relative = path.relative_to(directory).as_posix()
-            ours = written_by_run(relative) or relative in _FOLDERS
-            if path.is_symlink():
-                (links if ours or relative.split("/")[0] in _FOLDERS else other).append(path)
-            elif not path.is_dir():
-                (written if ours else other).append(path)
-    if links:
-        raise InputError(f"{links[0]}: is a link, and --restart deletes nothing through a link; nothing was deleted. "
-                         "Remove it or choose another run_dir")  # fmt: skip
+    links, written, other = _sorted_out(directory, folder)
+    if directory.is_symlink() or links:
+        raise InputError(f"{[directory, *links][not directory.is_symlink()]}: is a link, and --restart deletes nothing "
+                         "through a link; nothing was deleted. Remove it or choose another run_dir")  # fmt: skip
     for path in written:
         if path != directory / LOCK:
             path.unlink()
@@ -122,6 +120,20 @@ def clear(directory: Path, folder: str = ".") -> list[str]:
             if not os.listdir(root):
                 os.rmdir(root)
     return sorted(path.relative_to(directory).as_posix() for path in other)
+
+
+def _sorted_out(directory: Path, folder: str = "") -> tuple[list[Path], list[Path], list[Path]]:
+    """What is in a run directory or a folder of it: links where a run has its own, files of a run, and what else."""
+    links, written, other = [], [], []
+    for root, folders, names in os.walk(directory / folder):
+        for path in (Path(root) / name for name in (*folders, *names)):
+            relative = path.relative_to(directory).as_posix()
+            ours = written_by_run(relative) or relative in _FOLDERS
+            if path.is_symlink():
+                (links if ours or relative.split("/")[0] in _FOLDERS else other).append(path)
+            elif not path.is_dir():
+                (written if ours else other).append(path)
+    return links, written, other
 
 
 class Run:
@@ -135,7 +147,8 @@ class Run:
         say: where a stage tells a line while it works.
 
     Raises:
-        InputError: the directory holds a run of another recipe, is not a run directory, or its run.json is damaged.
+        InputError: the directory holds a run of another recipe, is not a run directory, or its run.json is damaged; or
+            a link stands where a run writes.
     """
 
     def __init__(
@@ -164,6 +177,9 @@ class Run:
                 raise InputError(f"{self.dir} holds a run of another recipe ({few(differing, 3)}); --allow-changed "
                                  "goes on with the new values, --set run_dir=... begins elsewhere, --restart deletes "
                                  "it")  # fmt: skip
+            if links := _sorted_out(self.dir)[0]:  # old checkpoints are deleted, damaged ones renamed
+                raise InputError(f"{links[0]}: is a link, and a run writes and deletes in its own directory only; put "
+                                 "the files themselves there, or choose another run_dir")  # fmt: skip
             self._state["stages"] = dict(self._known["stages"])
             if differing:
                 self._change()

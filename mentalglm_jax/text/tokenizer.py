@@ -16,13 +16,12 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json, write_text
-from mentalglm_jax.foreign import MAX_INTEGER, Fields, inside, read_json, read_text, short
+from mentalglm_jax.foreign import MAX_INTEGER, Fields, inside, read_json, read_text, short, there
 from mentalglm_jax.text.chat_formats import GLM, GLM_RELEASES, ChatFormat, GlmRelease, Segment
 from mentalglm_jax.text.chat_template import ChatFormatWarning, recognise
 from mentalglm_jax.text.tokenizer_files import SPECIALS, byte_level, check_lossless, from_tiktoken, read_tokenizer
 
 BUILTIN = Path(__file__).parents[1] / "assets" / "tokenizer"
-MAX_CONFIG_BYTES = 4 << 20  # tokenizer_config.json repeats the special tokens
 MAX_TEMPLATE_BYTES = 1 << 20
 # Rendered with trim_blocks and lstrip_blocks, as transformers does. A turn has no end token: the next role token ends
 # it.
@@ -119,11 +118,11 @@ class GlmTokenizer:
         """
         directory = Path(directory)
         path, old = directory / "tokenizer.json", directory / "tokenizer.model"
-        has_config = (directory / "tokenizer_config.json").exists()
-        config = read_json(directory / "tokenizer_config.json", MAX_CONFIG_BYTES) if has_config else {}
-        if path.exists() or path.is_symlink():
+        has_config = there(directory / "tokenizer_config.json")
+        config = read_json(directory / "tokenizer_config.json") if has_config else {}
+        if there(path):
             backend = read_tokenizer(path)
-        elif old.exists():
+        elif there(old):
             path, backend = old, from_tiktoken(inside(directory, old.name), config)
         else:
             raise InputError(f"{path}: no such file, nor {old.name}; a directory with one of the two is needed")
@@ -136,8 +135,8 @@ class GlmTokenizer:
             warnings.warn(odd, ChatFormatWarning, stacklevel=2)
         made = cls(backend, template or CHAT_TEMPLATE, str(path), chat=chat, named=named)
         made._take_ends(directory)
-        if (directory / "config.json").exists():
-            model = read_json(directory / "config.json", MAX_CONFIG_BYTES)
+        if there(directory / "config.json"):
+            model = read_json(directory / "config.json")
             model = model["text_config"] if isinstance(model.get("text_config"), dict) else model
             rows = model.get("padded_vocab_size") or model.get("vocab_size")
             if type(rows) is int:
@@ -147,9 +146,9 @@ class GlmTokenizer:
     def _take_ends(self, directory: Path) -> None:
         """What ``generation_config.json`` says of stop tokens; GLM-4's three stop it whatever the file says."""
         path = directory / "generation_config.json"
-        if self.chat_format.name == GLM.name or not path.exists():
+        if self.chat_format.name == GLM.name or not there(path):
             return
-        ends = Fields(read_json(path, MAX_CONFIG_BYTES), str(path)).integers("eos_token_id", 0, MAX_INTEGER, ())
+        ends = Fields(read_json(path), str(path)).integers("eos_token_id", 0, MAX_INTEGER, ())
         for end in ends:
             if end not in self.special_ids:
                 what = f"the ordinary token {short(self._backend.id_to_token(end))}" if end < self.vocab_size else (
@@ -348,7 +347,7 @@ class GlmTokenizer:
 def _template(directory: Path, config: Mapping[str, Any]) -> str | None:
     """The chat template of a directory."""
     path = directory / "chat_template.jinja"
-    if path.exists():
+    if there(path):
         return read_text(inside(directory, path.name), MAX_TEMPLATE_BYTES)
     stated = config.get("chat_template")
     if isinstance(stated, list):  # several by name, as transformers once wrote them

@@ -18,7 +18,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import (
-    MAX_TOKENIZER_BYTES,
     Fields,
     first_line,
     inside,
@@ -105,7 +104,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     inside(path.parent, path.name)
     hint = "download or build it again"
     try:
-        text = read_text(path, MAX_TOKENIZER_BYTES)
+        text = read_text(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read as a tokenizer ({error.strerror}); {hint}") from None
     raw = parse_json(text, f"{path}: cannot be read as a tokenizer", hint)
@@ -286,7 +285,7 @@ def from_tiktoken(path: Path, config: Mapping[str, Any]) -> Tokenizer:
 
 def _ranks(path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(read_bytes(path, MAX_TOKENIZER_BYTES).splitlines(), start=1):
+    for number, line in enumerate(read_bytes(path).splitlines(), start=1):
         if not line.strip():
             continue
         encoded, _, rank = line.strip().partition(b" ")

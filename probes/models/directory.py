@@ -1,13 +1,12 @@
 """What a model or adapter directory may hold, checked before transformers or PEFT is given its path.
 
-The rule, the same in both packages: safetensors weights and JSON, as plain files in the directory itself (in the Hub's
-cache links to its own blobs). Pickles are never opened, no code of the directory is run, headers are checked before a
-tensor is touched. What cannot be computed with here (GGUF, quantised weights, an adapter in place of a model) is named.
+The rule, its names and its limits are those of ``directory.json``, which both packages have. Headers are checked before
+a tensor is touched. What cannot be computed with here (GGUF, quantised weights, an adapter in place of a model) is
+named.
 """
 
 from __future__ import annotations
 
-import collections
 import json
 import re
 from collections.abc import Iterator
@@ -15,19 +14,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from probes.errors import ProbeInputError
-from probes.foreign import Fields, first_line, foreign_code, inside, plain, read_json, some
+from probes.foreign import DIRECTORY, Fields, first_line, foreign_code, inside, parse_json, plain, read_json, some
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MAX_HEADER_BYTES = 16 << 20  # of one file; 61 layers need about 100 kB
-MAX_TENSORS = 100_000  # over all files
+SINGLE: str = DIRECTORY["weights"]["one"]
+INDEX: str = DIRECTORY["weights"]["index"]
+ADAPTER_CONFIG: str = DIRECTORY["adapter"]["config"]
+ADAPTER_WEIGHTS: str = DIRECTORY["adapter"]["weights"]
+PICKLES = tuple(DIRECTORY["pickles"])
+MAX_HEADER_BYTES: int = DIRECTORY["bytes"]["a safetensors header"]  # of one file; 61 layers need about 100 kB
+MAX_TENSORS: int = DIRECTORY["tensors"]  # over all files
 # What may be downloaded of a Hub repository: nothing else is ever opened.
-HUB_FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt")
-# Dtypes as safetensors names them; others are those of quantised weights.
-DTYPES = ("F64", "F32", "F16", "BF16")
+HUB_FILES = tuple(DIRECTORY["downloaded"])
+# Dtypes as safetensors names them; others are those of quantised weights. PyTorch also computes in float64.
+DTYPES = ("F64", *DIRECTORY["dtypes"])
 _EXACT = (*DTYPES, "BOOL", "I64", "I32")  # beside the weights, some checkpoints hold masks and positions
 _COUNT = re.compile(r"(^|_)(depth|layers?|blocks?|heads?|experts?)(_|$)")
 _MAX_ID = 2**31 - 1
@@ -123,7 +122,7 @@ def _names(directory: Path) -> set[str]:
 
 
 def _refuse_quantised(directory: Path, names: set[str], config: dict[str, Any]) -> None:
-    stated = config.get("quantization_config") or config.get("compression_config")
+    stated = next((config[key] for key in DIRECTORY["quantised"] if config.get(key)), None)
     old = sorted(names & {"quantize_config.json", "quant_config.json"})
     if not stated and not old:
         return
@@ -180,23 +179,15 @@ def _header(file: Path) -> Iterator[tuple[str, Tensor]]:
     """What a safetensors header names, read by us first: moderate size, each name once; then by the library itself."""
     from safetensors import safe_open
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(value := dict(pairs)) != len(pairs):
-            counts = collections.Counter(name for name, _ in pairs)
-            twice = some(name for name in value if counts[name] > 1)
-            raise ProbeInputError(f"{file}: header names {twice} more than once")
-        return value
-
     try:
         with file.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             if length > MAX_HEADER_BYTES:
                 raise ProbeInputError(f"{file}: not a safetensors file of a language model (header of {length} bytes)")
-            json.loads(handle.read(length), object_pairs_hook=once)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ProbeInputError(
-            f"{file}: not a readable safetensors file ({first_line(error)}); download it again"
-        ) from error
+            header = handle.read(length)
+    except OSError as error:
+        raise ProbeInputError(f"{file}: not a readable safetensors file ({first_line(error)})") from error
+    parse_json(header, f"{file}: not a readable safetensors file; its header")
     with foreign_code(file, "not a readable safetensors file"), safe_open(file, framework="np") as opened:
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
         found = [(name, Tensor(file, one.get_dtype(), tuple(one.get_shape()))) for name, one in slices.items()]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from probes.errors import ProbeInputError, RowRefused
-from probes.foreign import foreign_code, parse_json, plain, read_bytes
-from probes.models.tokenizer import normalisers
+from probes.foreign import BOM, parse_json, plain, read_bytes
+from probes.models.tokenizer import normalisers, text_ids
 from probes.records import Example, Segment, Span, comparable
 
 MAX_GENERATIONS_BYTES = 4 << 30  # of one file, which is held in memory
@@ -57,7 +57,7 @@ def read_generations(path: str | Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(read_bytes(path, MAX_GENERATIONS_BYTES).splitlines(), start=1):
+    for number, line in enumerate(read_bytes(path, MAX_GENERATIONS_BYTES).removeprefix(BOM).splitlines(), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -195,8 +195,7 @@ class TokenBytes:
         return next((found for found in tries if self._holds(found, text)), ids)
 
     def _plain(self, text: str) -> list[int]:
-        with foreign_code("the tokenizer", "cannot encode a text"):  # a pattern of it may give up, which is a panic
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return text_ids(self.tokenizer, text)
 
     def rules(self) -> str:
         """The rules by which the tokenizer changes a text, in words; empty when it keeps what it is given."""

@@ -2,11 +2,13 @@
 
 PEFT matches module names with expressions from ``adapter_config.json``. Those run in RE2, whose time is linear in the
 name. A tokenizer's expressions run inside the ``tokenizers`` library on a backtracking engine and need what RE2 does
-not know (look-ahead), so their form is judged instead: nothing that varies in length may be repeated as a whole.
+not know (look-ahead), so their form is judged instead (``backtracks``), and a long text that takes too long all the
+same is given up (``tokenizer.text_ids``).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,9 +18,12 @@ from probes.errors import ProbeInputError
 from probes.foreign import first_line, plain
 
 MAX_PATTERN = 10_000  # characters
-_MAX_STARS = 4  # unbounded repeats in one alternative: the time is that power of the text in the worst case
-_MANY = 20  # {1,21} counts as unbounded
-_QUANTIFIER = re.compile(r"\{(\d*)(,?)(\d*)\}")
+MAX_PATTERNS = 50  # in one tokenizer.json
+_MAX_CHOICES = 1000  # ways to match at one place; a twentieth of it beside an unbounded repeat
+_MAX_DEPTH = 50
+_MANY = 20  # {1,22} counts as unbounded
+_QUANTIFIER = re.compile(r"\{(?=[\d,]*\d)(\d*)(,?)(\d*)\}")
+_OPENING = re.compile(r"\?[ims]*(?:-[ims]+)?:|\?[=!>]|\?<[=!]|\?<[A-Za-z_]\w*>|(?!\?)")
 
 
 def linear(pattern: str, where: object) -> Any:
@@ -49,85 +54,162 @@ def linear(pattern: str, where: object) -> Any:
 
 
 @dataclass
-class _Group:
-    """A group while it is read: unbounded repeats in this alternative and in its worst; whether its length varies."""
+class _Part:
+    """A character or a class; or a group or a look at what is near, with its alternatives; and how often it may stand.
 
-    stars: int = 0
-    worst: int = 0
-    varies: bool = False
+    Attributes:
+        ways: the alternatives of a group. None: not a group.
+        looks: it takes no character (``\\b``, ``^``, look-ahead), so that what it reads is read again.
+    """
+
+    ways: list[list[_Part]] | None = None
+    looks: bool = False
+    low: int = 1
+    high: float = 1
+
+    def varies(self) -> bool:
+        """Whether it may be matched by texts of different lengths, or in more than one way."""
+        inside = self.ways or []
+        return self.low != self.high or len(inside) > 1 or any(part.varies() for way in inside for part in way)
+
+    def fails(self) -> bool:
+        """Whether it can send the engine back to what stands before it."""
+        if self.ways is None or self.looks:
+            return self.low > 0
+        return self.low > 0 and all(any(part.fails() for part in way) for way in self.ways)
+
+    def cost(self, after: bool) -> tuple[int, float]:
+        """Unbounded repeats that may be gone back into, and the number of other choices; see ``backtracks``.
+
+        Args:
+            after: whether something that follows can fail.
+        """
+        repeats, choices = 0, 1.0
+        if self.ways is not None:
+            found = [_cost(way, after or self.looks) for way in self.ways]
+            repeats, choices = max(one for one, _ in found), sum(other for _, other in found)
+            if (self.low, self.high) not in ((1, 1), (0, 1)) and any(p.varies() for way in self.ways for p in way):
+                raise _Refused("it repeats a group whose length varies")
+            if len(self.ways) > 1 and self.high > 1:
+                raise _Refused("it repeats a group whose length varies")
+        if self.low > _MANY or (after and self.high - self.low > _MANY):
+            repeats += 1
+        elif after:
+            choices += choices * (self.high - self.low) if self.high - self.low <= _MANY else 0
+        return repeats, choices
+
+
+class _Refused(Exception):
+    pass
+
+
+def _cost(way: list[_Part], after: bool) -> tuple[int, float]:
+    """``_Part.cost`` of parts that follow each other: from the last, as only what can fail sends the engine back."""
+    repeats, choices = 0, 1.0
+    for part in reversed(way):
+        more, times = part.cost(after)
+        repeats, choices = repeats + more, choices * times
+        after = after or part.fails()
+    return repeats, choices
 
 
 def backtracks(pattern: str) -> str | None:
-    """Why a backtracking engine could take for ever on this pattern; None when its time is bounded by a low power.
+    """Why a backtracking engine could take more than quadratic time on this pattern; None where it cannot.
 
-    Read without compiling: escapes, classes (which may nest), groups, alternatives, quantifiers.
+    From one place of a text the engine tries all ways to match. Those are multiplied by every repeat that something
+    that can fail stands behind: ``[a-z]+!`` gives back its letters one by one. One such repeat makes a place cost the
+    length of the text, so the text its square; two make it a cube. All published tokenizers have at most one
+    (``\\s*[\\r\\n]+``, ``\\s+(?!\\S)``) in an alternative. Whether two repeats take the same characters is not looked
+    at. What does not vary may be repeated as a group, other choices (``a?``, ``(a|b)``) are counted.
     """
     if len(pattern) > MAX_PATTERN:
         return f"it has {len(pattern)} characters"
-    groups, at, last = [_Group()], 0, None  # last: the group just closed, or None after a single character
+    try:
+        for way in _parsed(pattern):
+            repeats, choices = _cost(way, after=False)
+            if repeats > 1:
+                return f"{repeats} unbounded repeats follow each other and may all be tried again"
+            if choices > _MAX_CHOICES / (20 if repeats else 1):
+                return f"it can be matched in {choices:.3g} ways at each place"
+    except _Refused as refused:
+        return str(refused)
+    return None
+
+
+def _parsed(pattern: str) -> list[list[_Part]]:
+    """The alternatives of a pattern, read without compiling: escapes, classes (which may nest), groups, quantifiers."""
+    groups, at = [_Part([[]])], 0
     while at < len(pattern):
-        char, repeat = pattern[at], None
-        if char == "\\":
-            if pattern[at + 1 : at + 2] in set("123456789kg"):
-                return "it refers back to a group"
-            at, last = at + 2, None
-            if pattern[at - 1 : at] in ("p", "P", "x") and pattern[at : at + 1] == "{":
-                at = (pattern.find("}", at) + 1) or len(pattern)
-            continue
-        if char == "[":
-            at, last = _class_end(pattern, at), None
-            continue
+        char = pattern[at]
+        ways = groups[-1].ways
+        assert ways is not None
         if char == "(":
-            groups.append(_Group())
-            at, last = at + 1, None
-            if pattern[at : at + 1] == "?":  # (?: (?i: (?= (?! (?<= (?<! (?> (?<name>: none of it is a quantifier
-                at += 1
-                while at < len(pattern) and pattern[at] in "imxsa-<":
-                    at += 1
-                at += pattern[at : at + 1] in tuple(":=!>")
+            looks, at = _opened(pattern, at + 1)
+            groups.append(_Part([[]], looks))
+            if len(groups) > _MAX_DEPTH:
+                raise _Refused(f"its groups are more than {_MAX_DEPTH} deep")
+            continue
+        if char == "|":
+            ways.append([])
+            at += 1
             continue
         if char == ")":
             if len(groups) == 1:
-                return "its brackets do not match"
-            last = groups.pop()
-            last.worst = max(last.worst, last.stars)
-            groups[-1].stars += last.worst
-            groups[-1].varies |= last.varies
-            at += 1
-            continue
-        if char == "|":
-            groups[-1].worst, groups[-1].stars = max(groups[-1].worst, groups[-1].stars), 0
-            groups[-1].varies = True
-            at, last = at + 1, None
-            continue
-        if char in "*+?":
-            repeat, at = (0 if char == "?" else _MANY + 1), at + 1
-        elif char == "{" and (found := _QUANTIFIER.match(pattern, at)):
-            low, comma, high = found.groups()
-            most = int(high[:9]) if high else (_MANY + 1 if comma else 0)
-            repeat = most if comma else -1
-            if last is not None and last.varies and (int(low[:9] or 0) > 1 or most > 1):
-                return "it repeats a group whose length varies"
-            at = found.end()
+                raise _Refused("its brackets do not match")
+            part, at = groups.pop(), at + 1
+            assert groups[-1].ways is not None
+            ways = groups[-1].ways
+        elif char == "\\":
+            part, at = _escaped(pattern, at + 1)
+        elif char == "[":
+            part, at = _Part(), _class_end(pattern, at)
+        elif char in "*+?" or (char == "{" and _QUANTIFIER.match(pattern, at)):
+            raise _Refused("it repeats a repeat, or nothing")
         else:
-            at, last = at + 1, None
-            continue
-        if repeat >= 0:
-            groups[-1].varies = True
-        if repeat > _MANY:
-            if last is not None and last.varies:
-                return "it repeats a group whose length varies"
-            groups[-1].stars += 1
-            if groups[-1].stars > _MAX_STARS:
-                return f"more than {_MAX_STARS} unbounded repeats follow each other"
-        if pattern[at : at + 1] in ("?", "+"):  # lazy, possessive
-            at += 1
-            if pattern[at : at + 1] in tuple("*+"):
-                return "it repeats a repeat"
-        elif pattern[at : at + 1] == "*":
-            return "it repeats a repeat"
-        last = None
-    return None if len(groups) == 1 else "its brackets do not match"
+            part, at = _Part(looks=char in "^$"), at + 1
+        part.low, part.high, at = _repeated(pattern, at)
+        ways[-1].append(part)
+    if len(groups) > 1:
+        raise _Refused("its brackets do not match")
+    assert groups[0].ways is not None
+    return groups[0].ways
+
+
+def _opened(pattern: str, at: int) -> tuple[bool, int]:
+    """Whether the group whose bracket stands before ``at`` looks only, and where its content begins."""
+    found = _OPENING.match(pattern, at)
+    if found is None:
+        raise _Refused(f"a group begins with {plain(pattern[at : at + 4], 20)!r}")
+    return found[0] in ("?=", "?!", "?<=", "?<!"), found.end()
+
+
+def _escaped(pattern: str, at: int) -> tuple[_Part, int]:
+    """What a backslash before ``at`` means."""
+    char = pattern[at : at + 1]
+    if char == "" or char in "123456789kgKRXGO":  # references, calls, what is kept, clusters of characters
+        raise _Refused("it refers back to a group" if char in "123456789kg" and char else f"it holds \\{char}")
+    if char in "pPx" and pattern[at + 1 : at + 2] == "{":
+        end = pattern.find("}", at)
+        if end < 0:
+            raise _Refused("its brackets do not match")
+        return _Part(), end + 1
+    return _Part(looks=char in "bBAzZ"), at + 1
+
+
+def _repeated(pattern: str, at: int) -> tuple[int, float, int]:
+    """Lowest and highest number of times by the quantifier at ``at``, and the place after it."""
+    char, (low, high) = pattern[at : at + 1], (1, 1.0)
+    if char and char in "*+?":
+        low, high, at = int(char == "+"), 1.0 if char == "?" else math.inf, at + 1
+        at += pattern[at : at + 1] in ("?", "+")  # lazy, possessive
+    elif (found := _QUANTIFIER.match(pattern, at)) is not None:
+        least, comma, most = found.groups()
+        low = int(least[:9] or 0)
+        high = float(most[:9]) if most else math.inf if comma else float(low)
+        at = found.end() + (pattern[found.end() : found.end() + 1] == "?")
+        if low > high:
+            raise _Refused("it repeats something more often than at most")
+    return low, high, at
 
 
 def _class_end(pattern: str, at: int) -> int:
@@ -149,7 +231,7 @@ def _class_end(pattern: str, at: int) -> int:
         if char == "]":
             begin = False
         at += 1
-    return at
+    raise _Refused("its brackets do not match")
 
 
 def patterns_in(value: Any) -> Iterable[str]:

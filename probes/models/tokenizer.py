@@ -12,6 +12,7 @@ import binascii
 import json
 import math
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning
 from probes.foreign import first_line, foreign_code, inside, parse_json, plain, read_bytes
-from probes.models.patterns import backtracks, patterns_in
+from probes.models.patterns import MAX_PATTERNS, backtracks, patterns_in
 
 # What transformers builds a tokenizer from. No chat template: prompts come as token ids.
 _JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
@@ -29,6 +30,7 @@ _OTHER = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoke
 # Of tokenizer_config.json: code of a repository, and names of other files.
 _DROPPED = ("auto_map", "chat_template", "tokenizer_file", "vocab_file", "merges_file", "fast_tokenizer_files",
             "special_tokens_map_file", "name_or_path", "custom_pipelines")  # fmt: skip
+_SHORT, _LONGEST = 2000, 60  # characters whose time the form of the patterns bounds; seconds for a longer text
 _MAX_GROWTH = 1000  # how often a chain of Replace rules may multiply the length of a text
 
 
@@ -68,6 +70,38 @@ def load_tokenizer(model_dir: str | Path) -> Any:
     return tokenizer
 
 
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text as it is, without special tokens.
+
+    Raises:
+        ProbeInputError: the tokenizer gives up, or is not done after ``_LONGEST`` seconds. (The library cannot be
+            interrupted, but it works without Python's lock; its thread ends with the process.)
+    """
+    found: list[Any] = []
+
+    def work() -> None:
+        try:
+            found.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+        except BaseException as error:  # a pattern may give up, which is a panic and no Exception
+            found.append(error)
+
+    if len(text) <= _SHORT:
+        work()
+    else:
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(_LONGEST)
+    if not found:
+        raise ProbeInputError(
+            f"the tokenizer: needs more than {_LONGEST} s for a text of {len(text)} characters; take the tokenizer of "
+            "the original release, whose patterns have no trap"
+        )
+    if isinstance(found[0], BaseException):
+        with foreign_code("the tokenizer", "cannot encode a text"):
+            raise found[0]
+    return found[0]
+
+
 def normalisers(core: Any) -> list[str]:
     """The names of the rules of a ``tokenizers.Tokenizer`` that change a text beyond its spaces."""
     with foreign_code("tokenizer", "cannot tell its normalizer"):
@@ -90,7 +124,10 @@ def _checked(path: Path, data: bytes) -> dict[str, Any]:
 
 def _tokenizer_json(path: Path, value: dict[str, Any]) -> dict[str, Any]:
     """Raises, warns, and gives back what may be opened."""
-    for pattern in patterns_in(value):
+    patterns = list(patterns_in(value))
+    if len(patterns) > MAX_PATTERNS:
+        raise ProbeInputError(f"{path}: {len(patterns)} patterns are not those of a tokenizer; download it again")
+    for pattern in patterns:
         if why := backtracks(pattern):
             raise ProbeInputError(
                 f"{path}: its pattern {plain(repr(pattern), 80)} can run for ever: {why}; take the tokenizer of the "

@@ -69,7 +69,7 @@ def refuse_held(out: Path) -> None:
 
 def _holder(out: Path) -> str:
     try:
-        found = read_json(out / HOLDER, 1 << 16)
+        found = read_json(out / HOLDER)
     except ProbeInputError:
         return "another process"
     return f"process {plain(found.get('process'), 20)} on {plain(found.get('host'), 100)}"

@@ -73,9 +73,14 @@ def test_read_only_directory(world, capsys, command):
     assert contents(world) == before
 
 
+def anything(target: Path):
+    """``replace_dir`` of a directory that may hold what it likes."""
+    return replace_dir(target, lambda _: None)
+
+
 def lock_of(target: Path, command: str):
     if command in ("mentalglm convert", "mentalglm export"):
-        return replace_dir(target)
+        return anything(target)
     return working_on(target) if target.suffix else working_in(target)
 
 
@@ -93,7 +98,7 @@ def test_two_at_once(world, capsys, command):
 
 HOLD = """import sys, time, pathlib
 from mentalglm_jax.files import {how}
-with {how}(pathlib.Path(sys.argv[1])) as inside:
+with {how}(pathlib.Path(sys.argv[1]), *[lambda _: None] * ("{how}" == "replace_dir")) as inside:
     (inside or pathlib.Path(sys.argv[1])).joinpath("half").write_text("half") if "{how}" != "working_on" else None
     print("holding", flush=True)
     time.sleep(600)
@@ -113,7 +118,7 @@ def holder(how: str, target: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.parametrize("how", ["replace_dir", "working_in", "working_on"])
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, how):
-    enter = {"replace_dir": replace_dir, "working_in": working_in, "working_on": working_on}[how]
+    enter = {"replace_dir": anything, "working_in": working_in, "working_on": working_on}[how]
     target = tmp_path / "target"
     with holder(how, target) as process:
         began = time.monotonic()
@@ -155,9 +160,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next_of_the_same_target_on
         for path in foreign:
             path.write_text("mine")
         (tmp_path / ".out.00000000000000aa.unfinished").symlink_to(tmp_path / "out.unfinished")
-        with replace_dir(tmp_path / "out.c"):
+        with anything(tmp_path / "out.c"):
             assert len(list(tmp_path.glob(".out.*.unfinished/half"))) == 2  # neither's business
-        with replace_dir(tmp_path / "out") as inside:
+        with anything(tmp_path / "out") as inside:
             (inside / "whole").write_text("whole")
         (left,) = tmp_path.glob(".out.*.unfinished/half")
         assert left.parent.name.startswith(".out.b.")
@@ -171,7 +176,7 @@ def test_killed_between_two_renames_the_old_directory_comes_back(tmp_path):
     old = tmp_path / ".out.0123456789abcdef.unfinished.old"
     old.mkdir()
     (old / "file").write_text("old")
-    with pytest.raises(RunError, match="stopped"), replace_dir(tmp_path / "out"):
+    with pytest.raises(RunError, match="stopped"), anything(tmp_path / "out"):
         raise RunError("stopped")
     assert (tmp_path / "out" / "file").read_text() == "old"
 

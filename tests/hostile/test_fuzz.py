@@ -2,6 +2,7 @@
 seconds or two GiB. ``FUZZ_EXAMPLES`` is how many inputs each reader gets: 200 unless it is set; the slow tests take
 100,000."""
 
+import copy
 import json
 import os
 import random
@@ -62,9 +63,9 @@ def mutated_value(value, draw):
         if kind == 0:
             node.pop(last)
         elif kind == 1 and isinstance(node, dict):
-            node[draw.choice(["x", "\x07", "a.b", "(", *map(str, node)])] = node[last]
+            node[draw.choice(["x", "\x07", "a.b", "(", *map(str, node)])] = copy.deepcopy(node[last])
         else:
-            node[last] = draw.choice(VALUES)
+            node[last] = copy.deepcopy(draw.choice(VALUES))  # a list that is put into itself ends nowhere
     return value
 
 
@@ -174,7 +175,7 @@ def attack(name, directory, count):
     @hypothesis.given(st.integers(0, 2**64 - 1))
     def one(seed):
         (directory / name).write_bytes(mutate(data, random.Random(seed)))
-        began, end, code, line = time.monotonic(), "value", 2, ""
+        began, worked, end, code, line = time.monotonic(), time.process_time(), "value", 2, ""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -190,7 +191,7 @@ def attack(name, directory, count):
             end, code, line = "refusal", error.exit_code, str(error)
         ends[end] += 1
         assert code == 2 and len(line) < 100_000, line[:1000]
-        assert time.monotonic() - began < 5
+        assert time.process_time() - worked < 5 and time.monotonic() - began < 60  # other processes may be busy
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:

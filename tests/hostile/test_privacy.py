@@ -90,7 +90,7 @@ def test_a_replaced_directory_keeps_its_mode_and_those_of_its_files(tmp_path, um
         (out / name).chmod(its)
     (out / "inside").chmod(0o700)
     out.chmod(kept)
-    with core.replace_dir(out) as temporary:
+    with core.replace_dir(out, lambda _: None) as temporary:
         (temporary / "inside").mkdir()
         for name in ("a", "inside/b", "inside/new"):
             core.write_text(temporary / name, "new")

@@ -80,7 +80,7 @@ MODELS = {
     "header is deep": (lambda m: _header(m / "model.safetensors", DEEP.encode()), r"not a readable safetensors file"),
     "header names a tensor twice": (
         lambda m: _header(m / "model.safetensors", b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":1}'),
-        r"names a more than once"),
+        r"the key 'a' stands more than once"),
     "header promises more than the file": (
         lambda m: _header(m / "model.safetensors", b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'),
         r"not a readable safetensors file"),
@@ -95,9 +95,9 @@ MODELS = {
     "10^9 layers": (lambda m: edit(m / "config.json", num_hidden_layers=10**9), r"num_hidden_layers: must be a number"),
     "10^9 heads": (lambda m: edit(m / "config.json", num_attention_heads=10**9), r"num_attention_heads: must be"),
     "a far larger model": (lambda m: edit(m / "config.json", intermediate_size=10**8), r"the files hold [\d,]+$"),
-    "eos 10^40": (lambda m: edit(m / "config.json", eos_token_id=10**40), r"eos_token_id: must be a token id"),
-    "eos 10^40 to generate": (
-        lambda m: edit(m / "generation_config.json", eos_token_id=[10**40]), r"eos_token_id: must be a token id"),
+    "eos 10^12": (lambda m: edit(m / "config.json", eos_token_id=10**12), r"eos_token_id: must be a token id"),
+    "eos 10^12 to generate": (
+        lambda m: edit(m / "generation_config.json", eos_token_id=[10**12]), r"eos_token_id: must be a token id"),
     "other weight files by name": (
         lambda m: edit(m / "config.json", transformers_weights="../evil.safetensors"), r"names other files"),
     "attention code from the Hub": (

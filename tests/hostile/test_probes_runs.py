@@ -63,7 +63,8 @@ ROWS = {
     "half a pair in a post": (_rows('{"id": "a", "post": "\\ud83d"}'), r":1: key 'post' holds half a surrogate pair"),
     "half a pair in a key": (_rows('{"\\ud83d": "a"}'), r":1: a key holds half a surrogate pair"),
     "half a pair deep": (_rows('{"a": {"b": ["\\udc00"]}}'), r":1: key 'b' holds half a surrogate pair"),
-    "token id 10^40": (_row(prompt_ids=[10**40]), r"'prompt_ids' holds 10+…?, which no vocabulary has"),
+    "token id 10^18": (_row(prompt_ids=[10**18]), r"'prompt_ids' holds 10+…?, which no vocabulary has"),
+    "token id 10^40": (_row(prompt_ids=[10**40]), r":1: not usable: an integer of 41 digits"),
     "token id beyond the model": (
         lambda p: _row(output_ids=[*_first(p)["output_ids"], 10**6])(p), r"token id 1000000 but the model has"),
     "token id true": (_row(prompt_ids=[True]), r"'prompt_ids' must hold non-negative integers"),

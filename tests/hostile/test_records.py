@@ -2,13 +2,10 @@
 
 import json
 import os
-import struct
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from mentalglm_jax.data.records import read_records, write_records
+from mentalglm_jax.data.records import read_records
 from mentalglm_jax.data.tables import read_json_list
 from mentalglm_jax.evaluate.answers import read_generations
 from tests.hostile.attack import refused, run
@@ -78,61 +75,3 @@ def test_list_item(tmp_path, attack):
     file.write_text("[{}, " + str(raw) + "]")
     says = r"field 'a': .*half of a UTF-16" if attack == "half a surrogate pair" else "not JSON"
     refused(called(lambda: list(read_json_list(file))), rf"train\.json:1[:,] {says}")
-
-
-def parquet(path, table):
-    pq.write_table(table, path)
-
-
-def image_table(source):
-    """What ``datasets`` takes for images and sounds to fetch and decode."""
-    columns = {name: [value] for name, value in RECORD.items()}
-    columns |= {"source": [{"bytes": None, "path": source}]}
-    features = {name: {"dtype": "string", "_type": "Value"} for name in RECORD} | {"source": {"_type": "Image"}}
-    table = pa.table(columns)
-    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-
-
-@pytest.mark.parametrize("source", ["/etc/passwd", "http://127.0.0.1:9/x.png", "hf://datasets/a/b/c.png"])
-def test_parquet_that_names_files_and_addresses(tmp_path, source, monkeypatch):
-    file = tmp_path / "records.parquet"
-    parquet(file, image_table(source))
-    opened = []
-    monkeypatch.setattr("builtins.open", lambda *a, **k: opened.append(a))
-    outcome = called(lambda: read_records(file))
-    assert opened == []
-    refused(outcome, "records.parquet:1: source: expected text, got dict")
-
-
-def test_parquet_metadata_is_not_looked_at(tmp_path):
-    table = pa.table({name: [value] for name, value in RECORD.items()})
-    parquet(tmp_path / "r.parquet", table.replace_schema_metadata({"huggingface": "[" * 10_000}))
-    assert read_records(tmp_path / "r.parquet")[0].to_dict()["id"] == "r1"
-
-
-def test_parquet_round_trip(tmp_path):
-    (tmp_path / "r.jsonl").write_text(json.dumps(RECORD) + "\n")
-    records = read_records(tmp_path / "r.jsonl")
-    write_records(tmp_path / "r.parquet", records)
-    assert read_records(tmp_path / "r.parquet") == records
-
-
-PARQUETS = {
-    "empty": b"", "text": b"x" * 100, "marks only": b"PAR1PAR1",
-    "footer beyond": b"PAR1" + struct.pack("<I", 1 << 30) + b"PAR1",
-    "footer of noise": b"PAR1" + bytes(range(200)) + struct.pack("<I", 200) + b"PAR1",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("attack", PARQUETS)
-def test_parquet_damaged(tmp_path, attack):
-    (tmp_path / "r.parquet").write_bytes(PARQUETS[attack])
-    refused(called(lambda: read_records(tmp_path / "r.parquet")), "not a Parquet file that can be read")
-
-
-def test_parquet_that_grows_to_a_gigabyte(tmp_path):
-    column = pa.array(["x" * (1 << 20)] * 600)
-    table = pa.table({"id": column, "post": column})
-    pq.write_table(table, tmp_path / "r.parquet", use_dictionary=False, compression="zstd")
-    assert (tmp_path / "r.parquet").stat().st_size < 1 << 24
-    refused(called(lambda: read_records(tmp_path / "r.parquet")), "a column of 6[0-9]+ bytes is too large")

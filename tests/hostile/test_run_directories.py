@@ -191,3 +191,15 @@ def test_restart_looks_for_its_input_first(tried, tmp_path):
     (tmp_path / "run" / "summary.json").write_text("{}")
     refused(tried("--restart", "--set", "data.root=typing_eror"), "no such file or directory; --restart has deleted")
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name", ["stages", "stages/a/checkpoints", "data/faithful", "summary.json", "merged"])
+def test_a_run_does_not_go_on_through_a_link(tried, tmp_path, name):
+    """It keeps two checkpoints and deletes older ones, it renames damaged ones: all that is numbered, elsewhere too."""
+    refused(tried(), MISSING)
+    (tmp_path / "elsewhere" / "2023").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "2023" / "photo").write_text("mine")
+    (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    refused(tried(), rf"run/{name}: is a link, and a run writes and deletes in its own directory only")
+    assert (tmp_path / "elsewhere" / "2023" / "photo").read_text() == "mine"

@@ -101,7 +101,7 @@ ATTACKS = {
        for name, (raw, says) in JSON_ATTACKS.items() if name != "17 MB"},
     "a pipe": (fifo("tokenizer.json"), "is not a file"),
     "a link outside": (link("tokenizer.json"), "is a link to a file outside"),
-    "41 MB": (text("tokenizer.json", b"{" + b" " * (41 << 20) + b"}"), "too large"),
+    "65 MB": (text("tokenizer.json", b"{" + b" " * (65 << 20) + b"}"), "too large"),
     "an object": (text("tokenizer.json", "{}"), "model None is not a part"),
     "a split that never ends": (split({"Regex": r"(\w+)+!"}), "none of the published patterns"),
     "a split that does not compile": (split({"Regex": "("}), "none of the published patterns"),

@@ -23,6 +23,10 @@ def call(request, monkeypatch):
     return request.param
 
 
+def anything(_: Path) -> None:
+    """A directory that may hold what it likes."""
+
+
 def folder(path: Path, text: str) -> Path:
     path.mkdir()
     (path / "file").write_text(text)
@@ -31,19 +35,19 @@ def folder(path: Path, text: str) -> Path:
 
 def test_the_new_takes_the_place_of_the_old(tmp_path, call):
     path = folder(tmp_path / "out", "old")
-    with replace_dir(path) as temporary:
+    with replace_dir(path, anything) as temporary:
         (temporary / "file").write_text("new")
         assert (path / "file").read_text() == "old"
     assert (path / "file").read_text() == "new"
     assert os.listdir(tmp_path) == ["out"]
-    with replace_dir(tmp_path / "first") as temporary:
+    with replace_dir(tmp_path / "first", anything) as temporary:
         (temporary / "file").write_text("first")
     assert (tmp_path / "first" / "file").read_text() == "first" and sorted(os.listdir(tmp_path)) == ["first", "out"]
 
 
 def test_a_failure_inside_leaves_the_old(tmp_path, call):
     path = folder(tmp_path / "out", "old")
-    with pytest.raises(RunError, match=r"cannot write .*what was there is unchanged"), replace_dir(path):
+    with pytest.raises(RunError, match=r"cannot write .*what was there is unchanged"), replace_dir(path, anything):
         raise OSError(28, "No space left on device")
     assert (path / "file").read_text() == "old" and os.listdir(tmp_path) == ["out"]
 
@@ -61,7 +65,7 @@ def test_a_failure_between_two_renames_takes_the_first_back(tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "rename", failing)
     expected = RunError if isinstance(error, OSError) else KeyboardInterrupt
-    with pytest.raises(expected), replace_dir(path) as temporary:
+    with pytest.raises(expected), replace_dir(path, anything) as temporary:
         (temporary / "file").write_text("new")
     assert (path / "file").read_text() == "old" and os.listdir(tmp_path) == ["out"]
 
@@ -73,6 +77,6 @@ def test_there_is_no_moment_without_the_directory(tmp_path, monkeypatch):
         pytest.skip("this file system does not exchange")
     assert (tmp_path / "a" / "file").read_text() == "b"
     monkeypatch.setattr(Path, "rename", lambda self, target: pytest.fail(f"{self} was renamed"))
-    with replace_dir(path) as temporary:
+    with replace_dir(path, anything) as temporary:
         (temporary / "file").write_text("new")
     assert (path / "file").read_text() == "new"

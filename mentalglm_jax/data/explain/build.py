@@ -284,7 +284,7 @@ def _write(
 ) -> dict[str, Any]:  # fmt: skip
     accepted = [explained(o.candidate) for o in outcomes if _keepable(recipe, o)]
     rejected = [o for o in outcomes if not _keepable(recipe, o)]
-    with replace_dir(recipe.out, private=True) as folder:
+    with replace_dir(recipe.out, check_replaceable, private=True) as folder:
         for split in SPLITS:
             if rows := [record for record in accepted if record.split == split]:
                 write_records(folder / "data" / f"{split}.parquet", rows)
