@@ -26,6 +26,7 @@ MAX_JSON_BYTES = 16 << 20  # an index of 100,000 tensors has 10 MB
 MAX_TOKENIZER_BYTES = 40 << 20  # glm-4-9b's has 20 MB
 MAX_DEPTH = 50
 MAX_INTEGER = 2**63 - 1
+NO_LIMIT = str(int(1e30))  # what transformers writes for the model_max_length of a tokenizer without one
 MAX_YAML_BYTES = 256 << 10
 MAX_YAML_NODES = 100_000  # aliases followed
 MAX_PATTERN = 20_000  # characters
@@ -172,6 +173,8 @@ def check_json(value: Any, text: str, half_pairs: bool = False) -> None:
 
 
 def _integer(text: str) -> int:
+    if text == NO_LIMIT:
+        return int(text)
     if len(text) > 20 or abs(value := int(text)) > MAX_INTEGER:
         raise ValueError(f"an integer of {len(text)} digits, beyond 64 bits")
     return value
