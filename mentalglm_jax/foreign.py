@@ -27,6 +27,7 @@ DIRECTORY: dict[str, Any] = json.loads((Path(__file__).parent / "directory.json"
 MAX_JSON_BYTES = 16 << 20  # of a file that is not in that list
 MAX_DEPTH: int = DIRECTORY["levels"]
 MAX_INTEGER = 2**63 - 1
+NO_LIMIT = str(int(1e30))  # what transformers writes for the model_max_length of a tokenizer without one
 MAX_YAML_BYTES = 256 << 10
 MAX_YAML_NODES = 100_000  # aliases followed
 MAX_PATTERN = 20_000  # characters
@@ -198,6 +199,8 @@ def check_json(value: Any, text: str, half_pairs: bool = False) -> None:
 
 
 def _integer(text: str) -> int:
+    if text == NO_LIMIT:
+        return int(text)
     if len(text) > 20 or abs(value := int(text)) > MAX_INTEGER:
         raise ValueError(f"an integer of {len(text)} digits, beyond 64 bits")
     return value

@@ -55,9 +55,19 @@ def wrapped(model) -> set[str]:
     return {name for name, module in model.base_model.model.named_modules() if hasattr(module, "lora_A")}
 
 
-@pytest.mark.parametrize("variant", ["llama", "qwen2"])
-@pytest.mark.parametrize("case", CASES)
-def test_what_peft_saves_gives_the_same_logits_and_is_written_back(hf, bases, tmp_path, variant, case):
+def cases(table, usual):
+    """(case, variant) of all, where those that are not ``usual`` are slow tests."""
+    return [
+        pytest.param(case, variant, marks=() if (case, variant) in usual else pytest.mark.slow)
+        for case in table for variant in ("llama", "qwen2")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "variant"),
+    cases(CASES, {("gate alone", "qwen2"), ("rslora patterns", "qwen2"), ("head", "llama"), ("everything", "qwen2")}),
+)
+def test_what_peft_saves_gives_the_same_logits_and_is_written_back(hf, bases, tmp_path, case, variant):
     base = bases[variant]
     model = by_peft(hf, tmp_path / "adapter", variant, **CASES[case])
     ours = nnx.clone(base)
@@ -79,7 +89,7 @@ def test_what_peft_saves_gives_the_same_logits_and_is_written_back(hf, bases, tm
     assert hf.error(hf.logits(loaded, TOKENS), reference) <= 1e-5
 
 
-@pytest.mark.parametrize("case", ["patterns", "everything"])
+@pytest.mark.parametrize("case", ["patterns", pytest.param("everything", marks=pytest.mark.slow)])
 def test_training_goes_on_in_jax_and_back_in_peft(hf, bases, tmp_path, case):
     """Gate and up, read apart, are one module with all the ranks here; what has become of it is exact in PEFT."""
     by_peft(hf, tmp_path / "adapter", "qwen2", **CASES[case])
@@ -111,9 +121,8 @@ OURS = {
 }
 
 
-@pytest.mark.parametrize("variant", ["llama", "qwen2"])
-@pytest.mark.parametrize("case", OURS)
-def test_what_we_save_loads_in_peft_and_back(hf, bases, tmp_path, variant, case):
+@pytest.mark.parametrize(("case", "variant"), cases(OURS, {("lora", "llama"), ("dora", "qwen2"), ("saved", "llama")}))
+def test_what_we_save_loads_in_peft_and_back(hf, bases, tmp_path, case, variant):
     ours = trained(bases[variant], **OURS[case])
     save_adapter(ours, tmp_path / "adapter")
     loaded = peft.PeftModel.from_pretrained(hf.variant(variant), tmp_path / "adapter")

@@ -23,14 +23,20 @@ from tests.mentalglm_jax.checkpoints.conftest import RELATIVES
 from tests.mentalglm_jax.weights import TOKENS, edit_json, same_tree, tensors_in
 
 CAUSAL = [name for name in RELATIVES if not name.startswith("glm4")]
+USUAL = ("llama-3", "llama-wide-heads", "qwen2", "glm4v")
 
 
-@pytest.mark.parametrize("name", RELATIVES)
+def usually(names):
+    """Those that are not ``USUAL`` are slow tests."""
+    return [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", usually(RELATIVES))
 def test_what_transformers_saves_loads_bit_for_bit(hf, relatives, name):
     same_tree(load(relatives / name), hf.to_jax(hf.variant(name)))
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", usually(CAUSAL))
 def test_what_we_save_loads_in_transformers_bit_for_bit(hf, tmp_path, name):
     """From parameters that no table of ours has touched."""
     reference = hf.variant(name)
@@ -55,8 +61,11 @@ def test_rows_of_heads_go_there_and_back():
     np.testing.assert_array_equal(interleaved(half_split(rows[:, 0], 4), 4), rows[:, 0])  # a bias
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2-tied-yarn"])
-@pytest.mark.parametrize("chunk", [300, 700, 1 << 20])
+@pytest.mark.parametrize(
+    ("name", "chunk"),
+    [("qwen2-tied-yarn", 300), pytest.param("llama", 700, marks=pytest.mark.slow),
+     pytest.param("llama", 1 << 20, marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_converting_there_and_back_keeps_every_bit(relatives, tmp_path, monkeypatch, name, chunk):
     """Through glm, and through the parameter tree, in blocks that hold no whole head, some, all."""
     monkeypatch.setattr(directories, "CHUNK_BYTES", chunk)

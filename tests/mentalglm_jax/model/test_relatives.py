@@ -16,7 +16,13 @@ from tests.mentalglm_jax.model.test_glm import TOKENS, TOLERANCE, layers_match
 VARIANTS = ["llama", "llama-3", "llama-linear", "llama-wide-heads", "mistral", "qwen2", "qwen2-tied-yarn"]
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, "glm4v", "glm46v"])
+USUAL = ("llama-3", "qwen2-tied-yarn", "glm4v")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in (*VARIANTS, "glm4v", "glm46v")],
+)
 def test_every_layer_and_the_logits_match_transformers(hf, name):
     model = hf.variant(name)
     ours = hf.to_jax(model)
