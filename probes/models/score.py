@@ -120,7 +120,8 @@ class Forward:
         Args:
             keep: bool ``[B, n]``.
             eraser: "attention" (no position may attend to an erased token; positions stay), "neutral" (the token
-                becomes the pad token) or "resample" (it becomes a token of ``filler``; the mean over its rows).
+                becomes the pad token) or "resample" (it becomes a token of ``filler``; the median over its rows: other
+                posts hold cues of their own, and what those few do is not what the erased token did).
             filler: float32 ``[draws, n, D]`` (``filler``), for "resample" only.
         Returns:
             float32 ``[B, targets]`` in nats, no gradient.
@@ -147,7 +148,7 @@ class Forward:
                 if filler is None:
                     return self._run(torch.where(rows[..., None], self.post, self.neutral), None)
                 draws = [self._run(torch.where(rows[..., None], self.post, drawn), None) for drawn in filler]
-                return torch.stack(draws).mean(0)
+                return torch.stack(draws).quantile(0.5, 0)
 
         return self.scorer.chunked(part, keep, self.tokens)
 

@@ -38,6 +38,7 @@ DEFAULT_METHODS = ("ig", "erase", "gradnorm")
 # Gauss-Legendre nodes per stretch of the path, and the stretches one starts with: 16 steps. Many short stretches beat
 # few long ones: with RMSNorm and a pad embedding of zero, all the change is in the first percent of the path.
 _NODES, _STRETCHES = 4, 4
+_SHAP_FILLERS = 4  # starts of gradient SHAP that are other text, beside the pad token and zero
 _SHAP_ROWS = 8  # samples of gradient SHAP per batch: fixed, so that what Captum draws does not depend on the memory
 
 
@@ -241,7 +242,7 @@ def _gradient_shap(
     """Captum's ``GradientShap`` with pad, zero and filler starts; the error of completeness is that of sampling."""
     began, rows_before = time.perf_counter(), forward.rows_run
     starts = [forward.neutral[None], torch.zeros_like(forward.post)[None]]
-    starts = torch.cat([*starts, forward.filler(fillers, settings.draws, settings.seed)])
+    starts = torch.cat([*starts, forward.filler(fillers, _SHAP_FILLERS, settings.seed)])
     shap = GradientShap(lambda post: forward(post)[:, 0])
     total, samples = torch.zeros(len(forward.post), dtype=torch.float64), 0
     with seeded(settings.seed):

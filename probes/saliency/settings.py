@@ -45,7 +45,7 @@ class Settings:
         eraser: "attention", "neutral" or "resample" (``Forward.kept``).
         units: clause | word | char | token (``citations.clauses.unit_tokens``): what erasure and Shapley values count.
         max_units: most clauses.
-        draws: fillers per erasure by resampling, over which the score is averaged.
+        draws: fillers per erasure by resampling, over which the score's median is taken.
         shap_samples: permutations per Shapley value; samples of gradient SHAP are as many.
         seed: of everything that is drawn.
     """
@@ -56,7 +56,7 @@ class Settings:
     eraser: str = "attention"
     units: str = "clause"
     max_units: int = 30
-    draws: int = 4
+    draws: int = 12
     shap_samples: int = 25
     seed: int = 0
 

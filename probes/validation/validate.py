@@ -22,6 +22,7 @@ from probes.citations.clauses import pieces
 from probes.records import Attribution, Example
 from probes.results.summary import check_of
 from probes.stats import auroc, diagnosticity
+from probes.validation.gate_rates import gate_rates, length_rates
 from probes.validation.holes import holes
 from probes.validation.planted import Planted, World, train, with_adapter
 from probes.validation.rows import Row, row
@@ -118,59 +119,7 @@ def error_rates(posts: int, data_sets: int, seed: int = 0) -> list[Row]:
                 0.1 if "sets" in name else 0.075,
             )
         )
-    return [*rows, *_gate_rates(posts, seed)]
-
-
-def _gate_rates(draws: int, seed: int) -> list[Row]:
-    """P-values of the gates for a map that knows nothing of the model, where neighbouring clauses are alike in both.
-
-    Beside them, for information, what the same checks would reject if the map's values were put in random order.
-    """
-    from probes.checks.gates import judge
-    from probes.saliency.settings import Settings
-    from probes.validation.error_rates import clause_map, smooth
-    from probes.validation.selftest import closed_form_probe
-
-    rng = np.random.default_rng(seed)
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    hits: dict[str, list[bool]] = {}
-    passed: list[bool] = []
-    for at in range(draws):
-        k = int(rng.integers(20, 27))  # fewer clauses have fewer than 20 rotations and can not reach 0.05
-        weights = smooth(rng, k, 2.0)
-        probe = closed_form_probe({c: [float(w)] for c, w in zip(letters, weights, strict=False)}, lambda s: s[..., 0])
-        ids, post = probe.token_bytes.encode, ", ".join(letters[:k])
-        given = {"id": "r", "post": post, "prompt_ids": ids(f"p {post} ?"), "output_ids": ids("A")}
-        example = probe.encode(given | {"label_text": "A", "candidates": {"a": "A", "b": "B"}})
-        found = clause_map("erase", smooth(rng, k, 2.0), pieces(post))
-        for check in judge(probe, example, [found], Settings(seed=at)):
-            if check.p is not None:
-                hits.setdefault(check.name, []).append(check.p <= 0.05)
-            if check.name == "faithfulness_corr":
-                passed.append(check.status == "ok")
-        hits.setdefault("shuffled", []).append(_shuffled_p(found.values, weights, rng) <= 0.05)
-    shuffled = float(np.mean(hits.pop("shuffled")))
-    rows = [
-        row(f"V10.{name}.erase", f"P(p <= 0.05), one post, {len(found)} smooth maps", float(np.mean(found)), 0.075)
-        for name, found in hits.items()
-    ]
-    rows.append(
-        row(
-            "V10.gate",
-            f"maps unrelated to the model that pass the gate, {len(passed)} maps",
-            float(np.mean(passed)),
-            0.15,
-        )
-    )
-    return [*rows, row("V10.shuffled", "the same, clauses in random order (not used: rejects true nulls)", shuffled)]
-
-
-def _shuffled_p(values: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> float:
-    """P-value of the correlation of map and effects against the map in random order, the shortcut that is refused."""
-    from probes.checks.agreement import pearson
-
-    found = pearson(values, weights)
-    return (1 + sum(pearson(rng.permutation(values), weights) >= found for _ in range(99))) / 100
+    return [*rows, *gate_rates(posts, seed), *length_rates(posts // 4, seed)]
 
 
 def power_curves(draws: int, seed: int = 0) -> list[Row]:

@@ -206,6 +206,18 @@ def test_subsets() -> None:
     assert torch.equal(subset_masks(20, 8, 5), subset_masks(20, 8, 5))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_few_other_posts_with_cues_of_their_own_do_not_speak_for_a_clause(seed: int) -> None:
+    """One filler in six decides the label by itself: what it does is not what the clause it replaces did."""
+    probe = closed_form_probe({"x": [2.0], "z": [-20.0]}, lambda seen: seen[..., 0])
+    post, ids = "abc, dex, fgh, ijk.", probe.token_bytes.encode
+    row = {"id": "r", "post": post, "prompt_ids": ids(f"p {post} ?"), "output_ids": ids("A"), "label_text": "A"}
+    example = probe.encode(row | {"candidates": {"a": "A", "b": "B"}})
+    fillers = ("zbcd, ", *(f"{letters}, " for letters in ("bcde", "cdef", "defg", "efgh", "fghi")))
+    (found,) = attribute(probe, example, ("erase_resample",), ("label",), Settings(seed=seed), fillers)
+    assert found.values.tolist() == pytest.approx([0.0, 2.0, 0.0, 0.0], abs=1e-5)
+
+
 def test_what_needs_fillers_says_so(tiny_probe: Probe, example: Example) -> None:
     with pytest.raises(ProbeInputError, match="needs fillers: clauses of other posts"):
         attribute(tiny_probe, example, ("erase_resample",), ("label",))

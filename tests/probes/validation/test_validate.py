@@ -23,7 +23,7 @@ from probes.results import summary as summary_module
 from probes.results.summary import summarise
 from probes.saliency.attribute import Settings, attribute
 from probes.validation import corrupt, error_rates
-from probes.validation import validate as validate_module
+from probes.validation.gate_rates import gate_rates, length_rates
 from probes.validation.planted import World, make_model, make_tokenizer, planted_rows, train, vocabulary
 from probes.validation.selftest import closed_form_probe
 from probes.validation.validate import PAIRS, cue_aurocs, page, probe_posts, row, validate
@@ -61,6 +61,12 @@ def test_gates_pass_the_truth_and_stop_a_map_that_is_not(linear: tuple[Probe, Ex
     units = [(3 * i, min(3 * i + 3, len(example.post))) for i in range(8)]
     report = examine(wrong, [], example_id="r", length=len(example.post), units=units, measured=stopped).report
     assert "integrated gradients: failed the gate faithfulness corr" in report.notes
+
+
+def test_a_map_that_knows_lengths_only_does_not_pass() -> None:
+    """Where any missing token costs the label: with the number of clauses alone held equal, nearly every one did."""
+    found = {one["id"]: one["value"] for one in length_rates(16, 5)}
+    assert found["V10.gate.length"] <= 0.2 and found["V10.gate.true"] >= 0.9
 
 
 def test_soft_erasure_is_the_share_of_each_dimension(linear: tuple[Probe, Example]) -> None:
@@ -232,7 +238,7 @@ def test_error_rates_and_the_shortcut_that_fails() -> None:
 
 
 def test_checks_that_run_the_model_have_honest_p_values() -> None:
-    rates = {one["id"]: one["value"] for one in validate_module._gate_rates(40, 3)}
+    rates = {one["id"]: one["value"] for one in gate_rates(40, 3)}
     assert set(rates) == {f"V10.{n}.erase" for n in ("faithfulness_corr", "comprehensiveness", "aopc_sufficiency")} | {
         "V10.gate", "V10.shuffled"
     }  # fmt: skip
