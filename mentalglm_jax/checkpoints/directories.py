@@ -86,7 +86,8 @@ def load(
     Args:
         path_or_hub_id: a directory with config.json and safetensors, or a Hub id such as ``zai-org/glm-4-9b-chat-hf``.
         adapter: a PEFT adapter directory to put on top, see ``adapters.load_adapter``.
-        dtype: what parameters are stored and computed in, "float32" or "bfloat16".
+        dtype: what parameters are stored and computed in, "float32", "bfloat16", or "auto": bfloat16 where tensors of
+            the checkpoint are.
         mesh: devices to spread the parameters over, by the rules of ``sharding.py``; None is the default device.
         quantize: "int8", "int4" or "nf4" keeps the kernels of the decoder layers frozen in that form, see
             ``quantize.py``; each is quantised as it is read. None keeps them in ``dtype``.
@@ -99,9 +100,12 @@ def load(
     """
     if quantize is not None:
         check_method(quantize)
-    dtype = _model_dtype(dtype)
+    dtype = dtype if dtype == "auto" else _model_dtype(dtype)
     directory = locate(path_or_hub_id)
     checkpoint = _opened(directory)
+    if isinstance(dtype, str):
+        stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
+        dtype = _model_dtype("bfloat16" if "BF16" in stored else "float32")
     if rope_theta is None and adapter is not None:
         rope_theta = trained_rope_theta(adapter)
     config = read_config(checkpoint, rope_theta)
@@ -136,7 +140,7 @@ def _model_dtype(dtype: Any) -> jnp.dtype:
     try:
         dtype = jnp.dtype(dtype)
     except TypeError as error:
-        raise InputError(f"dtype {dtype!r} is not known; use float32 or bfloat16") from error
+        raise InputError(f"dtype {dtype!r} is not known; use float32 or bfloat16, or auto") from error
     if dtype == jnp.float16:
         raise InputError("dtype float16 overflows in GLM-4 (NaN loss, endless '!!!!'); use bfloat16 or float32")
     if dtype not in (jnp.float32, jnp.bfloat16):

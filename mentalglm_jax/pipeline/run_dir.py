@@ -158,7 +158,10 @@ class Run:
             barrier("the old run is deleted")
             self._known = None
         elif self._known is not None:
-            add_tasks_beside(self.dir)
+            try:
+                add_tasks_beside(self.dir)
+            except InputError as error:
+                raise InputError(f"{error}; or begin anew with --restart") from None
             differing = self._differing(wanted)
             if differing and not allow_changed:
                 raise InputError(f"{self.dir} holds a run of another recipe ({few(differing, 3)}); --allow-changed "

@@ -136,12 +136,14 @@ def forget_added() -> None:
 
 def add_tasks_beside(path: str | Path) -> None:
     """Makes the tasks known that travel with a directory, or with the directory a file is in: its ``tasks.yaml``, if
-    there is one.
+    there is one; of a directory called records or data also the one above.
 
     Raises:
         InputError: it is a link to elsewhere; or as ``read_tasks`` and ``add_tasks``.
     """
     directory = Path(path) if Path(path).is_dir() else Path(path).parent
+    if not os.path.lexists(directory / TASKS_FILE) and directory.name in ("records", "data"):
+        directory = directory.parent
     if os.path.lexists(directory / TASKS_FILE):
         file = inside(directory, TASKS_FILE)
         add_tasks(read_tasks(file), str(file))
