@@ -64,7 +64,8 @@ from mentalglm_jax.model.quantize import (
 )
 from mentalglm_jax.model.relatives import RELATIVES, VISION
 from mentalglm_jax.model.sharding import parameter_shardings, shard_model
-from mentalglm_jax.text.task_files import TASKS_FILE
+from mentalglm_jax.text.labels import Task
+from mentalglm_jax.text.task_files import TASKS_FILE, tasks_in, write_tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 RowReader = Callable[[str, int | None, int, int], np.ndarray]  # path, layer, start, stop
@@ -363,6 +364,7 @@ def convert(
         generation_config(config, read_json(generation, MAX_CONFIG_BYTES) if generation.exists() else {}),
         _tokenizer_of(checkpoint.directory, layout),
         checkpoint.directory if layout in VISION else None,
+        tasks_in(checkpoint.directory),
     )
     check = check if layout in ("glm", *RELATIVES) else None
     _write(Path(target), contents, write, check)
@@ -442,12 +444,13 @@ def _tokenizer_of(directory: Path, layout: str) -> Any:
 
 class _Contents(NamedTuple):
     """What a model directory holds besides weights; ``tokenizer`` as in ``save_pretrained``; ``processor`` is the
-    directory whose image and video processors go along."""
+    directory whose image and video processors go along; ``tasks`` are those that travel with it."""
 
     config: dict[str, Any]
     generation: dict[str, Any]
     tokenizer: Any
     processor: Path | None = None
+    tasks: tuple[Task, ...] = ()
 
 
 def _write(
@@ -472,6 +475,8 @@ def _write(
             contents.tokenizer.save(temporary)
         if contents.processor is not None:
             copy_processors(contents.processor, temporary)
+        if contents.tasks:
+            write_tasks(temporary / TASKS_FILE, contents.tasks)
         written = _opened(temporary)  # what cannot be read back must not replace anything
         config = GlmConfig.from_dict(written.config)
         check_tensors(written, config, detect_layout(written.tensors))

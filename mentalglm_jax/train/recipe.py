@@ -361,11 +361,14 @@ class Recipe(Settings):
     @model_validator(mode="before")
     @classmethod
     def _tasks_of_the_data(cls, raw: Any) -> Any:
-        data = raw.get("data") if isinstance(raw, dict) else None
-        root = data.get("root") if isinstance(data, dict) else None
-        if isinstance(root, str | Path) and not raw.get("tasks") and (Path(root) / TASKS_FILE).is_file():
-            return {**raw, "tasks": str(root)}
-        return raw
+        """Those of the data's folder or, where it is gone, of the run that has read it."""
+        if not isinstance(raw, dict) or raw.get("tasks"):
+            return raw
+        data = raw.get("data")
+        places = (data.get("root") if isinstance(data, dict) else None, raw.get("run_dir"))
+        found = (str(place) for place in places if isinstance(place, str | Path))
+        named = next((place for place in found if (Path(place) / TASKS_FILE).is_file()), None)
+        return raw if named is None else {**raw, "tasks": named}
 
     @field_validator("tasks", mode="before")
     @classmethod

@@ -115,7 +115,7 @@ def test_a_table_for_a_spreadsheet(tokenizer, tmp_path):
     )
     first, second = read_posts(tmp_path / "p.jsonl")
     said = tasks.answer("distorted", ["blame", "filter"], "-- he says so", "en")
-    rows = [generation_row(post, tokenizer, [1], [*tokenizer.encode("\n" + text), tokenizer.user_id])
+    rows = [generation_row(post, tokenizer, [1], [*tokenizer.encode("\n" + text), tokenizer.stop_id])
             for post, text in ((first, said), (second, "I do not know."))]  # fmt: skip
     rows[0]["label_probabilities"] = {"filter": 0.25, "blame": 0.75}
     write_rows(tmp_path / "a.csv", rows)
