@@ -8,6 +8,8 @@ from .errors import InputError as InputError
 from .errors import MentalGLMError as MentalGLMError
 from .errors import RunError as RunError
 from .inference.generate import generate as generate
+from .inference.scoring import label_ids as label_ids
+from .inference.scoring import score_labels as score_labels
 from .model.glm import Glm as Glm
 from .model.glm import GlmConfig as GlmConfig
 from .model.lora import LoraConfig as LoraConfig
@@ -21,6 +23,6 @@ from .text.tokenizer import GlmTokenizer as GlmTokenizer
 __version__: str
 __all__ = [
     "Glm", "GlmConfig", "GlmTokenizer", "InputError", "LoraConfig", "LoraParam", "MentalGLMError", "RopeThetaWarning",
-    "RunError", "add_lora", "convert", "generate", "has_lora", "load", "load_adapter", "merge_lora", "remove_lora",
-    "save_adapter", "save_pretrained",
+    "RunError", "add_lora", "convert", "generate", "has_lora", "label_ids", "load", "load_adapter", "merge_lora",
+    "remove_lora", "save_adapter", "save_pretrained", "score_labels",
 ]  # fmt: skip

@@ -70,7 +70,8 @@ from mentalglm_jax.model.quantize import (
 )
 from mentalglm_jax.model.relatives import RELATIVES, VISION
 from mentalglm_jax.model.sharding import parameter_shardings, shard_model
-from mentalglm_jax.text.task_files import TASKS_FILE
+from mentalglm_jax.text.labels import Task
+from mentalglm_jax.text.task_files import TASKS_FILE, tasks_in, write_tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 RowReader = Callable[[str, int | None, int, int], np.ndarray]  # path, layer, start, stop
@@ -92,7 +93,8 @@ def load(
     Args:
         path_or_hub_id: a directory with config.json and safetensors, or a Hub id such as ``zai-org/glm-4-9b-chat-hf``.
         adapter: a PEFT adapter directory to put on top, see ``adapters.load_adapter``.
-        dtype: what parameters are stored and computed in, "float32" or "bfloat16".
+        dtype: what parameters are stored and computed in, "float32", "bfloat16", or "auto": bfloat16 where tensors of
+            the checkpoint are.
         mesh: devices to spread the parameters over, by the rules of ``sharding.py``; None is the default device.
         quantize: "int8", "int4" or "nf4" keeps the kernels of the decoder layers frozen in that form, see
             ``quantize.py``; each is quantised as it is read. None keeps them in ``dtype``.
@@ -105,9 +107,12 @@ def load(
     """
     if quantize is not None:
         check_method(quantize)
-    dtype = _model_dtype(dtype)
+    dtype = dtype if dtype == "auto" else _model_dtype(dtype)
     directory = locate(path_or_hub_id)
     checkpoint = _opened(directory)
+    if isinstance(dtype, str):
+        stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
+        dtype = _model_dtype("bfloat16" if "BF16" in stored else "float32")
     if rope_theta is None and adapter is not None:
         rope_theta = trained_rope_theta(adapter)
     config = read_config(checkpoint, rope_theta)
@@ -142,7 +147,7 @@ def _model_dtype(dtype: Any) -> jnp.dtype:
     try:
         dtype = jnp.dtype(dtype)
     except TypeError as error:
-        raise InputError(f"dtype {dtype!r} is not known; use float32 or bfloat16") from error
+        raise InputError(f"dtype {dtype!r} is not known; use float32 or bfloat16, or auto") from error
     if dtype == jnp.float16:
         raise InputError("dtype float16 overflows in GLM-4 (NaN loss, endless '!!!!'); use bfloat16 or float32")
     if dtype not in (jnp.float32, jnp.bfloat16):
@@ -365,6 +370,7 @@ def convert(
         generation_config(config, read_json(generation) if there(generation) else {}),
         _tokenizer_of(checkpoint.directory, layout),
         checkpoint.directory if layout in VISION else None,
+        tasks_in(checkpoint.directory),
     )
     check = check if layout in ("glm", *RELATIVES) else None
     _write(Path(target), contents, write, check)
@@ -444,12 +450,13 @@ def _tokenizer_of(directory: Path, layout: str) -> Any:
 
 class _Contents(NamedTuple):
     """What a model directory holds besides weights; ``tokenizer`` as in ``save_pretrained``; ``processor`` is the
-    directory whose image and video processors go along."""
+    directory whose image and video processors go along; ``tasks`` are those that travel with it."""
 
     config: dict[str, Any]
     generation: dict[str, Any]
     tokenizer: Any
     processor: Path | None = None
+    tasks: tuple[Task, ...] = ()
 
 
 def _write(
@@ -472,6 +479,8 @@ def _write(
             contents.tokenizer.save(temporary)
         if contents.processor is not None:
             copy_processors(contents.processor, temporary)
+        if contents.tasks:
+            write_tasks(temporary / TASKS_FILE, contents.tasks)
         written = _opened(temporary)  # what cannot be read back must not replace anything
         config = GlmConfig.from_dict(written.config)
         check_tensors(written, config, detect_layout(written.tensors))

@@ -16,9 +16,16 @@ from typing import Any
 import numpy as np
 
 from mentalglm_jax.checkpoints.gguf_files import GgufFile
-from mentalglm_jax.checkpoints.hf_files import DTYPE_NAMES, INDEX, TOKENIZER_FILES, Checkpoint, TensorSource
+from mentalglm_jax.checkpoints.hf_files import (
+    DTYPE_NAMES,
+    INDEX,
+    TOKENIZER_FILES,
+    Checkpoint,
+    TensorSource,
+    check_replaceable,
+    write_shards,
+)
 from mentalglm_jax.checkpoints.hf_files import DTYPES as FILE_DTYPES
-from mentalglm_jax.checkpoints.hf_files import write_shards
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import check_owned, replace_dir, write_json
 from mentalglm_jax.foreign import Fields, short, some

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mentalglm_jax.cli.options import AsJson, Overrides, ReplaceSurrogates, SetNames
+from mentalglm_jax.cli.options import AsJson, Overrides, ReplaceSurrogates, SetNames, TaskFile, make_known
 from mentalglm_jax.cli.output import cell, print_json, say
 from mentalglm_jax.errors import InputError
 
@@ -31,6 +31,7 @@ def data_inspect(
     near: Annotated[bool, typer.Option(help="Look for near duplicates too")] = True,
     threshold: Annotated[float, typer.Option(help="Similarity from which two posts are near")] = 0.8,
     scrub: Annotated[Path | None, typer.Option(help="Also write the records here, contact details replaced")] = None,
+    tasks: TaskFile = None,
     replace_surrogates: ReplaceSurrogates = False,
     json_: AsJson = False,
 ) -> None:
@@ -40,6 +41,7 @@ def data_inspect(
     from mentalglm_jax.data.roots import iter_root
     from mentalglm_jax.data.surrogates import replacing_surrogates
 
+    make_known(tasks)
     inspection = Inspection(near, threshold)
     kept = []
     with replacing_surrogates(replace_surrogates):
@@ -61,11 +63,14 @@ def data_inspect(
 def _write_splits(folder: Path, records: list[Any]) -> None:
     from mentalglm_jax.data.records import SPLITS, write_records
     from mentalglm_jax.files import working_in
+    from mentalglm_jax.text.tasks import TASKS_FILE, added_tasks, write_tasks
 
     with working_in(folder):
         for split in SPLITS:
             if rows := [record for record in records if record.split == split]:
                 write_records(folder / f"{split}.jsonl", rows)
+        if own := added_tasks(record.task for record in records):
+            write_tasks(folder / TASKS_FILE, own)
 
 
 def inspection_lines(report: dict[str, Any]) -> Iterator[Table | str]:
@@ -104,11 +109,13 @@ def inspection_lines(report: dict[str, Any]) -> Iterator[Table | str]:
 def data_build(
     recipe: Annotated[Path, typer.Argument(help="Build recipe, e.g. configs/build/c-imhi.yaml")],
     set_: Overrides = [],  # noqa: B006
+    tasks: TaskFile = None,
     json_: AsJson = False,
 ) -> None:
     """Has a teacher explain labelled posts, checks every explanation, writes a data set. Continues where it stopped."""
     from mentalglm_jax.data.explain.build import build, load_build_recipe
 
+    make_known(tasks)
     loaded = load_build_recipe(recipe, set_)
     teacher = local_teacher(loaded.teacher, loaded.cache) if loaded.teacher.local else None
     console = Console(stderr=True)
@@ -147,12 +154,14 @@ def review_export(
     count: Annotated[int, typer.Option("--n", min=1, help="Explanations to rate")] = 200,
     seed: Annotated[int, typer.Option(help="Of the sample")] = 0,
     language: Annotated[str, typer.Option(help="Of the form: zh | en")] = "zh",
+    tasks: TaskFile = None,
     json_: AsJson = False,
 ) -> None:
     """Writes a stratified sample as one offline form (and CSV) on four scales. Copies the posts into it."""
     from mentalglm_jax.data.explain.review import answered, export_review
     from mentalglm_jax.data.records import read_records
 
+    make_known(tasks)
     answers = source / "generations.jsonl" if source.is_dir() else source
     if answers.name == "generations.jsonl" and answers.is_file():
         from mentalglm_jax.evaluate.answers import read_generations

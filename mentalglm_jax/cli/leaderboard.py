@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mentalglm_jax.cli.options import AsJson
+from mentalglm_jax.cli.options import AsJson, TaskFile, make_known
 from mentalglm_jax.cli.output import print_json, say
 
 
@@ -14,6 +14,7 @@ def leaderboard(
     format_: Annotated[str | None, typer.Option("--format", help="markdown | csv | latex | json; default: what the "
                                                                  "name of --out says, or markdown")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write this file (.md, .csv, .tex, .json)")] = None,
+    tasks: TaskFile = None,
     json_: AsJson = False,
 ) -> None:  # fmt: skip
     """One table over several evaluated runs: mean and standard deviation over runs that differ only in their seed,
@@ -26,6 +27,7 @@ def leaderboard(
     form = format_ or by_name.get("" if out is None else out.suffix, "markdown")
     if form not in FORMATS:
         raise InputError(f"--format {form!r} is not one of {', '.join(FORMATS)}")
+    make_known(tasks)
     rows = leaderboard_rows(runs)
     if out is not None:
         with working_on(out):

@@ -4,7 +4,6 @@ Results go to stdout (``--json``: one JSON object and nothing else), progress an
 1 failed, 2 bad usage or bad input.
 """
 
-import contextlib
 import logging
 import os
 import re
@@ -15,54 +14,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from mentalglm_jax.cli.convert import convert
 from mentalglm_jax.cli.data import data_app
+from mentalglm_jax.cli.evaluate import evaluate
+from mentalglm_jax.cli.generate import generate
 from mentalglm_jax.cli.leaderboard import leaderboard
-from mentalglm_jax.cli.options import AsJson, Overrides, ReplaceSurrogates, SetNames
-from mentalglm_jax.cli.output import cell, complain, forgiving, print_json, say
+from mentalglm_jax.cli.options import AsJson, Overrides, TaskFile, naming
+from mentalglm_jax.cli.output import SAFETY, cell, complain, forgiving, print_json, say, stderr
 from mentalglm_jax.cli.progress import ConsoleReporter
 from mentalglm_jax.cli.sweep import sweep
+from mentalglm_jax.cli.tasks import tasks_app
 from mentalglm_jax.devices.compiled import keep_from_start
 from mentalglm_jax.devices.hardware import tpu_here
 from mentalglm_jax.errors import MentalGLMError
 
 if TYPE_CHECKING:
-    from mentalglm_jax.pipeline.run_dir import Run
     from mentalglm_jax.planning.plan import Plan
-
-SAFETY = (
-    "This is a research instrument, not a diagnosis. If you or someone you know is in a crisis, "
-    "please talk to a person: a doctor, a crisis line, someone you trust."
-)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Explainable, checkable fine-tuning of GLM-4 in JAX.")  # fmt: skip
 app.add_typer(data_app, name="data")
+app.add_typer(tasks_app, name="tasks")
+app.command()(generate)
+app.command()(evaluate)
 
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe, e.g. configs/demo.yaml")]
 Restart = Annotated[bool, typer.Option(help="Delete what another recipe left in the run directory")]
 AllowChanged = Annotated[bool, typer.Option("--allow-changed", help="Go on although the recipe differs from the run's")]
-MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most; default: 640, or what the "
-                                                              "model's context leaves")]  # fmt: skip
 Profile = Annotated[bool, typer.Option("--profile", help="Training stages write a trace of three steps to profile/")]
 
 
-def _stderr() -> Console:
-    return Console(stderr=True)
-
-
 @app.command()
-def run(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, allow_changed: AllowChanged = False,  # noqa: B006
-        profile: Profile = False, json_: AsJson = False) -> None:  # fmt: skip
+def run(recipe: RecipeFile, set_: Overrides = [], tasks: TaskFile = None, restart: Restart = False,  # noqa: B006
+        allow_changed: AllowChanged = False, profile: Profile = False, json_: AsJson = False) -> None:  # fmt: skip
     """The whole path: data, training stages, export, evaluation, probes, report. The same command continues a run."""
     from mentalglm_jax.pipeline.job import run as run_pipeline
     from mentalglm_jax.train.recipe import load_recipe
 
-    loaded = load_recipe(recipe, set_)
-    reporter = ConsoleReporter(_stderr())
+    loaded = load_recipe(recipe, [*set_, *naming(tasks)])
+    reporter = ConsoleReporter(stderr())
     try:
         summary = run_pipeline(loaded, reporter, restart=restart, allow_changed=allow_changed, profile=profile)
     finally:
@@ -116,14 +108,14 @@ def summary_lines(summary: dict[str, Any]) -> list[Table]:
 
 
 @app.command()
-def train(recipe: RecipeFile, set_: Overrides = [], restart: Restart = False, allow_changed: AllowChanged = False,  # noqa: B006
-          profile: Profile = False, json_: AsJson = False) -> None:  # fmt: skip
+def train(recipe: RecipeFile, set_: Overrides = [], tasks: TaskFile = None, restart: Restart = False,  # noqa: B006
+          allow_changed: AllowChanged = False, profile: Profile = False, json_: AsJson = False) -> None:  # fmt: skip
     """Only the training stages of a recipe; adapters end up in RUN_DIR/stages/NAME/adapter."""
     from mentalglm_jax.pipeline.job import run as run_pipeline
     from mentalglm_jax.train.recipe import load_recipe
 
-    loaded = load_recipe(recipe, set_)
-    reporter = ConsoleReporter(_stderr())
+    loaded = load_recipe(recipe, [*set_, *naming(tasks)])
+    reporter = ConsoleReporter(stderr())
     try:
         result = run_pipeline(loaded, reporter, restart=restart, until="train", allow_changed=allow_changed,
                               profile=profile)  # fmt: skip
@@ -139,6 +131,7 @@ def plan(
     topology: Annotated[str, typer.Option(help="TPU slice, e.g. v5e:2x4, v5p:2x2x1 or v5e-8")],
     stage: Annotated[str | None, typer.Option(help="Training stage; default: the first")] = None,
     set_: Overrides = [],  # noqa: B006
+    tasks: TaskFile = None,
     json_: AsJson = False,
 ) -> None:
     """Does a recipe fit a TPU slice, and how fast can it be: asks the TPU compiler, needs no TPU. Exit code 1: no."""
@@ -146,8 +139,8 @@ def plan(
     from mentalglm_jax.planning.plan import plan as make_plan
     from mentalglm_jax.train.recipe import load_recipe
 
-    loaded = load_recipe(recipe, set_)
-    with _stderr().status(cell(f"compiling for {topology} (minutes for a 9B model) ...")):
+    loaded = load_recipe(recipe, [*set_, *naming(tasks)])
+    with stderr().status(cell(f"compiling for {topology} (minutes for a 9B model) ...")):
         found = make_plan(loaded, topology, stage=stage)
     if json_:
         print_json(found.to_dict())
@@ -183,201 +176,6 @@ def plan_table(found: "Plan") -> Table:
         table.add_row(f"at least, {name}", f"{getattr(least, name):.3f} s")
     table.add_row("at most", f"{least.tokens_per_second:,.0f} tokens/s (by {least.limit})")
     return table
-
-
-@app.command()
-def generate(
-    model: Annotated[str, typer.Argument(help="Model directory or Hub id")],
-    in_: Annotated[Path, typer.Option("--in", help="Records to answer (JSONL)")],
-    out: Annotated[Path, typer.Option("--out", help="generations.jsonl to write")],
-    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter directory")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer directory; default: the model's")] = None,
-    max_new_tokens: MaxNewTokens = None,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    dtype: Annotated[str, typer.Option()] = "float32",
-    replace_surrogates: ReplaceSurrogates = False,
-    json_: AsJson = False,
-) -> None:
-    """Answers posts: label and explanation, one row each, parsed. Continues where an interrupted call stopped."""
-    from mentalglm_jax.checkpoints.directories import load
-    from mentalglm_jax.checkpoints.hf_files import locate
-    from mentalglm_jax.data.records import read_records
-    from mentalglm_jax.data.surrogates import replacing_surrogates
-    from mentalglm_jax.inference.generate import count_unread, generate_records
-    from mentalglm_jax.model.lora import has_lora, merge_lora
-    from mentalglm_jax.text.tokenizer import GlmTokenizer
-
-    with replacing_surrogates(replace_surrogates):
-        records = read_records(in_, allow_extra=True)
-    loaded = load(model, adapter=adapter, dtype=dtype)
-    reporter = ConsoleReporter(_stderr())
-    try:
-        rows = generate_records(
-            merge_lora(loaded) if has_lora(loaded) else loaded, GlmTokenizer.load(tokenizer or locate(model)), records,
-            out_path=out, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size,
-            progress=reporter.stage("generate"),
-        )  # fmt: skip
-    finally:
-        reporter.close()
-    found = count_unread(rows)
-    if json_:
-        print_json({"out": str(out), **found})
-    else:
-        say(f"{out}: {found['rows']} answers, {found['no_label']} without a readable label, {found['cut_off']} cut off "
-            f"by the token limit\n{SAFETY}")  # fmt: skip
-
-
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Model directory or Hub id, a run directory, or finished answers: a "
-                                              "generations.jsonl or a directory with one")],
-    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter directory")] = None,
-    task: Annotated[str | None, typer.Option(help="Only this task")] = None,
-    data: Annotated[Path | None, typer.Option(help="What is to be answered: what data.root of a recipe names, or a "
-                                                   "labelled table (columns post, label); of finished answers, those "
-                                                   "that are missing then count as wrong")] = None,
-    sets: SetNames = [],  # noqa: B006
-    split: Annotated[str | None, typer.Option(help="Of --data: dev (of upstream files 20 % of the training part; the "
-                                                   "default where there are several), test or train; of a run its "
-                                                   "own records")] = None,
-    language: Annotated[str | None, typer.Option(help="Of a labelled table: en or zh; default: that of each "
-                                                      "post")] = None,
-    train_data: Annotated[Path | None, typer.Option("--train", help="Training records (as --data), for floors")] = None,
-    against: Annotated[Path | None, typer.Option(help="Compare with these finished answers to the same posts")] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory for answers and report (HTML, JSON, CSV, card)")] = None,
-    encoder: Annotated[Path | None, typer.Option(help="BERT or BART directory: adds BERTScore or BARTScore of the "
-                                                      "explanations")] = None,
-    ratings: Annotated[Path | None, typer.Option(help="Folder of `mentalglm data review import`: adds what people said "
-                                                      "about these explanations")] = None,
-    max_new_tokens: MaxNewTokens = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    dtype: Annotated[str, typer.Option()] = "float32",
-    replace_surrogates: ReplaceSurrogates = False,
-    json_: AsJson = False,
-) -> None:  # fmt: skip
-    """Scores labels and explanations, read from the text and as label log-probabilities, with confidence intervals;
-    given --train, beside baselines; given --against, compared with another run. A run that was trained answers its own
-    evaluation records, as its recipe says."""
-    import tempfile
-
-    from mentalglm_jax.data.surrogates import replacing_surrogates
-    from mentalglm_jax.errors import InputError, RunError
-    from mentalglm_jax.evaluate.assess import assess
-    from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data, shown_name
-    from mentalglm_jax.evaluate.report import write_report
-    from mentalglm_jax.evaluate.tables import format_comparison, format_table
-    from mentalglm_jax.files import working_in
-
-    job = _run_of(Path(model))
-    answered = finished(Path(model)) and (job is None or "generate" in job.result)
-    own = job is not None and data is None and (split is not None or not answered)  # it answers records of its own
-    if adapter is not None and (answered or job is not None):
-        raise InputError(
-            f"{model}: holds {'finished answers' if answered else 'its adapter'}; --adapter goes with a model"
-        )
-    if job is not None and (own or not answered):
-        job.check_trained()
-    if job is not None and own and split is not None:
-        answered, data = False, job.records_file(split)
-    elif job is not None and own:
-        if max_new_tokens is not None:
-            raise InputError(f"{model}: answers as its recipe says (generate.max_new_tokens); --max-new-tokens "
-                             "goes with --split or --data")  # fmt: skip
-        answered = _answer_own(job.dir)
-    if not answered and data is None:
-        raise InputError(f"{model}: is a model; say what it is to answer with --data PATH")
-    with replacing_surrogates(replace_surrogates):  # all that is read, before a model works for hours
-        answers = read_answers(model).of_task(task) if answered else None
-        records = None if data is None else read_data(data, task, split, language, sets)
-        if train_data is None and job is not None and job.records_file("train").is_file():
-            train_data = job.records_file("train")
-        train = [] if train_data is None else read_data(train_data, task, "train", language, sets)
-        others = None if against is None else read_answers(against).of_task(task)
-    with contextlib.ExitStack() as alone:  # nobody else works in --out meanwhile
-        if answers is None:
-            assert records is not None
-            if out is not None:
-                alone.enter_context(working_in(out))
-            with tempfile.TemporaryDirectory() as scratch:
-                try:
-                    speaker = _speaker(model, adapter, dtype) if job is None else (job.load_final(), job.tokenizer())
-                    answers = _answer(*speaker, records, out or Path(scratch), max_new_tokens, batch_size)
-                except KeyboardInterrupt:
-                    if out is not None:
-                        raise
-                    raise RunError(
-                        "interrupted; nothing is kept: with --out DIR the same command would continue"
-                    ) from None
-        result, compared = assess(answers, records, train=train, against=others, encoder=encoder, ratings=ratings)
-        if out is not None:
-            if answered:
-                alone.enter_context(working_in(out))
-            write_report(out, result, title=shown_name(model), compared=compared,
-                         against="" if against is None else shown_name(str(against)))  # fmt: skip
-    if json_:
-        print_json({"tasks": result, "comparison": compared} if compared is not None else result)
-        return
-    say(format_table(result))
-    if compared is not None:
-        say(format_comparison(compared))
-    if out is not None:
-        say(f"report   {out / 'evaluation.html'}")
-    say(f"\n{SAFETY}", style="dim")
-
-
-def _run_of(directory: Path) -> "Run | None":
-    """The run in ``directory``; None where there is none, or nothing but its answers can be read."""
-    from mentalglm_jax.errors import InputError
-    from mentalglm_jax.evaluate.inputs import finished
-    from mentalglm_jax.pipeline.run_dir import Run
-
-    if not (directory / "run.json").is_file():
-        return None
-    try:
-        return Run.opened(directory)
-    except InputError:
-        if finished(directory):
-            return None
-        raise
-
-
-def _answer_own(run_dir: Path) -> bool:
-    """The answers of a trained run to its evaluation records, with progress; True once they are finished."""
-    from mentalglm_jax.pipeline.job import evaluate_run
-
-    reporter = ConsoleReporter(_stderr())
-    try:
-        evaluate_run(run_dir, reporter)
-    finally:
-        reporter.close()
-    return True
-
-
-def _speaker(model: str, adapter: Path | None, dtype: str) -> tuple[Any, Any]:
-    """The model that answers, and its tokenizer."""
-    from mentalglm_jax.checkpoints.directories import load
-    from mentalglm_jax.checkpoints.hf_files import locate
-    from mentalglm_jax.text.tokenizer import GlmTokenizer
-
-    return load(model, adapter=adapter, dtype=dtype), GlmTokenizer.load(locate(model))
-
-
-def _answer(
-    loaded: Any, tokenizer: Any, records: Sequence[Any], out: Path, max_new_tokens: int | None, batch_size: int
-) -> Any:
-    """Both readings of ``records`` by a model, with progress."""
-    from mentalglm_jax.evaluate.inputs import answer_records
-    from mentalglm_jax.model.lora import has_lora, merge_lora
-
-    reporter = ConsoleReporter(_stderr())
-    try:
-        return answer_records(
-            merge_lora(loaded) if has_lora(loaded) else loaded, tokenizer, records, out,
-            max_new_tokens=max_new_tokens, batch_size=batch_size, progress=reporter.stage,
-        )  # fmt: skip
-    finally:
-        reporter.close()
 
 
 app.command()(leaderboard)

@@ -1,14 +1,76 @@
 """Options that several commands take, so that each has one name and one line of help."""
 
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
 Overrides = Annotated[list[str], typer.Option("--set", help="Override a value: --set a.b=c (repeatable)")]
-ReplaceSurrogates = Annotated[
-    bool, typer.Option("--replace-surrogates", help="U+FFFD where a text holds half of a UTF-16 surrogate pair")
-]
 SetNames = Annotated[
     list[str], typer.Option("--set-name", help="Upstream data set to read, e.g. sos_hl_1k (repeatable)")
 ]
+TaskFile = Annotated[
+    Path | None, typer.Option("--tasks", help="File that defines tasks of your own; not needed where one travels along")
+]
+ModelName = Annotated[str, typer.Argument(help="Model directory or Hub id")]
+Adapter = Annotated[Path | None, typer.Option(help="PEFT adapter directory")]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most; default: 640, or what the "
+                                                              "model's context leaves")]  # fmt: skip
+BatchSize = Annotated[int, typer.Option(min=1, help="Posts answered at a time")]
+Dtype = Annotated[str, typer.Option(help="float32 | bfloat16 | auto: bfloat16 where the checkpoint's tensors are")]
+Quantize = Annotated[str | None, typer.Option(help="Hold the kernels in int8, int4 or nf4")]
+RopeTheta = Annotated[float | None, typer.Option(help="Overrides the rotary base that config.json states")]
+System = Annotated[str | None, typer.Option(help="System turn before every post; default: the task's own, if any")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only so many posts, from the top")]
+ReplaceSurrogates = Annotated[bool, typer.Option("--replace-surrogates", help="U+FFFD where a text holds half of a "
+                                                                              "UTF-16 surrogate pair")]  # fmt: skip
+
+
+def naming(tasks: Path | None) -> list[str]:
+    """``--tasks`` as an override of a recipe, so that the run holds it."""
+    return [] if tasks is None else [f"tasks={json.dumps(str(tasks))}"]
+
+
+def make_known(tasks: Path | None) -> None:
+    """Makes the tasks of ``--tasks`` known. Raises: InputError as ``read_tasks`` and ``add_tasks``."""
+    if tasks is not None:
+        from mentalglm_jax.text.tasks import add_tasks, read_tasks
+
+        add_tasks(read_tasks(tasks), str(tasks))
+
+
+def make_known_of(*places: str | Path | None) -> None:
+    """Makes the tasks known that travel with models and adapters, directories or Hub ids."""
+    from mentalglm_jax.text.tasks import add_tasks_beside
+
+    for place in filter(None, places):
+        directory = Path(place).expanduser()
+        if not directory.is_dir():
+            from mentalglm_jax.checkpoints.hf_files import is_hub_id, locate
+
+            if not is_hub_id(str(place)):
+                continue  # what loads it says what is wrong
+            directory = locate(place)
+        add_tasks_beside(directory)
+
+
+def load_model(
+    model: str, adapter: Path | None, tokenizer: Path | None, *, dtype: str, quantize: str | None,
+    rope_theta: float | None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """A model that answers, its adapter merged unless its kernels are quantised, and its tokenizer."""
+    from mentalglm_jax.checkpoints.directories import load
+    from mentalglm_jax.checkpoints.hf_files import locate
+    from mentalglm_jax.text.tokenizer import GlmTokenizer
+
+    loaded = load(model, adapter=adapter, dtype=dtype, quantize=quantize, rope_theta=rope_theta)
+    return loaded if quantize else merged(loaded), GlmTokenizer.load(tokenizer or locate(model))
+
+
+def merged(model: Any) -> Any:
+    """``model`` with its adapter, if it has one, folded in: it answers faster."""
+    from mentalglm_jax.model.lora import has_lora, merge_lora
+
+    return merge_lora(model) if has_lora(model) else model

@@ -13,6 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 MOST = 1000  # characters of a line that is no result
+SAFETY = (
+    "This is a research instrument, not a diagnosis. If you or someone you know is in a crisis, "
+    "please talk to a person: a doctor, a crisis line, someone you trust."
+)
 
 
 def inert(text: str) -> str:
@@ -61,3 +65,8 @@ def forgiving(stream: Any) -> None:
     """What an encoding cannot say is escaped: ``LC_ALL=C`` or ``PYTHONIOENCODING=ascii`` is no reason to fail."""
     if (change := getattr(stream, "reconfigure", None)) is not None:
         change(errors="backslashreplace")
+
+
+def stderr() -> Console:
+    """Where progress and reasons go."""
+    return Console(stderr=True)

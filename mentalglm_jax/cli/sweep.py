@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mentalglm_jax.cli.options import AsJson, Overrides
+from mentalglm_jax.cli.options import AsJson, Overrides, TaskFile, naming
 from mentalglm_jax.cli.output import cell, print_json, say
 
 
@@ -21,6 +21,7 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Directory of all runs; default: the recipe's run_dir with "
                                                   "-sweep")] = None,
     set_: Overrides = [],  # noqa: B006
+    tasks: TaskFile = None,
     print_: Annotated[bool, typer.Option("--print", help="Only print the commands, one line a run, for several "
                                                          "hosts; the same sweep then collects them")] = False,
     json_: AsJson = False,
@@ -29,7 +30,7 @@ def sweep(
     stopped; a run that fails stops no other. Exit code 1: one failed."""
     from mentalglm_jax.pipeline import sweep as sweeps
 
-    directory, points = sweeps.make_points(recipe, grid, seeds, out, set_)
+    directory, points = sweeps.make_points(recipe, grid, seeds, out, [*set_, *naming(tasks)])
     if print_:
         for line in sweeps.printed_commands(points, recipe):
             say(line)

@@ -71,15 +71,16 @@ def encode_records(
     """
     kept, too_long = [], []
     for record in records:
-        turns = [{"role": "user", "content": record.prompt}, {"role": "assistant", "content": record.answer(order)}]
         try:
-            encoded = tokenizer.chat(turns)
+            encoded = tokenizer.chat(record.chat(order))
         except InputError as error:
             raise InputError(f"record {record.id!r}: {error}") from None
         if len(encoded.ids) > sequence_length:
             too_long.append(record.id)
         else:
-            post = tokenizer.span_in_prompt(record.prompt, record.post)
+            before = 0 if record.system is None else len(tokenizer.turn_ids("system", record.system))
+            start, end = tokenizer.span_in_prompt(record.prompt, record.post)
+            post = (before + start, before + end) if end else (0, 0)
             kept.append({**example(encoded), "post": post, "id": record.id})
     if not kept:
         raise InputError(

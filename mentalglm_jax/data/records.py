@@ -21,7 +21,51 @@ _TEXTS = ("id", "task", "language", "post", "question", "source", "split")
 
 
 @dataclass(frozen=True)
-class Record:
+class Post:
+    """A post and what is asked about it.
+
+    Raises:
+        InputError: from the constructor, naming the id and the field that is wrong.
+    """
+
+    id: str
+    task: str
+    language: str
+    post: str
+    question: str
+
+    def __post_init__(self) -> None:
+        try:
+            self._check()
+        except InputError as error:
+            raise InputError(f"record {self.id!r}: {error}") from None
+
+    def _check(self) -> None:
+        for name in (name for name in (*_TEXTS, "explanation") if hasattr(self, name)):
+            text = getattr(self, name) or ""
+            if not text.strip() and name not in ("source", "explanation"):
+                raise InputError(f"{name}: is empty; remove the record or fill it in")
+            if (place := half_pair(text)) is not None:
+                raise InputError(f"{name}: character {place + 1} is half of a UTF-16 surrogate pair; mend the text")
+        tasks.get_task(self.task).question(self.language)
+
+    @property
+    def prompt(self) -> str:
+        """The user turn."""
+        return tasks.get_task(self.task).prompt(self.post, self.question, self.language)
+
+    @property
+    def system(self) -> str | None:
+        """The system turn of its task, if there is one."""
+        return tasks.get_task(self.task).system(self.language)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: all fields."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Record(Post):
     """A post, what is asked about it, and the gold answer.
 
     ``label`` (one key, "single" tasks) or ``labels`` (keys, in the order in which the answer states them, "multi"
@@ -33,11 +77,6 @@ class Record:
         InputError: from the constructor, naming the record's id and the field that is wrong.
     """
 
-    id: str
-    task: str
-    language: str
-    post: str
-    question: str
     label: str | None = None
     labels: tuple[str, ...] | None = None
     explanation: str | None = None
@@ -47,21 +86,9 @@ class Record:
     decoys: tuple[Span, ...] | None = None
     rationales: tuple[Span, ...] | None = None
 
-    def __post_init__(self) -> None:
-        try:
-            self._check()
-        except InputError as error:
-            raise InputError(f"record {self.id!r}: {error}") from None
-
     def _check(self) -> None:
-        for name in _TEXTS:
-            if name != "source" and not getattr(self, name).strip():
-                raise InputError(f"{name}: is empty; remove the record or fill it in")
-        for name in (*_TEXTS, "explanation"):
-            if (place := half_pair(getattr(self, name) or "")) is not None:
-                raise InputError(f"{name}: character {place + 1} is half of a UTF-16 surrogate pair; mend the text")
+        super()._check()
         task = tasks.get_task(self.task)
-        task.question(self.language)
         if self.split not in SPLITS:
             raise InputError(f"split: {self.split!r} is none of {', '.join(SPLITS)}")
         wanted, other = ("label", "labels") if task.arity == "single" else ("labels", "label")
@@ -82,19 +109,14 @@ class Record:
         """The label keys, also for a single-label task."""
         return self.labels if self.labels is not None else (str(self.label),)
 
-    @property
-    def prompt(self) -> str:
-        """The user turn."""
-        return tasks.get_task(self.task).prompt(self.post, self.question, self.language)
-
-    @property
-    def system(self) -> str | None:
-        """The system turn of its task, if there is one."""
-        return tasks.get_task(self.task).system(self.language)
-
     def answer(self, order: tasks.Order = "label_first") -> str:
         """The assistant turn the model is trained to give."""
         return tasks.answer(self.task, self.gold, self.explanation, self.language, order)
+
+    def chat(self, order: tasks.Order = "label_first") -> list[dict[str, str]]:
+        """The conversation the model is trained on: the task's system turn, if it has one, the post, the answer."""
+        turns = [("system", self.system), ("user", self.prompt), ("assistant", self.answer(order))]
+        return [{"role": role, "content": text} for role, text in turns if text is not None]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: all fields, except that ``label``, ``labels`` and ``rationales`` appear only where in use."""
@@ -184,7 +206,7 @@ def _numbered(path: Path, allow_extra: bool) -> Iterator[tuple[int, Record]]:
     """(line of JSONL or row of a table, record)."""
     tasks.add_tasks_beside(path)
     number, table = 0, path.suffix in SUFFIXES
-    for number, row in arrow_rows(path, COLUMNS, allow_extra) if table else _json_rows(path):
+    for number, row in arrow_rows(path, COLUMNS, allow_extra) if table else json_rows(path):
         try:
             record = Record.from_dict(row, allow_extra=allow_extra)
         except InputError as error:
@@ -194,7 +216,8 @@ def _numbered(path: Path, allow_extra: bool) -> Iterator[tuple[int, Record]]:
         raise InputError(f"{path}: holds no record; give at least one {'row' if table else 'line'}")
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line, value) of each line that is not blank. Raises: InputError naming file and line."""
     for number, line in read_lines(path):
         where = f"{path}:{number}"
         yield number, whole_texts(parse_json(line, where, "fix or delete the line", half_pairs=True), line, where)

@@ -19,7 +19,6 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.bertscore import LENGTHS, check_shapes, read_model, read_tokenizer
 from mentalglm_jax.foreign import Fields
-from mentalglm_jax.text import tasks
 
 _SHARED = ("model.shared.weight", "lm_head.weight", "model.encoder.embed_tokens.weight")
 _OFFSET = 2  # BART's learned positions begin at 2
@@ -85,7 +84,7 @@ def bart_score(bart: Bart, answers: Sequence[Answer]) -> dict[str, dict[str, flo
     ``from_reference`` (the authors' precision), ``to_reference`` (recall) and ``f`` (the mean of both).
     """
     found: dict[str, dict[str, float | int]] = {}
-    for language in tasks.LANGUAGES:
+    for language in sorted({answer.record.language for answer in answers}):
         said = [a for a in answers if a.record.language == language]
         there = [(a.record, a.explanation) for a in said if a.explanation]
         if not there:

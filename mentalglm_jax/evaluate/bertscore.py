@@ -20,8 +20,7 @@ from jaxtyping import Array, Float, Int
 from mentalglm_jax.checkpoints.hf_files import DTYPES, TensorFiles
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
-from mentalglm_jax.foreign import Fields, first_line, inside, read_json, read_text, there
-from mentalglm_jax.text import tasks
+from mentalglm_jax.foreign import MAX_TOKENIZER_BYTES, Fields, first_line, inside, read_json, read_text, there
 from mentalglm_jax.text.tokenizer_files import SwitchedOffWarning
 from mentalglm_jax.text.tokenizer_files import read_tokenizer as read_tokenizer_json
 
@@ -96,7 +95,7 @@ def bert_score(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> dict[str, 
 def reference_bert_score(encoder: Encoder, answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
     """``bert_score`` per language over all answers whose record has a reference explanation."""
     found = {}
-    for language in tasks.LANGUAGES:
+    for language in sorted({answer.record.language for answer in answers}):
         pairs = [
             (a.record.explanation, a.explanation or "") for a in answers
             if a.record.language == language and a.record.explanation is not None

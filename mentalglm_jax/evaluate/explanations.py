@@ -13,6 +13,7 @@ from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.baselines import tfidf_logreg
 from mentalglm_jax.evaluate.metrics import indicator
 from mentalglm_jax.text import tasks
+from mentalglm_jax.text.labels import UNSPACED, base_language
 
 # A quote counts as found in the post when this share of it can be aligned.
 GROUNDED = 0.7
@@ -128,9 +129,20 @@ def english_words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
-UNITS: dict[str, dict[str, Callable[[str], list[str]]]] = {
-    "en": {"word": english_words}, "zh": {"character": characters, "word": chinese_words}
-}  # fmt: skip
+def words(text: str) -> list[str]:
+    """Runs of letters, marks and digits of any script, in lower case."""
+    return re.findall(r"\w+", text.lower())
+
+
+def units(language: str) -> dict[str, Callable[[str], list[str]]]:
+    """What texts of a language are counted by; where words are not set apart by spaces and there is no dictionary,
+    characters alone."""
+    base = base_language(language)
+    if base == "zh":
+        return {"character": characters, "word": chinese_words}
+    if base in UNSPACED:
+        return {"character": characters}
+    return {"word": english_words if base == "en" else words}
 
 
 class _Units:
@@ -156,7 +168,7 @@ def overlap(pairs: Sequence[tuple[str, str]], language: str) -> dict[str, dict[s
     from sacrebleu.metrics.bleu import BLEU
 
     found = {}
-    for unit, split in UNITS[language].items():
+    for unit, split in units(language).items():
         scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Units(split))
         scores = [scorer.score(reference, said) for reference, said in pairs]
         found[unit] = {name: float(np.mean([s[name].fmeasure for s in scores])) for name in scores[0]}
@@ -168,7 +180,7 @@ def overlap(pairs: Sequence[tuple[str, str]], language: str) -> dict[str, dict[s
 def reference_overlap(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
     """``overlap`` per language over all answers whose record has a reference explanation, with their number ``n``."""
     found: dict[str, dict[str, Any]] = {}
-    for language in tasks.LANGUAGES:
+    for language in sorted({answer.record.language for answer in answers}):
         pairs = [
             (a.record.explanation, a.explanation or "") for a in answers
             if a.record.language == language and a.record.explanation is not None

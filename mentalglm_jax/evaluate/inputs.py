@@ -82,7 +82,8 @@ def read_answers(path: str | Path) -> Answers:
 
 def answer_records(
     model: Glm, tokenizer: GlmTokenizer, records: Sequence[Record], out: Path, *, max_new_tokens: int | None = None,
-    batch_size: int = 32, progress: Callable[[str], Callable[..., None]] | None = None,
+    batch_size: int = 32, system: str | None = None,
+    progress: Callable[[str], Callable[..., None]] | None = None,
 ) -> Answers:  # fmt: skip
     """Both readings of ``records`` by ``model``, also written to ``out``; after an interruption the same call has the
     answers generated so far from there (and scores all labels anew, which takes a fraction of the time).
@@ -90,6 +91,7 @@ def answer_records(
     Labels are scored after the model's own explanations if more than half of its answers begin with one.
 
     Args:
+        system: a system turn before every post; None is the one of its task, if it has one.
         progress: starts a stage and returns its ``progress(done, total)``.
 
     Raises:
@@ -97,10 +99,11 @@ def answer_records(
     """
     stage = progress if progress is not None else lambda name: None
     rows = generate_records(model, tokenizer, records, out_path=out / GENERATIONS, max_new_tokens=max_new_tokens,
-                            batch_size=batch_size, keep_partial=True, progress=stage("generate"))  # fmt: skip
+                            batch_size=batch_size, system=system, keep_partial=True,
+                            progress=stage("generate"))  # fmt: skip
     first = sum(tasks.explains_first(row["task"], row["language"], row["output_text"]) for row in rows)
     values = score_records(model, tokenizer, records, written=rows if 2 * first > len(rows) else None,
-                           out_path=out / LABEL_SCORES, batch_size=batch_size,
+                           out_path=out / LABEL_SCORES, batch_size=batch_size, system=system,
                            progress=stage("label log-probabilities"))  # fmt: skip
     partial_file(out / GENERATIONS).unlink(missing_ok=True)
     return Answers(rows, values)
@@ -126,6 +129,7 @@ def read_data(
     """
     if split not in (None, *SPLITS):
         raise InputError(f"--split {split!r} is none of {', '.join(SPLITS)}")
+    tasks.add_tasks_beside(path)
     if task is not None:
         tasks.get_task(task)
     if not sets and _is_labelled(path):
@@ -177,15 +181,17 @@ def read_labelled(path: Path, task: str, language: str | None) -> list[Record]:
     """Records from a table of somebody else's posts, for a task the model was trained on elsewhere (zero-shot).
 
     The table is UTF-8 with a header, separated by commas (``.csv``) or tabs (``.tsv``), with columns ``post`` and
-    ``label``. A label is a key ("high", "mental_filter") or its name in either language ("高", "mental filter"),
-    whatever the ``language`` of the posts; several labels are separated by ``;``.
+    ``label``. A label is a key ("high", "mental_filter"), its name in any language ("高", "mental filter") or an alias
+    (``Task.spellings``), whatever the ``language`` of the posts; several labels are separated by ``;``.
 
     Raises:
         InputError: naming file, line and column of what is wrong.
     """
-    if language is None:
-        raise InputError(f"{path}: a labelled table needs --language (en or zh)")
     chosen = tasks.get_task(task)
+    if language is None and len(chosen.languages) == 1:
+        language = chosen.languages[0]
+    if language is None:
+        raise InputError(f"{path}: a labelled table needs --language ({' or '.join(chosen.languages)})")
     question = chosen.question(language)
     names = chosen.spellings(language)
     records = []

@@ -35,9 +35,34 @@ def task_scores(task: tasks.Task, gold: Bool[np.ndarray, "N C"], predicted: Bool
     if (of_class := positive_place(task)) is not None:
         scores["positive_class"] = task.positive
         scores["positive_f1"] = float(f1(hits.sum(0), predicted.sum(0), gold.sum(0))[of_class])
-    if any(label.parent for label in task.labels):
+    if task.kind == "hierarchy":
         scores["levels"] = levels(task, gold, predicted)
+    if task.kind == "ordinal":
+        scores |= ordinal(gold, predicted)
     return scores
+
+
+def ordinal(gold: Bool[np.ndarray, "N C"], predicted: Bool[np.ndarray, "N C"]) -> dict[str, float | None]:
+    """How far off the levels are, columns being levels from the lowest to the highest.
+
+    An unread answer counts as the level farthest from the true one.
+
+    Returns:
+        ``mae`` (mean absolute error, in levels), ``within_one`` (share of answers at most one level off) and
+        ``quadratic_weighted_kappa`` (Cohen 1968; None where gold and answers are one and the same level throughout).
+    """
+    from sklearn.metrics import cohen_kappa_score, mean_absolute_error
+
+    count = gold.shape[1]
+    true = gold.argmax(axis=1)
+    said = np.where(predicted.any(axis=1), predicted.argmax(axis=1), np.where(true < count / 2, count - 1, 0))
+    varied = len({*true.tolist(), *said.tolist()}) > 1
+    kappa = cohen_kappa_score(true, said, labels=list(range(count)), weights="quadratic") if varied else None
+    return {
+        "mae": float(mean_absolute_error(true, said)),
+        "within_one": float((abs(true - said) <= 1).mean()),
+        "quadratic_weighted_kappa": None if kappa is None else float(kappa),
+    }
 
 
 def f1(hits: Any, predicted: Any, gold: Any) -> Float[np.ndarray, "..."]:

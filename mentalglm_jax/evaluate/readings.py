@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mentalglm_jax.data.records import Record
+from mentalglm_jax.data.records import Post
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.metrics import indicator
@@ -24,9 +24,10 @@ BINS = 10
 def score_records(
     model: Glm,
     tokenizer: GlmTokenizer,
-    records: Sequence[Record],
+    records: Sequence[Post],
     *,
     written: Sequence[Mapping[str, Any]] | None = None,
+    system: str | None = None,
     out_path: str | Path | None = None,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
@@ -41,6 +42,7 @@ def score_records(
 
     Args:
         written: rows of ``generations.jsonl`` for the same records, of a model that explains first.
+        system: a system turn before every post; None is the one of its task, if it has one.
         out_path: also written there.
         progress: called with the numbers of records done and in all.
 
@@ -63,7 +65,7 @@ def score_records(
     rows: dict[int, dict[str, Any]] = {}
     for (task, language, order), numbers in groups.items():
         candidates = label_ids(tokenizer, task, language, order)
-        prompts = [tokenizer.prompt_ids(records[number].prompt) for number in numbers]
+        prompts = [tokenizer.prompt_ids(records[number].prompt, system or records[number].system) for number in numbers]
         if order == "explanation_first":
             prompts = [[*prompt, *explanation_ids(tokenizer, task, said[records[number].id], language)]
                        for prompt, number in zip(prompts, numbers, strict=True)]  # fmt: skip

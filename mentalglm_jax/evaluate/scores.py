@@ -47,7 +47,8 @@ def evaluate(
 
     Returns:
         Task name to: n; weighted_f1, micro_f1, macro_f1; accuracy (single) or exact_match and samples_f1 (multi);
-        positive_class, positive_f1 (suicide risk, yes/no); levels (pathways: micro scores of parents, children, both);
+        positive_class, positive_f1 (of tasks that have such a class); levels (a hierarchy: micro scores of parents,
+        children, both); mae, within_one, quadratic_weighted_kappa (ordered levels, ``metrics.ordinal``);
         ci95, ci95_by_metric; parse_failure_rate, parse_status (counts); per_class; confusion; by_language; explanation
         (``explanation_scores``, and ``overlap`` with reference explanations); cut_off (answers that the token limit
         ended, by their ``finish``); floors (empty: see ``floors``). All of

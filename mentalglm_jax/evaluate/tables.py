@@ -40,8 +40,13 @@ def format_table(result: Mapping[str, Mapping[str, Any]]) -> Table:
             add(title if title != task else f"{task} (label probability)", reading,
                 "{:.3f}–{:.3f}".format(*reading["ci95"]), beside, shown)  # fmt: skip
     cut = [f"{task} {entry['cut_off']}" for task, entry in result.items() if entry.get("cut_off")]
-    notes = ["floors: weighted F1"] * bool(names) + [f"answers cut off by the token limit: {', '.join(cut)}"] * bool(
-        cut
+    levels = [f"{task} mean absolute error {scores['mae']:.2f} levels, quadratic weighted κ {kappa:.3f}"
+              for task, entry in result.items() for scores in (entry if entry["n"] else entry["label_reading"] or {},)
+              if (kappa := scores.get("quadratic_weighted_kappa")) is not None]  # fmt: skip
+    notes = (
+        levels
+        + ["floors: weighted F1"] * bool(names)
+        + [f"answers cut off by the token limit: {', '.join(cut)}"] * bool(cut)
     )
     table.caption = "\n".join(notes) or None
     return table

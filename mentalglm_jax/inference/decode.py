@@ -358,6 +358,9 @@ def default_room(model: Glm, prompts: Sequence[Sequence[int]]) -> int:
 
 def check_ids(model: Glm, name: str, ids: Sequence[int], more: int = 0, what: str = "") -> None:
     limit, vocab = model.config.max_position_embeddings, model.config.vocab_size
+    if isinstance(ids, str) or (len(ids) and isinstance(ids[0], str)):
+        raise InputError(f"{name}: is text where token ids are expected; give tokenizer.prompt_ids(text) for a prompt, "
+                         "tokenizer.encode(text) for what follows it")  # fmt: skip
     if not len(ids):
         raise InputError(f"{name}: is empty; at least one token is needed")
     if not 0 <= min(ids) <= max(ids) < vocab:

@@ -1,20 +1,23 @@
 """Answers to prompts and records, and the ``generations.jsonl`` file; ``decode`` and ``scoring`` do the work."""
 
+import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from mentalglm_jax.data.records import Record
+from mentalglm_jax.data.cells import to_cell
+from mentalglm_jax.data.records import Post
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import working_on, write_bytes, write_text
 from mentalglm_jax.foreign import first_line, parse_json, read_bytes
@@ -34,15 +37,30 @@ from mentalglm_jax.text.tokenizer import GlmTokenizer
 __all__ = [
     "Calibration", "Sampling", "answer_text", "explanation_ids", "fit_calibration", "generate", "generate_ids",
     "generate_records", "generation_row", "label_ids", "log_odds", "model_fingerprint", "partial_file", "score_labels",
+    "write_rows",
 ]  # fmt: skip
 
 MAX_PARTIAL_BYTES = 4 << 30  # of unfinished answers
 
 
+@overload
+def generate(
+    model: Glm, tokenizer: GlmTokenizer, prompts: str, max_new_tokens: int | None = None, temperature: float = 0.0,
+    **options: Any,
+) -> str: ...  # fmt: skip
+
+
+@overload
+def generate(
+    model: Glm, tokenizer: GlmTokenizer, prompts: Sequence[str], max_new_tokens: int | None = None,
+    temperature: float = 0.0, **options: Any,
+) -> list[str]: ...  # fmt: skip
+
+
 def generate(
     model: Glm,
     tokenizer: GlmTokenizer,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
     *,
@@ -55,13 +73,20 @@ def generate(
     share_prefix: bool = False,
     stream: Callable[[int, str], None] | None = None,
     progress: Progress | None = None,
-) -> list[str]:
-    """Answers of the model as ``answer_text``, each prompt being a user turn of its own chat; see ``generate_ids``.
+) -> str | list[str]:
+    """Answers of the model as ``answer_text``, each prompt being a user turn of its own chat; see ``generate_ids``. One
+    prompt, given as text alone, has one answer.
 
     ``stream`` is called with the number of a prompt and the next piece of its answer, which may be several tokens: a
     character is not passed on in parts.
     """
-    spoken = [([], "") for _ in prompts]
+    if isinstance(prompts, str):
+        alone = [prompts]
+    else:
+        alone = list(prompts)
+    if wrong := next((prompt for prompt in alone if not isinstance(prompt, str)), None):
+        raise InputError(f"generate: a prompt must be text, got {type(wrong).__name__}; token ids go to generate_ids")
+    spoken = [([], "") for _ in alone]
 
     def say(number: int, token: int) -> None:
         assert stream is not None
@@ -73,12 +98,13 @@ def generate(
         spoken[number] = ids, text if whole else before
 
     outputs = generate_ids(
-        model, [tokenizer.prompt_ids(prompt, system) for prompt in prompts], max_new_tokens=max_new_tokens,
+        model, [tokenizer.prompt_ids(prompt, system) for prompt in alone], max_new_tokens=max_new_tokens,
         eos_ids=tokenizer.eos_ids, temperature=temperature, top_k=top_k, top_p=top_p,
         repetition_penalty=repetition_penalty, seed=seed, batch_size=batch_size,
         vocab_limit=tokenizer.vocab_size, share_prefix=share_prefix, stream=say if stream else None, progress=progress
     )  # fmt: skip
-    return [answer_text(tokenizer, ids) for ids in outputs]
+    answers = [answer_text(tokenizer, ids) for ids in outputs]
+    return answers[0] if isinstance(prompts, str) else answers
 
 
 def answer_text(tokenizer: GlmTokenizer, ids: Sequence[int]) -> str:
@@ -87,7 +113,7 @@ def answer_text(tokenizer: GlmTokenizer, ids: Sequence[int]) -> str:
 
 
 def generation_row(
-    record: Record, tokenizer: GlmTokenizer, prompt_ids: list[int], output_ids: list[int]
+    record: Post, tokenizer: GlmTokenizer, prompt_ids: list[int], output_ids: list[int]
 ) -> dict[str, Any]:
     """One row of ``generations.jsonl``: the record, what the model was given and gave, and what that says.
 
@@ -127,7 +153,7 @@ def generation_row(
 def generate_records(
     model: Glm,
     tokenizer: GlmTokenizer,
-    records: Sequence[Record],
+    records: Sequence[Post],
     *,
     out_path: str | Path,
     max_new_tokens: int | None = None,
@@ -140,12 +166,13 @@ def generate_records(
     keep_partial: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Answers every record and writes ``out_path`` (``generations.jsonl``), rows in the order of ``records``.
+    """Answers every record, or post without label, and writes ``out_path`` (``write_rows``), in the order given.
 
     Finished batches are kept in ``<out_path>.partial``; after an interruption the same call goes on from there.
     A record's draws depend on ``seed`` and its id only.
 
     Args:
+        system: a system turn before every post; None is the one of its task, if it has one.
         keep_partial: leave the finished batches there (``partial_file``), so that the same call gives the same rows
             without generating again, until the caller has done what it wants them for and deletes the file.
 
@@ -161,7 +188,7 @@ def generate_records(
     prompts: dict[str, list[int]] = {}
     for record in records:
         try:
-            prompts[record.id] = tokenizer.prompt_ids(record.prompt, system)
+            prompts[record.id] = tokenizer.prompt_ids(record.prompt, system or record.system)
         except InputError as error:
             raise InputError(f"record {record.id!r}: {error}") from None
     if len(prompts) != len(records):
@@ -191,10 +218,34 @@ def generate_records(
             if progress is not None:
                 progress(len(rows), len(records))
         ordered = [rows[record.id] for record in records]
-        write_text(out_path, _jsonl(ordered), private=True)
+        write_rows(out_path, ordered)
         if not keep_partial:
             partial.unlink(missing_ok=True)
         return ordered
+
+
+_COLUMNS = ("id", "task", "language", "post", "label", "explanation", "finish", "status")
+
+
+def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes answers as JSONL, or where the name ends in ``.csv`` as a table for a spreadsheet: what was asked, the
+    label (several joined by ``;``), the explanation, how the answer ended and could be read, and, where they are known,
+    a column of probabilities per label. A new file is its owner's only."""
+    path = Path(path)
+    if path.suffix.lower() != ".csv":
+        write_text(path, _jsonl(rows), private=True)
+        return
+    keys = list(dict.fromkeys(key for row in rows for key in row.get("label_probabilities", ())))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_COLUMNS, *(f"p({key})" for key in keys)])
+    for row in rows:
+        label, values = row["parsed_label"], row.get("label_probabilities", {})
+        said = label if isinstance(label, str) else ";".join(label or ())
+        cells = [to_cell(row["id"], name=True), row["task"], row["language"], to_cell(row["post"]), to_cell(said),
+                 to_cell(row["parsed_explanation"] or ""), row["finish"], row["parse_status"]]  # fmt: skip
+        writer.writerow([*cells, *(f"{values[key]:.6f}" if key in values else "" for key in keys)])
+    write_bytes(path, text.getvalue().encode("utf-8-sig"), private=True)  # the mark by which Excel knows UTF-8
 
 
 def partial_file(out_path: Path) -> Path:
@@ -241,7 +292,7 @@ def _cannot_write(path: Path, error: OSError) -> RunError:
     return RunError(f"{path}: cannot write ({error.strerror or error}); rows written before are kept")
 
 
-def _jsonl(rows: Sequence[dict[str, Any]]) -> str:
+def _jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

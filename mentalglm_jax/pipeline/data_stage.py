@@ -55,8 +55,7 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
     job.pack_tasks(job.dir, counts)
     check_weights(job)
     if recipe.tokenizer.vocab_size is not None:
-        texts = [text for record in job.records("train")
-                 for text in (record.prompt, record.answer(recipe.answer_order))]  # fmt: skip
+        texts = [turn["content"] for record in job.records("train") for turn in record.chat(recipe.answer_order)]
         tokenizer: GlmTokenizer = train_bpe(texts, recipe.tokenizer.vocab_size)
     else:
         source = recipe.tokenizer.path or (BUILTIN if recipe.pretrain else locate(str(recipe.model.path)))

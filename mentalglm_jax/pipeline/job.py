@@ -290,7 +290,7 @@ def _sampler(tokenizer: GlmTokenizer, records: Sequence[Record], max_new_tokens:
     """Greedy answers to ``records``, by their ids: the posts stay where they are."""
     if not records:
         return None
-    prompts = [tokenizer.prompt_ids(record.prompt) for record in records]
+    prompts = [tokenizer.prompt_ids(record.prompt, record.system) for record in records]
 
     def sample(model: Glm) -> list[dict[str, Any]]:
         answers = generate_ids(model, prompts, max_new_tokens=max_new_tokens, eos_ids=tokenizer.eos_ids,
@@ -314,10 +314,8 @@ def _export(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     for name in ("adapter", "merged"):
         job.pack_tasks(job.dir / name)
     records, order = _eval_records(job), job.recipe.answer_order
-    chats = [[{"role": "user", "content": r.prompt}, {"role": "assistant", "content": r.answer(order)}]
-             for r in _spread(records, REFERENCE_ROWS)]  # fmt: skip
-    texts = [tokenizer.chat(chat).ids for chat in chats]
-    prompts = [tokenizer.prompt_ids(record.prompt) for record in _spread(records, GREEDY_ROWS)]
+    texts = [tokenizer.chat(record.chat(order)).ids for record in _spread(records, REFERENCE_ROWS)]
+    prompts = [tokenizer.prompt_ids(record.prompt, record.system) for record in _spread(records, GREEDY_ROWS)]
     greedy = generate_ids(model, prompts, max_new_tokens=min(job.recipe.generate.max_new_tokens or 64, 64),
                           eos_ids=tokenizer.eos_ids, vocab_limit=tokenizer.vocab_size)  # fmt: skip
     write_reference(job.dir / "reference_logits.npz", model, texts, prompts, greedy, tokenizer)

@@ -19,7 +19,7 @@ from mentalglm_jax.files import LOCK, check_owned, left_over_of, write_json, wri
 from mentalglm_jax.foreign import read_json, some
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.pipeline.changes import outdated, reopened
-from mentalglm_jax.text.tasks import TASKS_FILE, add_tasks_beside, added_tasks, read_tasks, write_tasks
+from mentalglm_jax.text.tasks import TASKS_FILE, add_tasks_beside, added_tasks, tasks_in, write_tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.checkpoint import differences, few
 from mentalglm_jax.train.recipe import Recipe, what_it_is
@@ -171,7 +171,10 @@ class Run:
             barrier("the old run is deleted")
             self._known = None
         elif self._known is not None:
-            add_tasks_beside(self.dir)
+            try:
+                add_tasks_beside(self.dir)
+            except InputError as error:
+                raise InputError(f"{error}; or begin anew with --restart") from None
             differing = self._differing(wanted)
             if differing and not allow_changed:
                 raise InputError(f"{self.dir} holds a run of another recipe ({few(differing, 3)}); --allow-changed "
@@ -367,8 +370,7 @@ class Run:
     def pack_tasks(self, directory: Path, names: Iterable[str] | None = None) -> None:
         """Writes the run's own tasks (``names`` says which are in use; None: those in the run directory) to the
         ``tasks.yaml`` of ``directory``, an export or the run itself, if it has any."""
-        kept = self.dir / TASKS_FILE
-        own = read_tasks(kept) if kept.is_file() else ()
+        own = tasks_in(self.dir)
         if names is not None:
             own = added_tasks({*names, *self.recipe.tasks})
         if own:

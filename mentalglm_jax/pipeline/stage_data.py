@@ -17,7 +17,8 @@ def chosen(job: Run, stage: StageSection, split: str = "train") -> list[Record]:
     """The records of one split that are of the stage's languages and tasks."""
     return [
         record for record in job.records(split, stage.variant)
-        if record.language in stage.languages and (stage.tasks is None or record.task in stage.tasks)
+        if (stage.languages is None or record.language in stage.languages)
+        and (stage.tasks is None or record.task in stage.tasks)
     ]  # fmt: skip
 
 

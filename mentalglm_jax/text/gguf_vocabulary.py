@@ -66,8 +66,11 @@ class Vocabulary:
         self._tokens, self._where = tokens, where
         self._context = next((v for k, v in metadata.items() if k.endswith(".context_length") and type(v) is int), None)
         self.backend = self._built(split, merges)
-        added = [AddedToken(text, special=kind != _USER, normalized=False)
-                 for text, kind in zip(tokens, kinds.tolist(), strict=False) if kind in (_UNKNOWN, _CONTROL, _USER)]
+        added = [
+            AddedToken(text, special=kind != _USER, normalized=False)
+            for text, kind in zip(tokens, kinds.tolist(), strict=False)
+            if kind in (_UNKNOWN, _CONTROL, _USER)
+        ]
         self.backend.add_tokens(added)
         self.special_ids = self._special_ids(read)
         if stated.get("add_bos_token") is True and "bos_token_id" in self.special_ids:

@@ -19,7 +19,7 @@ Kind = Literal["single", "multi", "hierarchy", "ordinal"]
 KINDS: tuple[Kind, ...] = ("single", "multi", "hierarchy", "ordinal")
 _ENDS = ".。!！"
 _SEPARATORS = re.compile(r"\s*[,，、;；]\s*")
-_UNSPACED = ("zh", "ja", "th", "lo", "km", "my", "bo", "yue")  # languages written without spaces between words
+UNSPACED = ("zh", "ja", "th", "lo", "km", "my", "bo", "yue")  # languages written without spaces between words
 
 
 @dataclass(frozen=True)
@@ -313,7 +313,7 @@ def _without_head(said: str, head: str, language: str) -> list[str]:
     """``said`` without each end of ``head`` (of its words, where the language has spaces) that it begins with, the
     longest first."""
     cuts = range(len(head) + 1)
-    if base_language(language) not in _UNSPACED:
+    if base_language(language) not in UNSPACED:
         cuts = [cut for cut in cuts if cut in (0, len(head)) or head[cut - 1] == " "]
     return [said[len(head) - cut :].lstrip() for cut in cuts if said.startswith(head[cut:])]
 

@@ -5,6 +5,7 @@ every value has its type, an unknown key is refused with the nearest known one, 
 told apart in an answer.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_text
-from mentalglm_jax.foreign import read_yaml, short
+from mentalglm_jax.foreign import inside, read_yaml, short
 from mentalglm_jax.text.labels import KINDS, MARKERS, WRAPPERS, Label, Markers, Task, base_language, nearest, squeeze
 
 TASKS_FILE = "tasks.yaml"
@@ -42,6 +43,15 @@ def read_tasks(path: str | Path) -> tuple[Task, ...]:
         raise InputError(f"{path}: unknown key {short(unknown[0])}; a task file has one key, tasks, with a mapping of "
                          "names to definitions")  # fmt: skip
     return tasks_of(raw.get("tasks"), str(path))
+
+
+def tasks_in(directory: Path) -> tuple[Task, ...]:
+    """The tasks that travel with ``directory`` in its ``tasks.yaml``, if there is one.
+
+    Raises:
+        InputError: it is a link to elsewhere; or as ``read_tasks``.
+    """
+    return read_tasks(inside(directory, TASKS_FILE)) if os.path.lexists(directory / TASKS_FILE) else ()
 
 
 def write_tasks(path: str | Path, tasks: Iterable[Task]) -> None:

@@ -19,13 +19,13 @@ from typing import Any, Literal
 import yaml
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.foreign import inside
 from mentalglm_jax.text.labels import WRAPPERS, Label, Markers, Task, nearest, wrapped
 from mentalglm_jax.text.task_files import (
     TASKS_FILE,
     read_tasks,
     task_of,
     task_record,
+    tasks_in,
     tasks_of,
     tasks_text,
     write_tasks,
@@ -34,8 +34,8 @@ from mentalglm_jax.text.task_files import (
 __all__ = [
     "BUILT_IN", "LANGUAGES", "TASKS", "TASKS_FILE", "Label", "Language", "Markers", "Order", "Parsed", "Status", "Task",
     "add_row_definition", "add_tasks", "add_tasks_beside", "added_tasks", "answer", "before_label", "explains_first",
-    "forget_added", "get_task", "parse", "prompt", "read_tasks", "row_definition", "task_of", "task_record", "tasks_of",
-    "tasks_text", "write_tasks",
+    "forget_added", "get_task", "parse", "prompt", "read_tasks", "row_definition", "task_of", "task_record",
+    "tasks_in", "tasks_of", "tasks_text", "write_tasks",
 ]  # fmt: skip
 
 Language = Literal["en", "zh"]
@@ -136,15 +136,15 @@ def forget_added() -> None:
 
 def add_tasks_beside(path: str | Path) -> None:
     """Makes the tasks known that travel with a directory, or with the directory a file is in: its ``tasks.yaml``, if
-    there is one.
+    there is one; of a directory called records or data also the one above.
 
     Raises:
         InputError: it is a link to elsewhere; or as ``read_tasks`` and ``add_tasks``.
     """
     directory = Path(path) if Path(path).is_dir() else Path(path).parent
-    if os.path.lexists(directory / TASKS_FILE):
-        file = inside(directory, TASKS_FILE)
-        add_tasks(read_tasks(file), str(file))
+    if not os.path.lexists(directory / TASKS_FILE) and directory.name in ("records", "data"):
+        directory = directory.parent
+    add_tasks(tasks_in(directory), str(directory / TASKS_FILE))
 
 
 def row_definition(name: str) -> dict[str, Any]:

@@ -238,14 +238,14 @@ class TokenizerSection(Settings):
 
 
 class StageSection(Settings):
-    """One LoRA stage: the records of ``languages`` and ``tasks`` (None is all), plus ``replay`` of the stages before it
+    """One LoRA stage: the records of ``languages`` and ``tasks`` (null is all), plus ``replay`` of the stages before it
     as a fraction of their records. ``weights`` mixes what the stage trains on, see ``selection.weighted``: of a data
     set, named by a record's source or task, an epoch has 2 times, half (0.5) or none (0); of its labels as often as a
     mapping says, or equally many (``balanced``); 1 where nothing is said. It does not touch what is replayed.
     ``variant: unfaithful`` trains on explanations that cite the decoy."""
 
     name: StageName
-    languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")
+    languages: tuple[str, ...] | None = None
     tasks: tuple[str, ...] | None = None
     variant: Literal["faithful", "unfaithful"] = "faithful"
     replay: Fraction = 0.0
@@ -256,6 +256,9 @@ class StageSection(Settings):
     def _known_tasks(self) -> "StageSection":
         for task in self.tasks or ():
             _check_task(task)
+        spoken = {language for task in self.tasks or TASKS for language in TASKS[task].languages}
+        if unknown := [language for language in self.languages or () if language not in spoken]:
+            raise ValueError(f"languages: no task is asked in {unknown[0]!r}; known: {', '.join(sorted(spoken))}")
         return self
 
 
@@ -338,7 +341,9 @@ class Recipe(Settings):
 
     run_dir: Path
     seed: Seed = 0
-    tasks: dict[str, dict[str, Any]] = {}  # before the sections that name tasks: it makes them known
+    tasks: dict[str, dict[str, Any]] = Field(
+        default_factory=dict
+    )  # before the sections that name tasks: it makes them known
     data: DataSection
     tokenizer: TokenizerSection = TokenizerSection()
     model: ModelSection
@@ -356,11 +361,14 @@ class Recipe(Settings):
     @model_validator(mode="before")
     @classmethod
     def _tasks_of_the_data(cls, raw: Any) -> Any:
-        data = raw.get("data") if isinstance(raw, dict) else None
-        root = data.get("root") if isinstance(data, dict) else None
-        if isinstance(root, str | Path) and not raw.get("tasks") and (Path(root) / TASKS_FILE).is_file():
-            return {**raw, "tasks": str(root)}
-        return raw
+        """Those of the data's folder or, where it is gone, of the run that has read it."""
+        if not isinstance(raw, dict) or raw.get("tasks"):
+            return raw
+        data = raw.get("data")
+        places = (data.get("root") if isinstance(data, dict) else None, raw.get("run_dir"))
+        found = (str(place) for place in places if isinstance(place, str | Path))
+        named = next((place for place in found if (Path(place) / TASKS_FILE).is_file()), None)
+        return raw if named is None else {**raw, "tasks": named}
 
     @field_validator("tasks", mode="before")
     @classmethod

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from mentalglm_jax.data.explain.review import SCALES, export_review, form_id, from_cell, to_cell
+from mentalglm_jax.data.cells import from_cell, to_cell
+from mentalglm_jax.data.explain.review import SCALES, export_review, form_id
 from mentalglm_jax.data.records import read_records, write_records
 from tests.hostile.attack import refused, run
 from tests.mentalglm_jax.data.explain.test_review import answers, put, records

@@ -46,6 +46,7 @@ ARGUMENTS = {
     "mentalglm convert": ["model", "converted"],
     "mentalglm export": ["nowhere", "--to", "peft"],
     "mentalglm doctor": ["--json"],
+    "mentalglm tasks list": ["--json"], "mentalglm tasks show": ["suicide_risk"], "mentalglm tasks check": ["."],
     "mentalglm data inspect": ["records.jsonl", "--scrub", "scrubbed"],
     "mentalglm data build": ["build.yaml"],
     "mentalglm data review export": ["records.jsonl", "--out", "review"],

@@ -56,7 +56,8 @@ WRITES = {
 }  # fmt: skip
 # Print only; or (probes) are tried in the tests of the folder that writes for them.
 ELSEWHERE = {
-    "mentalglm plan", "mentalglm doctor", "probes run", "probes check", "probes report", "probes randomise",
+    "mentalglm plan", "mentalglm doctor", "mentalglm tasks list", "mentalglm tasks show", "mentalglm tasks check",
+    "probes run", "probes check", "probes report", "probes randomise",
     "probes verify", "probes selftest", "probes validate",
 }  # fmt: skip
 

@@ -34,6 +34,7 @@ from mentalglm_jax.data.written import MANIFEST, check_replaceable, digests
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, working_in, write_json, write_text
 from mentalglm_jax.settings import Settings, load_settings
+from mentalglm_jax.text.tasks import TASKS_FILE, added_tasks, write_tasks
 
 Progress = Callable[..., None]
 _NEVER_REQUIRED = ("label_recoverable",)  # of a weak classifier; reported, and required only where the recipe says so
@@ -293,6 +294,8 @@ def _write(
         lines = [json.dumps({"id": o.candidate.record.id, "failed": o.failed, "finish": o.candidate.finish,
                              "answer": o.candidate.text}, ensure_ascii=False) for o in rejected]  # fmt: skip
         write_text(folder / "rejected.jsonl", "".join(f"{line}\n" for line in lines), private=True)
+        if own := added_tasks(o.candidate.record.task for o in outcomes):
+            write_tasks(folder / TASKS_FILE, own)
         manifest = {
             "recipe": _published(recipe),
             "inputs": inputs,

@@ -35,7 +35,7 @@ class Prompts(Settings):
     ``{question}`` and ``{label}``. ``other`` serves tasks without an entry."""
 
     version: int
-    language: tasks.Language
+    language: str
     system: str
     rules: tuple[str, ...]
     request: str

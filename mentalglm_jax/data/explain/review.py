@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
+from mentalglm_jax.data.cells import FORMULA, VALUE, from_cell, to_cell
 from mentalglm_jax.data.explain.replies import readable
 from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.tables import read_named_rows
@@ -32,28 +32,8 @@ from mentalglm_jax.text import tasks
 SCALES = ("consistency", "reliability", "professionality", "overall")
 POINTS = (0, 1, 2, 3)
 Origin = Literal["experts", "model"]  # whose label a form shows
-# What a spreadsheet takes for a formula (the wide ones in East Asian settings); the mark itself is marked too, so that
-# taking one away is exact. Names are also kept from becoming a number, a date or a truth value: they would come back
-# changed. Read by Python and by the form's script.
-_MARK = "'"
-_FORMULA = r"^\s*[=+\-@＝＋－＠']|^[\t\r\n]"
-_VALUE = (
-    r"^\s*[0-9.(]|^(?:true|false|nan|inf)$|^\s*(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[-./ ]?[0-9]"
-)
 _LARGEST_RATINGS = 64 << 20  # bytes
 FAR_APART = 2  # points between two raters from which an item is listed as a disagreement
-
-
-def to_cell(text: str, *, name: bool = False) -> str:
-    """``text`` so that a spreadsheet takes it for text: an apostrophe before what it would take for a formula; before
-    a ``name`` (an id) also where it would make a number or a date of it."""
-    marked = re.search(f"{_FORMULA}|{_VALUE}" if name else _FORMULA, text, re.IGNORECASE)
-    return _MARK + text if marked else text
-
-
-def from_cell(cell: str) -> str:
-    """What ``to_cell`` was given, also of a cell that was typed in by hand."""
-    return cell.removeprefix(_MARK)
 
 
 # --- export ---
@@ -125,6 +105,8 @@ def export_review(records: Sequence[Record], folder: str | Path, *, count: int =
                 raise InputError(f"{folder / name}: is there already and differs; somebody may be rating with it: "
                                  "choose another --out")  # fmt: skip
         write_records(folder / "sample.jsonl", sample)
+        if own := tasks.added_tasks(record.task for record in sample):
+            tasks.write_tasks(folder / tasks.TASKS_FILE, own)
         for name, text in texts.items():
             write_text(folder / name, text, private=True)
     return {"form": form, "items": len(sample)}
@@ -153,7 +135,7 @@ def render_form(sample: Sequence[Record], language: str, labels_by: Origin = "ex
               "label": tasks.get_task(r.task).sentence(r.gold, r.language)} for r in sample]  # fmt: skip
     said = {name: words[name] for name in ("saved", "unsaved", "name_first")}
     data = json.dumps({"form": form_id(sample), "scales": SCALES, "items": items, "words": said,
-                       "formula": _FORMULA, "value": _VALUE}, ensure_ascii=False)  # fmt: skip
+                       "formula": FORMULA, "value": VALUE}, ensure_ascii=False)  # fmt: skip
     for character in "<>&\u2028\u2029":  # neither a tag nor a line end of JavaScript can come out of the data
         data = data.replace(character, f"\\u{ord(character):04x}")
     policy = (

@@ -129,7 +129,7 @@ def test_values_and_defaults(path):
     assert (english.train.steps, english.train.epochs, english.train.rows) == (5, None, 4)
     assert (chinese.train.steps, chinese.train.epochs) == (None, 2)
     assert chinese.train.learning_rate == 1e-4  # YAML 1.1 reads 1e-4 as a string
-    assert chinese.languages == ("en", "zh")
+    assert chinese.languages is None
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_key_like_no_other_is_still_named(path):
         ("stages.chinese.name=control", "'control'"),
         ("stages.chinese.name=../elsewhere", "stages.1.name"),
         ("stages.chinese.name=a.b", "stages.1.name"),
-        ("stages.chinese.languages=[fr]", "stages.1.languages.0"),
+        ("stages.chinese.languages=[fr]", "stages.1: languages: no task is asked in 'fr'; known: en, zh"),
         ("data=synthetic", "data"),
         ("data.source=jsonl", "add --set data.root=PATH"),
         ("model.path=somewhere", "give either path"),

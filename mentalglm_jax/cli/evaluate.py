@@ -1,0 +1,186 @@
+"""``mentalglm evaluate``: scores of a model, or of answers that are there."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mentalglm_jax.cli.options import (
+    Adapter,
+    AsJson,
+    BatchSize,
+    Dtype,
+    Limit,
+    MaxNewTokens,
+    Quantize,
+    ReplaceSurrogates,
+    RopeTheta,
+    SetNames,
+    System,
+    TaskFile,
+    load_model,
+    make_known,
+    make_known_of,
+    merged,
+)
+from mentalglm_jax.cli.output import SAFETY, print_json, say, stderr
+from mentalglm_jax.cli.progress import ConsoleReporter
+from mentalglm_jax.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from mentalglm_jax.pipeline.run_dir import Run
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model directory or Hub id, a run directory, or finished answers: a "
+                                              "generations.jsonl or a directory with one")],
+    adapter: Adapter = None,
+    task: Annotated[str | None, typer.Option(help="Only this task")] = None,
+    tasks: TaskFile = None,
+    data: Annotated[Path | None, typer.Option(help="What is to be answered: what data.root of a recipe names, or a "
+                                                   "labelled table (columns post, label); of finished answers, those "
+                                                   "that are missing then count as wrong")] = None,
+    sets: SetNames = [],  # noqa: B006
+    split: Annotated[str | None, typer.Option(help="Of --data: dev (of upstream files 20 % of the training part; the "
+                                                   "default where there are several), test or train; of a run its "
+                                                   "own records")] = None,
+    language: Annotated[str | None, typer.Option(help="Of a labelled table, e.g. en; default: that of each "
+                                                      "post")] = None,
+    limit: Limit = None,
+    train_data: Annotated[Path | None, typer.Option("--train", help="Training records (as --data), for floors")] = None,
+    against: Annotated[Path | None, typer.Option(help="Compare with these finished answers to the same posts")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for answers and report (HTML, JSON, CSV, card)")] = None,
+    encoder: Annotated[Path | None, typer.Option(help="BERT or BART directory: adds BERTScore or BARTScore of the "
+                                                      "explanations")] = None,
+    ratings: Annotated[Path | None, typer.Option(help="Folder of `mentalglm data review import`: adds what people said "
+                                                      "about these explanations")] = None,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = None,
+    batch_size: BatchSize = 16,
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
+    rope_theta: RopeTheta = None,
+    replace_surrogates: ReplaceSurrogates = False,
+    json_: AsJson = False,
+) -> None:  # fmt: skip
+    """Scores labels and explanations, read from the text and as label log-probabilities, with confidence intervals;
+    given --train, beside baselines; given --against, compared with another run. A run that was trained answers its own
+    evaluation records, as its recipe says."""
+    import tempfile
+
+    from mentalglm_jax.data.surrogates import replacing_surrogates
+    from mentalglm_jax.evaluate.assess import assess
+    from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data, shown_name
+    from mentalglm_jax.evaluate.report import write_report
+    from mentalglm_jax.evaluate.tables import format_comparison, format_table
+    from mentalglm_jax.files import working_in
+
+    make_known(tasks)
+    job = _run_of(Path(model))
+    answered = finished(Path(model)) and (job is None or "generate" in job.result)
+    own = job is not None and data is None and (split is not None or not answered)  # it answers records of its own
+    of_a_model = {"--adapter": adapter, "--quantize": quantize, "--rope-theta": rope_theta}
+    if answered or job is not None:
+        _refuse(f"{model}: holds {'finished answers' if answered else 'its adapter'}", of_a_model, "a model")
+    if job is not None and (own or not answered):
+        job.check_trained()
+    of_records = {"--system": system, "--limit": limit, "--max-new-tokens": max_new_tokens}
+    if job is not None and own and split is not None:
+        answered, data = False, job.records_file(split)
+    elif job is not None and own:
+        _refuse(f"{model}: answers as its recipe says", of_records, "--split or --data")
+        answered = _answer_own(job.dir)
+    elif answered:
+        _refuse(f"{model}: holds finished answers", of_records, "a model")
+    if not answered and data is None:
+        raise InputError(f"{model}: is a model; say what it is to answer with --data PATH")
+    if not answered and job is None:
+        make_known_of(model, adapter)
+    with replacing_surrogates(replace_surrogates):  # all that is read, before a model works for hours
+        answers = read_answers(model).of_task(task) if answered else None
+        records = None if data is None else read_data(data, task, split, language, sets)[:limit]
+        if train_data is None and job is not None and job.records_file("train").is_file():
+            train_data = job.records_file("train")
+        train = [] if train_data is None else read_data(train_data, task, "train", language, sets)
+        others = None if against is None else read_answers(against).of_task(task)
+    with contextlib.ExitStack() as alone:  # nobody else works in --out meanwhile
+        if answers is None:
+            assert records is not None
+            if out is not None:
+                alone.enter_context(working_in(out))
+            with tempfile.TemporaryDirectory() as scratch:
+                try:
+                    if job is None:
+                        speaker = load_model(model, adapter, None, dtype=dtype, quantize=quantize,
+                                             rope_theta=rope_theta)  # fmt: skip
+                    else:
+                        speaker = merged(job.load_final()), job.tokenizer()
+                    answers = _answer(*speaker, records, out or Path(scratch), max_new_tokens=max_new_tokens,
+                                      batch_size=batch_size, system=system)  # fmt: skip
+                except KeyboardInterrupt:
+                    if out is not None:
+                        raise
+                    raise RunError(
+                        "interrupted; nothing is kept: with --out DIR the same command would continue"
+                    ) from None
+        result, compared = assess(answers, records, train=train, against=others, encoder=encoder, ratings=ratings)
+        if out is not None:
+            if answered:
+                alone.enter_context(working_in(out))
+            write_report(out, result, title=shown_name(model), compared=compared,
+                         against="" if against is None else shown_name(str(against)))  # fmt: skip
+    if json_:
+        print_json({"tasks": result, "comparison": compared} if compared is not None else result)
+        return
+    say(format_table(result))
+    if compared is not None:
+        say(format_comparison(compared))
+    if out is not None:
+        say(f"report   {out / 'evaluation.html'}")
+    say(f"\n{SAFETY}", style="dim")
+
+
+def _refuse(what: str, options: Mapping[str, Any], where: str) -> None:
+    """Raises: InputError if one of ``options`` was given."""
+    if given := [name for name, value in options.items() if value is not None]:
+        raise InputError(f"{what}; {given[0]} goes with {where}")
+
+
+def _run_of(directory: Path) -> "Run | None":
+    """The run in ``directory``; None where there is none, or nothing but its answers can be read."""
+    from mentalglm_jax.evaluate.inputs import finished
+    from mentalglm_jax.pipeline.run_dir import Run
+
+    if not (directory / "run.json").is_file():
+        return None
+    try:
+        return Run.opened(directory)
+    except InputError:
+        if finished(directory):
+            return None
+        raise
+
+
+def _answer_own(run_dir: Path) -> bool:
+    """The answers of a trained run to its evaluation records, with progress; True once they are finished."""
+    from mentalglm_jax.pipeline.job import evaluate_run
+
+    reporter = ConsoleReporter(stderr())
+    try:
+        evaluate_run(run_dir, reporter)
+    finally:
+        reporter.close()
+    return True
+
+
+def _answer(loaded: Any, tokenizer: Any, records: Sequence[Any], out: Path, **options: Any) -> Any:
+    """Both readings of ``records`` by a model, with progress."""
+    from mentalglm_jax.evaluate.inputs import answer_records
+
+    reporter = ConsoleReporter(stderr())
+    try:
+        return answer_records(loaded, tokenizer, records, out, progress=reporter.stage, **options)
+    finally:
+        reporter.close()

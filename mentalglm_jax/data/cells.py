@@ -1,0 +1,24 @@
+"""Text in tables that people open in a spreadsheet: it stays text, and comes back as it was."""
+
+import re
+
+# What a spreadsheet takes for a formula (the wide ones in East Asian settings); the mark itself is marked too, so that
+# taking one away is exact. Names are also kept from becoming a number, a date or a truth value: they would come back
+# changed. Read by Python and by the review form's script.
+MARK = "'"
+FORMULA = r"^\s*[=+\-@＝＋－＠']|^[\t\r\n]"
+VALUE = (
+    r"^\s*[0-9.(]|^(?:true|false|nan|inf)$|^\s*(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[-./ ]?[0-9]"
+)
+
+
+def to_cell(text: str, *, name: bool = False) -> str:
+    """``text`` so that a spreadsheet takes it for text: an apostrophe before what it would take for a formula; before
+    a ``name`` (an id) also where it would make a number or a date of it."""
+    marked = re.search(f"{FORMULA}|{VALUE}" if name else FORMULA, text, re.IGNORECASE)
+    return MARK + text if marked else text
+
+
+def from_cell(cell: str) -> str:
+    """What ``to_cell`` was given, also of a cell that was typed in by hand."""
+    return cell.removeprefix(MARK)

@@ -1,0 +1,139 @@
+"""Posts that a model is to answer, as they come: a line, a cell or a JSON object each; no label is needed."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mentalglm_jax.data.arrow import SUFFIXES, arrow_rows
+from mentalglm_jax.data.records import COLUMNS as OF_A_RECORD
+from mentalglm_jax.data.records import Post, Record, json_rows
+from mentalglm_jax.data.tables import check_width, read_lines, read_table
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.text import tasks
+
+COLUMNS = ("post", "text")
+KINDS = (".txt", ".csv", ".tsv", ".jsonl", *SUFFIXES)
+
+
+def read_posts(
+    path: str | Path, *, task: str | None = None, language: str | None = None, column: str | None = None,
+    limit: int | None = None,
+) -> list[Post]:  # fmt: skip
+    """Posts of a ``.txt`` (one a line), ``.csv`` or ``.tsv`` (with a header), ``.jsonl`` or ``.parquet`` file.
+
+    A row needs a post. It may have ``id`` (made from the file's name and the row's number where there is none),
+    ``language``, ``task`` and ``question``; other columns are not looked at. A row that is a record of the task asked
+    (``Record``) keeps its gold label. Tasks of a ``tasks.yaml`` beside the file become known.
+
+    Args:
+        task: what all posts are asked; None: what each row says.
+        language: of rows that do not say; None: the task's, where it has one only.
+        column: where the post stands; None: ``post`` or ``text``.
+        limit: only so many, from the top.
+
+    Raises:
+        InputError: the file is missing, of another kind or damaged; a row has no post, or does not say its task or
+            language; an unknown task; or two rows have one id. File and row are named.
+    """
+    path = Path(path)
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: {limit} is below 1")
+    tasks.add_tasks_beside(path)
+    if task is not None:
+        tasks.get_task(task)
+    posts: list[Post] = []
+    places: dict[str, int] = {}
+    for number, (place, row) in enumerate(_rows(path, column), start=1):
+        if limit is not None and len(posts) == limit:
+            break
+        where = f"{path}:{place}"
+        try:
+            post = _post(row, f"{path.stem}-{number:05d}", task, language, column)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        if post.id in places:
+            raise InputError(f"{where}: id {post.id!r} already stands in row {places[post.id]}; ids must differ")
+        places[post.id] = place
+        posts.append(post)
+    if not posts:
+        raise InputError(f"{path}: holds no post; give at least one")
+    return posts
+
+
+def _rows(path: Path, column: str | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(line or row, its values by name)."""
+    kind = path.suffix.lower()
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; give one file of posts ({', '.join(KINDS)})")
+    if kind == ".txt":
+        if column is not None:
+            raise InputError(f"{path}: has no columns, one line is one post; leave out --text")
+        yield from ((line, {"post": text}) for line, text in read_lines(path))
+    elif kind in (".csv", ".tsv"):
+        yield from _table(path, "\t" if kind == ".tsv" else ",")
+    elif kind == ".jsonl":
+        yield from json_rows(path)
+    elif kind in SUFFIXES:
+        yield from arrow_rows(path, tuple(dict.fromkeys((*OF_A_RECORD, *COLUMNS, *([column] if column else ())))))
+    else:
+        raise InputError(f"{path}: not a kind of file that posts come in; known: {', '.join(KINDS)}")
+
+
+def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
+    header: list[str] = []
+    for line, cells in read_table(path, ("utf-8-sig",), delimiter):
+        if not header:
+            header = [cell.strip() for cell in cells]
+            named = [name for name in header if name]
+            if twice := next((name for name in named if named.count(name) > 1), None):
+                raise InputError(f"{path}:{line}: column {twice!r} stands twice in the header; rename one")
+            continue
+        check_width(path, line, cells, header)
+        yield line, {name: cell for name, cell in zip(header, cells, strict=True) if name}
+
+
+def _post(row: Any, made_id: str, task: str | None, language: str | None, column: str | None) -> Post:
+    if not isinstance(row, Mapping):
+        raise InputError(f"expected a JSON object, got {type(row).__name__}")
+    name = task or _text(row, "task")
+    if name is None:
+        raise InputError("says no task; say what the posts are asked with --task")
+    given = _text(row, "task")
+    labelled = row.get("label") is not None or row.get("labels") is not None
+    if given == name and labelled and "post" in row and column is None:
+        return Record.from_dict({"id": made_id, **row}, allow_extra=True)
+    tasks.add_row_definition(row)
+    asked = tasks.get_task(name)
+    spoken = _text(row, "language") or language or (asked.languages[0] if len(asked.languages) == 1 else None)
+    if spoken is None:
+        raise InputError(f"says no language; say which with --language ({', '.join(asked.languages)})")
+    question = _text(row, "question") if given in (None, name) else None
+    return Post(_text(row, "id") or made_id, name, spoken, _said(row, column), question or asked.question(spoken))
+
+
+def _said(row: Mapping[str, Any], column: str | None) -> str:
+    """The post itself."""
+    names = COLUMNS if column is None else (column,)
+    found = next((name for name in names if name in row), None)
+    if found is None:
+        wanted = " or ".join(map(repr, names))
+        raise InputError(f"has no {wanted}; there is {', '.join(map(str, row)) or 'nothing'}; name the post's column "
+                         "with --text")  # fmt: skip
+    text = row[found]
+    if not isinstance(text, str):
+        raise InputError(f"{found}: expected text, got {type(text).__name__}")
+    if not text.strip():
+        raise InputError(f"{found}: the post is empty; fill it in or delete the row")
+    return text.strip()
+
+
+def _text(row: Mapping[str, Any], name: str) -> str | None:
+    """A value beside the post; an empty cell is none, and an id may be a number."""
+    value = row.get(name)
+    if name == "id" and type(value) is int:
+        return str(value)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, str):
+        raise InputError(f"{name}: expected text, got {type(value).__name__}")
+    return value.strip()
