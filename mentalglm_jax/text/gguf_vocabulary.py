@@ -19,7 +19,7 @@ from mentalglm_jax.text.tokenizer_files import QWEN_SPLIT, SPLIT, check_lossless
 _KEY = "tokenizer.ggml."
 _MOST = 1_000_000  # tokens
 _UNKNOWN, _CONTROL, _USER, _UNUSED = 2, 3, 4, 5  # kinds of tokens; 1 is an ordinary one
-# Name of the split: its expression (None: ByteLevel's own, GPT-2's), NFC first, digits apart, whole words need no merge.
+# Name of the split: its expression (None: ByteLevel's own, GPT-2's), NFC first, digits apart, words without merges.
 _SPLITS: dict[str, tuple[str | None, bool, bool, bool]] = {
     "qwen2": (QWEN_SPLIT, True, False, False),
     "llama-bpe": (SPLIT, False, False, True),
@@ -66,8 +66,11 @@ class Vocabulary:
         self._tokens, self._where = tokens, where
         self._context = next((v for k, v in metadata.items() if k.endswith(".context_length") and type(v) is int), None)
         self.backend = self._built(split, merges)
-        added = [AddedToken(text, special=kind != _USER, normalized=False)
-                 for text, kind in zip(tokens, kinds.tolist(), strict=False) if kind in (_UNKNOWN, _CONTROL, _USER)]
+        added = [
+            AddedToken(text, special=kind != _USER, normalized=False)
+            for text, kind in zip(tokens, kinds.tolist(), strict=False)
+            if kind in (_UNKNOWN, _CONTROL, _USER)
+        ]
         self.backend.add_tokens(added)
         self.special_ids = self._special_ids(read)
         if stated.get("add_bos_token") is True and "bos_token_id" in self.special_ids:
