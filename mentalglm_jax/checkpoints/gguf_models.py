@@ -24,6 +24,7 @@ from mentalglm_jax.checkpoints.hf_files import (
     write_shards,
 )
 from mentalglm_jax.checkpoints.hf_files import DTYPES as FILE_DTYPES
+from mentalglm_jax.checkpoints.weights import check_tensors, detect_layout, read_config
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import replace_dir, write_json
 from mentalglm_jax.foreign import Fields, short, some
@@ -143,9 +144,8 @@ def convert_gguf(
         write_json(temporary / "config.json", config)
         vocabulary.save(temporary)
         write_shards(temporary, sources, max_shard_bytes)
-        written = Checkpoint(temporary).tensors
-        if {name: info.shape for name, info in written.items()} != {name: row.shape for name, row in rows.items()}:
-            raise AssertionError("not what was to be written")
+        written = Checkpoint(temporary)  # what cannot be read back must not replace anything
+        check_tensors(written, read_config(written), detect_layout(written.tensors))
         if check is not None:
             check(temporary)
     return vocabulary
