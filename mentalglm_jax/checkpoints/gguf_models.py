@@ -22,10 +22,10 @@ from mentalglm_jax.checkpoints.hf_files import (
     TOKENIZER_FILES,
     Checkpoint,
     TensorSource,
-    check_replaceable,
     write_shards,
 )
 from mentalglm_jax.checkpoints.hf_files import DTYPES as FILE_DTYPES
+from mentalglm_jax.checkpoints.weights import check_tensors, detect_layout, read_config
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import check_owned, replace_dir, write_json
 from mentalglm_jax.foreign import Fields, short, some
@@ -62,7 +62,7 @@ _GLM4 = {
 
 @dataclass(frozen=True)
 class _Architecture:
-    """``names``: a layer's tensors (and those of no layer) here and there; ``halves``: rows of q and k are reordered."""
+    """``names``: tensors of a layer (and of none) here and there; ``halves``: rows of q and k are reordered."""
 
     model_class: str
     names: dict[str, str]
@@ -75,7 +75,8 @@ ARCHITECTURES = {
     "llama": _Architecture("LlamaForCausalLM", _COMMON | _LLAMA, halves=True,
                            fixed=(("attention_bias", False), ("mlp_bias", False))),
     "qwen2": _Architecture("Qwen2ForCausalLM", _COMMON | _BIASES | _LLAMA, fixed=(("use_sliding_window", False),)),
-    "glm4": _Architecture("Glm4ForCausalLM", _COMMON | _BIASES | _GLM4, partial=True, fixed=(("attention_bias", True),)),
+    "glm4": _Architecture("Glm4ForCausalLM", _COMMON | _BIASES | _GLM4, partial=True,
+                          fixed=(("attention_bias", True),)),
 }  # fmt: skip
 _KEYS = ("context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
          "attention.head_count_kv", "attention.key_length", "attention.value_length",
@@ -135,16 +136,17 @@ def convert_gguf(
     config, rows = _model(file, str(name), vocabulary)
     config["dtype"] = dtype
     kind = DTYPE_NAMES[next(one for one in FILE_DTYPES.values() if one.name == dtype)]
-    sources = [TensorSource(name, kind, row.shape, lambda row=row: _blocks(file, row, kind)) for name, row in rows.items()]
+    sources = [
+        TensorSource(name, kind, row.shape, lambda row=row: _blocks(file, row, kind)) for name, row in rows.items()
+    ]
     ours = ("config.json", "generation_config.json", INDEX, *TOKENIZER_FILES)
     owned = lambda name: name in ours or re.fullmatch(r"model[^/]*\.safetensors", name)  # noqa: E731
     with replace_dir(target, functools.partial(check_owned, owned=owned)) as temporary:
         write_json(temporary / "config.json", config)
         vocabulary.save(temporary)
         write_shards(temporary, sources, max_shard_bytes)
-        written = Checkpoint(temporary).tensors
-        if {name: info.shape for name, info in written.items()} != {name: row.shape for name, row in rows.items()}:
-            raise AssertionError("not what was to be written")
+        written = Checkpoint(temporary)  # what cannot be read back must not replace anything
+        check_tensors(written, read_config(written), detect_layout(written.tensors))
         if check is not None:
             check(temporary)
     return vocabulary
@@ -166,7 +168,9 @@ def _model(file: GgufFile, name: str, vocabulary: Vocabulary) -> tuple[dict[str,
     inner = read.integer("feed_forward_length", 1, 1 << 24)
     size = read.integer("attention.key_length", 1, 1 << 16, hidden // heads)
     if read.integer("attention.value_length", 1, 1 << 16, size) != size or heads % groups or size % 2:
-        raise InputError(f"{file.path}: {heads} heads of {size} with {groups} groups and other values do not fit together")
+        raise InputError(
+            f"{file.path}: {heads} heads of {size} with {groups} groups and other values do not fit together"
+        )
     if read.integer("expert_count", 0, _MOST, 0) > 0:
         raise InputError(f"{file.path}: a mixture of experts, which this model is not")
     context = read.integer("context_length", 1, _MOST)
@@ -201,7 +205,7 @@ def _model(file: GgufFile, name: str, vocabulary: Vocabulary) -> tuple[dict[str,
         turned = {"attn_q.weight": heads, "attn_k.weight": groups}.get(label) if kind.halves else None
         rows[there] = _Row(here, sizes.get(label, (hidden,)), turned)
 
-    bare = {label for label in kind.names if not kind.names[label].startswith(("self_attn.", "mlp.", "input_", "post_"))}
+    bare = ("token_embd.weight", "output_norm.weight", "output.weight")
     add("token_embd.weight", None)
     for layer in range(layers):
         for label in kind.names:

@@ -29,8 +29,8 @@ def convert(
 
     if is_gguf(Path(source)):
         if to is not None or rope_theta is not None:
-            raise InputError(f"{source}: a GGUF file becomes a directory of its own architecture; convert that one then "
-                             "(--to, --rope-theta)")  # fmt: skip
+            raise InputError(f"{source}: a GGUF file becomes a directory of its own architecture; convert that one "
+                             "then (--to, --rope-theta)")  # fmt: skip
         _convert_gguf(source, target, dtype or "float32", int(max_shard_gb * 1e9), json_)
         return
     if dtype is not None:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from mentalglm_jax.checkpoints.hf_files import DTYPES, TensorFiles
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
-from mentalglm_jax.foreign import MAX_TOKENIZER_BYTES, Fields, first_line, inside, read_json, read_text, there
+from mentalglm_jax.foreign import Fields, first_line, inside, read_json, read_text, there
 from mentalglm_jax.text.tokenizer_files import SwitchedOffWarning
 from mentalglm_jax.text.tokenizer_files import read_tokenizer as read_tokenizer_json
 

@@ -130,7 +130,7 @@ def _render(task: Mapping[str, Any]) -> list[str]:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     sandbox.filters["tojson"] = tojson
-    # No strftime_now: a template that asks for the date then writes the one it holds, and a prompt is the same tomorrow.
+    # No strftime_now: a template that asks for the date then writes its own, and a prompt is the same tomorrow.
     sandbox.globals["raise_exception"] = raise_exception
     compiled, texts = sandbox.from_string(task["template"]), []
     for messages, answer in task["conversations"]:

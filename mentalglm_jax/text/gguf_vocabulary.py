@@ -19,7 +19,7 @@ from mentalglm_jax.text.tokenizer_files import QWEN_SPLIT, SPLIT, check_lossless
 _KEY = "tokenizer.ggml."
 _MOST = 1_000_000  # tokens
 _UNKNOWN, _CONTROL, _USER, _UNUSED = 2, 3, 4, 5  # kinds of tokens; 1 is an ordinary one
-# Name of the split: its expression (None: ByteLevel's own, GPT-2's), NFC first, digits apart, whole words need no merge.
+# Name of the split: its expression (None: ByteLevel's own, GPT-2's), NFC first, digits apart, words without merges.
 _SPLITS: dict[str, tuple[str | None, bool, bool, bool]] = {
     "qwen2": (QWEN_SPLIT, True, False, False),
     "llama-bpe": (SPLIT, False, False, True),

@@ -49,7 +49,7 @@ class Encoded:
 
 
 class GlmTokenizer:
-    """See ``load`` and ``train_bpe``. Wraps a ``tokenizers.Tokenizer`` that holds the special tokens of its chat format.
+    """See ``load`` and ``train_bpe``. Wraps a ``tokenizers.Tokenizer`` with the special tokens of its chat format.
 
     Args:
         backend: taken over and changed: special tokens inside a text are text.
@@ -192,8 +192,8 @@ class GlmTokenizer:
             InputError: a control character for which this vocabulary has no token.
         """
         if self._gaps is not None and (found := self._gaps.search(text)):
-            raise InputError(f"the text holds the character U+{ord(found.group()):04X}, for which this tokenizer has no "
-                             "token, so that it would vanish without a word; take it out")  # fmt: skip
+            raise InputError(f"the text holds the character U+{ord(found.group()):04X}, for which this tokenizer has "
+                             "no token, so that it would vanish without a word; take it out")  # fmt: skip
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:

@@ -86,9 +86,7 @@ _HEADER = """\
 _ANSWER = """\
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif -%}
 """
-LLAMA = (
-    _HEADER + "{%- for one in messages %}{{ turn(one.role, one.content.strip()) }}{% endfor -%}\n" + _ANSWER
-)
+LLAMA = _HEADER + "{%- for one in messages %}{{ turn(one.role, one.content.strip()) }}{% endfor -%}\n" + _ANSWER
 LLAMA_DATED = (
     _HEADER
     + """\

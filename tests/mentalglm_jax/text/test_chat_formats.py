@@ -23,7 +23,12 @@ ANSWER = "This post shows high suicide risk. Reasoning: I can't sleep"
 SYSTEM = {"role": "system", "content": "Be kind. 简短。"}
 USER = {"role": "user", "content": ASKED}
 SAID = {"role": "assistant", "content": ANSWER}
-CONVERSATIONS = [[USER], [SYSTEM, USER], [USER, SAID, {"role": "user", "content": "And\nnow?"}], [SYSTEM, USER, SAID, USER]]
+CONVERSATIONS = [
+    [USER],
+    [SYSTEM, USER],
+    [USER, SAID, {"role": "user", "content": "And\nnow?"}],
+    [SYSTEM, USER, SAID, USER],
+]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -114,7 +119,9 @@ def test_the_span_of_the_post_holds_the_post(tokenizer):
 
 
 @hypothesis.settings(max_examples=30)
-@hypothesis.given(st.lists(st.sampled_from([t for row in FORMATS for t in row.tokens]) | st.text(max_size=4), max_size=6))
+@hypothesis.given(
+    st.lists(st.sampled_from([t for row in FORMATS for t in row.tokens]) | st.text(max_size=4), max_size=6)
+)
 def test_no_post_opens_or_ends_a_turn(tokenizer, parts):
     post = "".join(parts)
     frame = [i for i in tokenizer.prompt_ids("x", system="y") if i in tokenizer.special_ids]
@@ -130,7 +137,11 @@ def test_saved_again_it_is_the_same_here_and_in_transformers(tokenizer, referenc
     tokenizer.save(tmp_path)
     again, other = GlmTokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert again.chat_format == tokenizer.chat_format
-    assert (again.eos_ids, again.pad_id, again.special_ids) == (tokenizer.eos_ids, tokenizer.pad_id, tokenizer.special_ids)
+    assert (again.eos_ids, again.pad_id, again.special_ids) == (
+        tokenizer.eos_ids,
+        tokenizer.pad_id,
+        tokenizer.special_ids,
+    )
     assert again.prompt_ids(ASKED) == tokenizer.prompt_ids(ASKED)
     assert theirs(other, CONVERSATIONS[3], True) == theirs(reference, CONVERSATIONS[3], True)
     assert other(POST).input_ids == reference(POST).input_ids  # with the tokens that the file itself adds
@@ -181,7 +192,9 @@ def test_a_template_unlike_all_is_refused(tmp_path, name):
 
 
 def test_a_beginning_of_text_and_a_system_prompt_of_ones_own_are_learned(tmp_path):
-    own = "{{ bos_token }}{% if messages[0].role != 'system' %}<|im_start|>system\nMoin.\n<|im_end|>\n{% endif %}" + PLAIN
+    own = (
+        "{{ bos_token }}{% if messages[0].role != 'system' %}<|im_start|>system\nMoin.\n<|im_end|>\n{% endif %}" + PLAIN
+    )
     found = load(tmp_path, template=own, bos_token="<|endoftext|>")
     assert (found.chat_format.start, found.chat_format.default_system) == ("<|endoftext|>", "Moin.\n")
     assert found.prefix_ids == (found.id_of("<|endoftext|>"),)
