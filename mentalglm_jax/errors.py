@@ -10,6 +10,11 @@ class MentalGLMError(Exception):
     exit_code = 1
 
 
+def install(extra: str) -> str:
+    """How to get what an extra brings: from a clone, for the package is on no index."""
+    return f"in a clone of mentalglm-jax: pip install '.[{extra}]'"
+
+
 class InputError(MentalGLMError):
     """A file, row, key or option the user gave is wrong. The message names it and says what to do."""
 

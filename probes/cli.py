@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -35,6 +36,7 @@ SAFETY = (
 
 _LINE = 900  # characters of one line on stderr
 _ROWS_REFUSED = 3
+_PIPED = 240  # columns of a table that does not go to a terminal
 _INTERRUPTED = 130  # what typer returns, in place of raising, when a command was interrupted
 
 # Of the report's facts, those that the terminal tells as well.
@@ -44,18 +46,47 @@ _TOLD = ("Labels given", "Mean |log-odds| of the label", "Label scores that are 
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Does the explanation say what the model used? Any command takes --debug for a traceback.",
+    rich_markup_mode=None,  # Rich would take "[probes]" in a help text for a style and leave it out
+    context_settings={"max_content_width": 120},
 )
 
+
+def _examples(*commands: str) -> str:
+    """The end of a command's help."""
+    return "\n".join(["\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  {one}" for one in commands)])
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        from importlib.metadata import version
+
+        _say(f"probes, of mentalglm-jax {version('mentalglm-jax')}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback(epilog=_examples("probes run MODEL --in generations.jsonl --out probed", "probes --install-completion"))
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
+    ] = False,
+) -> None:
+    """Does the explanation say what the model used? Every command takes --debug for a traceback."""
+
+
 Model = Annotated[str, typer.Argument(help="Hugging Face model directory or Hub id", metavar="MODEL")]
-Adapter = Annotated[str | None, typer.Option(help="PEFT adapter directory over MODEL")]
+Adapter = Annotated[str | None, typer.Option(help="PEFT adapter over MODEL: directory or Hub id")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
 Directory = Annotated[Path, typer.Argument(help="A directory that `probes run --out` wrote", metavar="DIR")]
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "probes run runs/demo/base --adapter runs/demo/adapter --in runs/demo/generations.jsonl --out probed",
+        "probes run ORG/NAME --in generations.jsonl --out probed --budget fast --limit 20",
+    )
+)
 def run(
     model: Model,
     in_: Annotated[Path, typer.Option("--in", help="generations.jsonl: posts with what the model answered")],
@@ -91,7 +122,7 @@ def run(
     _end_refused(summary["skipped_by_reason"], f"the others are in {out}; its manifest.json names each")
 
 
-@app.command()
+@app.command(epilog=_examples("probes check runs/demo/probes --against runs/demo/control/probes"))
 def check(
     directory: Directory,
     against: Annotated[
@@ -114,7 +145,7 @@ def check(
             _print_comparison(found)
 
 
-@app.command()
+@app.command(epilog=_examples("probes report runs/demo/probes --redact"))
 def report(
     directory: Directory,
     out: Annotated[Path | None, typer.Option(help="File to write; default report.html in DIR")] = None,
@@ -134,7 +165,9 @@ def report(
         _say(f"report   {path}")
 
 
-@app.command()
+@app.command(
+    epilog=_examples("probes randomise runs/demo/base --adapter runs/demo/adapter --in runs/demo/generations.jsonl")
+)
 def randomise(
     model: Model,
     in_: Annotated[Path, typer.Option("--in", help="generations.jsonl: posts with what the model answered")],
@@ -180,7 +213,7 @@ def _print_study(found: dict[str, Any]) -> None:
     _console().print(table)
 
 
-@app.command()
+@app.command(epilog=_examples("probes verify runs/demo/merged --reference runs/demo/reference_logits.npz"))
 def verify(
     model: Model,
     reference: Annotated[
@@ -218,15 +251,15 @@ def verify(
         )
 
 
-@app.command()
+@app.command(epilog=_examples("probes selftest"))
 def selftest(json_: AsJson = False) -> None:
     """Checks the engine on models with known answers, with the versions installed here; exit code 1 if one fails."""
     _run_selftest("Checks with known answers", json_)
 
 
-@app.command()
+@app.command(epilog=_examples("probes validate --quick"))
 def validate(
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out what trains models: a minute, not ten")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out what trains models: 2 CPU minutes, not 20")] = False,
     seed: Annotated[int, typer.Option(help="Another seed plants other models and posts")] = 0,
     docs: Annotated[Path | None, typer.Option(help="Write the table as a Markdown page, too")] = None,
     json_: AsJson = False,
@@ -353,8 +386,10 @@ def _silence_loaders() -> None:
 
 
 def _console(stderr: bool = False) -> Console:
-    """Prints what it is given as it is: no markup, no emoji codes, no colours for what looks like a number."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    """Prints what it is given as it is: no markup, no emoji codes, no colours for what looks like a number. As wide as
+    the terminal; a file or a pipe has no width of its own."""
+    wide = (sys.stderr if stderr else sys.stdout).isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=None if wide else _PIPED)
 
 
 def _say(line: str) -> None:
@@ -379,6 +414,15 @@ def _end_refused(skipped: Mapping[str, int], then: str) -> None:
     refused = {reason: count for reason, count in skipped.items() if reason != NO_LABEL}
     if refused:
         _fail(f"rows that cannot be probed: {in_words(refused)}; {then}", _ROWS_REFUSED)
+
+
+def _usage(error: Exception, message: str) -> str:
+    """What is wrong with a command line, of Click's ``message``: our names bare, what was typed in quotes."""
+    named = r"^(Missing \w+|Invalid value for|Option) '([^']+)'(?: / '-[^']+')*"
+    said = re.sub(named, r"\1 \2", message.partition("\n")[0])
+    said = f"{said[:1].lower()}{said[1:]}".strip().removesuffix(".")
+    context = getattr(error, "ctx", None)
+    return f"{said} ({context.command_path} --help says more)" if context is not None else said
 
 
 def _fail(reason: str, code: int) -> NoReturn:
@@ -425,9 +469,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show = getattr(error, "format_message", None)  # click's own errors: unknown option, missing argument
         if isinstance(error, ProbeError):
             _fail(str(error), error.exit_code)
+        elif type(error).__name__ == "NoArgsIsHelpError":
+            sys.stderr.write(f"{show() if callable(show) else ''}\n")
+            sys.exit(2)
         elif callable(show):
-            message = str(show())  # empty when help was printed for want of a command
-            _fail(f"{message} (probes --help lists the commands)", 2) if message else sys.exit(2)
+            _fail(_usage(error, str(show())), 2)
         else:
             _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
     except KeyboardInterrupt:

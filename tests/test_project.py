@@ -145,6 +145,57 @@ def test_wheel_holds_both_packages_with_their_data_and_nothing_else(tmp_path):
     assert wheel.stat().st_size < 2_000_000
 
 
+@pytest.mark.slow
+def test_the_wheel_works_in_an_empty_directory(tmp_path):
+    """Built as `pip wheel .` does; put into an environment with this one's other packages and no source of ours."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    run(*pip, "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(tmp_path), str(ROOT))
+    (wheel,) = tmp_path.glob("*.whl")
+    run(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env"))
+    python = tmp_path / "env" / "bin" / "python"
+    (own,) = (tmp_path / "env").rglob("site-packages")
+    run(*pip, "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel))
+    others = [path for path in sys.path if Path(path).name == "site-packages"]
+    (own / "others.pth").write_text("".join(f"{path}\n" for path in others))  # their .pth files are not read
+
+    def there(*command: str) -> str:
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run([tmp_path / "env" / "bin" / command[0], *command[1:]], cwd=tmp_path / "empty",
+                              env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    assert there("mentalglm", "--version").strip() == f"mentalglm-jax {project()['version']}"
+    assert there("probes", "--version").strip().endswith(f"mentalglm-jax {project()['version']}")
+    assert "Example" in there("mentalglm", "run", "--help") and "backend" in there("mentalglm", "doctor", "--json")
+    program = """
+import importlib.metadata, pathlib, sys
+import mentalglm_jax as mg, probes
+from mentalglm_jax.data.explain.review import render_form
+from mentalglm_jax.data.records import Record
+from mentalglm_jax.evaluate import evaluate
+from mentalglm_jax.evaluate.published import published
+from mentalglm_jax.evaluate.report import render
+from mentalglm_jax.text.tokenizer import BUILTIN
+from probes.report.page import write_report
+for package in (mg, probes):
+    home = pathlib.Path(package.__file__).parent
+    assert str(home).startswith(sys.prefix), home
+    assert (home / "py.typed").is_file() and (home / "__init__.pyi").is_file()
+assert mg.__version__ == importlib.metadata.version("mentalglm-jax")
+record = Record("a", "suicide_risk", "en", "A post.", "Which?", label="low", explanation="A reason.")
+assert mg.GlmTokenizer.load(BUILTIN).encode("words") and published() and "A post." in render_form([record], "en")
+assert (pathlib.Path(probes.__file__).parent / "report" / "templates" / "report.html").is_file()
+"""
+    there("python", "-P", "-c", program)
+    checked = subprocess.run([*pip, "--python", python, "check"], capture_output=True, text=True, check=False)
+    assert not [line for line in checked.stdout.splitlines() if line.startswith("mentalglm")], checked.stdout
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"{package}/{file}" for package in PACKAGES for file in ("py.typed", "__init__.pyi")} <= set(names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
 def test_commands_exist():
     for script, target in project()["scripts"].items():
         module, function = target.split(":")

@@ -29,14 +29,16 @@ from mentalglm_jax.checkpoints.adapter_formats import (
 )
 from mentalglm_jax.checkpoints.adapter_rows import Low
 from mentalglm_jax.checkpoints.hf_files import (
+    ADAPTER_FILES,
     DTYPES,
     PICKLES,
     TensorFiles,
     TensorSource,
     is_hub_id,
+    locate,
     write_safetensors,
 )
-from mentalglm_jax.checkpoints.model_card import adapter_card
+from mentalglm_jax.checkpoints.model_card import CARD, adapter_card
 from mentalglm_jax.checkpoints.peft_config import from_peft
 from mentalglm_jax.checkpoints.peft_keys import as_computed, base_copies
 from mentalglm_jax.devices.distributed import gathered
@@ -65,8 +67,9 @@ PREFIX = "base_model.model."
 
 
 def save_adapter(
-    model: Glm, directory: str | Path, format: str = "peft", base_model_name_or_path: str | None = None
-) -> None:
+    model: Glm, directory: str | Path, format: str = "peft", base_model_name_or_path: str | None = None,
+    card: str | None = None,
+) -> None:  # fmt: skip
     """Writes the adapter of ``model`` as a PEFT directory, which replaces ``directory`` in one step when complete.
 
     Args:
@@ -74,6 +77,7 @@ def save_adapter(
             "chatglm", see ``adapter_formats``.
         base_model_name_or_path: what the adapter directory names as its base, so that PEFT finds it alone: a Hub id,
             or a directory, which is made absolute. None is where ``model`` was loaded from.
+        card: README.md; None is one that says what the adapter is.
 
     Raises:
         InputError: no adapter, an unknown format or one that cannot say this adapter, or ``directory`` holds other
@@ -95,27 +99,26 @@ def save_adapter(
     sources = [
         TensorSource(name, "F32", value.shape, lambda value=value: [value]) for name, value in sorted(tensors.items())
     ]
-    owned = {CONFIG, WEIGHTS, "README.md", TASKS_FILE}
+    owned = {CONFIG, WEIGHTS, CARD, TASKS_FILE}
     with replace_dir(directory, partial(check_owned, owned=owned.__contains__)) as temporary:
         write_json(temporary / CONFIG, described)
         metadata = {"rope_theta": repr(model.config.rope_theta), "base": json.dumps(_identity(model.config))}
         write_safetensors(temporary / WEIGHTS, sources, metadata)
-        write_text(temporary / "README.md", adapter_card(config, base if base and is_hub_id(base) else None))
+        write_text(temporary / CARD, card or adapter_card(config, base if base and is_hub_id(base) else None))
 
 
 def load_adapter(model: Glm, directory: str | Path) -> None:
-    """Puts the adapter of a PEFT directory on ``model``, in place; it can be trained on from there.
+    """Puts the adapter of a PEFT directory, or of a Hub repository by its id, on ``model``, in place; it can be trained
+    on from there.
 
     Adapters in a relative's own names, for the chatglm layout, and with vLLM's split names are translated; weights
     become float32.
 
     Raises:
-        InputError: not a LoRA directory; an option this model does not have; missing, unexpected, mis-shaped or
-            non-finite tensors; a base with another shape, rope or layout. ``model`` is then as it was.
+        InputError: no LoRA directory, nor one on the Hub; an option this model does not have; missing, unexpected,
+            mis-shaped or non-finite tensors; a base with another shape, rope or layout. ``model`` is then as it was.
     """
-    directory = Path(directory).expanduser()
-    if not directory.is_dir():
-        raise InputError(f"{directory}: no such adapter directory")
+    directory = locate(directory, ADAPTER_FILES)
     if has_lora(model):
         raise InputError("load_adapter: the model already has an adapter; merge or remove it first")
     raw = read_json(directory / CONFIG)
@@ -154,9 +157,9 @@ def trained_rope_theta(directory: str | Path) -> float | None:
     """The rotary base of the model that an adapter of ours was trained on; None where its file does not say.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: there is no such adapter, or the file is damaged.
     """
-    file = Path(directory).expanduser() / WEIGHTS
+    file = locate(directory, ADAPTER_FILES) / WEIGHTS
     stated = TensorFiles([inside(file.parent, WEIGHTS)]).metadata.get("rope_theta") if there(file) else None
     try:
         return None if stated is None else float(stated)

@@ -33,6 +33,7 @@ from mentalglm_jax.checkpoints.hf_files import (
     locate,
     write_shards,
 )
+from mentalglm_jax.checkpoints.model_card import CARD
 from mentalglm_jax.checkpoints.orbax_files import (
     CHUNK_BYTES,
     PARAMS,
@@ -55,7 +56,7 @@ from mentalglm_jax.checkpoints.weights import (
     read_config,
 )
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.files import check_owned, replace_dir, write_json
+from mentalglm_jax.files import check_owned, replace_dir, write_json, write_text
 from mentalglm_jax.foreign import read_json, some, there
 from mentalglm_jax.interpreter import environment, module_command
 from mentalglm_jax.model.glm import Glm, GlmConfig
@@ -92,7 +93,7 @@ def load(
 
     Args:
         path_or_hub_id: a directory with config.json and safetensors, or a Hub id such as ``zai-org/glm-4-9b-chat-hf``.
-        adapter: a PEFT adapter directory to put on top, see ``adapters.load_adapter``.
+        adapter: a PEFT adapter to put on top, directory or Hub id, see ``adapters.load_adapter``.
         dtype: what parameters are stored and computed in, "float32", "bfloat16", or "auto": bfloat16 where tensors of
             the checkpoint are.
         mesh: devices to spread the parameters over, by the rules of ``sharding.py``; None is the default device.
@@ -266,6 +267,7 @@ def save_pretrained(
     tokenizer: Any = None,
     dtype: Any = None,
     max_shard_bytes: int = 5_000_000_000,
+    card: str | None = None,
 ) -> None:
     """Writes a Hugging Face model directory, which replaces ``directory`` in one step when complete.
 
@@ -279,6 +281,7 @@ def save_pretrained(
         tokenizer: a directory to copy tokenizer files from, or an object with ``save(directory)``; None writes none.
         dtype: dtype of the file's tensors; None keeps the parameters' own.
         max_shard_bytes: a model larger than this is split into shards with an index.
+        card: README.md; None writes none.
 
     Raises:
         InputError: the layout cannot express this model, or ``directory`` holds files that are not a checkpoint's.
@@ -306,7 +309,7 @@ def save_pretrained(
         return TensorSource(name, DTYPE_NAMES[own], tensor.shape, blocks)
 
     sources = [source(*item) for item in tensors.items()] + tower_sources(tower, layout)
-    contents = _Contents(config_dict, generation_config(model.config, {}), tokenizer, tower and tower.directory)
+    contents = _Contents(config_dict, generation_config(model.config, {}), tokenizer, tower and tower.directory, card)
     _write(directory, contents, lambda temporary: write_shards(temporary, sources, max_shard_bytes))
 
 
@@ -449,14 +452,15 @@ def _tokenizer_of(directory: Path, layout: str) -> Any:
 
 
 class _Contents(NamedTuple):
-    """What a model directory holds besides weights; ``tokenizer`` as in ``save_pretrained``; ``processor`` is the
-    directory whose image and video processors go along; ``tasks`` are those that travel with it."""
+    """What a model directory holds besides weights; ``tokenizer`` and ``card`` as in ``save_pretrained``; ``processor``
+    is the directory whose image and video processors go along; ``tasks`` are those that travel with it."""
 
     config: dict[str, Any]
     generation: dict[str, Any]
     tokenizer: Any
     processor: Path | None = None
     tasks: tuple[Task, ...] = ()
+    card: str | None = None
 
 
 def _write(
@@ -466,13 +470,15 @@ def _write(
     check: Callable[[Path], None] | None = None,
 ) -> None:
     def owned(name: str) -> object:
-        ours = ("config.json", "generation_config.json", INDEX, TASKS_FILE, *TOKENIZER_FILES, *PROCESSOR_FILES)
+        ours = ("config.json", "generation_config.json", INDEX, CARD, TASKS_FILE, *TOKENIZER_FILES, *PROCESSOR_FILES)
         return name in ours or re.fullmatch(r"model[^/]*\.safetensors", name) or WRITTEN.fullmatch(name)
 
     with replace_dir(directory, functools.partial(check_owned, owned=owned)) as temporary:
         write_json(temporary / "config.json", contents.config)
         write_json(temporary / "generation_config.json", contents.generation)
         write_weights(temporary)
+        if contents.card is not None:
+            write_text(temporary / CARD, contents.card)
         if isinstance(contents.tokenizer, str | Path):
             copy_tokenizer(Path(contents.tokenizer), temporary)
         elif contents.tokenizer is not None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mentalglm_jax.errors import InputError
+from mentalglm_jax.errors import InputError, install
 from mentalglm_jax.foreign import first_line, open_file, short
 
 MAX_HEADER_BYTES = 96 << 20  # vocabularies of 260,000 tokens with their merges have 15 MB
@@ -134,7 +134,7 @@ def _package() -> Any:
         import gguf.quants
     except ImportError as error:
         raise InputError(
-            "GGUF files are unpacked by the gguf package, which is not installed: pip install 'mentalglm-jax[gguf]'"
+            f"GGUF files are unpacked by the gguf package, which is not installed: {install('gguf')}"
         ) from error
     return gguf
 

@@ -152,8 +152,13 @@ class Checkpoint(TensorFiles, ModelFiles):
             raise InputError(f"{directory}: neither {SINGLE} nor {INDEX} found")
 
 
-def locate(path_or_hub_id: str | Path) -> Path:
-    """The local directory, downloading a Hub snapshot (safetensors, JSON and tokenizer files only) if it is an id.
+MODEL_FILES = (*DIRECTORY["downloaded"], TASKS_FILE, "README.md")
+ADAPTER_FILES = (DIRECTORY["adapter"]["config"], DIRECTORY["adapter"]["weights"], TASKS_FILE, "README.md")
+
+
+def locate(path_or_hub_id: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
+    """The local directory of a model, or with ``ADAPTER_FILES`` of an adapter; a Hub snapshot is downloaded, of it no
+    more than ``files``.
 
     Raises:
         InputError: neither a directory nor an id the Hub can serve.
@@ -161,25 +166,38 @@ def locate(path_or_hub_id: str | Path) -> Path:
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         return path
+    what = "adapter directory" if files is ADAPTER_FILES else "directory"
     if path.exists():
-        raise InputError(f"{path}: is a file; give the directory that holds config.json (a GGUF file: `mentalglm "
-                         "convert FILE DIR` first)")  # fmt: skip
+        needed = files[0] if files is ADAPTER_FILES else "config.json"
+        gguf = "" if files is ADAPTER_FILES else " (a GGUF file: `mentalglm convert FILE DIR` first)"
+        raise InputError(f"{path}: is a file; give the directory that holds {needed}{gguf}")
     hub_id = str(path_or_hub_id)
     if not is_hub_id(hub_id):
-        raise InputError(f"{path}: no such directory")
-    try:
-        from huggingface_hub import snapshot_download
+        raise InputError(f"{path}: no such {what}, nor is it a Hub id (ORG/NAME)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
-        return Path(snapshot_download(hub_id, allow_patterns=[*DIRECTORY["downloaded"], TASKS_FILE]))
-    except ImportError as error:
-        raise InputError(f"{hub_id}: no such directory, and huggingface_hub is not installed to download it") from error
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(files)))
+    except RepositoryNotFoundError:
+        reason = "the Hub has no such repository, or shows it to others only (`hf auth login`)"
+    except LocalEntryNotFoundError:
+        offline = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the Hub cannot be reached"
+        reason = f"it is not in the Hub's cache either, and {offline}"
     except Exception as error:  # the client and its transport raise many unrelated types
-        raise InputError(f"{hub_id}: no such directory, and the Hub download failed: {first_line(error)}") from error
+        reason = f"the Hub download failed: {first_line(error)}"
+    raise InputError(f"{hub_id}: no such {what} here, and {reason}")
 
 
 def is_hub_id(name: str) -> bool:
     """Whether ``name`` has the form ORG/NAME and is no directory here."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None and not Path(name).exists()
+    return names_repository(name) and not Path(name).exists()
+
+
+def names_repository(name: str) -> bool:
+    """Whether ``name`` has the form ORG/NAME, whatever lies here under that name."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII) is not None
 
 
 class TensorSource(NamedTuple):

@@ -10,15 +10,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mentalglm_jax.cli.options import AsJson, Overrides, ReplaceSurrogates, SetNames, TaskFile, make_known
-from mentalglm_jax.cli.output import cell, print_json, say
+from mentalglm_jax.cli.output import TYPER, cell, examples, print_json, say
 from mentalglm_jax.errors import InputError
 
-review_app = typer.Typer(no_args_is_help=True, help="People rate a sample of explanations.")
-data_app = typer.Typer(no_args_is_help=True, help="Look at data, build explanations, have people check them.")
+review_app = typer.Typer(**TYPER, help="People rate a sample of explanations.",
+                         epilog=examples("mentalglm data review COMMAND --help"))  # fmt: skip
+data_app = typer.Typer(**TYPER, help="Look at data, build explanations, have people check them.",
+                       epilog=examples("mentalglm data COMMAND --help"))  # fmt: skip
 data_app.add_typer(review_app, name="review")
 
 
-@data_app.command("inspect")
+@data_app.command("inspect", epilog=examples("mentalglm data inspect my-data --set-name sos_hl_1k"))
 def data_inspect(
     root: Annotated[
         Path,
@@ -105,7 +107,7 @@ def inspection_lines(report: dict[str, Any]) -> Iterator[Table | str]:
         yield f"{report['scrubbed']}: written, contact details replaced"
 
 
-@data_app.command("build")
+@data_app.command("build", epilog=examples("mentalglm data build configs/build/c-imhi.yaml"))
 def data_build(
     recipe: Annotated[Path, typer.Argument(help="Build recipe, e.g. configs/build/c-imhi.yaml")],
     set_: Overrides = [],  # noqa: B006
@@ -141,7 +143,7 @@ def data_build(
         f"{loaded.out}: written")  # fmt: skip
 
 
-@review_app.command("export")
+@review_app.command("export", epilog=examples("mentalglm data review export runs/demo --out review --language en"))
 def review_export(
     source: Annotated[
         Path,
@@ -181,7 +183,7 @@ def review_export(
         say(f"{out / 'review.html'}: {made['items']} explanations, form {made['form']}")
 
 
-@review_app.command("import")
+@review_app.command("import", epilog=examples("mentalglm data review import review ratings-a.json ratings-b.json"))
 def review_import(
     folder: Annotated[Path, typer.Argument(help="Folder that `review export` wrote")],
     ratings: Annotated[list[Path], typer.Argument(help="Files the form downloaded, one per rater (.json, .csv)")],

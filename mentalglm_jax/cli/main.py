@@ -6,39 +6,46 @@ Results go to stdout (``--json``: one JSON object and nothing else), progress an
 
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from mentalglm_jax import __version__
 from mentalglm_jax.cli.convert import convert
 from mentalglm_jax.cli.data import data_app
 from mentalglm_jax.cli.evaluate import evaluate
 from mentalglm_jax.cli.generate import generate
 from mentalglm_jax.cli.leaderboard import leaderboard
 from mentalglm_jax.cli.options import AsJson, Overrides, TaskFile, naming
-from mentalglm_jax.cli.output import SAFETY, cell, complain, forgiving, print_json, say, stderr
+from mentalglm_jax.cli.output import SAFETY, TYPER, cell, complain, examples, forgiving, print_json, say, stderr, usage
 from mentalglm_jax.cli.progress import ConsoleReporter
 from mentalglm_jax.cli.sweep import sweep
+from mentalglm_jax.cli.tables import plan_table, summary_table
 from mentalglm_jax.cli.tasks import tasks_app
 from mentalglm_jax.devices.compiled import keep_from_start
 from mentalglm_jax.devices.hardware import tpu_here
 from mentalglm_jax.errors import MentalGLMError
+from mentalglm_jax.foreign import first_line
 
-if TYPE_CHECKING:
-    from mentalglm_jax.planning.plan import Plan
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Explainable, checkable fine-tuning of GLM-4 in JAX.")  # fmt: skip
+app = typer.Typer(**TYPER, pretty_exceptions_enable=False)
 app.add_typer(data_app, name="data")
 app.add_typer(tasks_app, name="tasks")
-app.command()(generate)
-app.command()(evaluate)
+app.command(
+    epilog=examples(
+        "mentalglm generate runs/demo/merged --task suicide_risk --in posts.txt --out answers.csv",
+        "mentalglm generate zai-org/glm-4-9b-hf --adapter ORG/NAME --in records.jsonl --out answers.jsonl",
+    )
+)(generate)
+app.command(
+    epilog=examples(
+        "mentalglm evaluate runs/demo --out scores",
+        "mentalglm evaluate zai-org/glm-4-9b-hf --adapter ORG/NAME --data test.jsonl --out scores",
+    )
+)(evaluate)
 
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe, e.g. configs/demo.yaml")]
 Restart = Annotated[bool, typer.Option(help="Delete what another recipe left in the run directory")]
@@ -46,7 +53,26 @@ AllowChanged = Annotated[bool, typer.Option("--allow-changed", help="Go on altho
 Profile = Annotated[bool, typer.Option("--profile", help="Training stages write a trace of three steps to profile/")]
 
 
-@app.command()
+def _version(asked: bool) -> bool:
+    if asked:
+        say(f"mentalglm-jax {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback(
+    epilog=examples("mentalglm run configs/demo.yaml", "mentalglm COMMAND --help", "mentalglm --install-completion")
+)
+def about(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+                                                help="Print the version")] = False) -> None:  # fmt: skip
+    """Explainable, checkable fine-tuning of GLM-4 in JAX. Every command takes --debug for a traceback."""
+
+
+@app.command(
+    epilog=examples(
+        "mentalglm run configs/demo.yaml", "mentalglm run configs/demo.yaml --set seed=1 --set run_dir=runs/seed1"
+    )
+)
 def run(recipe: RecipeFile, set_: Overrides = [], tasks: TaskFile = None, restart: Restart = False,  # noqa: B006
         allow_changed: AllowChanged = False, profile: Profile = False, json_: AsJson = False) -> None:  # fmt: skip
     """The whole path: data, training stages, export, evaluation, probes, report. The same command continues a run."""
@@ -62,52 +88,14 @@ def run(recipe: RecipeFile, set_: Overrides = [], tasks: TaskFile = None, restar
     if json_:
         print_json(summary)
         return
-    for line in summary_lines(summary):
-        say(line)
+    say(summary_table(summary))
     say(f"\n{SAFETY}\n", style="dim")
     say(f"summary  {loaded.run_dir / 'summary.json'}")
     if (loaded.run_dir / "report.html").exists():
         say(f"report   {loaded.run_dir / 'report.html'}")
 
 
-def summary_lines(summary: dict[str, Any]) -> list[Table]:
-    """The one table a run ends with: parity, scores beside their floors, probes."""
-    split = summary.get("eval_split")  # a run finished by an earlier version does not say
-    table = Table(title=f"Result on the {split} records" if split else "Result", title_justify="left", show_edge=False,
-                  header_style="bold")  # fmt: skip
-    for name, justify in (("what", "left"), ("value", "right"), ("beside", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for name in ("merged", "adapter"):
-        if (found := summary["parity"].get(f"{name}_max_abs_logit_diff")) is not None:
-            same, total = summary["parity"][f"{name}_greedy_identical"]
-            table.add_row(f"{name} export vs transformers/PEFT: max |Δ logit|", f"{found:.1e}",
-                          f"greedy answers identical: {same}/{total}")  # fmt: skip
-    for task, entry in summary["eval"].items():
-        for metric in ("weighted_f1", "micro_f1", "macro_f1"):
-            floor = ", ".join(f"{name} {scores[metric]:.3f}" for name, scores in entry["floors"].items())
-            low, high = entry["ci95"]
-            more = f"95 % CI {low:.3f}–{high:.3f}, " if metric == "weighted_f1" else ""
-            table.add_row(f"{task} {metric.replace('_', ' ')} (n = {entry['n']})", f"{entry[metric]:.3f}",
-                          f"{more}floors: {floor}")  # fmt: skip
-        table.add_row(f"{task} answers that could not be parsed", f"{entry['parse_failure_rate']:.1%}", "")
-    probes = summary["probes"]
-    for key, what in (("cue_auroc", "saliency finds the planted cue: AUROC"),
-                      ("mass_ratio", "positive saliency inside the cited span: share")):  # fmt: skip
-        for method, value in (probes.get(key) or {}).items():
-            null = (probes.get("mass_ratio_null") or {}).get(method) if key == "mass_ratio" else 0.5
-            beside = f"chance {null:.3f}" if isinstance(null, float) else ""
-            table.add_row(f"{what} ({method})", "–" if value is None else f"{value:.3f}", beside)
-    if (probes.get("completeness_delta") or {}).get("mean") is not None:  # the fast budget has no integrated gradients
-        table.add_row(
-            "integrated gradients: mean completeness delta", f"{probes['completeness_delta']['mean']:.2%}", ""
-        )
-    if probes.get("diagnosticity") is not None:
-        table.add_row("faithful vs unfaithful control: diagnosticity", f"{probes['diagnosticity']:.3f}", "chance 0.5")
-    table.add_row("seconds in all", f"{sum(summary['seconds'].values()):.0f}", "")
-    return [table]
-
-
-@app.command()
+@app.command(epilog=examples("mentalglm train configs/tpu-v5e-8.yaml --set data.root=my-data"))
 def train(recipe: RecipeFile, set_: Overrides = [], tasks: TaskFile = None, restart: Restart = False,  # noqa: B006
           allow_changed: AllowChanged = False, profile: Profile = False, json_: AsJson = False) -> None:  # fmt: skip
     """Only the training stages of a recipe; adapters end up in RUN_DIR/stages/NAME/adapter."""
@@ -125,7 +113,7 @@ def train(recipe: RecipeFile, set_: Overrides = [], tasks: TaskFile = None, rest
     print_json({"adapter": str(last), "stages": result}) if json_ else say(f"adapter  {last}")
 
 
-@app.command()
+@app.command(epilog=examples("mentalglm plan configs/tpu-v5e-8.yaml --topology v5e:2x4"))
 def plan(
     recipe: RecipeFile,
     topology: Annotated[str, typer.Option(help="TPU slice, e.g. v5e:2x4, v5p:2x2x1 or v5e-8")],
@@ -150,62 +138,51 @@ def plan(
         raise typer.Exit(1)
 
 
-def plan_table(found: "Plan") -> Table:
-    """A plan as one table."""
-    shape, least, gib = found.shape, found.bound, 2**30
-    memory = found.compiled or found.estimated
-    source = "compiled" if found.compiled else "estimated; the compiler refused"
-    table = Table(title=cell(f"{found.model}, stage {found.stage!r} on {found.topology}"), title_justify="left",
-                  show_edge=False, header_style="bold")  # fmt: skip
-    table.add_column("per device")
-    table.add_column("", justify="right")
-    for name, value in (("weights", memory.weights), ("adapter and optimiser", memory.adapters + memory.optimizer),
-                        (f"activations ({source})", memory.activations), ("total", found.total),
-                        ("memory", found.device_memory)):  # fmt: skip
-        table.add_row(name, f"{value / gib:.2f} GiB")
-    table.add_row("fits", "yes" if found.fits else "no")
-    if found.advice:
-        table.add_row("turn", cell(found.advice))
-    sizes = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items())
-    table.add_row("mesh", sizes, end_section=True)
-    table.add_row("one step", f"{least.tokens:,} tokens: {shape.rows * shape.data * shape.fsdp} rows of {shape.length}"
-                  f" x {shape.accumulate}")  # fmt: skip
-    table.add_row("model FLOPs (4N, half of causal attention)", f"{least.model_flops:.3e}")
-    table.add_row("executed FLOPs (with recomputation, adapter)", f"{least.executed_flops:.3e}")
-    for name in ("compute", "bandwidth", "links"):
-        table.add_row(f"at least, {name}", f"{getattr(least, name):.3f} s")
-    table.add_row("at most", f"{least.tokens_per_second:,.0f} tokens/s (by {least.limit})")
-    return table
+app.command(epilog=examples("mentalglm leaderboard runs/one runs/two --out board.md"))(leaderboard)
+app.command(epilog=examples("mentalglm sweep configs/demo.yaml --grid lora.rank=8,16 --seeds 3"))(sweep)
+app.command(epilog=examples("mentalglm convert zai-org/glm-4-9b-chat glm-4-9b-chat --to glm"))(convert)
 
 
-app.command()(leaderboard)
-app.command()(sweep)
-
-
-app.command()(convert)
-
-
-@app.command()
+@app.command(
+    epilog=examples(
+        "mentalglm export runs/demo --to merged --out model",
+        "mentalglm export runs/mine --to peft --push ORG/NAME --dry-run",
+    )
+)
 def export(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory")],
     to: Annotated[str, typer.Option(help="peft | vllm | vllm-split | llama.cpp | chatglm | merged")],
     out: Annotated[Path | None, typer.Option(help="Directory to write; default RUN/export-FORMAT")] = None,
     stage: Annotated[str | None, typer.Option(help="Stage whose adapter to export; default: the last")] = None,
-    push: Annotated[
-        str | None, typer.Option(help="Also upload to this Hub repository, USER/NAME; it is made private")
-    ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: a public repository")] = False,
-    base_name: Annotated[str | None, typer.Option(help="Hub id the adapter names as its base, ORG/NAME")] = None,
-) -> None:
-    """Exports the adapter a run trained, alone or merged into its base."""
-    from mentalglm_jax.pipeline.export import export_run
+    push: Annotated[str | None, typer.Option(help="Also upload to this Hub repository, ORG/NAME, which is made "
+                                                  "private")] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: make it public")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --push: upload nothing; list the files and print the "
+                                                            "model card")] = False,
+    base_name: Annotated[str | None, typer.Option(help="Hub id that adapter and card name as base, ORG/NAME")] = None,
+    licence: Annotated[str | None, typer.Option("--license", help="Licence that the card states, e.g. mit; default: "
+                                                                  "the base's")] = None,
+    json_: AsJson = False,
+) -> None:  # fmt: skip
+    """Exports what a run trained, as an adapter or merged into its base, with a model card; uploads it if asked."""
+    from mentalglm_jax.pipeline.export import describe, export_run
 
     out = out or run_dir / f"export-{to}"
-    written = export_run(run_dir, to, out, stage=stage, push=push, public=public, base_name=base_name)
-    say(f"{written}: written")
+    done = export_run(run_dir, to, out, stage=stage, push=push, public=public, base_name=base_name, licence=licence,
+                      dry_run=dry_run)  # fmt: skip
+    if json_:
+        print_json({"out": str(out), "files": done.files, "card": done.card, "url": done.pushed and done.pushed.url,
+                    "private": done.pushed and done.pushed.private})  # fmt: skip
+        return
+    say(f"{out}: written")
+    if dry_run:
+        say("\n".join(describe(done)))
+        say(f"{push}: nothing was uploaded (--dry-run)")
+    elif done.pushed is not None:
+        say(f"{done.pushed.url}: uploaded, {'private' if done.pushed.private else 'public'}")
 
 
-@app.command()
+@app.command(epilog=examples("mentalglm doctor"))
 def doctor(json_: AsJson = False) -> None:
     """What hardware and versions are seen, and what will be used."""
     from mentalglm_jax.devices.doctor import diagnose
@@ -234,7 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.showwarning = lambda message, *rest, **named: complain(f"warning: {message}")
     try:
-        code = app(args=arguments, standalone_mode=False)  # of typer.Exit; None where a command just ends
+        code = app(
+            args=arguments, prog_name="mentalglm", standalone_mode=False
+        )  # of typer.Exit; None where a command just ends
         if code == 130:  # what newer versions of Typer make of Ctrl-C
             raise KeyboardInterrupt
     except MentalGLMError as error:
@@ -250,14 +229,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        usage = getattr(error, "exit_code", None)
-        message = getattr(error, "format_message", None)
-        text = message() if message is not None else f"{type(error).__name__}: {error}"
-        hint = "" if usage == 2 else " (--debug shows where)"
-        if text or usage != 2:  # without one the help was printed, for want of a command
-            line = re.sub(r"^No such option: (-\S*[\w-])", r"No such option '\1'", text.partition("\n")[0])
-            complain(f"mentalglm: {line}{hint}")
-        sys.exit(2 if usage == 2 else 1)
+        show = getattr(error, "format_message", None)  # of Click's own errors
+        if show is None or getattr(error, "exit_code", None) != 2:
+            complain(f"mentalglm: {type(error).__name__}: {first_line(error)} (--debug shows where)")
+            sys.exit(1)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            sys.stderr.write(f"{show()}\n")
+        else:
+            complain(f"mentalglm: {usage(error, show())}")
+        sys.exit(2)
     sys.exit(code or 0)
 
 

@@ -15,7 +15,7 @@ TaskFile = Annotated[
     Path | None, typer.Option("--tasks", help="File that defines tasks of your own; not needed where one travels along")
 ]
 ModelName = Annotated[str, typer.Argument(help="Model directory or Hub id")]
-Adapter = Annotated[Path | None, typer.Option(help="PEFT adapter directory")]
+Adapter = Annotated[str | None, typer.Option(help="PEFT adapter over MODEL: directory or Hub id")]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most; default: 640, or what the "
                                                               "model's context leaves")]  # fmt: skip
 BatchSize = Annotated[int, typer.Option(min=1, help="Posts answered at a time")]
@@ -41,23 +41,18 @@ def make_known(tasks: Path | None) -> None:
         add_tasks(read_tasks(tasks), str(tasks))
 
 
-def make_known_of(*places: str | Path | None) -> None:
-    """Makes the tasks known that travel with models and adapters, directories or Hub ids."""
+def make_known_of(model: str, adapter: str | None) -> None:
+    """Makes the tasks known that travel with a model and its adapter, directories or Hub ids."""
+    from mentalglm_jax.checkpoints.hf_files import ADAPTER_FILES, MODEL_FILES, is_hub_id, locate
     from mentalglm_jax.text.tasks import add_tasks_beside
 
-    for place in filter(None, places):
-        directory = Path(place).expanduser()
-        if not directory.is_dir():
-            from mentalglm_jax.checkpoints.hf_files import is_hub_id, locate
-
-            if not is_hub_id(str(place)):
-                continue  # what loads it says what is wrong
-            directory = locate(place)
-        add_tasks_beside(directory)
+    for place, files in ((model, MODEL_FILES), (adapter, ADAPTER_FILES)):
+        if place is not None and (Path(place).expanduser().is_dir() or is_hub_id(place)):
+            add_tasks_beside(locate(place, files))  # of any other, what loads it says what is wrong
 
 
 def load_model(
-    model: str, adapter: Path | None, tokenizer: Path | None, *, dtype: str, quantize: str | None,
+    model: str, adapter: str | None, tokenizer: Path | None, *, dtype: str, quantize: str | None,
     rope_theta: float | None,
 ) -> tuple[Any, Any]:  # fmt: skip
     """A model that answers, its adapter merged unless its kernels are quantised, and its tokenizer."""

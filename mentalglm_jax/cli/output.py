@@ -5,6 +5,8 @@ are shown escaped and do nothing: no colour, no cursor, no second line, no failu
 """
 
 import json
+import os
+import re
 import sys
 from typing import Any
 
@@ -17,6 +19,21 @@ SAFETY = (
     "This is a research instrument, not a diagnosis. If you or someone you know is in a crisis, "
     "please talk to a person: a doctor, a crisis line, someone you trust."
 )
+PIPED = 240  # columns of a table that goes to a file or a pipe, which have no width of their own
+# Of every command and group. Help is plain text: Rich would take "[data]" for a style and leave it out.
+TYPER: dict[str, Any] = {
+    "no_args_is_help": True, "rich_markup_mode": None, "context_settings": {"max_content_width": 120}
+}  # fmt: skip
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's help."""
+    return "\n".join(["\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  {one}" for one in commands)])
+
+
+def stdout() -> Console:
+    """Where results go: as wide as the terminal, or as COLUMNS says."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED)
 
 
 def inert(text: str) -> str:
@@ -37,7 +54,7 @@ def cell(text: object) -> Text:
 
 def say(line: str | Table, console: Console | None = None, style: str | None = None) -> None:
     """Prints a line (or several, for line feeds between ours are meant) or a table on stdout, or on ``console``."""
-    console = console or Console()
+    console = console or stdout()
     if isinstance(line, str):
         for part in line.split("\n"):
             console.print(inert(part), soft_wrap=True, markup=False, highlight=False, style=style)
@@ -49,6 +66,15 @@ def complain(line: str) -> None:
     """One line on stderr, of a length that can be read."""
     line = inert(line)
     sys.stderr.write((line if len(line) <= MOST else f"{line[: MOST - 1]}…") + "\n")
+
+
+def usage(error: Exception, message: str) -> str:
+    """What is wrong with a command line, of Click's ``message``: our names bare, what was typed in quotes."""
+    named = r"^(Missing \w+|Invalid value for|Option) '([^']+)'(?: / '-[^']+')*"
+    said = re.sub(named, r"\1 \2", message.partition("\n")[0])
+    said = f"{said[:1].lower()}{said[1:]}".strip().removesuffix(".")
+    context = getattr(error, "ctx", None)
+    return f"{said} ({context.command_path} --help says more)" if context is not None else said
 
 
 def print_json(value: Any) -> None:

@@ -7,12 +7,13 @@ import typer
 from rich.table import Table
 
 from mentalglm_jax.cli.options import AsJson, TaskFile, make_known
-from mentalglm_jax.cli.output import cell, print_json, say
+from mentalglm_jax.cli.output import TYPER, cell, examples, print_json, say
 
-tasks_app = typer.Typer(no_args_is_help=True, help="What a model can be asked; how a task of your own is written.")
+tasks_app = typer.Typer(**TYPER, help="What a model can be asked; how a task of your own is written.",
+                        epilog=examples("mentalglm tasks COMMAND --help"))  # fmt: skip
 
 
-@tasks_app.command("list")
+@tasks_app.command("list", epilog=examples("mentalglm tasks list"))
 def tasks_list(tasks: TaskFile = None, json_: AsJson = False) -> None:
     """Every known task: its kind, languages and labels."""
     from mentalglm_jax.text.tasks import TASKS
@@ -41,7 +42,7 @@ def _summary(name: str) -> dict[str, Any]:
             "description": task.description}  # fmt: skip
 
 
-@tasks_app.command("show")
+@tasks_app.command("show", epilog=examples("mentalglm tasks show suicide_risk"))
 def tasks_show(
     name: Annotated[str, typer.Argument(help="A known task, e.g. suicide_risk")], tasks: TaskFile = None,
     json_: AsJson = False,
@@ -76,7 +77,7 @@ def _example(name: str, language: str) -> dict[str, str]:
     return found
 
 
-@tasks_app.command("check")
+@tasks_app.command("check", epilog=examples("mentalglm tasks check tasks.yaml"))
 def tasks_check(
     file: Annotated[Path, typer.Argument(help="Task file, or a directory with tasks.yaml")], json_: AsJson = False
 ) -> None:

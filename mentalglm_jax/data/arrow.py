@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mentalglm_jax.errors import InputError
+from mentalglm_jax.errors import InputError, install
 from mentalglm_jax.foreign import first_line, open_file, short
 from mentalglm_jax.interpreter import environment, module_command
 
@@ -48,7 +48,7 @@ def arrow_rows(path: Path, columns: Sequence[str], others: bool = True) -> Itera
             ``LONGEST_ROW`` characters, grows beyond the bounds above, or the [data] extra is not installed.
     """
     if importlib.util.find_spec("pyarrow") is None:
-        raise InputError("Parquet and Arrow need the data extra: pip install 'mentalglm-jax[data]'")
+        raise InputError(f"Parquet and Arrow need the data extra: {install('data')}")
     kind = "a Parquet" if path.suffix == ".parquet" else "an Arrow"
     try:
         source = open_file(path)

@@ -10,7 +10,7 @@ from typing import Any
 from mentalglm_jax.data.arrow import SUFFIXES, arrow_rows
 from mentalglm_jax.data.surrogates import half_pair, whole_texts
 from mentalglm_jax.data.tables import read_lines
-from mentalglm_jax.errors import InputError
+from mentalglm_jax.errors import InputError, install
 from mentalglm_jax.files import write_bytes, write_text
 from mentalglm_jax.foreign import parse_json
 from mentalglm_jax.text import tasks
@@ -247,7 +247,7 @@ def load_datasets() -> Any:
     try:
         import datasets
     except ImportError:
-        raise InputError("Parquet needs the data extra: pip install 'mentalglm-jax[data]'") from None
+        raise InputError(f"Parquet needs the data extra: {install('data')}") from None
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the user hears of a fault once, from us
     return datasets

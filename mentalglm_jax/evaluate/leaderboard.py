@@ -17,7 +17,8 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer, by_task, expected_records, generated, scored
 from mentalglm_jax.evaluate.inputs import finished, read_answers
 from mentalglm_jax.evaluate.metrics import METRICS, indicator, positive_place
-from mentalglm_jax.evaluate.report import plain, published, readings
+from mentalglm_jax.evaluate.published import figures_beside
+from mentalglm_jax.evaluate.report import plain, readings
 from mentalglm_jax.evaluate.scores import aligned
 from mentalglm_jax.evaluate.statistics import DRAWS, holm, paired_bootstrap
 from mentalglm_jax.foreign import parse_json, read_json, read_text
@@ -40,7 +41,8 @@ class _Run:
 
 
 def leaderboard_rows(paths: Sequence[str | Path], draws: int = DRAWS) -> list[dict[str, Any]]:
-    """One row per task, reading and system, best weighted F1 first, then the task's floors and published figures.
+    """One row per task, reading and system, best weighted F1 first, then the task's floors and the figures that others
+    published on the records of a run.
 
     Run directories whose recipes differ only in ``seed`` are one system: its scores are means over the runs.
 
@@ -79,11 +81,13 @@ def leaderboard_rows(paths: Sequence[str | Path], draws: int = DRAWS) -> list[di
                 row |= {"runs": len(parts), "seeds": None if None in seeds else seeds, "against_best": None}
                 members[id(row)] = [run for run, _ in parts]
                 boards.setdefault(task, []).append(row)
-    figures, rows = published(), []
+    rows = []
     for task in (name for name in tasks.TASKS if name in boards):
         rows += sorted(boards[task], key=lambda row: -row["weighted_f1"])
         rows += floors.get(task, [])
-        rows += [{"task": task, "kind": "published"} | figure for figure in figures.get(task, [])]
+        sets = {run.result[task].get("data_set") for runs in systems.values() for run in runs if task in run.result}
+        beside = [figure for known in sorted(map(str, sets)) for figure in figures_beside(task, known)]
+        rows += [{"task": task, "kind": "published"} | figure for figure in beside]
     _test(rows, members, draws)
     return rows
 

@@ -8,14 +8,13 @@ import base64
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from mentalglm_jax.evaluate.published import figures_beside
 from mentalglm_jax.files import write_json, write_text
 from mentalglm_jax.text import tasks
 
@@ -23,12 +22,12 @@ SAFETY = (
     "A research instrument, not a diagnosis: it must not decide about a person. Whoever is in a crisis needs a person: "
     "a doctor, a crisis line, someone they trust."
 )
+RESULTS_NOTE = (
+    "`text`: label read from the generated answer, what cannot be read is wrong; `label`: the label sentence the model "
+    "finds most probable. Weighted F1 with its 95 % bootstrap interval over posts. `cut off`: answers ended by the "
+    "token limit; floors: weighted F1 of what any system should beat."
+)
 _CSV_COLUMNS = ("task", "reading", "language", "class", "metric", "value", "n")
-
-
-def published() -> dict[str, list[dict[str, Any]]]:
-    """Task to figures that others published: system, metric, value, seen (primary, secondary, derived), source."""
-    return yaml.safe_load((files("mentalglm_jax.evaluate") / "published.yaml").read_text(encoding="utf-8"))
 
 
 def write_report(
@@ -76,7 +75,6 @@ def render(
     )
     style = environment.get_template("style.css").render()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    figures = published()
     return environment.get_template("evaluation.html").render(
         csp=f"default-src 'none'; style-src 'sha256-{digest}'",
         style=style,
@@ -86,7 +84,7 @@ def render(
         tasks=result,
         kinds={name: tasks.get_task(name).arity for name in result},
         bars=[bar for name, entry in result.items() for bar in _bars(name, entry)],
-        published={name: figures.get(name, []) for name in result},
+        published={name: figures_beside(name, entry.get("data_set")) for name, entry in result.items()},
         compared=compared,
         against=against,
     )
@@ -159,14 +157,6 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
 
 def model_card(result: Mapping[str, Mapping[str, Any]], *, title: str, notes: Sequence[str] = ()) -> str:
     """Text for a Hub model card (the part under the YAML head): measured numbers, floors, limits and safety."""
-    rows = []
-    for task, entry in result.items():
-        for reading, scores in readings(entry):
-            low, high = scores["ci95"]
-            floors = ", ".join(f"{name} {floor['weighted_f1']:.3f}" for name, floor in entry["floors"].items())
-            rows.append(f"| {task} | {reading} | {scores['n']} | {scores['weighted_f1']:.3f} ({low:.3f}–{high:.3f}) | "
-                        f"{scores['micro_f1']:.3f} | {scores['macro_f1']:.3f} | {scores['parse_failure_rate']:.1%} | "
-                        f"{scores.get('cut_off', '–')} | {floors or '–'} |")  # fmt: skip
     return "\n".join([
         f"# {plain(title)}",
         "",
@@ -174,13 +164,9 @@ def model_card(result: Mapping[str, Mapping[str, Any]], *, title: str, notes: Se
         "",
         "## Results",
         "",
-        f"Measured with `mentalglm evaluate` on {_today()}. `text`: label read from the generated answer, what can not "
-        "be read is wrong; `label`: the label sentence the model finds most probable. Weighted F1 with its 95 % "
-        "bootstrap interval over posts. `cut off`: answers ended by the token limit; floors: weighted F1.",
+        f"{RESULTS_NOTE} Measured on {_today()}.",
         "",
-        "| task | reading | n | weighted F1 (95 % CI) | micro F1 | macro F1 | unread | cut off | floors |",
-        "|---|---|--:|--:|--:|--:|--:|--:|---|",
-        *rows,
+        results_table(result),
         "",
         *(["## Training data", "", *(f"* {note}" for note in notes), ""] if notes else []),
         "## Use",
@@ -192,6 +178,23 @@ def model_card(result: Mapping[str, Mapping[str, Any]], *, title: str, notes: Se
     ])  # fmt: skip
 
 
+def results_table(result: Mapping[str, Mapping[str, Any]]) -> str:
+    """The numbers of a card as a Markdown table (``RESULTS_NOTE`` says what the columns are)."""
+    lines = [
+        "| task | reading | n | weighted F1 (95 % CI) | micro F1 | macro F1 | unread | cut off | floors |",
+        "|---|---|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for task, entry in result.items():
+        for reading, scores in readings(entry):
+            low, high = scores["ci95"]
+            floors = ", ".join(f"{plain(name)} {floor['weighted_f1']:.3f}" for name, floor in entry["floors"].items())
+            cut = scores.get("cut_off", "–")
+            lines.append(f"| {plain(task)} | {reading} | {scores['n']} | {scores['weighted_f1']:.3f} "
+                         f"({low:.3f}–{high:.3f}) | {scores['micro_f1']:.3f} | {scores['macro_f1']:.3f} | "
+                         f"{scores['parse_failure_rate']:.1%} | {cut} | {floors or '–'} |")  # fmt: skip
+    return "\n".join(lines)
+
+
 def plain(text: str) -> str:
-    """One line without Markdown or HTML of its own."""
-    return "".join(c for c in " ".join(text.split()) if c not in "<>`*_[]#|\\")
+    """One line without Markdown or HTML of its own. An underscore inside a word is none, and stays."""
+    return re.sub(r"[<>`*\[\]#|\\]|(?<![^\W_])_|_(?![^\W_])", "", " ".join(text.split()))

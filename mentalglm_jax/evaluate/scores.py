@@ -12,6 +12,7 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import THRESHOLD, Answer, by_task, expected_records, generated, scored
 from mentalglm_jax.evaluate.explanations import explanation_scores, reference_overlap
 from mentalglm_jax.evaluate.metrics import confusion, indicator, per_class, positive_place, task_scores
+from mentalglm_jax.evaluate.published import data_set
 from mentalglm_jax.evaluate.readings import calibration
 from mentalglm_jax.evaluate.statistics import DRAWS, bootstrap, holm, mcnemar, paired_bootstrap
 from mentalglm_jax.text import tasks
@@ -51,8 +52,8 @@ def evaluate(
         children, both); mae, within_one, quadratic_weighted_kappa (ordered levels, ``metrics.ordinal``);
         ci95, ci95_by_metric; parse_failure_rate, parse_status (counts); per_class; confusion; by_language; explanation
         (``explanation_scores``, and ``overlap`` with reference explanations); cut_off (answers that the token limit
-        ended, by their ``finish``); floors (empty: see ``floors``). All of
-        these are the parsed text reading's. ``label_reading`` has the same scores without explanation and floors, and
+        ended, by their ``finish``); data_set (``published.data_set``); floors (empty: see ``floors``). All of these
+        are the parsed text reading's. ``label_reading`` has the same scores without explanation and floors, and
         ``calibration``, of the label log-probabilities, and the number of labels scored ``after_explanation``; None
         without them. Without any
         row of ``generations.jsonl`` n = 0 and there are no parsed text scores.
@@ -75,6 +76,7 @@ def evaluate(
             overlap = reference_overlap(by_text[name])
             entry["cut_off"] = cut[name]
             entry["explanation"] = {**explanation_scores(by_text[name]), "overlap": overlap}
+        entry["data_set"] = data_set(name, records)
         entry["floors"] = {}
         entry["label_reading"] = None
         if name in by_value:

@@ -1,5 +1,6 @@
 """The first stage of a run: its records, apart from what is held out, and its tokenizer."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,8 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
     if evaluated:  # better said before training than after it
         lines.append(job.check_evaluable(corpora["faithful"]))
     counts: dict[str, dict[str, int]] = {}
+    labels: dict[str, Counter[str]] = {}  # of the training records, as are the languages
+    languages: Counter[str] = Counter()
     for variant, records in corpora.items():
         kept = limited(records, section.limit)
         with replace_dir(job.dir / "data" / variant, replaceable(f"data/{variant}"), private=True) as directory:
@@ -52,6 +55,9 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
             for record in kept:
                 counts.setdefault(record.task, {}).setdefault(record.split, 0)
                 counts[record.task][record.split] += 1
+                if record.split == "train":
+                    labels.setdefault(record.task, Counter()).update(record.gold)
+                    languages[record.language] += 1
     job.pack_tasks(job.dir, counts)
     check_weights(job)
     if recipe.tokenizer.vocab_size is not None:
@@ -63,5 +69,5 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
     with replace_dir(job.dir / "tokenizer", replaceable("tokenizer")) as directory:
         tokenizer.save(directory)
     said = [f"{task}: " + ", ".join(f"{n} {split}" for split, n in splits.items()) for task, splits in counts.items()]
-    found = {"counts": counts, "notes": notes, "say": said + lines}
+    found = {"counts": counts, "labels": labels, "languages": languages, "notes": notes, "say": said + lines}
     return found if read is None else found | {"held_out": read.to_dict()}

@@ -1,72 +1,133 @@
 """What a run trained, for other programs and for the Hub."""
 
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from mentalglm_jax.checkpoints.adapter_formats import FORMATS
+from mentalglm_jax.checkpoints.adapter_formats import FORMATS, vllm_format
 from mentalglm_jax.checkpoints.adapters import save_adapter
 from mentalglm_jax.checkpoints.directories import save_pretrained
-from mentalglm_jax.checkpoints.hf_files import is_hub_id
+from mentalglm_jax.checkpoints.hf_files import is_hub_id, names_repository
+from mentalglm_jax.checkpoints.model_card import CARD, Licence, licence_named, licence_of
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.foreign import read_json
+from mentalglm_jax.pipeline import hub
+from mentalglm_jax.pipeline.card import run_card
 from mentalglm_jax.pipeline.run_dir import Run
-from mentalglm_jax.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written: the directory, its files by name with their bytes, and where they were uploaded to, if so."""
+
+    directory: Path
+    files: dict[str, int]
+    pushed: hub.Pushed | None = None
+
+    @property
+    def card(self) -> str:
+        """The model card."""
+        return (self.directory / CARD).read_text(encoding="utf-8")
 
 
 def export_run(
     run_dir: Path, to: str, out: Path, stage: str | None = None, push: str | None = None, public: bool = False,
-    base_name: str | None = None,
-) -> Path:  # fmt: skip
-    """Writes the adapter that a run trained.
+    base_name: str | None = None, licence: str | None = None, dry_run: bool = False,
+) -> Export:  # fmt: skip
+    """Writes the adapter that a run trained, or the merged model, with a model card.
 
     Args:
         run_dir: a run directory whose training stages are done.
         to: a format of ``save_adapter`` ("peft", "vllm", "vllm-split", "llama.cpp", "chatglm"), or "merged".
         out: directory to write.
         stage: whose adapter; None is the last stage's.
-        push: Hub repository (USER/NAME) to upload ``out`` to as well; needs a logged-in ``hf auth login``. It is made
+        push: Hub repository (ORG/NAME) to upload ``out`` to as well; needs a token (``hf auth login``). It is made
             private, unless ``public``.
-        base_name: Hub id that the adapter names as its base instead of where the run read it. An adapter that is
-            pushed must name one, as a path says who works where.
+        base_name: Hub id that adapter and card name as the base, instead of where the run read it. What is pushed must
+            name one, as a path says who works where; only a merged model that was pre-trained here has none.
+        licence: of what is written, as the Hub calls it. None is the base's, as its card says.
+        dry_run: with ``push``: do everything but the upload.
 
     Raises:
         InputError: not a run directory, an unknown format or stage, or the stage is not finished; a push that would
-            publish a local path.
+            publish a local path or a user's name.
+        RunError: the Hub refused, or cannot be reached.
     """
-    try:
-        recipe = Recipe.model_validate({**read_json(run_dir / "run.json")["recipe"], "run_dir": run_dir})
-    except (InputError, ValueError, KeyError, TypeError):
-        raise InputError(f"{run_dir}: not a run directory (no readable run.json)") from None
-    if public and push is None:
-        raise InputError("--public goes with --push")
+    job = Run.opened(run_dir)
+    recipe = job.recipe
+    for given, option in ((public, "--public"), (dry_run, "--dry-run")):
+        if given and push is None:
+            raise InputError(f"{option} goes with --push")
     if to not in (*FORMATS, "merged"):
         raise InputError(f"export format {to!r} is not one of {', '.join(FORMATS)}, merged")
-    job = Run(recipe)
-    if base_name is not None and (to == "merged" or not is_hub_id(base_name)):
-        reason = "merged names no base" if to == "merged" else f"{base_name!r} is none, ORG/NAME"
-        raise InputError(f"--base-name is for adapters, and a Hub id that is no directory here: {reason}")
-    if push is not None and to != "merged" and not is_hub_id(base_name or str(job.base)):
+    if push is not None and not names_repository(push):
+        raise InputError(f"--push {push!r}: give a Hub repository, ORG/NAME")
+    if base_name is not None and not is_hub_id(base_name):
+        raise InputError(f"--base-name {base_name!r}: give a Hub id, ORG/NAME, that is no directory here")
+    base = base_name or job.base_id
+    if push is not None and base is None and (to != "merged" or recipe.pretrain is None):
         raise InputError(f"--push would publish the local path of the base, {job.base}; add --base-name ORG/NAME, "
                          "the base's Hub id")  # fmt: skip
     stage = stage or recipe.stages[-1].name
     if not job.adapter_dir(stage).is_dir():
         raise InputError(f"{job.adapter_dir(stage)}: no adapter; is stage {stage!r} of this run finished?")
+    named = None if licence is None else licence_named(licence)
+    if push is not None and not dry_run:
+        hub.prepare(push, public)  # before the work, not after it
+    terms = named or _terms(job, base, ask=push is not None)
     model = job.load_final(stage)
+    written = vllm_format(model) if to == "vllm" else to
+    card = run_card(job, written, stage=stage, base=base, licence=terms, repository=push)
     if to == "merged":
-        save_pretrained(model, out, tokenizer=job.tokenizer())
+        save_pretrained(model, out, tokenizer=job.tokenizer(), card=card)
     else:
-        save_adapter(model, out, format=to, base_model_name_or_path=base_name)
-    job.state_data(out)
+        save_adapter(model, out, format=to, base_model_name_or_path=base_name, card=card)
     job.pack_tasks(out)
-    if push is not None:
-        _push(out, push, public)
-    return out
+    files = {path.name: path.stat().st_size for path in sorted(out.iterdir()) if path.is_file()}
+    if push is None:
+        return Export(out, files)
+    _refuse_private(job, out, files)
+    return Export(out, files, None if dry_run else hub.push(out, list(files), push, public))
 
 
-def _push(directory: Path, repository: str, public: bool) -> None:
-    from huggingface_hub import HfApi
+def _terms(job: Run, base: str | None, ask: bool) -> Licence | None:
+    """The licence of the base: by the card beside its weights, or on the Hub if that may be asked."""
+    if job.recipe.pretrain is not None:
+        return None
+    found = licence_of(Path(str(job.base)).expanduser(), base)
+    return hub.licence_on_hub(base) if found is None and ask and base is not None else found
 
-    api = HfApi()
-    api.create_repo(repository, exist_ok=True, private=not public)
-    if not public and not api.repo_info(repository).private:
-        raise InputError(f"{repository}: is a public repository, nothing was uploaded; say --public if that is meant")
-    api.upload_folder(repo_id=repository, folder_path=str(directory))
+
+def _refuse_private(job: Run, out: Path, files: dict[str, int]) -> None:
+    """Stops before what is to be published names a place on this machine, or who works here.
+
+    A tokenizer's configuration, for one, may hold the path it was once loaded from.
+
+    Raises:
+        InputError: naming file and what stands there.
+    """
+    local = {Path.home(), Path.cwd(), job.dir.absolute(), out.absolute()}
+    local |= {Path(str(given)).expanduser().absolute() for given in
+              (job.recipe.data.root, job.recipe.model.path, job.recipe.tokenizer.path)
+              if given is not None and not is_hub_id(str(given))}  # fmt: skip
+    places = {str(path) for given in local for path in (given, given.resolve()) if len(path.parts) > 2}
+    # A path of any machine: a home directory, with what follows.
+    home = re.compile(r"(?:/home|/Users|[A-Za-z]:\\+Users|/data/users)[/\\]+[^/\\\"\s]+|/root/[^/\"\s]+")
+    for name in files:
+        if not name.endswith((".json", ".md", ".jinja", ".yaml")) or name == "tokenizer.json":
+            continue
+        text = (out / name).read_text(encoding="utf-8")
+        found = next((place for place in places if place in text or json.dumps(place)[1:-1] in text), None)
+        found = found or (match[0] if (match := home.search(text)) else None)
+        if found is not None:
+            raise InputError(f"{out / name}: names {found}, a place on a machine, and would be published; take it out "
+                             "of the file it came from and export again")  # fmt: skip
+
+
+def describe(export: Export) -> Iterator[str]:
+    """Lines that list what is, or would be, uploaded, and its card."""
+    for name, size in export.files.items():
+        yield f"{size:>14,}  {name}"
+    yield ""
+    yield export.card

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints.directories import save_pretrained
+from mentalglm_jax.checkpoints.model_card import CARD
 from mentalglm_jax.checkpoints.reference import write_reference
 from mentalglm_jax.data.batches import encode_chats, encode_posts, encode_records
 from mentalglm_jax.data.records import Record
@@ -30,7 +31,7 @@ from mentalglm_jax.data.synthetic import pretraining_chats
 from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.devices.compiled import keep_in
 from mentalglm_jax.devices.distributed import barrier, is_primary, start
-from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.errors import InputError, RunError, install
 from mentalglm_jax.evaluate.assess import assess
 from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
 from mentalglm_jax.evaluate.readings import score_records
@@ -42,6 +43,7 @@ from mentalglm_jax.interpreter import environment, module_command
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import add_lora, merge_lora, parameter_count
 from mentalglm_jax.model.sharding import make_mesh, split_cpu
+from mentalglm_jax.pipeline.card import run_card
 from mentalglm_jax.pipeline.changes import nothing_left, outdated
 from mentalglm_jax.pipeline.data_stage import data_stage
 from mentalglm_jax.pipeline.run_dir import Run
@@ -271,8 +273,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         result = train(model, examples, stage.train, where, trainable="lora", seed=recipe.seed, identity=identity,
                        evaluation=dev, around=around)  # fmt: skip
         if is_primary():
-            save_adapter(model, where / "adapter")
-            job.state_data(where / "adapter")
+            save_adapter(model, where / "adapter", card=run_card(job, "peft", stage=stage.name, base=job.base_id))
             job.pack_tasks(where / "adapter")
         said = _said(result, f"LoRA rank {recipe.lora.rank}", stage.train.best_by)
         said["say"] += _left_out(stage, too_long)
@@ -308,9 +309,8 @@ def _eval_records(job: Run) -> list[Record]:
 def _export(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     """``adapter/``, ``merged/`` and what JAX computes with them, for ``probes verify``."""
     model, tokenizer = job.load_final(), job.tokenizer()
-    save_adapter(model, job.dir / "adapter")
-    job.state_data(job.dir / "adapter")
-    save_pretrained(model, job.dir / "merged", tokenizer=tokenizer)
+    save_adapter(model, job.dir / "adapter", card=run_card(job, "peft", base=job.base_id))
+    save_pretrained(model, job.dir / "merged", tokenizer=tokenizer, card=run_card(job, "merged", base=job.base_id))
     for name in ("adapter", "merged"):
         job.pack_tasks(job.dir / name)
     records, order = _eval_records(job), job.recipe.answer_order
@@ -339,7 +339,7 @@ def _probes(*arguments: str | Path) -> dict[str, Any]:
         raise
     if process.returncode not in (0, 3):  # 3: done, but for rows that cannot be probed; it says which on stderr
         raise RunError(f"`probes {arguments[0]}` stopped with exit code {process.returncode}; its reason stands above. "
-                       "It needs the [probes] extra (PyTorch): pip install 'mentalglm-jax[probes]'")  # fmt: skip
+                       f"It needs the [probes] extra (PyTorch): {install('probes')}")  # fmt: skip
     return json.loads(output)
 
 
@@ -451,6 +451,8 @@ def _summary(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         raise InputError(f"{job.dir / 'run.json'}: what stages verify and probe found is damaged; begin anew with "
                          "--restart") from None  # fmt: skip
     summary["eval"] = _own_json(job.dir / "evaluation.json")
+    for name, to in (("adapter", "peft"), ("merged", "merged")):  # with results, which were not there at the export
+        write_text(job.dir / name / CARD, run_card(job, to, base=job.base_id))
     summary["seconds"] = {name: result["seconds"] for name, result in job.result.items()}
     write_json(job.dir / "summary.json", summary)
     return {}

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from mentalglm_jax.checkpoints.adapters import load_adapter
 from mentalglm_jax.checkpoints.directories import load
+from mentalglm_jax.checkpoints.hf_files import is_hub_id
 from mentalglm_jax.data.records import SPLITS, Record, read_records
 from mentalglm_jax.devices.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.files import LOCK, check_owned, left_over_of, write_json, write_text
+from mentalglm_jax.files import LOCK, check_owned, left_over_of, write_json
 from mentalglm_jax.foreign import read_json, some
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.pipeline.changes import outdated, reopened
@@ -26,7 +27,7 @@ from mentalglm_jax.train.recipe import Recipe, what_it_is
 
 # What a run writes, by its path below the run directory. Deleting goes by this: whatever else is there is not a run's.
 _MODEL = r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|model\.safetensors\.index)\.json"
-_MODEL = rf"(?:{_MODEL}|tasks\.yaml|chat_template\.jinja|tokenizer\.model|model[-0-9a-z]*\.safetensors)"
+_MODEL = rf"(?:{_MODEL}|tasks\.yaml|chat_template\.jinja|tokenizer\.model|model[-0-9a-z]*\.safetensors|README\.md)"
 _ADAPTER = r"adapter/(?:adapter_config\.json|adapter_model\.safetensors|README\.md|tasks\.yaml)"
 _TRAINED = rf"(?:(?:checkpoints|tensorboard|profile|wandb)/.+|(?:metrics|evaluation)\.jsonl|{_ADAPTER})"
 _GENERATED = r"generations\.jsonl(?:\.partial)?"
@@ -295,6 +296,11 @@ class Run:
         return self.dir / "base" if self.recipe.pretrain else str(self.recipe.model.path)
 
     @property
+    def base_id(self) -> str | None:
+        """The Hub id of the base model, where the recipe names it by one."""
+        return str(self.base) if is_hub_id(str(self.base)) else None
+
+    @property
     def eval_split(self) -> str:
         """The split results are reported on: the test one, or the development one where there is no test record.
         Upstream test files stay untouched, so there it is the development one.
@@ -375,10 +381,3 @@ class Run:
             own = added_tasks({*names, *self.recipe.tasks})
         if own:
             write_tasks(directory / TASKS_FILE, own)
-
-    def state_data(self, directory: Path) -> None:
-        """Adds to the card of an export what a reader must know of the training data."""
-        card, notes = directory / "README.md", self.result.get("data", {}).get("notes", ())
-        if notes and card.is_file():
-            lines = "\n".join(f"* {note}" for note in notes)
-            write_text(card, f"{card.read_text(encoding='utf-8')}\n## Training data\n\n{lines}\n")

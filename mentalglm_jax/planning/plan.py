@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mentalglm_jax.data.batches import Example, PackedBatches
 from mentalglm_jax.devices.hardware import GIB, Topology, chip_of, parse_topology
-from mentalglm_jax.errors import InputError, RunError, nearest
+from mentalglm_jax.errors import InputError, RunError, install, nearest
 from mentalglm_jax.foreign import read_json
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.layout import MESH_AXES
@@ -184,7 +184,7 @@ def tpu_devices(target: Topology) -> Sequence[Any]:
     try:
         importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
-        raise RunError("a plan needs the TPU compiler (not a TPU): pip install 'mentalglm-jax[tpu]'") from None
+        raise RunError(f"a plan needs the TPU compiler (not a TPU): {install('tpu')}") from None
     # Without the first, libtpu refuses where another process has it open, for a plan of its own or to train; without
     # the others it asks the metadata server of a Cloud TPU host, and waits for it.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

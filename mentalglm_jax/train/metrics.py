@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from tensorboardX import SummaryWriter
 
-from mentalglm_jax.errors import InputError
+from mentalglm_jax.errors import InputError, install
 from mentalglm_jax.files import write_text
 from mentalglm_jax.foreign import parse_json, read_bytes
 
@@ -93,7 +93,7 @@ def _wandb_run(directory: Path, project: str, name: str | None) -> Any:
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise InputError("wandb: is not installed; pip install 'mentalglm-jax[track]', or remove the section") from None
+        raise InputError(f"wandb: is not installed; {install('track')}, or remove the section") from None
     try:
         # Its own step counter only rises, but a resumed run writes steps again: ours is a value beside the others.
         run = wandb.init(project=project, name=name, dir=str(directory), resume="allow")

@@ -65,7 +65,7 @@ _READ = frozenset({
 })  # fmt: skip
 
 
-def with_adapter(model: Any, adapter: str | Path) -> tuple[Any, dict[str, list[str]]]:
+def with_adapter(model: Any, directory: Path) -> tuple[Any, dict[str, list[str]]]:
     """The model with the adapter on it, not merged.
 
     Returns:
@@ -79,14 +79,13 @@ def with_adapter(model: Any, adapter: str | Path) -> tuple[Any, dict[str, list[s
     import torch
     from safetensors.torch import load_file
 
-    directory = Path(adapter).expanduser()
     raw, tensors = check_adapter(directory)
     copies = _base_copies(model, directory, tensors, Fields(raw, directory / ADAPTER_CONFIG).texts("modules_to_save"))
     tensors = {name: one for name, one in tensors.items() if name not in copies}
     settings = read_config(raw, directory / ADAPTER_CONFIG, [name for name, _ in model.named_modules()], tensors)
     if odd := [name for name, one in tensors.items() if one.dtype not in DTYPES]:
         raise ProbeInputError(f"{directory / ADAPTER_WEIGHTS}: {some(odd)}: dtype {tensors[odd[0]].dtype}")
-    with foreign_code(adapter, "cannot load this PEFT adapter"), warnings.catch_warnings():
+    with foreign_code(directory, "cannot load this PEFT adapter"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT only warns about missing keys; the comparison below refuses them
         config = peft.LoraConfig(**settings)
         wrapped = peft.PeftModel.from_pretrained(model, str(directory), config=config)
@@ -96,12 +95,12 @@ def with_adapter(model: Any, adapter: str | Path) -> tuple[Any, dict[str, list[s
         "missing_keys": sorted(set(loaded) - set(stored)),
         "unexpected_keys": sorted(set(stored) - set(loaded)),
     }
-    refuse_keys(adapter, keys)
+    refuse_keys(directory, keys)
     if bad := [key for key, value in stored.items() if not torch.isfinite(value).all()]:
         raise ProbeInputError(f"{directory / ADAPTER_WEIGHTS}: NaN or infinity in {some(bad)}; its training diverged")
     changed = [key for key in stored if not torch.equal(loaded[key].float().cpu(), stored[key].float())]
     if changed:
-        raise ProbeInputError(f"{adapter}: PEFT did not take {len(changed)} tensors as stored, first {changed[0]}")
+        raise ProbeInputError(f"{directory}: PEFT did not take {len(changed)} tensors as stored, first {changed[0]}")
     return wrapped, keys
 
 

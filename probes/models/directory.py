@@ -20,6 +20,7 @@ SINGLE: str = DIRECTORY["weights"]["one"]
 INDEX: str = DIRECTORY["weights"]["index"]
 ADAPTER_CONFIG: str = DIRECTORY["adapter"]["config"]
 ADAPTER_WEIGHTS: str = DIRECTORY["adapter"]["weights"]
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 PICKLES = tuple(DIRECTORY["pickles"])
 MAX_HEADER_BYTES: int = DIRECTORY["bytes"]["a safetensors header"]  # of one file; 61 layers need about 100 kB
 MAX_TENSORS: int = DIRECTORY["tensors"]  # over all files
@@ -48,8 +49,9 @@ class Tensor(NamedTuple):
         return count
 
 
-def locate(model: str | Path) -> Path:
-    """The local directory; a Hub id is downloaded first (``HUB_FILES`` only), so that it is checked like any other.
+def locate(model: str | Path, files: tuple[str, ...] = HUB_FILES) -> Path:
+    """The local directory of a model, or with ``ADAPTER_FILES`` of an adapter; a Hub id is downloaded first (``files``
+    only), so that it is checked like any other.
 
     Raises:
         ProbeInputError: neither a directory nor an id that the Hub can serve.
@@ -57,14 +59,28 @@ def locate(model: str | Path) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         return path
+    what = "adapter directory" if files is ADAPTER_FILES else "directory"
     if path.exists() or path.is_symlink():
-        raise ProbeInputError(f"{model}: is a file; give the directory that holds config.json")
+        needed = ADAPTER_CONFIG if files is ADAPTER_FILES else "config.json"
+        raise ProbeInputError(f"{model}: is a file; give the directory that holds {needed}")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(model)):
-        raise ProbeInputError(f"{model}: no such directory")
+        raise ProbeInputError(f"{model}: no such {what}, nor is it a Hub id (ORG/NAME)")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
-    with foreign_code(model, "no such directory, and the Hub download failed"):
-        return Path(snapshot_download(str(model), allow_patterns=list(HUB_FILES)))
+    try:
+        with foreign_code(model, f"no such {what} here, and the Hub download failed"):
+            return Path(snapshot_download(str(model), allow_patterns=list(files)))
+    except ProbeInputError as error:
+        if isinstance(error.__cause__, RepositoryNotFoundError):
+            reason = "the Hub has no such repository, or shows it to others only (`hf auth login`)"
+        elif isinstance(error.__cause__, LocalEntryNotFoundError):
+            offline = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the Hub cannot be reached"
+            reason = f"it is not in the Hub's cache either, and {offline}"
+        else:
+            raise
+    raise ProbeInputError(f"{model}: no such {what} here, and {reason}")
 
 
 def check_model(directory: Path) -> dict[str, Tensor]:
@@ -94,10 +110,8 @@ def check_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The parsed ``adapter_config.json`` of a PEFT directory and the tensors of its header by name.
 
     Raises:
-        ProbeInputError: not a directory, files missing or outside, pickled weights, a damaged header.
+        ProbeInputError: files missing or outside, pickled weights, a damaged header.
     """
-    if not directory.is_dir():
-        raise ProbeInputError(f"{directory}: no such adapter directory; give a local PEFT adapter")
     names = _names(directory)
     if ADAPTER_CONFIG not in names:
         raise ProbeInputError(f"{directory}: no PEFT adapter: {ADAPTER_CONFIG} is missing")

@@ -9,7 +9,7 @@ from typing import Any
 from probes.errors import ProbeInputError
 from probes.foreign import Fields, foreign_code
 from probes.models.adapter import refuse_keys, with_adapter
-from probes.models.directory import ADAPTER_WEIGHTS, Tensor, check_model, check_size, locate
+from probes.models.directory import ADAPTER_FILES, ADAPTER_WEIGHTS, Tensor, check_model, check_size, locate
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -31,6 +31,7 @@ def load_model(
     if dtype not in _DTYPES:
         raise ProbeInputError(f"dtype {dtype!r}: not one of {', '.join(_DTYPES)}")
     directory = locate(model_dir)
+    adapter = None if adapter is None else locate(adapter, ADAPTER_FILES)
     config = _config(directory, check_model(directory), adapter)
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
@@ -58,7 +59,7 @@ def load_model(
     return model.eval(), keys
 
 
-def _config(directory: Path, tensors: dict[str, Tensor], adapter: str | Path | None) -> Any:
+def _config(directory: Path, tensors: dict[str, Tensor], adapter: Path | None) -> Any:
     """The model's configuration, with the rotary base that the adapter's file says it was trained with.
 
     PEFT does not look: a base whose config.json says another one would answer, and be explained, as another model. A
@@ -72,7 +73,7 @@ def _config(directory: Path, tensors: dict[str, Tensor], adapter: str | Path | N
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
     check_size(directory, sum(weight.numel() for weight in model.parameters()), tensors)
-    theta = None if adapter is None else _trained_theta(Path(adapter).expanduser())
+    theta = None if adapter is None else _trained_theta(adapter)
     if theta is None:
         return config
     if not isinstance(getattr(config, "rope_parameters", None), dict):

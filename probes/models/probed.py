@@ -46,7 +46,7 @@ class Probed(LoadedModel):
 
         Args:
             model_dir: directory or Hub name with config, weights and tokenizer.
-            adapter: PEFT adapter directory; every tensor it should have must be there and no other.
+            adapter: PEFT adapter over it, directory or Hub id; every tensor it should have must be there and no other.
             dtype: float32 | bfloat16 | float16 | float64, of weights and computation.
             merge: fold the adapter into the weights (same outputs, faster).
             device: torch device name.

@@ -96,7 +96,7 @@ def verify(model_dir: str | Path, adapter: str | Path | None, reference_npz: str
 
     Args:
         model_dir: exported Hugging Face directory (the base model if ``adapter`` is given).
-        adapter: PEFT adapter directory, applied without merging, or None.
+        adapter: PEFT adapter (directory or Hub id), applied without merging, or None.
         reference_npz: see ``read_reference``.
     Returns:
         ``max_abs_logit_diff`` over the real positions, ``max_abs_logit`` of the reference (the scale to read it by),

@@ -1,7 +1,6 @@
 """Who may read what a command writes: posts are their owner's only, the umask is never overruled, a replaced file keeps
 its mode, and no page or card that others will read holds a path of this machine."""
 
-import json
 import os
 import shutil
 import stat
@@ -10,7 +9,7 @@ import pytest
 
 from mentalglm_jax import files as core
 from probes import files as probing
-from tests.hostile.attack import refused, run
+from tests.hostile.attack import run
 
 # What holds posts or answers about them, of all that the commands below write.
 POSTS = {"generations.jsonl", "label_scores.jsonl", "sample.jsonl", "review.html", "review.csv", "reviewed.jsonl",
@@ -130,49 +129,3 @@ def test_pages_and_cards_hold_no_path(world, capsys, monkeypatch, how):
     text = "".join(path.read_text("utf-8") for path in (secret / "out").iterdir())
     assert "answers" in text
     assert not [part for part in ("clinic-of-dr-who", "patients", str(world)) if part in text]
-
-
-@pytest.mark.parametrize("to", ["peft", "merged"])
-@pytest.mark.parametrize("public", [[], ["--public"]], ids=["private", "public"])
-def test_what_is_pushed_is_private_and_names_no_path(world, capsys, monkeypatch, to, public):
-    """The Hub is not there: its client's three calls are recorded."""
-    import huggingface_hub
-
-    asked = []
-    monkeypatch.setattr(
-        huggingface_hub.HfApi, "create_repo", lambda self, name, **given: asked.append(given["private"])
-    )
-    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info",
-                        lambda self, name: huggingface_hub.ModelInfo(id=name, private=not public))  # fmt: skip
-    monkeypatch.setattr(
-        huggingface_hub.HfApi, "upload_folder", lambda self, **given: asked.append(given["folder_path"])
-    )
-    if to == "merged":  # the run's tokenizer goes along
-        shutil.copytree(world / "model", world / "trained" / "tokenizer")
-    state = json.loads((world / "trained" / "run.json").read_text())
-    state["recipe"]["model"]["path"] = str(world / "model")
-    (world / "trained" / "run.json").write_text(json.dumps(state))
-    command = ["mentalglm", "export", "trained", "--to", to, "--out", "exported", "--push", "someone/model", *public]
-    if to == "peft":  # it names its base, and that is a directory here
-        refused(run(command, capsys), "--push would publish the local path of the base.*--base-name ORG/NAME")
-        assert not asked
-        assert not (world / "exported").exists()
-        command += ["--base-name", "someone/base"]
-    outcome = run(command, capsys)
-    assert outcome.code == 0, outcome.err
-    assert asked == [not public, "exported"]
-    for path in (world / "exported").iterdir():
-        assert str(world).encode() not in path.read_bytes(), path
-
-
-def test_a_public_repository_is_not_pushed_to_by_accident(world, capsys, monkeypatch):
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **given: None)
-    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info",
-                        lambda self, name: huggingface_hub.ModelInfo(id=name, private=False))  # fmt: skip
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **given: pytest.fail("uploaded"))
-    command = ["mentalglm", "export", "trained", "--to", "peft", "--out", "exported", "--push", "someone/model",
-               "--base-name", "someone/base"]  # fmt: skip
-    outcome = run(command, capsys)
-    assert outcome.code == 2 and "someone/model: is a public repository, nothing was uploaded" in outcome.err

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 from mentalglm_jax.data.explain.prompts import Message
 from mentalglm_jax.data.explain.replies import Refusal, Reply, Secrets, read_reply, redact_body, redact_url
 from mentalglm_jax.data.explain.teacher import CONTENT_FILTER, Answer, AnswerCache, Setting, TeacherConfig, check_url
-from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.errors import InputError, RunError, install
 
 LARGEST_BODY = 8 << 20  # bytes, decoded; the longest answers take some hundred thousand
 _CONNECT = 15.0  # seconds; longer is a host that is not there
@@ -134,7 +134,7 @@ class OpenAITeacher:
         try:
             import openai
         except ImportError:
-            raise InputError("a teacher endpoint needs the data extra: pip install 'mentalglm-jax[data]'") from None
+            raise InputError(f"a teacher endpoint needs the data extra: {install('data')}") from None
         url = config.base_url or os.environ.get("OPENAI_BASE_URL") or None
         try:
             check_url(url, "OPENAI_BASE_URL")

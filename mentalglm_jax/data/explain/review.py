@@ -24,7 +24,7 @@ from mentalglm_jax.data.cells import FORMULA, VALUE, from_cell, to_cell
 from mentalglm_jax.data.explain.replies import readable
 from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.tables import read_named_rows
-from mentalglm_jax.errors import InputError
+from mentalglm_jax.errors import InputError, install
 from mentalglm_jax.files import working_in, write_json, write_text
 from mentalglm_jax.foreign import parse_json, read_text
 from mentalglm_jax.text import tasks
@@ -124,7 +124,7 @@ def render_form(sample: Sequence[Record], language: str, labels_by: Origin = "ex
     try:
         import jinja2
     except ImportError:
-        raise InputError("the review form needs the data extra: pip install 'mentalglm-jax[data]'") from None
+        raise InputError(f"the review form needs the data extra: {install('data')}") from None
     assets = resources.files("mentalglm_jax") / "assets" / "review"
     read = {name: (assets / name).read_text(encoding="utf-8") for name in ("form.html", "style.css", "script.js")}
     known = yaml.safe_load((assets / "words.yaml").read_text(encoding="utf-8"))
@@ -254,7 +254,7 @@ def agreement(ratings: Sequence[Ratings], ids: Sequence[str]) -> dict[str, dict[
         import krippendorff
         from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa
     except ImportError:
-        raise InputError("agreement needs the data extra: pip install 'mentalglm-jax[data]'") from None
+        raise InputError(f"agreement needs the data extra: {install('data')}") from None
     found = {}
     for scale in SCALES:
         table = np.array([[one.scores.get(item, {}).get(scale, np.nan) for item in ids] for one in ratings], float)

@@ -1,11 +1,11 @@
-"""Weights by label: what an epoch has, how it is told, and what is refused."""
+"""Weights by label: what an epoch has, how it is told, and what is refused; which records of a file a limit keeps."""
 
 from collections import Counter
 
 import pytest
 
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.data.selection import mixture, weighted
+from mentalglm_jax.data.selection import limited, mixture, weighted
 from mentalglm_jax.errors import InputError
 
 
@@ -85,3 +85,20 @@ def test_the_mix_is_told():
         "an epoch has 40 records of suicide_risk: high 20 (10 different), low 20 of 40",
         "an epoch has 1 records of cognitive_distortion: mental_filter 1 of 1, labeling 1 of 1",
     ]
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(2, 4), ({"suicide_risk": 3}, 13), (10, 20), (50, 20), (None, 20)])
+def test_a_limit_takes_from_the_whole_of_a_sorted_file(limit, kept):
+    records = [
+        Record(id=f"{task}-{i}", task=task, language="zh", post=f"帖子{i}", question="？", label=label, labels=labels,
+               source="test", split="dev")
+        for task, label, labels in (("suicide_risk", "high", None), ("cognitive_distortion", None, ("labeling",)))
+        for i in range(10)
+    ]  # fmt: skip
+    chosen = limited(records, limit)
+    assert len(chosen) == kept
+    assert [r for r in records if r in chosen] == chosen  # the order stays
+    if limit == 2:
+        assert [r.id for r in chosen] == [
+            f"{task}-{i}" for task in ("suicide_risk", "cognitive_distortion") for i in (0, 5)
+        ]

@@ -28,7 +28,8 @@ def answers(right: float, seed: int, count: int = 60) -> list[dict]:
     for number in range(count):
         gold = KEYS[number % 2]
         said = gold if rng.random() < right else KEYS[1 - number % 2]
-        record = Record(f"r{number}", "suicide_risk", "en", f"post {number}", question, label=gold)
+        record = Record(f"r{number}", "suicide_risk", "en", f"post {number}", question, label=gold,
+                        source="sos_hl_1k")  # fmt: skip
         found.append(record.to_dict() | {"parsed_label": said, "parse_status": "ok", "parsed_explanation": None})
     return found
 

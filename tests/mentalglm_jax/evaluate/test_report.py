@@ -12,11 +12,11 @@ from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate import compare, evaluate, floors
 from mentalglm_jax.evaluate.leaderboard import leaderboard_markdown, leaderboard_rows
+from mentalglm_jax.evaluate.published import published
 from mentalglm_jax.evaluate.report import (
     SAFETY,
     csv_text,
     model_card,
-    published,
     render,
     write_report,
 )
@@ -25,7 +25,7 @@ from mentalglm_jax.text import tasks
 NASTY = '<script>alert("x")</script> & {{ 7 * 7 }} `|`'
 
 
-def rows(task: str, count: int, explanation: str | None = "写道“帖子”。", language="zh") -> list[dict]:
+def rows(task: str, count: int, explanation: str | None = "写道“帖子”。", language="zh", source="") -> list[dict]:
     """Two answers of three are right, one of ten is unread."""
     keys, kind = tasks.TASKS[task].keys, tasks.TASKS[task].arity
     found = []
@@ -34,7 +34,7 @@ def rows(task: str, count: int, explanation: str | None = "写道“帖子”。
         labels = {"label": gold} if kind == "single" else {"labels": (gold,)}
         question = tasks.TASKS[task].question(language)
         record = Record(f"{task}{number}", task, language, f"帖子 {number} {NASTY}", question, explanation=explanation,
-                        **labels)  # fmt: skip
+                        source=source, **labels)  # fmt: skip
         label = None if number % 10 == 9 else said if kind == "single" else [said]
         more = {"parsed_label": label, "parsed_explanation": explanation, "parse_status": "ok" if label else "no_label"}
         more["label_logprobs"] = {key: 0.0 if key == said else -2.0 for key in keys}
@@ -158,13 +158,8 @@ def test_leaderboard(tmp_path, answers, result):
     board = leaderboard_rows([tmp_path / "weak", tmp_path / "strong" / "evaluation.json"])
     risk = [row for row in board if row["task"] == "suicide_risk"]
     assert [(row["kind"], row["system"]) for row in risk[:3]] == [("run", "strong"), ("run", "weak"), ("run", "weak")]
-    assert [row["kind"] for row in risk[3:]] == ["floor", "floor", *["published"] * 3]
-    assert all("weighted_f1" not in row for row in board if row["kind"] == "published")
-    lines = leaderboard_markdown(board).splitlines()
-    assert all(line.count("|") == 9 for line in lines)
-    assert all(
-        ("*published:" in line) == (row["kind"] == "published") for line, row in zip(lines[2:], board, strict=True)
-    )
+    assert [row["kind"] for row in risk[3:]] == ["floor", "floor"]
+    assert "| floor: tfidf_logreg |" in leaderboard_markdown(board)
     for text, name in (("{}", "absent"), ("[]", "list"), ('{"suicide_risk": {"n": 3}}', "half"), ("{", "broken")):
         if name != "absent":
             (tmp_path / name).mkdir()
@@ -173,11 +168,58 @@ def test_leaderboard(tmp_path, answers, result):
             leaderboard_rows([tmp_path / name])
 
 
+SETS = [("suicide_risk", "sos_hl_1k", "82.76"), ("cognitive_distortion", "socialcd_3k", "76.1"),
+        ("cognitive_pathway", "pathways", "62.34"), ("imhi_sad", "imhi_sad", "68.44")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "source", "figure"), SETS)
+@pytest.mark.parametrize("of", ["these records", "others", "some others", "nobody knows"])
+def test_published_figures_stand_only_beside_results_on_their_records(tmp_path, task, source, figure, of):
+    """A demo's synthetic posts, or somebody's own table, are asked the same question and are no such records."""
+    language = "en" if task.startswith("imhi") else "zh"
+    given = rows(task, 12, language=language, source={"others": "synthetic", "nobody knows": ""}.get(of, source))
+    if of == "some others":
+        given[3]["source"] = "synthetic"
+    found = evaluate(given, draws=2)
+    write_report(tmp_path, found, title="t")
+    board = leaderboard_rows([tmp_path])
+    shown = of == "these records"
+    assert found[task]["data_set"] == (source if shown else None)
+    assert (f"<td>{figure}</td>" in render(found, title="t")) == shown
+    assert [row["kind"] for row in board] == ["run", *["published"] * (len(published()[task][source]) if shown else 0)]
+    assert all("weighted_f1" not in row for row in board if row["kind"] == "published")
+    lines = leaderboard_markdown(board).splitlines()
+    assert all(line.count("|") == 9 for line in lines)
+    marked = ["*published:" in line for line in lines[2:]]
+    assert marked == [row["kind"] == "published" for row in board]
+
+
+def test_an_evaluation_of_an_earlier_version_has_no_published_figure(tmp_path):
+    found = evaluate(rows("suicide_risk", 12, source="sos_hl_1k"), draws=2)
+    del found["suicide_risk"]["data_set"]
+    assert "82.76" not in render(found, title="t")
+    write_report(tmp_path, found, title="t")
+    assert [row["kind"] for row in leaderboard_rows([tmp_path])] == ["run"]
+
+
+def test_no_row_of_the_page_stands_twice(answers, result):
+    """Both readings and the floors of a task are rows of one table, each with its name."""
+    text = render(result, title="t", compared=compare((answers, answers), (answers, answers), draws=2))
+    for section in text.split("<section")[1:]:
+        found = [
+            re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "|", row)) for row in re.findall(r"<tr.*?</tr>", section, re.DOTALL)
+        ]
+        headless = [row for row in found if "level" not in row and "calibration" not in row]
+        assert len(set(headless)) == len(headless), [row for row in headless if headless.count(row) > 1]
+    for name in ("read from the text", "label log-probability", "floor: majority", "floor: tfidf_logreg"):
+        assert text.count(f"<td>{name}</td>") == (1 if "floor" in name else len(result)), name
+
+
 def test_published_figures_say_where_they_are_from():
     figures = published()
     assert set(figures) <= set(tasks.TASKS)
-    for row in (row for rows in figures.values() for row in rows):
+    for row in (row for sets in figures.values() for rows in sets.values() for row in rows):
         assert set(row) == {"system", "metric", "value", "seen", "source"}
         assert row["seen"] in ("primary", "secondary", "derived")
         assert 0 < row["value"] < 100
-    assert not [row for rows in figures.values() for row in rows if "MentalGLM" in row["system"]]
+        assert "MentalGLM" not in row["system"]

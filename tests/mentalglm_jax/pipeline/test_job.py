@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 
 from mentalglm_jax.cli.main import main
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.data.selection import limited, weighted
+from mentalglm_jax.data.selection import weighted
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.pipeline import job as pipeline
 from mentalglm_jax.pipeline.data_stage import data_stage
 from mentalglm_jax.pipeline.export import export_run
 from mentalglm_jax.pipeline.job import run
-from mentalglm_jax.pipeline.run_dir import Run
+from mentalglm_jax.pipeline.run_dir import Run, written_by_run
 from mentalglm_jax.pipeline.stage_data import stage_examples
 from mentalglm_jax.train.loop import Interrupted
 from mentalglm_jax.train.metrics import _continued
@@ -212,17 +213,35 @@ def test_export_of_a_finished_run(whole, tmp_path):
     assert not any(str(directory).encode() in file.read_bytes() for file in (tmp_path / "named").iterdir())
     with pytest.raises(InputError, match=r"--push would publish the local path .*--base-name ORG/NAME"):
         export_run(directory, "peft", tmp_path / "x", push="me/mine")
-    for to, name, message in (("peft", "a/b/c", "a Hub id that is no directory here: 'a/b/c' is none"),
-                              ("peft", str(directory), "a Hub id that is no directory here"),
-                              ("merged", "org/name", "merged names no base")):  # fmt: skip
-        with pytest.raises(InputError, match=message):
-            export_run(directory, to, tmp_path / "x", base_name=name)
+    for name in ("a/b/c", str(directory)):
+        with pytest.raises(InputError, match=r"--base-name .*give a Hub id, ORG/NAME, that is no directory here"):
+            export_run(directory, "peft", tmp_path / "x", base_name=name)
+    for option in ({"public": True}, {"dry_run": True}):
+        with pytest.raises(InputError, match=f"--{next(iter(option)).replace('_', '-')} goes with --push"):
+            export_run(directory, "peft", tmp_path / "x", **option)
     with pytest.raises(InputError, match="not one of peft"):
         export_run(directory, "onnx", tmp_path / "x")
     with pytest.raises(InputError, match="stage 'french'"):
         export_run(directory, "peft", tmp_path / "x", stage="french")
     with pytest.raises(InputError, match="not a run directory"):
         export_run(tmp_path, "peft", tmp_path / "x")
+
+
+def test_every_export_has_a_card(whole, tmp_path):
+    """Those of the run say what it found, those written before it was evaluated do not; a merged model that was
+    pre-trained here has no base to name."""
+    directory, summary = whole
+    f1 = f"{summary['eval']['suicide_risk']['weighted_f1']:.3f}"
+    for name, library in (("adapter", "peft"), ("merged", "transformers")):
+        text = (directory / name / "README.md").read_text("utf-8")
+        assert ModelCard(text).data.library_name == library and f"| {f1} (" in text
+        assert "Synthetic posts" in text and "pre-trained from nothing" in text and str(directory.parent) not in text
+    assert "only the last one was evaluated" in (directory / "stages/english/adapter/README.md").read_text("utf-8")
+    done = export_run(directory, "merged", tmp_path / "merged", push="me/mine", dry_run=True, licence="mit")
+    assert done.pushed is None and ModelCard(done.card).data.license == "mit" and f"| {f1} (" in done.card
+    assert set(done.files) == {path.name for path in (tmp_path / "merged").iterdir()} >= {"README.md", "config.json"}
+    export_run(directory, "merged", tmp_path / "merged")  # what it wrote itself may be replaced
+    assert written_by_run("merged/README.md")
 
 
 # --- the command line: one line, the right exit code ---
@@ -479,20 +498,3 @@ def test_a_run_that_explains_first(recipe_file, tmp_path):
     assert {row["answer_order"] for row in again} == {"explanation_first"}  # without being told
     for one, other in zip(again, values, strict=True):
         assert one["label_logprobs"] == pytest.approx(other["label_logprobs"], abs=1e-3)
-
-
-@pytest.mark.parametrize(("limit", "kept"), [(2, 4), ({"suicide_risk": 3}, 13), (10, 20), (50, 20), (None, 20)])
-def test_a_limit_takes_from_the_whole_of_a_sorted_file(limit, kept):
-    records = [
-        Record(id=f"{task}-{i}", task=task, language="zh", post=f"帖子{i}", question="？", label=label, labels=labels,
-               source="test", split="dev")
-        for task, label, labels in (("suicide_risk", "high", None), ("cognitive_distortion", None, ("labeling",)))
-        for i in range(10)
-    ]  # fmt: skip
-    chosen = limited(records, limit)
-    assert len(chosen) == kept
-    assert [r for r in records if r in chosen] == chosen  # the order stays
-    if limit == 2:
-        assert [r.id for r in chosen] == [
-            f"{task}-{i}" for task in ("suicide_risk", "cognitive_distortion") for i in (0, 5)
-        ]

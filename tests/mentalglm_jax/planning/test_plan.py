@@ -115,7 +115,7 @@ def test_without_the_compiler_one_line_says_what_to_install(tmp_path, monkeypatc
     out, err = capsys.readouterr()
     assert stop.value.code == 1 and out == ""
     assert err.splitlines()[-1] == (
-        "mentalglm: a plan needs the TPU compiler (not a TPU): pip install 'mentalglm-jax[tpu]'"
+        "mentalglm: a plan needs the TPU compiler (not a TPU): in a clone of mentalglm-jax: pip install '.[tpu]'"
     )
 
 
@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_told_by_the_exit_code(monkeypatch, capsys, tmp_pat
 
 needs_libtpu = pytest.mark.skipif(
     not any(importlib.metadata.distributions(name="libtpu")),
-    reason="needs the TPU compiler, which exists for Linux x86-64: pip install 'mentalglm-jax[tpu]'",
+    reason="needs the TPU compiler, which exists for Linux x86-64: pip install '.[tpu]'",
 )
 
 

@@ -87,7 +87,9 @@ def test_the_same_values_go_to_wandb(tmp_path, monkeypatch):
 
 def test_wandb_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match=r"wandb: is not installed; pip install 'mentalglm-jax\[track\]'"):
+    with pytest.raises(
+        InputError, match=r"wandb: is not installed; in a clone of mentalglm-jax: pip install '\.\[track\]'"
+    ):
         MetricsLog(tmp_path, 0, wandb=("thesis", None))
 
 
