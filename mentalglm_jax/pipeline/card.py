@@ -110,11 +110,11 @@ def _origin(job: Run, base: str | None) -> str:
 
 def _languages(job: Run, trained: list[StageSection]) -> list[str]:
     there = job.result.get("data", {}).get("languages") or tasks.LANGUAGES
-    return [one for one in tasks.LANGUAGES if one in there and any(one in stage.languages for stage in trained)]
+    return [one for one in sorted(there) if any(stage.languages is None or one in stage.languages for stage in trained)]
 
 
 def _tasks(job: Run, trained: list[StageSection], evaluation: Mapping[str, Any]) -> Iterator[str]:
-    counted = job.result.get("data", {}).get("counts", {})
+    counted, turns = job.result.get("data", {}).get("counts", {}), dict[str, None]()
     for name in dict.fromkeys([*counted, *evaluation]):
         if not any(stage.tasks is None or name in stage.tasks for stage in trained):
             continue
@@ -122,15 +122,16 @@ def _tasks(job: Run, trained: list[StageSection], evaluation: Mapping[str, Any])
         kind = "one label" if task.arity == "single" else "one or more labels"
         yield f"* `{name}`, {kind} of {len(task.keys)}: {', '.join(f'`{key}`' for key in task.keys)}."
         for language in (one for one in task.languages if one in _languages(job, trained)):
-            yield f"  Asked ({language}): “{task.question(language)}”"
-    if not counted and not evaluation:
+            system = task.system(language)
+            yield f"  Asked ({language}): “{task.question(language)}”{f' System turn: “{system}”' if system else ''}"
+            turns[task.prompt("{post}", "{question}", language)] = None
+    if not turns:
         yield "Not recorded by this run."
+        return
     yield ""
     yield "The user turn, with the post and the question in place; the answer is a label sentence and an explanation:"
     yield ""
-    yield "```text"
-    yield from (tasks.prompt("{post}", "{question}", language) for language in _languages(job, trained))
-    yield "```"
+    yield from ("```text", *turns, "```")
 
 
 def _data(job: Run) -> Iterator[str]:
@@ -172,7 +173,7 @@ def _training(job: Run, trained: list[StageSection]) -> Iterator[str]:
         replay = f", {stage.replay:.0%} of earlier records again" if stage.replay else ""
         steps = f"{int(result['steps'])} steps" if "steps" in result else "still being trained"
         loss = f", last loss {float(result['loss']):.3f}" if "loss" in result else ""
-        yield (f"* Stage {number}: {' and '.join(stage.languages)}, {of}{replay}; {steps}, learning rate "
+        yield (f"* Stage {number}: {' and '.join(stage.languages or ('all languages',))}, {of}{replay}; {steps}, learning rate "
                f"{config.learning_rate:g}{loss}.")  # fmt: skip
         if stage.variant == "unfaithful":
             yield "  **Its explanations are wrong on purpose**: it is a control for the checks, not for use."
