@@ -23,7 +23,7 @@ from mentalglm_jax.inference.generate import generation_row
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import LoraConfig, add_lora
 from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
-from mentalglm_jax.train.recipe import load_recipe
+from mentalglm_jax.train.recipe import load_recipe, what_it_is
 
 RECORDS = [
     Record(
@@ -80,7 +80,7 @@ def make_world(directory: Path) -> None:
     add_lora(model, LoraConfig(rank=2, alpha=4.0), nnx.Rngs(1))
     save_adapter(model, directory / "trained" / "stages" / "a" / "adapter")
     (directory / "trained" / "run.json").write_text(json.dumps({
-        "recipe": recipe.model_dump(mode="json", exclude={"run_dir", "mesh", "wandb"}), "stages": {}
+        "recipe": what_it_is(recipe), "stages": {}
     }))  # fmt: skip
     (directory / "finished").mkdir()
     rows = [generation_row(r, tokenizer, tokenizer.prompt_ids(r.prompt), tokenizer.encode(r.answer())) for r in RECORDS]
