@@ -169,7 +169,7 @@ def test_data_build(tmp_path, capsys, monkeypatch, there):
         before = contents(tmp_path / "out")
         beside = files._beside
         monkeypatch.setattr(files, "_beside", lambda path: (put(mine) if path.name == "out" else None, beside(path))[1])
-        says = r"out/data/mine\.txt: was put there since the last build|out: not empty and not written by this command"
+        says = r"out/data/mine\.txt: was put there since it was written|out: not empty and not written by this command"
         refused(world.build(server.url), says)
     assert contents(tmp_path / "out") == before | {"data/mine.txt": b"mine"}
     assert world.paid() == 3 and not list(tmp_path.rglob("*.unfinished"))
