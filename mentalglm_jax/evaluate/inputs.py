@@ -186,7 +186,8 @@ def read_labelled(path: Path, task: str, language: str | None = None) -> list[Re
     (``Task.spellings``), whatever the language of the posts; several labels are separated by ``;``.
 
     Args:
-        language: in which the posts are asked about; None: the task's only one, else each in the one it is told to be in.
+        language: in which the posts are asked about; None: the task's only one, else each in the one it is told to be
+            in.
 
     Raises:
         InputError: no table, a column is missing, or rows that cannot be taken, with their numbers.

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from mentalglm_jax.data.records import SPLITS, Record, write_records
-from mentalglm_jax.data.written import MANIFEST, digests
+from mentalglm_jax.data.written import MANIFEST, check_replaceable, digests
 from mentalglm_jax.files import replace_dir, write_json, write_text
 from mentalglm_jax.text import tasks
 
@@ -54,7 +54,7 @@ were written and collected; this page is for you to complete (who labelled them 
 def write_import(
     out: Path, records: Sequence[Record], task: tasks.Task, facts: Mapping[str, Any], *, model: str, seed: int
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes the folder ``out`` anew; what it is worth keeping of an older import was looked at before.
+    """Writes the folder ``out`` anew.
 
     Args:
         task: written beside the records, unless it comes with the package.
@@ -64,10 +64,11 @@ def write_import(
         The manifest.
 
     Raises:
+        InputError: ``out`` holds something else than an unchanged import.
         RunError: the file system refused.
     """
     manifest = dict(facts)
-    with replace_dir(out, private=True) as folder:
+    with replace_dir(out, check_replaceable, private=True) as folder:
         for split in SPLITS:
             if part := [record for record in records if record.split == split]:
                 write_records(folder / f"{split}.jsonl", part)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mentalglm_jax.data.arrow import arrow_rows
+from mentalglm_jax.data.arrow import SUFFIXES as ARROW
+from mentalglm_jax.data.arrow import arrow_columns, arrow_rows
 from mentalglm_jax.data.intake.delimited import DELIMITERS, checked_encoding, told_delimiter, told_encoding
 from mentalglm_jax.data.intake.spreadsheets import plain, sheet_names, sheet_rows
 from mentalglm_jax.data.records import load_datasets
@@ -26,9 +27,8 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 _TEXTS = (".csv", ".tsv")
 _SHEETS = (".xlsx", ".xlsm")
 _JSONS = (".jsonl", ".ndjson", ".json")
-_COLUMNAR = (".parquet", ".arrow")
 TABLES = (*_TEXTS, *_SHEETS)  # files that are never records
-SUFFIXES = (*_TEXTS, *_SHEETS, *_JSONS, *_COLUMNAR)  # best last: what is there twice is read where it lost nothing
+SUFFIXES = (*_TEXTS, *_SHEETS, *_JSONS, *ARROW)  # best last: what is there twice is read where it lost nothing
 _OTHER = {".xls": "an old Excel workbook", ".ods": "an OpenDocument sheet", ".zip": "an archive", ".gz": "an archive",
           ".7z": "an archive", ".tar": "an archive", ".pkl": "a pickle", ".sav": "an SPSS file", ".txt": "plain text",
           ".docx": "a Word document", ".pdf": "a PDF document", ".db": "a database"}  # fmt: skip
@@ -127,7 +127,7 @@ def _open(path: Path, split: str | None, columns: Sequence[str], encoding: str |
         return _sheet(path, split, sheet)
     if suffix in _JSONS:
         return _json(path, split)
-    if suffix in _COLUMNAR:
+    if suffix in ARROW:
         return _columnar(path, split)
     what = f"{_OTHER[suffix]}, no table" if suffix in _OTHER else "none of the tables that can be read"
     raise InputError(f"{path}: is {what}; save it as one of {', '.join(SUFFIXES)}")
@@ -195,29 +195,16 @@ def _json(path: Path, split: str | None) -> Table:
 
 
 def _columnar(path: Path, split: str | None) -> Table:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError("Parquet and Arrow need the data extra: pip install 'mentalglm-jax[data]'") from None
-    try:
-        if path.suffix == ".parquet":
-            schema = pyarrow.parquet.read_schema(path)
-        else:
-            with pyarrow.memory_map(str(path)) as source:
-                try:
-                    schema = pyarrow.ipc.open_stream(source).schema
-                except pyarrow.ArrowInvalid:
-                    source.seek(0)
-                    schema = pyarrow.ipc.open_file(source).schema
-    except (pyarrow.ArrowException, OSError) as error:
-        kind = "a Parquet" if path.suffix == ".parquet" else "an Arrow"
-        raise InputError(f"{path}: not {kind} file that can be read ({first_line(error)})") from None
-    return Table(str(path), tuple(schema.names), lambda chosen: arrow_rows(path, chosen), split, (),
-                 _class_names((schema.metadata or {}).get(b"huggingface", b"{}")))  # fmt: skip
+    names, noted = arrow_columns(path)
+
+    def read(chosen: Sequence[str]) -> Rows:
+        for number, row in arrow_rows(path, chosen):
+            yield number, {name: row.get(name) for name in chosen}
+
+    return Table(str(path), names, read, split, (), _class_names(noted))
 
 
-def _class_names(noted: bytes) -> dict[str, tuple[str, ...]]:
+def _class_names(noted: str) -> dict[str, tuple[str, ...]]:
     """The names that stand for the numbers of a column, as ``datasets`` notes them; none if it notes anything else."""
     try:
         features = parse_json(noted, "huggingface")["info"]["features"]
