@@ -62,6 +62,85 @@ def data_inspect(
         say(line)
 
 
+@data_app.command("import")
+def data_import(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="TABLE",
+            help="CSV, TSV, Excel, JSON, JSON Lines, Parquet or Arrow file; a folder of such, one per "
+            "split, or what `datasets` saved; or the id of a data set of the Hub",
+        ),
+    ],
+    text: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the posts")],
+    label: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the labels")],
+    out: Annotated[Path, typer.Option(help="Folder to write: records, recipe, datasheet and, if it is new, the task")],
+    explanation: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column with explanations")] = None,
+    id_: Annotated[
+        str | None, typer.Option("--id", metavar="COLUMN", help="Column with ids; default: made of the row's number")
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column with authors; one's posts stay in one split")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="A known task, or the name of the one that is made of the labels found")
+    ] = None,
+    sep: Annotated[str | None, typer.Option(help="What separates several labels of one cell, e.g. ';'")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Per cent of train, dev and test; default: the splits the files name, else 80/10/10"),
+    ] = None,
+    language: Annotated[str, typer.Option(help="en | zh | auto: told of each post")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the split")] = 0,
+    skip: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be taken, and say which")
+    ] = False,
+    scrub: Annotated[bool, typer.Option("--scrub", help="Replace contact details by placeholders")] = False,
+    encoding: Annotated[str | None, typer.Option(help="Of a CSV or TSV; default: found, and said")] = None,
+    sheet: Annotated[str | None, typer.Option(help="Of a workbook; default: the first")] = None,
+    config: Annotated[str | None, typer.Option(help="Of a data set of the Hub that has several")] = None,
+    model: Annotated[
+        str, typer.Option(help="Model directory or Hub id that the recipe trains")
+    ] = "zai-org/glm-4-9b-hf",
+    replace_surrogates: ReplaceSurrogates = False,
+    json_: AsJson = False,
+) -> None:
+    """Makes records of anybody's table: splits them (posts of one author and near copies stay together), writes a task
+    where the labels are new, a recipe and a datasheet. Prints no post."""
+    from mentalglm_jax.data.intake.importing import Choices, import_table, next_steps, read_shares
+    from mentalglm_jax.data.intake.rows import Columns
+    from mentalglm_jax.data.surrogates import replacing_surrogates
+
+    choices = Choices(
+        task=task, separator=sep, language=None if language == "auto" else language,
+        shares=None if split is None else read_shares(split), seed=seed, skip=skip, scrub=scrub, encoding=encoding,
+        sheet=sheet, config=config, model=model,
+    )  # fmt: skip
+    with replacing_surrogates(replace_surrogates):
+        manifest = import_table(source, out, Columns(text, label, explanation, id_, user), choices)
+    if json_:
+        print_json(manifest | {"out": str(out)})
+        return
+    for line in import_lines(manifest):
+        say(line)
+    for number, line in enumerate(next_steps(out, manifest["own_task"])):
+        say(f"{'next' if not number else '':<6}{line}")
+
+
+def import_lines(manifest: dict[str, Any]) -> Iterator[Table | str]:
+    """What ``import`` prints: what was found out, then the records per split."""
+    yield from manifest["notes"]
+    table = Table(show_edge=False, header_style="bold")
+    for name in ("split", "records", "labels"):
+        table.add_column(name, justify="right" if name == "records" else "left")
+    for split, entry in manifest["splits"].items():
+        labels = ", ".join(f"{label} {count}" for label, count in entry["labels"].items())
+        table.add_row(split, str(entry["records"]), cell(labels))
+    yield table
+    languages = ", ".join(f"{language} {count}" for language, count in manifest["languages"].items())
+    yield f"languages: {languages}; with an explanation: {manifest['explanations']}"
+
+
 def _write_splits(folder: Path, records: list[Any]) -> None:
     from mentalglm_jax.data.records import SPLITS, write_records
     from mentalglm_jax.files import working_in

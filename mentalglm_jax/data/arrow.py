@@ -33,7 +33,7 @@ SECONDS = 60  # of processor time, for one batch
 LONGEST_ROW = 1 << 22  # characters of its JSON: far beyond any post
 GROWTH, FLOOR, ROW = 100, 64 << 20, 512  # bytes of rows for one of the file, of any file, and what a row is counted as
 _ROWS = 64  # of one batch
-_MOST_METADATA = 16 << 20  # bytes of a text in a Parquet footer
+_MOST_METADATA, _MOST_NOTES = 16 << 20, 1 << 20  # bytes of a text in a Parquet footer; of what datasets notes
 
 
 def arrow_rows(path: Path, columns: Sequence[str], others: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -47,6 +47,25 @@ def arrow_rows(path: Path, columns: Sequence[str], others: bool = True) -> Itera
         InputError: the file is missing, is neither of them, is damaged, has other columns, holds a row of more than
             ``LONGEST_ROW`` characters, grows beyond the bounds above, or the [data] extra is not installed.
     """
+    found = _opened(path, columns)
+    names, _ = next(found)
+    if unknown := [name for name in names if name not in columns and not others]:
+        raise InputError(f"{path}: unknown column {short(unknown[0])}; known: {', '.join(columns)}")
+    yield from enumerate(found, start=1)
+
+
+def arrow_columns(path: Path) -> tuple[tuple[str, ...], str]:
+    """The names of the columns of a file, and what ``datasets`` noted about them (JSON; empty if it did not).
+
+    Raises:
+        InputError: as ``arrow_rows``.
+    """
+    names, noted = next(_opened(path, ()))
+    return tuple(names), noted
+
+
+def _opened(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    """Column names and notes, then rows. Raises: InputError as ``arrow_rows``."""
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f"Parquet and Arrow need the data extra: {install('data')}")
     kind = "a Parquet" if path.suffix == ".parquet" else "an Arrow"
@@ -58,19 +77,17 @@ def arrow_rows(path: Path, columns: Sequence[str], others: bool = True) -> Itera
         raise InputError(f"{path}: not {kind} file that can be read ({error.strerror or error})") from None
     with source:
         reason = None
-        for number, value in enumerate(_handed_over(source, path.suffix, columns)):
-            if isinstance(value, dict):
-                yield number, value
-            elif not isinstance(value, list):
+        for value in _handed_over(source, path.suffix, columns):
+            if isinstance(value, dict | list):
+                yield value
+            else:
                 reason = value
-            elif unknown := [name for name in value if name not in columns and not others]:
-                raise InputError(f"{path}: unknown column {short(unknown[0])}; known: {', '.join(columns)}")
     if reason is not None:
         raise InputError(f"{path}: not {kind} file that can be read ({reason}); is the download complete?")
 
 
 def _handed_over(source: BinaryIO, suffix: str, columns: Sequence[str]) -> Iterator[Any]:
-    """The column names, then rows, then why there are no more (None: that is all)."""
+    """A list of column names and notes, then rows, then why there are no more (None: that is all)."""
     command = module_command("mentalglm_jax.data.arrow", suffix, *columns)
     quiet = environment(ARROW_DEFAULT_MEMORY_POOL="system", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     with subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=quiet) as child:
@@ -91,7 +108,8 @@ def _handed_over(source: BinaryIO, suffix: str, columns: Sequence[str]) -> Itera
 
 
 def _batches(suffix: str, columns: Sequence[str]) -> Iterator[Any]:
-    """First the column names; then batches of few rows of those columns, from what stands at the standard input."""
+    """First the column names and what ``datasets`` noted about them; then batches of few rows of those columns, from
+    what stands at the standard input."""
     import pyarrow
     import pyarrow.parquet
 
@@ -102,24 +120,30 @@ def _batches(suffix: str, columns: Sequence[str]) -> Iterator[Any]:
             data, thrift_string_size_limit=_MOST_METADATA, thrift_container_size_limit=1_000_000
         )
         there, found = file.schema_arrow.names, file.iter_batches
-        yield there
+        yield there, _noted(file.schema_arrow)
         _refuse_twice(there, columns)
         yield from found(_ROWS, columns=[name for name in columns if name in there], use_threads=False)
         return
     try:
         reader = pyarrow.ipc.open_stream(data)
-        there, batches = reader.schema.names, iter(reader)
+        schema, batches = reader.schema, iter(reader)
     except pyarrow.ArrowInvalid:
         data.seek(0)
         file = pyarrow.ipc.open_file(data)
-        there, batches = file.schema.names, (file.get_batch(number) for number in range(file.num_record_batches))
-    yield there
+        schema, batches = file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
+    there = schema.names
+    yield there, _noted(schema)
     _refuse_twice(there, columns)
     for batch in batches:
         chosen = batch.select([name for name in columns if name in there])
         chosen.validate(full=True)  # the reader has not looked whether offsets stay inside
         for start in range(0, chosen.num_rows, _ROWS):
             yield chosen.slice(start, _ROWS)
+
+
+def _noted(schema: Any) -> str:
+    noted = (schema.metadata or {}).get(b"huggingface", b"")
+    return noted.decode("utf-8", "replace") if len(noted) <= _MOST_NOTES else ""
 
 
 def _refuse_twice(there: Sequence[str], columns: Sequence[str]) -> None:

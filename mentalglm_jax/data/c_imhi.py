@@ -141,7 +141,7 @@ def _alpaca_row(path: Path, line: int, item: object) -> tuple[str, str, Row]:
     if doubt:
         raise InputError(f"{path}:{line}, column 'output': {shown(doubt)} stands beside a label and may deny it; "
                          "name only labels that hold before the reason")  # fmt: skip
-    if not labels or (task.kind == "single" and len(labels) > 1):
+    if not labels or (task.arity == "single" and len(labels) > 1):
         raise InputError(f"{path}:{line}, column 'output': no label of task {task.name} before the reason; fix the row")
     explanation = head[1].strip() if len(head) > 1 else ""
     return found[0], "zh", Row(line, post, task.ordered(labels), explanation or None)

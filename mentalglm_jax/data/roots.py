@@ -18,9 +18,9 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import inside, no_file, read_json
 from mentalglm_jax.text.tasks import add_tasks_beside
 
-_SPLIT_OF = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
+SPLIT_OF = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 _KINDS = (".jsonl", ".parquet", ".arrow")  # of records
-_NAMED = re.compile(rf"({'|'.join(_SPLIT_OF)})(?:-\d{{5}}-of-(\d{{5}}))?")
+_NAMED = re.compile(rf"({'|'.join(SPLIT_OF)})(?:-\d{{5}}-of-(\d{{5}}))?")
 _BUILDER = re.compile(r"^\w+-(?=[a-z])")  # what a cache of `datasets` puts before the split: json-train.arrow
 _PLACES = ("", "records", "data")
 _DATASET, _DATASETS = "state.json", "dataset_dict.json"
@@ -119,11 +119,11 @@ def _dataset_dict(root: Path) -> list[RecordFile]:
     names = read_json(root / _DATASETS).get("splits")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{root / _DATASETS}: expected a list 'splits' of names; save the data set again")
-    if unknown := [name for name in names if name not in _SPLIT_OF]:
-        raise InputError(f"{root / _DATASETS}: split {unknown[0]!r} is none of {', '.join(_SPLIT_OF)}; rename it")
+    if unknown := [name for name in names if name not in SPLIT_OF]:
+        raise InputError(f"{root / _DATASETS}: split {unknown[0]!r} is none of {', '.join(SPLIT_OF)}; rename it")
     found = []
     for split in SPLITS:
-        for name in (name for name in names if _SPLIT_OF[name] == split):
+        for name in (name for name in names if SPLIT_OF[name] == split):
             if not (root / name / _DATASET).is_file():
                 raise InputError(f"{root}: split {name!r} is missing ({name}/{_DATASET}); is the copy complete?")
             found += _dataset(root / name, split)
@@ -139,7 +139,7 @@ def _dataset(folder: Path, split: str | None) -> list[RecordFile]:
     if state.get("_indices_data_files") or state.get("_indices_files"):
         raise InputError(f"{folder}: a selection of rows is kept apart from them; save it after flatten_indices()")
     said = state.get("_split")
-    split = split or (_SPLIT_OF.get(said) if isinstance(said, str) else None)
+    split = split or (SPLIT_OF.get(said) if isinstance(said, str) else None)
     return [RecordFile(inside(folder, str(name)), split) for name in names]
 
 
@@ -159,11 +159,11 @@ def _named_files(folder: Path, kinds: Sequence[str]) -> list[RecordFile]:
     for path in sorted(folder.iterdir()):
         stem = _BUILDER.sub("", path.stem) if path.suffix == ".arrow" else path.stem
         if path.suffix in kinds and path.is_file() and (name := _NAMED.fullmatch(stem)):
-            found.setdefault((_SPLIT_OF[name[1]], path.suffix), []).append((path, name[2]))
-        elif path.name in _SPLIT_OF and path.is_dir():
+            found.setdefault((SPLIT_OF[name[1]], path.suffix), []).append((path, name[2]))
+        elif path.name in SPLIT_OF and path.is_dir():
             for file in sorted(path.iterdir()):
                 if file.is_file() and file.suffix in kinds:
-                    found.setdefault((_SPLIT_OF[path.name], file.suffix), []).append((file, None))
+                    found.setdefault((SPLIT_OF[path.name], file.suffix), []).append((file, None))
     files = []
     for split in SPLITS:
         kind = next((kind for kind in kinds if (split, kind) in found), None)

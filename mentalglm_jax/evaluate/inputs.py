@@ -3,15 +3,16 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.data.held_out import upstream_split
+from mentalglm_jax.data.intake.rows import Columns, Faults, read_rows, records_of, with_languages
+from mentalglm_jax.data.intake.tabular import TABLES, open_tables
 from mentalglm_jax.data.records import SPLITS, Record
 from mentalglm_jax.data.roots import iter_record_files, record_files_or_sets
 from mentalglm_jax.data.sources import of_task, present
-from mentalglm_jax.data.tables import read_header, read_named_rows
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
 from mentalglm_jax.evaluate.readings import score_records
@@ -155,9 +156,9 @@ def read_data(
 
 def _is_labelled(path: Path) -> bool:
     """Whether the file is a labelled table, or at least a table and no file of an upstream data set."""
-    if path.suffix not in (".csv", ".tsv") or not path.is_file():
+    if path.suffix.lower() not in TABLES or not path.is_file():
         return False
-    if {"post", "label"} <= {*read_header(path, "\t" if path.suffix == ".tsv" else ",")}:
+    if {"post", "label"} <= {*open_tables(path, ("post", "label"))[0].columns}:
         return True
     try:
         return not present(path)
@@ -177,43 +178,28 @@ def _of_split(path: Path, records: list[Record], split: str | None) -> list[Reco
     return [record for record in records if record.split == wanted]
 
 
-def read_labelled(path: Path, task: str, language: str | None) -> list[Record]:
+def read_labelled(path: Path, task: str, language: str | None = None) -> list[Record]:
     """Records from a table of somebody else's posts, for a task the model was trained on elsewhere (zero-shot).
 
-    The table is UTF-8 with a header, separated by commas (``.csv``) or tabs (``.tsv``), with columns ``post`` and
-    ``label``. A label is a key ("high", "mental_filter"), its name in any language ("高", "mental filter") or an alias
-    (``Task.spellings``), whatever the ``language`` of the posts; several labels are separated by ``;``.
+    The table is of any form that `mentalglm data import` takes, with columns ``post`` and ``label``. A label is a key
+    ("high", "mental_filter"), its name in any language of the task ("高", "mental filter") or an alias
+    (``Task.spellings``), whatever the language of the posts; several labels are separated by ``;``.
+
+    Args:
+        language: in which the posts are asked about; None: the task's only one, else each in the one it is told to be
+            in.
 
     Raises:
-        InputError: naming file, line and column of what is wrong.
+        InputError: no table, a column is missing, or rows that cannot be taken, with their numbers.
     """
-    chosen = tasks.get_task(task)
+    chosen, faults = tasks.get_task(task), Faults()
     if language is None and len(chosen.languages) == 1:
         language = chosen.languages[0]
-    if language is None:
-        raise InputError(f"{path}: a labelled table needs --language ({' or '.join(chosen.languages)})")
-    question = chosen.question(language)
-    names = chosen.spellings(language)
-    records = []
-    for line, row in read_named_rows(path, ("post", "label"), "\t" if path.suffix == ".tsv" else ","):
-        if not row["post"].strip():
-            raise InputError(f"{path}:{line}, column 'post': is empty; fill it in or delete the row")
-        given = [part.strip() for part in row["label"].replace("；", ";").split(";")]
-        if unknown := [part for part in given if part not in names]:
-            shown = repr(unknown[0]) if len(unknown[0]) <= 24 else f"text of {len(unknown[0])} characters"
-            raise InputError(f"{path}:{line}, column 'label': {shown} is no label of {task}; "
-                             f"known: {', '.join(names)}")  # fmt: skip
-        try:
-            keys = chosen.ordered(names[part] for part in given)
-        except InputError as error:
-            raise InputError(f"{path}:{line}, column 'label': {error}") from None
-        records.append(
-            Record(
-                id=f"{path.stem}-{line:05d}", task=task, language=language, post=row["post"].strip(), question=question,
-                label=keys[0] if chosen.arity == "single" else None, labels=None if chosen.arity == "single" else keys,
-                source=path.stem, split="test",
-            )
-        )  # fmt: skip
-    if not records:
-        raise InputError(f"{path}: holds no row; give at least one")
-    return records
+    if language is not None:
+        chosen.question(language)
+    rows = read_rows(open_tables(path, ("post", "label")), Columns("post", "label"), ";", faults)
+    if not (total := len(rows) + faults.total):
+        raise InputError(f"{path}: holds no row below its header; give at least one")
+    found = records_of(with_languages(rows, language), chosen, path.stem, faults)
+    faults.refuse(str(path), total, "mend them or delete the rows")
+    return [replace(record, split="test") for record, _ in found]

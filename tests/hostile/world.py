@@ -50,6 +50,7 @@ WRITES = {
     "mentalglm convert": (["model", "converted", "--to", "chatglm"], "converted"),
     "mentalglm export": (["trained", "--to", "peft", "--out", "exported"], "exported"),
     "mentalglm data inspect": (["records.jsonl", "--no-near", "--scrub", "scrubbed"], "scrubbed"),
+    "mentalglm data import": (["posts.csv", "--text", "post", "--label", "label", "--out", "mine"], "mine"),
     "mentalglm data build": (["build.yaml"], "cache"),
     "mentalglm data review export": (["records.jsonl", "--out", "review"], "review"),
     "mentalglm data review import": (["rated", "ratings.json"], "rated"),
@@ -73,6 +74,7 @@ def make_world(directory: Path) -> None:
     write_records(directory / "records.jsonl", RECORDS)
     for split in ("train", "dev"):
         write_records(directory / "data" / f"{split}.jsonl", RECORDS[:2] if split == "train" else RECORDS[2:])
+    (directory / "posts.csv").write_text("post,label\nI like rain.,good\nI like wind.,bad\n")
     (directory / "recipe.yaml").write_text(json.dumps(RECIPE))
     (directory / "build.yaml").write_text(json.dumps(BUILD))
     with contextlib.chdir(directory):

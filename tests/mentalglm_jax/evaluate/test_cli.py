@@ -328,6 +328,16 @@ def test_anybodys_table(tmp_path):
         assert [r.labels for r in found] == [("mental_filter", "should_statements"), ("should_statements",)]
 
 
+def test_a_bilingual_table_is_asked_in_the_language_of_each_post(tmp_path):
+    path = tmp_path / "clinic.csv"
+    path.write_text("post;label\n睡不着，很累;高\nI slept well.;low\n", encoding="utf-16")
+    found = read_data(path, "suicide_risk")
+    assert [(r.language, r.question, r.label) for r in found] == [
+        ("zh", QUESTION, "high"), ("en", tasks.TASKS["suicide_risk"].question("en"), "low")
+    ]  # fmt: skip
+    assert {r.language for r in read_data(path, "suicide_risk", language="en")} == {"en"}
+
+
 @pytest.mark.parametrize("layout", ["folder", "parquet", "datasets", "state.json", "upstream file", "set name"])
 def test_data_takes_what_data_root_takes(tmp_path, layout):
     records = [replace(r, split="test") for r in risk_records(3)]
@@ -355,12 +365,15 @@ def test_data_takes_what_data_root_takes(tmp_path, layout):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("post,label\n很累,中\n", r"clinic.csv:2, column 'label': '中' is no label of suicide_risk; known: 高, 低"),
-        ("post,label\n ,高\n", r"clinic.csv:2, column 'post': is empty"),
-        ("post,label\n很累,高;低\n", r"clinic.csv:2, column 'label': .*takes one label"),
-        ("text,label\n很累,高\n", r"clinic.csv:1: column 'post' is missing"),
+        (
+            "post,label\n很累,中\n",
+            r"clinic.csv: 1 of 1 rows cannot be taken: 1 .*unknown label '中'.*\(row 2\)",
+        ),
+        ("post,label\n ,高\n", r"clinic.csv: 1 of 1 .*1 without a post \(row 2\); mend them or delete the rows"),
+        ("post,label\n很累,高;低\n", r"clinic.csv: 1 of 1 .*takes one label.*\(row 2\)"),
+        ("text,label\n很累,高\n", r"clinic.csv: no column 'post'; there are: text, label"),
         ("post,label\n", "clinic.csv: holds no row"),
-        ("post,label\n很累,高,x\n", "clinic.csv:2: 3 columns, expected 2"),
+        ("post,label\n很累,高,x\n", r"clinic.csv: 1 of 1 .*1 with 3 cells, the header has 2 \(row 2\)"),
     ],
 )
 def test_damaged_tables_are_named(tmp_path, text, message):

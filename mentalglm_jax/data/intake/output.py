@@ -1,0 +1,130 @@
+"""What an import writes: records per split, the task where it is new, a recipe, a datasheet, a manifest."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mentalglm_jax.data.records import SPLITS, Record, write_records
+from mentalglm_jax.data.written import MANIFEST, check_replaceable, digests
+from mentalglm_jax.files import replace_dir, write_json, write_text
+from mentalglm_jax.text import tasks
+
+RECIPE = "recipe.yaml"
+_LENGTHS = (512, 1024, 2048, 4096, 8192)
+_ROOM = 1.5  # of a row's length over its longest record, as far as its tokens can be told without a tokenizer
+_PLAIN = re.compile(r"[\w./-]+")
+
+_RECIPE = """# Made by `mentalglm data import`: {records} posts in {languages}, {labels} labels. Yours to edit.
+#   mentalglm plan {recipe} --topology v5e-8     does it fit a TPU, how fast can it be; docs/training.md has GPUs
+#   mentalglm train {recipe}                     the adapter, in {run}/stages
+#   mentalglm run {recipe}                       that, and export, evaluation, probes, report
+run_dir: {run}
+seed: {seed}
+{tasks}
+data: {{source: jsonl, root: {root}}}
+
+model: {{path: {model}, dtype: bfloat16, remat: full}}    # float32 on a CPU
+
+lora: {{rank: 16, alpha: 32, dropout: 0.05, target_modules: all-linear}}
+
+stages:
+  - name: posts
+    train: {{epochs: 3, rows: 16, accumulate: 16, sequence_length: {length}, learning_rate: 1.0e-4, save_every: 200}}
+
+generate: {{batch_size: 16}}
+
+probe: {{task: {task}, posts: 40, budget: standard}}
+"""
+
+_HEAD = """# {title}
+
+A research instrument, not a diagnosis. Who is in a crisis needs a person: a doctor, a crisis line, someone they trust.
+
+Made by `mentalglm data import`. It holds posts: keep it as private as they are. Posts keep the terms under which they
+were written and collected; this page is for you to complete (who labelled them and how, who agreed to what).
+
+## Composition
+
+"""
+
+
+def write_import(
+    out: Path, records: Sequence[Record], task: tasks.Task, facts: Mapping[str, Any], *, model: str, seed: int
+) -> dict[str, Any]:  # fmt: skip
+    """Writes the folder ``out`` anew.
+
+    Args:
+        task: written beside the records, unless it comes with the package.
+        facts: what was found, JSON-ready, for manifest and datasheet.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: ``out`` holds something else than an unchanged import.
+        RunError: the file system refused.
+    """
+    manifest = dict(facts)
+    with replace_dir(out, check_replaceable, private=True) as folder:
+        for split in SPLITS:
+            if part := [record for record in records if record.split == split]:
+                write_records(folder / f"{split}.jsonl", part)
+        if task.name not in tasks.BUILT_IN:
+            tasks.write_tasks(folder / tasks.TASKS_FILE, [task])
+        write_text(folder / RECIPE, _recipe(out, records, task, model, seed))
+        manifest["files"] = digests(folder)
+        write_text(folder / "README.md", datasheet(manifest))
+        write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _recipe(out: Path, records: Sequence[Record], task: tasks.Task, model: str, seed: int) -> str:
+    texts = (record.prompt + record.answer() for record in records)
+    longest = max(sum(1.0 if one > "\u2e80" else 0.35 for one in text) for text in texts)  # Chinese, English characters
+    length = next((one for one in _LENGTHS if one >= _ROOM * longest), _LENGTHS[-1])
+    return _RECIPE.format(
+        records=len(records), languages=" and ".join(sorted({record.language for record in records})),
+        labels=len(task.labels), recipe=_quoted(str(out / RECIPE)), run=_quoted(f"runs/{out.name}"), seed=seed,
+        tasks="" if task.name in tasks.BUILT_IN else f"tasks: {_quoted(str(out / tasks.TASKS_FILE))}\n",
+        root=_quoted(str(out)), model=_quoted(model),
+        length=length, task=_quoted(task.name),
+    )  # fmt: skip
+
+
+def _quoted(text: str) -> str:
+    """``text`` as YAML has it within a line, in quotation marks where it needs them."""
+    if _PLAIN.fullmatch(text) and yaml.safe_load(text) == text:
+        return text
+    marks = {'"': '\\"', "\\": "\\\\"}
+    return '"' + "".join(marks.get(one, one) if one.isprintable() else f"\\U{ord(one):08x}" for one in text) + '"'
+
+
+def datasheet(manifest: Mapping[str, Any]) -> str:
+    """README.md from the manifest of an import, with the header by which ``datasets`` and the Hub find the files."""
+    files = [{"split": {"dev": "validation"}.get(split, split), "path": f"{split}.jsonl"}
+             for split in manifest["splits"]]  # fmt: skip
+    header = {"language": list(manifest["languages"]), "task_categories": ["text-classification"],
+              "configs": [{"config_name": "default", "data_files": files}]}  # fmt: skip
+    lines = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n",
+        _HEAD.format(title=manifest["task"]) + "| split | records | labels |\n|---|---|---|",
+        *(f"| {split} | {entry['records']} | {', '.join(f'{_cell(k)} {n}' for k, n in entry['labels'].items())} |"
+          for split, entry in manifest["splits"].items()),
+        "\nLanguages: " + ", ".join(f"{name} {count}" for name, count in manifest["languages"].items())
+        + f". With an explanation: {manifest['explanations']}.",
+        "\n## Collection\n",
+        f"* from {_cell(manifest['source']['name'])} ({manifest['rows']} rows)",
+        *(f"* {_cell(note)}" for note in manifest["notes"]),
+        "\n## Files (SHA-256)\n",
+        *(f"    {digest}  {name}" for name, digest in manifest["files"].items()),
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """``text`` as one cell of a table in Markdown, without markup."""
+    return " ".join("".join(f"\\{one}" if one in "\\|`*_[]<>#" else one for one in text).split())

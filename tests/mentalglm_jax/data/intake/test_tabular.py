@@ -1,0 +1,209 @@
+"""Every form a table may have holds the same rows, and what is not one is refused in a line."""
+
+import csv
+import datetime
+import io
+import json
+from pathlib import Path
+
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mentalglm_jax.data.intake.tabular import as_text, open_tables
+from mentalglm_jax.data.records import load_datasets
+from mentalglm_jax.errors import InputError
+
+COLUMNS = ["no", "post", "label"]
+POSTS = [
+    ("1", "I slept well, at last.", "good"), ("2", 'He said "no; never"\nand left.', "bad"),
+    ("3", "今天很累，什么都不想做。", "bad"), ("4", "and then, nothing | at all", "good"),
+    ("5", "考完了，去吃火锅！", "good"), ("6", "我和他吵了一架，心里很乱。", "bad"),
+]  # fmt: skip
+
+
+def text(delimiter: str, rows=POSTS) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter, lineterminator="\r\n")
+    writer.writerows([COLUMNS, *rows])
+    return out.getvalue()
+
+
+def put(path: Path, data: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def workbook(path: Path, rows, title="Posts", more=()) -> Path:
+    book = openpyxl.Workbook()
+    book.active.title = title
+    for row in rows:
+        book.active.append(row)
+    for name in more:
+        book.create_sheet(name)
+    book.save(path)
+    return path
+
+
+def objects() -> list[dict]:
+    return [dict(zip(COLUMNS, row, strict=True)) for row in POSTS]
+
+
+def made(folder: Path, form: str) -> Path:
+    rows = objects()
+    if form == "xlsx":
+        return workbook(folder / "t.xlsx", [COLUMNS, *POSTS])
+    if form == "json":
+        return put(folder / "t.json", json.dumps(rows, ensure_ascii=False, indent=1))
+    if form in ("jsonl", "json of lines"):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return put(folder / ("t.json" if form == "json of lines" else "t.jsonl"), lines)
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), folder / "t.parquet")
+        return folder / "t.parquet"
+    if form == "saved by datasets":
+        load_datasets().Dataset.from_list(rows).save_to_disk(folder / "saved", num_shards=2)
+        return folder / "saved"
+    if form == "its state.json":
+        return made(folder, "saved by datasets") / "state.json"
+    if form == "a folder":
+        put(folder / "own" / "notes.md", "x")
+        return put(folder / "own" / "t.csv", text(",")).parent
+    delimiter, encoding = form.split("/")
+    return put(folder / ("t.tsv" if delimiter == "\t" else "t.csv"), text(delimiter).encode(encoding, "replace"))
+
+
+FORMS = {
+    ",/utf-8": "UTF-8, separated by commas", ",/utf-8-sig": "UTF-8, separated by commas",
+    ";/utf-8": "UTF-8, separated by semicolons", "|/utf-8": "UTF-8, separated by bars",
+    "\t/utf-8": "UTF-8, separated by tabs", ",/gb18030": "GB18030, separated by commas",
+    ";/gb18030": "GB18030, separated by semicolons", ",/big5": None, ",/utf-16": "UTF-16, separated by commas",
+    "\t/utf-16": "UTF-16, separated by tabs", ",/utf-16-le": "UTF-16-LE, separated by commas",
+    ";/utf-16-be": "UTF-16-BE, separated by semicolons", ",/utf-32": "UTF-32, separated by commas",
+    "xlsx": "sheet 'Posts'", "json": None, "json of lines": None, "jsonl": None, "parquet": None,
+    "saved by datasets": None, "its state.json": None, "a folder": "UTF-8, separated by commas",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_holds_the_same_rows(tmp_path, form):
+    source = made(tmp_path, form)
+    if form == ",/big5":  # no simplified characters there
+        source = put(source, text(",", TRADITIONAL).encode("big5"))
+    tables = open_tables(source, ["post", "label"])
+    found = [tuple(as_text(row[name]) for name in ("post", "label")) for table in tables
+             for _, row in table.rows(["post", "label"])]  # fmt: skip
+    wanted = TRADITIONAL if form == ",/big5" else POSTS
+    if "/" in form or form == "a folder":  # as Excel writes CSV
+        assert [(post.replace("\r\n", "\n"), label) for post, label in found] == [row[1:] for row in wanted]
+    else:
+        assert found == [row[1:] for row in wanted]
+    if FORMS[form]:
+        assert tables[0].notes == (FORMS[form],)
+
+
+TRADITIONAL = [
+    ("1", "今天把陽台的花都澆了一遍，心情很好。", "good"), ("2", "這週要交三個方案，吃飯都在趕。", "bad"),
+    ("3", "已經五天沒出門了，什麼都不想開始。", "bad"), ("4", "考完了，和同學去吃了火鍋！", "good"),
+]  # fmt: skip
+
+
+def test_rows_are_counted_as_the_file_counts_them(tmp_path):
+    """In a text by lines, quoted line ends and blank lines included; in a sheet by its rows, empty ones included."""
+    path = put(tmp_path / "t.csv", 'post,label\n\n"a\nb",x\n\n\nc,y\n')
+    (table,) = open_tables(path)
+    assert [number for number, _ in table.rows(["post"])] == [3, 7]
+    book = openpyxl.Workbook()
+    for place, value in {"B3": "post", "C3": "label", "B5": "a", "C5": "x", "B9": "c"}.items():
+        book.active[place] = value
+    book.save(tmp_path / "t.xlsx")
+    (table,) = open_tables(tmp_path / "t.xlsx")
+    assert table.columns == ("", "post", "label")
+    assert list(table.rows(["post", "label"])) == [(5, {"post": "a", "label": "x"}), (9, {"post": "c", "label": None})]
+
+
+def test_values_of_a_workbook_are_text_as_people_write_it(tmp_path):
+    when = datetime.datetime(2026, 11, 29, 7, 5)
+    rows = [["post", "label"], ["whole", 3], ["part", 2.5], ["when", when], ["day", datetime.datetime(2026, 1, 2)],
+            ["yes", True], ["formula", "=1+1"], ["none", None]]  # fmt: skip
+    (table,) = open_tables(workbook(tmp_path / "t.xlsx", rows))
+    assert [as_text(row["label"]) for _, row in table.rows(["label"])] == [
+        "3", "2.5", "2026-11-29 07:05:00", "2026-01-02", "true", "", ""
+    ]  # fmt: skip
+
+
+def test_the_sheet_that_is_named_is_read(tmp_path):
+    path = workbook(tmp_path / "t.xlsx", [["post"], ["a"]], more=["Other"])
+    assert open_tables(path)[0].notes == ("sheet 'Posts' of 2",)
+    with pytest.raises(
+        InputError, match=r"t.xlsx: no sheet 'Othr' \(did you mean 'Other'\?\); there are: Posts, Other"
+    ):
+        open_tables(path, sheet="Othr")
+
+
+def test_names_that_stand_for_numbers_are_read_with_them(tmp_path):
+    datasets = load_datasets()
+    features = datasets.Features({"post": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    saved = datasets.Dataset.from_list([{"post": "a", "label": 1}], features=features)
+    saved.save_to_disk(tmp_path / "saved")
+    saved.to_parquet(tmp_path / "t.parquet")
+    for place in ("saved", "t.parquet"):
+        (table,) = open_tables(tmp_path / place)
+        assert dict(table.classes) == {"label": ("no", "yes")}
+
+
+def test_a_table_per_split(tmp_path):
+    for name in ("train", "validation", "test"):
+        put(tmp_path / f"{name}.csv", f"post,label\n{name},x\n")
+    tables = open_tables(tmp_path)
+    assert [table.split for table in tables] == ["train", "dev", "test"]
+    assert [row["post"] for table in tables for _, row in table.rows(["post"])] == ["train", "validation", "test"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.xls", b"\xd0\xcf\x11\xe0", r"a.xls: is an old Excel workbook, no table; save it as one of .csv, .tsv"),
+        ("a.pdf", b"%PDF", "a.pdf: is a PDF document, no table"),
+        ("a.zip", b"PK", "a.zip: is an archive, no table"),
+        ("a.unknown", b"x", "a.unknown: is none of the tables that can be read; save it as"),
+        ("a.xlsx", b"no zip", r"a.xlsx: not an Excel workbook that can be read \(File is not a zip file\)"),
+        ("a.parquet", b"PAR1", "a.parquet: not a Parquet file that can be read"),
+        ("a.csv", b"post,label\nI,a\n\xff\x81,b\n", "its encoding cannot be told; save it as UTF-8, or name it"),
+        ("a.csv", b"post,label\nI,a\n\xff\xfe\x00\x81,b\n" + bytes(range(128, 160)), "its encoding cannot be told"),
+    ],
+)  # fmt: skip
+def test_what_is_no_table_is_named(tmp_path, name, data, says):
+    with pytest.raises(InputError, match=says):
+        open_tables(put(tmp_path / name, data))[0].rows([])
+
+
+def test_a_wrong_column_names_the_nearest_and_lists_all(tmp_path):
+    path = put(tmp_path / "t.csv", text(";"))
+    with pytest.raises(
+        InputError, match=r"t.csv: no column 'pots' \(did you mean 'post'\?\); there are: no, post, label"
+    ):
+        open_tables(path, ["pots"])[0].rows(["pots"])
+    put(path, "post,post\na,b\n")
+    with pytest.raises(InputError, match="column 'post' stands there twice; rename one"):
+        open_tables(path)[0].rows(["post"])
+
+
+def test_what_is_not_there_is_said_without_asking_anybody(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    put(tmp_path / "two" / "a.csv", "x\n")
+    put(tmp_path / "two" / "b.xlsx", "x\n")
+    found = {"nowhere.csv": "nowhere.csv: no such file or folder", "./x/y/z": "no such file or folder",
+             "empty": "empty: holds no table", "two": r"two: holds 2 tables \(a.csv, b.xlsx\)"}  # fmt: skip
+    for source, says in found.items():
+        with pytest.raises(InputError, match=says):
+            open_tables(source)
+
+
+def test_a_data_set_of_the_hub_that_cannot_be_had(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^nobody/nothing: no such file or folder, and as a data set of the Hub it"):
+        open_tables("nobody/nothing")
