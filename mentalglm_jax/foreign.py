@@ -141,7 +141,8 @@ def parse_json(
     text: str | bytes, where: str, hint: str = "", half_pairs: bool = False, digits: int | None = None
 ) -> Any:
     """The value of a JSON text, with what Python's reader lets through refused: NaN and infinity, also as ``1e999``;
-    integers beyond 64 bits; a key that stands twice; half of a surrogate pair; more than ``MAX_DEPTH`` levels.
+    integers beyond 64 bits (but for ``NO_LIMIT``); a key that stands twice; half of a surrogate pair; more than
+    ``MAX_DEPTH`` levels.
 
     Args:
         where: file, or file and line, for the message.

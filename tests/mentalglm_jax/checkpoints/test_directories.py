@@ -1,11 +1,13 @@
 """Where checkpoints are read from and written to: the Hub's cache, folders in the way, interrupted saves."""
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+import transformers
 
 from mentalglm_jax.checkpoints import directories as checkpoints
 from mentalglm_jax.checkpoints.directories import load, save_pretrained
@@ -104,5 +106,9 @@ def test_tokenizer_files_are_copied_or_refused(saved, tmp_path):
         save_pretrained(model, tmp_path / "out", tokenizer=saved)
     (tmp_path / "tok").mkdir()
     (tmp_path / "tok" / "tokenizer.json").write_text("{}")
+    # Without a limit of their own, tokenizers are written with this one; it is the only integer beyond 64 bits.
+    config = {"model_max_length": transformers.tokenization_utils_base.VERY_LARGE_INTEGER}
+    (tmp_path / "tok" / "tokenizer_config.json").write_text(json.dumps(config))
     save_pretrained(model, tmp_path / "out", tokenizer=tmp_path / "tok")
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == config

@@ -1,7 +1,10 @@
 """The forward pass of GLM's relatives against transformers, and what their configurations must say."""
 
+import contextlib
 import dataclasses
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
@@ -191,3 +194,24 @@ def test_a_relative_that_differs_is_refused_by_name(raw, says):
     with pytest.raises(InputError, match=says) as caught:
         GlmConfig.from_dict(raw)
     assert "\n" not in str(caught.value)
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.sampled_from(["yarn", "x", "full_attention"]),
+    st.lists(st.integers(), max_size=2), st.lists(st.text(max_size=2), max_size=2),
+    st.dictionaries(st.sampled_from(["type", "rope_type", "factor", "quant_method"]), st.integers() | st.text(), max_size=2),
+)  # fmt: skip
+KEYS = ("rope_scaling", "rope_parameters", "rope_theta", "sliding_window", "use_sliding_window", "max_window_layers",
+        "layer_types", "head_dim", "num_key_value_heads", "attention_bias", "mlp_bias", "eos_token_id", "pad_token_id",
+        "bos_token_id", "partial_rotary_factor", "original_max_position_embeddings", "quantization_config", "text_config",
+        "mrope_section", "tie_word_embeddings", "num_experts", "hidden_act", "rms_norm_eps", *SIZES)  # fmt: skip
+
+
+@hypothesis.settings(max_examples=300)
+@hypothesis.given(raw=st.sampled_from([LLAMA, QWEN, MISTRAL, VISION]), data=st.data())
+def test_a_strange_configuration_is_read_or_refused(raw, data):
+    changes = data.draw(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3))
+    text = raw | {"text_config": raw["text_config"] | changes} if raw is VISION and data.draw(st.booleans()) else None
+    with contextlib.suppress(InputError):
+        found = GlmConfig.from_dict(text or raw | changes)
+        assert found.family == raw["model_type"]
