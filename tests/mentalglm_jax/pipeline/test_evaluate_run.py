@@ -48,6 +48,10 @@ def test_another_split_and_other_records_are_answered_elsewhere(copy, capsys, tm
     assert dev["suicide_risk"]["n"] == 2 and (tmp_path / "dev/generations.jsonl").is_file()
     assert not (copy / "generations.jsonl").exists()
     given = printed(capsys, copy, "--data", copy / "data/faithful/dev.jsonl", "--max-new-tokens", "2")
+    assert dev["suicide_risk"].pop("floors") and not given["suicide_risk"].pop("floors")
+    for one in (dev["suicide_risk"], dev["suicide_risk"]["label_reading"]):
+        assert one.pop("against_tfidf")
+    assert dev["suicide_risk"]["explanation"].pop("consistency")
     assert given == dev
     printed(capsys, copy, "--out", tmp_path / "out")
     assert (tmp_path / "out/evaluation.html").is_file()
