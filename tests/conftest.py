@@ -65,6 +65,7 @@ HEAVY = (
     "mentalglm_jax/train/test_loop.py", "probes/validation/test_validate.py", "test_notebooks.py",
     "mentalglm_jax/train/test_interrupted.py", "mentalglm_jax/pipeline/test_changes.py",
     "mentalglm_jax/pipeline/test_evaluate_run.py", "mentalglm_jax/pipeline/test_sweep.py",
+    "mentalglm_jax/pipeline/test_search.py",
     "mentalglm_jax/train/test_early_stopping.py", "mentalglm_jax/evaluate/test_cli.py",
     "mentalglm_jax/model/test_lora.py",
     "mentalglm_jax/checkpoints/test_adapters.py", "mentalglm_jax/checkpoints/test_relative_adapters.py",

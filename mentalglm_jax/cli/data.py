@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mentalglm_jax.cli.options import AsJson, Overrides, ReplaceSurrogates, SetNames, TaskFile, make_known
 from mentalglm_jax.cli.output import TYPER, cell, examples, print_json, say
+from mentalglm_jax.cli.progress import ConsoleReporter
 from mentalglm_jax.errors import InputError
 
 review_app = typer.Typer(**TYPER, help="People rate a sample of explanations.",
@@ -199,13 +199,11 @@ def data_build(
     make_known(tasks)
     loaded = load_build_recipe(recipe, set_)
     teacher = local_teacher(loaded.teacher, loaded.cache) if loaded.teacher.local else None
-    console = Console(stderr=True)
-    with Progress(TextColumn("explain"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
-                  TextColumn("{task.fields[text]}"), console=console, transient=True) as bar:  # fmt: skip
-        task = bar.add_task("explain", total=None, text="")
-        manifest = build(
-            loaded, lambda done, total, text="": bar.update(task, completed=done, total=total, text=text), teacher
-        )
+    reporter = ConsoleReporter(Console(stderr=True))
+    try:
+        manifest = build(loaded, reporter.stage("explain", announced=False), teacher)
+    finally:
+        reporter.close()
     if json_:
         print_json(manifest)
         return

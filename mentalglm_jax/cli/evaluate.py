@@ -79,6 +79,7 @@ def evaluate(
 
     make_known(tasks)
     job = _run_of(Path(model))
+    floors = job if data is None and split != "train" else None  # of records of its own, by its own training records
     answered = finished(Path(model)) and (job is None or "generate" in job.result)
     own = job is not None and data is None and (split is not None or not answered)  # it answers records of its own
     of_a_model = {"--adapter": adapter, "--quantize": quantize, "--rope-theta": rope_theta}
@@ -101,9 +102,9 @@ def evaluate(
     with replacing_surrogates(replace_surrogates):  # all that is read, before a model works for hours
         answers = read_answers(model).of_task(task) if answered else None
         records = None if data is None else read_data(data, task, split, language, sets)[:limit]
-        if train_data is None and job is not None and job.records_file("train").is_file():
-            train_data = job.records_file("train")
         train = [] if train_data is None else read_data(train_data, task, "train", language, sets)
+        if floors is not None and train_data is None and floors.records_file("train").is_file():
+            train = [record for record in floors.records("train") if task in (None, record.task)]
         others = None if against is None else read_answers(against).of_task(task)
     with contextlib.ExitStack() as alone:  # nobody else works in --out meanwhile
         if answers is None:

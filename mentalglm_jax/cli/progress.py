@@ -33,11 +33,13 @@ class ConsoleReporter:
         self._bar: Progress | None = None
         self._task: Any = None
 
-    def stage(self, name: str) -> Callable[..., None]:
-        """Starts a bar that counts once the stage reports; the bar of the stage before is closed."""
+    def stage(self, name: str, announced: bool = True) -> Callable[..., None]:
+        """Starts a bar that counts once the stage reports; the bar of the stage before is closed. ``announced``: a log
+        is told that the stage begins."""
         self.close()
         if not self.console.is_terminal:
-            say(f"{name} ...", self.console)
+            if announced:
+                say(f"{name} ...", self.console)
             return _Lines(name, self.console, self._clock)
         room = max(self.console.width - 64, 0)  # numbers are kept whole; what a stage says is cut at the line end
         self._bar = Progress(

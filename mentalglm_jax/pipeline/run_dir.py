@@ -1,5 +1,6 @@
 """A run directory: the recipe it belongs to, which stages are finished, and where their results lie."""
 
+import contextlib
 import functools
 import os
 import re
@@ -256,8 +257,11 @@ class Run:
 
     def _differing(self, wanted: dict[str, Any]) -> list[str]:
         assert self._known is not None
+        known = self._known["recipe"]
         try:
-            return differences(self._known["recipe"], wanted)
+            with contextlib.suppress(ValidationError):  # keys that a later version has are what they are by default
+                known = what_it_is(Recipe.model_validate({**known, "run_dir": self.dir}))
+            return differences(known, wanted)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise self._damaged() from None
 

@@ -59,4 +59,5 @@ def check_weights(job: Run) -> None:
     recipe = job.recipe
     stages = [*recipe.stages, *(recipe.pretrain.then if recipe.pretrain else ())]
     for stage in [*stages, *([recipe.probe.control] if recipe.probe.control else [])]:
-        drawn(job, stage)
+        if stage.weights:
+            drawn(job, stage)

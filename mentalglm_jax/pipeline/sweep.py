@@ -92,7 +92,7 @@ def make_points(
 
 def _axis(text: str) -> tuple[str, list[str]]:
     key, equals, rest = text.partition("=")
-    values = [value.strip() for value in _split(rest)]
+    values = [value.strip() for value in split_values(rest)]
     if not equals or not key or not all(values):
         raise InputError(f"--grid {key[:200]}: write it as section.key=value,value")
     if key in ("seed", "run_dir"):
@@ -100,7 +100,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
     return key, list(dict.fromkeys(values))
 
 
-def _split(text: str) -> list[str]:
+def split_values(text: str) -> list[str]:
     """At the commas outside brackets and quotation marks."""
     parts, depth, quote = [""], 0, ""
     for character in text:
@@ -271,7 +271,7 @@ def _found(point: Point) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row per combination of values: ``name``, ``runs``, ``failed``, ``development`` and ``weighted_f1``, each
-    score as [mean, standard deviation (None of one run)]. Best development score first, where all have one."""
+    score as [mean, standard deviation (None of one run)]. Best development score first."""
     found = []
     for name in dict.fromkeys(row["name"] for row in rows):
         done = [row for row in rows if row["name"] == name and row["state"] == "done"]
@@ -284,10 +284,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "weighted_f1": {task: _spread([row["weighted_f1"][task] for row in done if task in row["weighted_f1"]])
                             for task in tasks},
         })  # fmt: skip
-    if found and all(len(row["development"]) == 1 for row in found):
-        found.sort(key=lambda row: [value[0] if key == "loss" else -value[0]
-                                    for key, value in row["development"].items()])  # fmt: skip
+    if any(row["development"] for row in found):
+        found.sort(key=_rank)
     return found
+
+
+def _rank(row: Mapping[str, Any]) -> tuple[bool, float]:
+    """Lower is better; what has no development score comes last."""
+    for name, (mean, _) in row["development"].items():
+        return False, mean if name == "loss" else -mean
+    return True, 0.0
 
 
 def _spread(values: Sequence[float]) -> list[float | None]:

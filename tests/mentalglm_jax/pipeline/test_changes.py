@@ -133,6 +133,19 @@ def test_the_refusal_of_another_recipe_is_short(goes_on):
     assert "lora.rank: 2 -> 7" in text and "and 8 more" in text and "--allow-changed goes on" in text
 
 
+def test_a_run_of_a_version_that_knew_fewer_keys_goes_on(goes_on):
+    state = json.loads((goes_on.dir / "run.json").read_text("utf-8"))
+    del state["recipe"]["answer_order"], state["recipe"]["stages"][0]["train"]["early_stopping"]
+    (goes_on.dir / "run.json").write_text(json.dumps(state), encoding="utf-8")
+    assert goes_on(allow_changed=False).stages == []
+    state["recipe"]["of_another_version"] = 1
+    (goes_on.dir / "run.json").write_text(json.dumps(state), encoding="utf-8")
+    with pytest.raises(InputError, match="of_another_version: 1 -> None"):
+        goes_on(allow_changed=False)
+    with pytest.raises(InputError, match=r"its recipe is none that this version can go on with"):
+        goes_on()
+
+
 # ---- which stages a change reaches, without training ---------------------------------------------------------------
 
 STOPS = {"steps": 100, "eval_every": 5, "schedule": "cosine", "early_stopping": {"patience": 2}}

@@ -107,7 +107,8 @@ def test_the_table_is_mean_and_deviation_best_development_score_first():
     assert (found[0]["runs"], found[0]["failed"], found[0]["development"]["loss"]) == (1, 1, [1.0, None])
     rising = [{**one, "development": {"accuracy": one["development"]["loss"]}} for one in (rows[0], rows[2])]
     assert [entry["name"] for entry in sweeps.table(rising)] == ["a", "b"]
-    assert [entry["name"] for entry in sweeps.table([{**rows[0], "development": None}, rows[2]])] == ["a", "b"]
+    assert [entry["name"] for entry in sweeps.table([{**rows[0], "development": None}, rows[2]])] == ["b", "a"]
+    assert [entry["name"] for entry in sweeps.table([{**row, "development": None} for row in rows])] == ["a", "b"]
     assert sweep_table(found).row_count == 2
 
 
