@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from mentalglm_jax import __version__
+from mentalglm_jax.cli.bench import bench
 from mentalglm_jax.cli.convert import convert
 from mentalglm_jax.cli.data import data_app
 from mentalglm_jax.cli.evaluate import evaluate
@@ -46,6 +47,9 @@ app.command(
         "mentalglm evaluate zai-org/glm-4-9b-hf --adapter ORG/NAME --data test.jsonl --out scores",
     )
 )(evaluate)
+app.command(epilog=examples("mentalglm bench --against peft", "mentalglm bench configs/gpu-80gb.yaml --part step"))(
+    bench
+)
 
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe, e.g. configs/demo.yaml")]
 Restart = Annotated[bool, typer.Option(help="Delete what another recipe left in the run directory")]

@@ -86,7 +86,7 @@ def described() -> str:
     """How many programs are kept, how large they are, and where; for ``mentalglm doctor``."""
     import jax
 
-    place = jax.config.jax_compilation_cache_dir
+    place: str | None = jax.config.values["jax_compilation_cache_dir"]
     if not place:
         return "not kept"
     if "://" in place:

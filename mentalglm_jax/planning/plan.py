@@ -157,7 +157,7 @@ def plan(recipe: Recipe, topology: str, *, stage: str | None = None) -> Plan:
     """
     target, section = parse_topology(topology), _stage(recipe, stage)
     devices = tpu_devices(target)
-    mesh = make_mesh(*_mesh_sizes(recipe), devices=devices)
+    mesh = make_mesh(*mesh_sizes(recipe), devices=devices)
     model = abstract_trainee(recipe, mesh, backend="splash" if recipe.model.dtype == "bfloat16" else "xla")
     sizes = dict(mesh.shape)
     _check_rows(section.train, sizes)
@@ -308,7 +308,7 @@ def expected(recipe: Recipe, stage: StageSection) -> str | None:
         return None
     sizes: dict[str, int] = dict.fromkeys(MESH_AXES, 1)
     if recipe.mesh is not None:
-        sizes |= make_mesh(*_mesh_sizes(recipe)).shape
+        sizes |= make_mesh(*mesh_sizes(recipe)).shape
     model, shape = abstract_trainee(recipe, None, backend="auto"), shape_of(stage.train, sizes)
     memory, least = estimate_memory(model, shape), bound(model, shape, chip)
     limit = (device.memory_stats() or {}).get("bytes_limit") or chip.memory / chip.devices
@@ -331,7 +331,7 @@ def _stage(recipe: Recipe, name: str | None) -> StageSection:
     raise InputError(f"no stage {name!r}; the recipe has {', '.join(stage.name for stage in recipe.stages)}")
 
 
-def _mesh_sizes(recipe: Recipe) -> tuple[int, int, int]:
+def mesh_sizes(recipe: Recipe) -> tuple[int, int, int]:
     return (1, -1, 1) if recipe.mesh is None else (recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
 
 

@@ -1,0 +1,1 @@
+"""What this machine does with a recipe, measured: ``mentalglm bench``. ``planning`` says the same beforehand."""
