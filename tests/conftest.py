@@ -80,7 +80,7 @@ HEAVY = (
     "mentalglm_jax/evaluate/test_report_chromium.py", "mentalglm_jax/data/explain/test_review_chromium.py",
     "mentalglm_jax/model/test_layout.py", "mentalglm_jax/devices/test_distributed.py", "mentalglm_jax/test_init.py",
     "test_walls.py", "mentalglm_jax/inference/test_finish.py", "mentalglm_jax/data/test_splits.py",
-    "test_command_lines.py",
+    "test_command_lines.py", "mentalglm_jax/bench/test_bench.py",
 )  # fmt: skip
 
 # No deadline: the first example of a property may compile. Derandomised: the same commit gives the same answer on every

@@ -45,6 +45,7 @@ def bench(
         raise InputError("part 'peft' trains on the rows that part 'step' packs; ask for both")
     chosen = [part for part in PARTS if part in parts]
     report: dict[str, Any] = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "parts": {}}
+    write_json(out, report)  # what cannot be written is said before anything is measured
     folder, ends = Path(tempfile.mkdtemp(prefix="mentalglm-bench-")), time.monotonic() + 60 * minutes
     try:
         for number, part in enumerate(chosen):

@@ -42,6 +42,7 @@ ARGUMENTS = {
     "mentalglm sweep": ["recipe.yaml", "--out", "swept"],
     "mentalglm generate": ["nowhere", "--in", "records.jsonl", "--out", "answers.jsonl"],
     "mentalglm evaluate": ["nowhere", "--data", "records.jsonl", "--out", "evaluated"],
+    "mentalglm bench": ["nowhere.yaml"],
     "mentalglm leaderboard": ["nowhere"],
     "mentalglm convert": ["model", "converted"],
     "mentalglm export": ["nowhere", "--to", "peft"],
