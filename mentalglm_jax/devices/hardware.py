@@ -45,7 +45,7 @@ TPUS = {
              source=f"{_DOCS}v5p"),
         Chip(name="v6e", kinds=("TPU v6 lite", "TPU v6e"), memory=32 * GIB, flops=918e12, bandwidth=1638e9,
              links=800e9, source=f"{_DOCS}v6e"),
-        Chip(name="tpu7x", kinds=("TPU7x",), memory=192 * GIB, flops=2307e12, bandwidth=7380e9, links=1200e9,
+        Chip(name="tpu7x", kinds=("TPU7x", "TPU v7"), memory=192 * GIB, flops=2307e12, bandwidth=7380e9, links=1200e9,
              devices=2, source=f"{_DOCS}tpu7x"),
     )
 }  # fmt: skip
@@ -57,6 +57,12 @@ GPUS = (
          source=f"{_NVIDIA}h100"),
     Chip(name="A100", kinds=("A100",), memory=80e9, flops=312e12, bandwidth=2039e9, links=600e9,
          source=f"{_NVIDIA}a100"),
+    Chip(name="H100 PCIe", kinds=("H100 PCIe",), memory=80e9, flops=756e12, bandwidth=2000e9, links=600e9,
+         source=f"{_NVIDIA}h100"),
+    Chip(name="B200", kinds=("B200",), memory=180e9, flops=2250e12, bandwidth=8000e9, links=1800e9,
+         source=f"{_NVIDIA}dgx-b200"),
+    Chip(name="L40S", kinds=("L40S",), memory=48e9, flops=362e12, bandwidth=864e9, links=64e9, source=f"{_NVIDIA}l40s"),
+    Chip(name="L4", kinds=("L4",), memory=24e9, flops=121e12, bandwidth=300e9, links=64e9, source=f"{_NVIDIA}l4"),
 )  # fmt: skip
 _ALIASES = {"7x": "tpu7x", "v7x": "tpu7x", "ironwood": "tpu7x", "trillium": "v6e", "v5litepod": "v5e"}
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}

@@ -16,15 +16,8 @@ from collections.abc import Iterator
 
 import jax
 
+from mentalglm_jax.devices.hardware import chip_of
 from mentalglm_jax.model.glm import GlmConfig
-
-# Dense bfloat16 FLOP/s of one device, by a part of ``device_kind``; the first that matches. Vendors' data sheets. A
-# TPU7x chip is two devices.
-PEAK_FLOPS = (
-    ("TPU v5 lite", 197e12), ("TPU v5e", 197e12), ("TPU v5", 459e12), ("TPU v6 lite", 918e12), ("TPU v6e", 918e12),
-    ("TPU v4", 275e12), ("TPU7x", 2307e12 / 2), ("TPU v7", 2307e12 / 2), ("H100 PCIe", 756e12), ("H100", 989e12),
-    ("H200", 989e12), ("B200", 2250e12), ("A100", 312e12), ("L40S", 362e12), ("L4", 121e12),
-)  # fmt: skip
 
 
 def matrix_parameters(config: GlmConfig) -> tuple[int, int]:
@@ -51,8 +44,8 @@ def train_flops(config: GlmConfig, *, tokens: float, targets: float, pairs: floa
 
 def peak_flops() -> float | None:
     """FLOP/s of all devices of the run together in bfloat16; None for a device that is not in the table (a CPU)."""
-    kind = jax.devices()[0].device_kind
-    return next((peak * jax.device_count() for name, peak in PEAK_FLOPS if name in kind), None)
+    chip = chip_of(jax.devices()[0].device_kind)
+    return None if chip is None else chip.flops / chip.devices * jax.device_count()
 
 
 @dataclasses.dataclass
