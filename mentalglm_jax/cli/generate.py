@@ -28,11 +28,11 @@ from mentalglm_jax.cli.progress import ConsoleReporter
 
 def generate(
     model: ModelName,
-    in_: Annotated[Path, typer.Option("--in", help="Posts: .txt (one a line), .csv, .tsv, .jsonl or .parquet")],
+    in_: Annotated[Path, typer.Option("--in", help="Posts: .txt (one a line), .csv, .tsv, .xlsx, .jsonl or .parquet")],
     out: Annotated[Path, typer.Option("--out", help="Answers to write: .jsonl, or .csv for a spreadsheet")],
     task: Annotated[str | None, typer.Option(help="What the posts are asked; default: what each row says")] = None,
     tasks: TaskFile = None,
-    language: Annotated[str | None, typer.Option(help="Of posts whose row does not say, e.g. en")] = None,
+    language: Annotated[str | None, typer.Option(help="Of posts whose row does not say; default: told of each")] = None,
     text: Annotated[str | None, typer.Option(help="Column of the post; default: post or text")] = None,
     limit: Limit = None,
     adapter: Adapter = None,

@@ -1,25 +1,27 @@
 """Posts that a model is to answer, as they come: a line, a cell or a JSON object each; no label is needed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.data.arrow import SUFFIXES, arrow_rows
+from mentalglm_jax.data.intake.languages import told_language
+from mentalglm_jax.data.intake.tabular import TABLES, as_text, open_tables
 from mentalglm_jax.data.records import COLUMNS as OF_A_RECORD
 from mentalglm_jax.data.records import Post, Record, json_rows
-from mentalglm_jax.data.tables import check_width, read_lines, read_table
+from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.text import tasks
 
 COLUMNS = ("post", "text")
-KINDS = (".txt", ".csv", ".tsv", ".jsonl", *SUFFIXES)
+KINDS = (".txt", *TABLES, ".jsonl", *SUFFIXES)
 
 
 def read_posts(
     path: str | Path, *, task: str | None = None, language: str | None = None, column: str | None = None,
     limit: int | None = None,
 ) -> list[Post]:  # fmt: skip
-    """Posts of a ``.txt`` (one a line), ``.csv`` or ``.tsv`` (with a header), ``.jsonl`` or ``.parquet`` file.
+    """Posts of a file: ``.txt`` (one a line), ``.csv``, ``.tsv`` or ``.xlsx`` (with a header), ``.jsonl``, ``.parquet``.
 
     A row needs a post. It may have ``id`` (made from the file's name and the row's number where there is none),
     ``language``, ``task`` and ``question``; other columns are not looked at. A row that is a record of the task asked
@@ -27,13 +29,13 @@ def read_posts(
 
     Args:
         task: what all posts are asked; None: what each row says.
-        language: of rows that do not say; None: the task's, where it has one only.
+        language: of rows that do not say; None: the task's, where it has one only, else the one that the post is in.
         column: where the post stands; None: ``post`` or ``text``.
         limit: only so many, from the top.
 
     Raises:
-        InputError: the file is missing, of another kind or damaged; a row has no post, or does not say its task or
-            language; an unknown task; or two rows have one id. File and row are named.
+        InputError: the file is missing, of another kind or damaged; a row has no post, or does not say its task; its
+            language cannot be told; an unknown task; or two rows have one id. File and row are named.
     """
     path = Path(path)
     if limit is not None and limit < 1:
@@ -69,8 +71,8 @@ def _rows(path: Path, column: str | None) -> Iterator[tuple[int, Mapping[str, An
         if column is not None:
             raise InputError(f"{path}: has no columns, one line is one post; leave out --text")
         yield from ((line, {"post": text}) for line, text in read_lines(path))
-    elif kind in (".csv", ".tsv"):
-        yield from _table(path, "\t" if kind == ".tsv" else ",")
+    elif kind in TABLES:
+        yield from _table(path, COLUMNS if column is None else (column,))
     elif kind == ".jsonl":
         yield from json_rows(path)
     elif kind in SUFFIXES:
@@ -79,17 +81,12 @@ def _rows(path: Path, column: str | None) -> Iterator[tuple[int, Mapping[str, An
         raise InputError(f"{path}: not a kind of file that posts come in; known: {', '.join(KINDS)}")
 
 
-def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
-    header: list[str] = []
-    for line, cells in read_table(path, ("utf-8-sig",), delimiter):
-        if not header:
-            header = [cell.strip() for cell in cells]
-            named = [name for name in header if name]
-            if twice := next((name for name in named if named.count(name) > 1), None):
-                raise InputError(f"{path}:{line}: column {twice!r} stands twice in the header; rename one")
-            continue
-        check_width(path, line, cells, header)
-        yield line, {name: cell for name, cell in zip(header, cells, strict=True) if name}
+def _table(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    (table,) = open_tables(path, wanted)
+    for number, row in table.rows([name for name in table.columns if name]):
+        if "" in row:
+            raise InputError(f"{path}:{number}: {row['']}; check the separators in this row")
+        yield number, {name: as_text(value) for name, value in row.items()}
 
 
 def _post(row: Any, made_id: str, task: str | None, language: str | None, column: str | None) -> Post:
@@ -104,11 +101,22 @@ def _post(row: Any, made_id: str, task: str | None, language: str | None, column
         return Record.from_dict({"id": made_id, **row}, allow_extra=True)
     tasks.add_row_definition(row)
     asked = tasks.get_task(name)
-    spoken = _text(row, "language") or language or (asked.languages[0] if len(asked.languages) == 1 else None)
-    if spoken is None:
-        raise InputError(f"says no language; say which with --language ({', '.join(asked.languages)})")
+    said = _said(row, column)
+    spoken = _text(row, "language") or language or _told(said, asked)
     question = _text(row, "question") if given in (None, name) else None
-    return Post(_text(row, "id") or made_id, name, spoken, _said(row, column), question or asked.question(spoken))
+    return Post(_text(row, "id") or made_id, name, spoken, said, question or asked.question(spoken))
+
+
+def _told(post: str, task: tasks.Task) -> str:
+    """The language that a post is to be asked about in: the task's only one, else the post's own."""
+    if len(task.languages) == 1:
+        return task.languages[0]
+    told = told_language(post)
+    if told not in task.languages:
+        found = "cannot be told" if told is None else f"is {told}, it seems"
+        raise InputError(f"the language of the post {found}; say in which to ask with --language "
+                         f"({', '.join(task.languages)})")  # fmt: skip
+    return told
 
 
 def _said(row: Mapping[str, Any], column: str | None) -> str:

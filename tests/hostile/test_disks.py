@@ -79,7 +79,7 @@ def anything(target: Path):
 
 
 def lock_of(target: Path, command: str):
-    if command in ("mentalglm convert", "mentalglm export"):
+    if command in ("mentalglm convert", "mentalglm export", "mentalglm data import"):
         return anything(target)
     return working_on(target) if target.suffix else working_in(target)
 

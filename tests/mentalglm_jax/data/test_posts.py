@@ -52,6 +52,14 @@ def test_a_row_says_its_language_id_and_question(tmp_path):
         ("7", "zh", RISK.question("zh")), ("p-00002", "en", "Is it low?")]  # fmt: skip
 
 
+def test_a_bilingual_table_is_asked_in_the_language_of_each_post(tmp_path):
+    (tmp_path / "p.csv").write_bytes("no;text\n1;睡不着，很累\n2;I slept well.\n".encode("gb18030"))
+    found = read_posts(tmp_path / "p.csv", task="suicide_risk")
+    assert [(post.language, post.question) for post in found] == [
+        (language, tasks.get_task("suicide_risk").question(language)) for language in ("zh", "en")
+    ]
+
+
 def test_the_language_of_a_task_that_has_one(tmp_path):
     (tmp_path / "p.txt").write_text("rain\n")
     assert read_posts(tmp_path / "p.txt", task="imhi_dr")[0].language == "en"
@@ -79,7 +87,8 @@ def test_tasks_beside_the_file_and_in_the_row(tmp_path):
 
 
 BAD = [
-    ("p.txt", "rain\n", {"task": "suicide_risk"}, "p.txt:1: says no language; say which with --language (en, zh)"),
+    ("p.txt", "123\n", {"task": "suicide_risk"}, "p.txt:1: the language of the post cannot be told; say in"),
+    ("p.txt", "今日はとても疲れた\n", {"task": "suicide_risk"}, "the language of the post is ja, it seems; say in"),
     ("p.txt", "rain\n", {"language": "en"}, "p.txt:1: says no task; say what the posts are asked with --task"),
     ("p.txt", "rain\n", {"task": "suicide_rsk", "language": "en"}, "did you mean 'suicide_risk'"),
     ("p.txt", "rain\n", {"task": "imhi_dr", "language": "zh"}, "p.txt:1: task imhi_dr: no language 'zh'"),
@@ -88,8 +97,8 @@ BAD = [
     ("p.csv", "a,b\n1,2\n", {"task": "imhi_dr"}, "p.csv:2: has no 'post' or 'text'; there is a, b; name the post's"),
     ("p.csv", "post\n\" \"\n", {"task": "imhi_dr"}, "holds no post"),
     ("p.csv", "n,post\n1,\n", {"task": "imhi_dr"}, "p.csv:2: post: the post is empty"),
-    ("p.csv", "post,post\n1,2\n", {"task": "imhi_dr"}, "column 'post' stands twice"),
-    ("p.csv", "post\n1,2\n", {"task": "imhi_dr"}, "p.csv:2: 2 columns, expected 1"),
+    ("p.csv", "post,post\n1,2\n", {"task": "imhi_dr"}, "column 'post' stands there twice"),
+    ("p.csv", "post\n1,2\n", {"task": "imhi_dr"}, "p.csv:2: 2 cells, the header has 1"),
     ("p.csv", "id,post\na,x\na,y\n", {"task": "imhi_dr"}, "p.csv:3: id 'a' already stands in row 2"),
     ("p.csv", "post,language\nx,English\n", {"task": "imhi_dr"}, "p.csv:2: task imhi_dr: no language 'English'"),
     ("p.jsonl", "3\n", {"task": "imhi_dr"}, "p.jsonl:1: expected a JSON object"),
