@@ -5,10 +5,8 @@ hold one tensor at a time and replace the target in one step.
 """
 
 import functools
-import importlib.util
 import math
 import re
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,10 +53,9 @@ from mentalglm_jax.checkpoints.weights import (
     parameter_shapes,
     read_config,
 )
-from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import check_owned, replace_dir, write_json, write_text
 from mentalglm_jax.foreign import read_json, some, there
-from mentalglm_jax.interpreter import environment, module_command
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import has_lora, merge_lora, refuse_quantized
 from mentalglm_jax.model.quantize import (
@@ -319,7 +316,7 @@ def convert(
     layout: str | None = None,
     rope_theta: float | None = None,
     max_shard_bytes: int = 5_000_000_000,
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Path], bool] | None = None,
 ) -> tuple[str, bool]:
     """Rewrites a checkpoint in another form, bit for bit and block by block, without building the model.
 
@@ -330,11 +327,10 @@ def convert(
         layout: as in ``save_pretrained``, or "orbax": the parameter tree on disk, see ``orbax_files``. Any of them, and
             whatever ``load`` reads, can be the source. From chatglm to glm, ``rope_theta`` becomes 10000 times the
             file's rope_ratio. A vision tower goes along only where source and target have one.
-        check: called with the complete directory before it takes the place of ``target``, where transformers has a
-            causal language model of the layout; what it raises stops that.
+        check: called with the complete directory before it takes the place of ``target``; what it raises stops that.
 
     Returns:
-        the layout written, and whether ``check`` was called.
+        the layout written, and whether ``check`` said that it had something to check.
 
     Raises:
         InputError, RunError: as ``load`` and ``save_pretrained``.
@@ -375,28 +371,7 @@ def convert(
         checkpoint.directory if layout in VISION else None,
         tasks_in(checkpoint.directory),
     )
-    check = check if layout in ("glm", *RELATIVES) else None
-    _write(Path(target), contents, write, check)
-    return layout, check is not None
-
-
-def transformers_installed() -> bool:
-    """Whether this environment has the PyTorch side, looked up without importing it."""
-    return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "probes"))
-
-
-def reopen_with_transformers(directory: Path) -> None:
-    """Has a child process open ``directory`` with transformers (``probes verify``): config, generation config,
-    tokenizer, and every tensor by name and shape; no weight is read.
-
-    Raises:
-        RunError: transformers does not take it.
-    """
-    command = module_command("probes", "verify", directory.absolute(), "--json")
-    child = subprocess.run(command, capture_output=True, text=True, env=environment(HF_HUB_OFFLINE="1"))
-    if child.returncode != 0:
-        reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
-        raise RunError(f"the result does not open in transformers, so it was not kept: {reason[0]}")
+    return layout, _write(Path(target), contents, write, check)
 
 
 def _row_reader(checkpoint: Checkpoint | OrbaxCheckpoint, tensors: Mapping[str, Tensor]) -> RowReader:
@@ -467,8 +442,10 @@ def _write(
     directory: Path,
     contents: _Contents,
     write_weights: Callable[[Path], None],
-    check: Callable[[Path], None] | None = None,
-) -> None:
+    check: Callable[[Path], bool] | None = None,
+) -> bool:
+    """Says what ``check`` said."""
+
     def owned(name: str) -> object:
         ours = ("config.json", "generation_config.json", INDEX, CARD, TASKS_FILE, *TOKENIZER_FILES, *PROCESSOR_FILES)
         return name in ours or re.fullmatch(r"model[^/]*\.safetensors", name) or WRITTEN.fullmatch(name)
@@ -490,5 +467,4 @@ def _write(
         written = _opened(temporary)  # what cannot be read back must not replace anything
         config = GlmConfig.from_dict(written.config)
         check_tensors(written, config, detect_layout(written.tensors))
-        if check is not None:
-            check(temporary)
+        return check is not None and check(temporary)

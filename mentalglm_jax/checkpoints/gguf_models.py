@@ -104,7 +104,7 @@ def convert_gguf(
     target: str | Path,
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Path], object] | None = None,
 ) -> Vocabulary:
     """Writes the model of a GGUF file as a Hugging Face directory, which replaces ``target`` when complete.
 

@@ -22,8 +22,8 @@ def convert(
 ) -> None:  # fmt: skip
     """Rewrites a checkpoint in another form, block by block and bit for bit, and has transformers open the result."""
     from mentalglm_jax.checkpoints.directories import convert as convert_checkpoint
-    from mentalglm_jax.checkpoints.directories import reopen_with_transformers, transformers_installed
     from mentalglm_jax.checkpoints.gguf_files import is_gguf
+    from mentalglm_jax.checkpoints.reopened import reopen_with_transformers, transformers_installed
     from mentalglm_jax.errors import InputError
     from mentalglm_jax.model.relatives import VISION
 
@@ -48,8 +48,8 @@ def convert(
 
 
 def _convert_gguf(source: str, target: Path, dtype: str, max_shard_bytes: int, json_: bool) -> None:
-    from mentalglm_jax.checkpoints.directories import reopen_with_transformers, transformers_installed
     from mentalglm_jax.checkpoints.gguf_models import convert_gguf
+    from mentalglm_jax.checkpoints.reopened import reopen_with_transformers, transformers_installed
     from mentalglm_jax.errors import InputError
     from mentalglm_jax.foreign import read_json
     from mentalglm_jax.text.tokenizer import GlmTokenizer

@@ -20,6 +20,7 @@ from mentalglm_jax.checkpoints import directories as checkpoints
 from mentalglm_jax.checkpoints import orbax_files
 from mentalglm_jax.checkpoints.directories import convert, load, save_pretrained
 from mentalglm_jax.checkpoints.hf_files import Checkpoint
+from mentalglm_jax.checkpoints.reopened import reopen_with_transformers
 from mentalglm_jax.checkpoints.weights import generation_config
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.model.glm import Glm, GlmConfig
@@ -240,7 +241,7 @@ def test_an_interrupted_conversion_leaves_what_was_there(native, tmp_path, monke
 def test_a_check_that_fails_keeps_the_old_directory(native, tmp_path):
     convert(native, tmp_path / "out")
 
-    def refuse(directory: Path) -> None:
+    def refuse(directory: Path) -> bool:
         assert (directory / "model.safetensors").exists()
         raise RunError("no")
 
@@ -290,7 +291,7 @@ def test_what_transformers_does_not_open_is_not_kept(native, tmp_path):
     path = tmp_path / "in" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": 999}))
     with pytest.raises(RunError, match=r"does not open in transformers.*Padding_idx"):
-        convert(tmp_path / "in", tmp_path / "out", check=checkpoints.reopen_with_transformers)
+        convert(tmp_path / "in", tmp_path / "out", check=reopen_with_transformers)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
