@@ -306,7 +306,8 @@ def save_pretrained(
         return TensorSource(name, DTYPE_NAMES[own], tensor.shape, blocks)
 
     sources = [source(*item) for item in tensors.items()] + tower_sources(tower, layout)
-    contents = _Contents(config_dict, generation_config(model.config, {}), tokenizer, tower and tower.directory, card)
+    contents = _Contents(config_dict, generation_config(model.config, {}), tokenizer, tower and tower.directory,
+                         card=card)  # fmt: skip
     _write(directory, contents, lambda temporary: write_shards(temporary, sources, max_shard_bytes))
 
 

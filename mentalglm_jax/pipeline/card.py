@@ -173,8 +173,8 @@ def _training(job: Run, trained: list[StageSection]) -> Iterator[str]:
         replay = f", {stage.replay:.0%} of earlier records again" if stage.replay else ""
         steps = f"{int(result['steps'])} steps" if "steps" in result else "still being trained"
         loss = f", last loss {float(result['loss']):.3f}" if "loss" in result else ""
-        yield (f"* Stage {number}: {' and '.join(stage.languages or ('all languages',))}, {of}{replay}; {steps}, learning rate "
-               f"{config.learning_rate:g}{loss}.")  # fmt: skip
+        spoken = " and ".join(stage.languages or ("all languages",))
+        yield f"* Stage {number}: {spoken}, {of}{replay}; {steps}, learning rate {config.learning_rate:g}{loss}."
         if stage.variant == "unfaithful":
             yield "  **Its explanations are wrong on purpose**: it is a control for the checks, not for use."
 
