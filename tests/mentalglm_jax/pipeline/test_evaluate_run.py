@@ -58,7 +58,7 @@ def test_what_a_run_cannot_answer(copy, capsys, tmp_path):
         attack.refused(attack.run(["mentalglm", "evaluate", *options], capsys), says)
 
     refused(r"run: holds its adapter; --adapter goes with a model", copy, "--adapter", "x")
-    refused(r"answers as its recipe says \(generate\.max_new_tokens\)", copy, "--max-new-tokens", "3")
+    refused(r"answers as its recipe says; --max-new-tokens goes with --split or --data", copy, "--max-new-tokens", "3")
     shutil.rmtree(copy / "stages/b/adapter")
     refused(r"run/stages/b/adapter: is missing", copy)
     state = json.loads((copy / "run.json").read_text("utf-8"))
