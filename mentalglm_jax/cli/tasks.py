@@ -82,10 +82,10 @@ def tasks_check(
     file: Annotated[Path, typer.Argument(help="Task file, or a directory with tasks.yaml")], json_: AsJson = False
 ) -> None:
     """Whether a task file can be used: types, keys, languages, and labels that are told apart in an answer."""
-    make_known(file)
-    from mentalglm_jax.text.tasks import read_tasks
+    from mentalglm_jax.text.tasks import add_tasks, read_tasks
 
     found = read_tasks(file)
+    add_tasks(found, str(file))
     if json_:
         print_json({"file": str(file), "tasks": [_summary(task.name) for task in found]})
         return

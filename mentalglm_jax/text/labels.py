@@ -63,8 +63,11 @@ class Label:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What label sentences look like once they are folded, in one language."""
+    """How label sentences are read in one language: names and whole sentences to keys as they are written and folded;
+    what stands before and behind a name, folded."""
 
+    names: dict[str, str]
+    wholes: dict[str, str]
     head: str
     tail: str
     named: dict[str, str]
@@ -102,6 +105,10 @@ class Task:
     def keys(self) -> tuple[str, ...]:
         """The labels' keys, in label-table order."""
         return tuple(label.key for label in self.labels)
+
+    @functools.cached_property
+    def _by_key(self) -> dict[str, Label]:
+        return {label.key: label for label in self.labels}
 
     @property
     def arity(self) -> Literal["single", "multi"]:
@@ -163,7 +170,7 @@ class Task:
         one must stand alone.
         """
         given = list(labels)
-        unknown = [key for key in given if key not in self.keys]
+        unknown = [key for key in given if key not in self._by_key]
         if unknown:
             raise InputError(f"task {self.name}: unknown label {unknown[0]!r}{nearest(unknown[0], self.keys)}")
         if not given:
@@ -173,16 +180,17 @@ class Task:
         if len(given) > 1:
             if self.arity == "single":
                 raise InputError(f"task {self.name}: takes one label, got {len(given)}: {', '.join(given)}")
-            if alone := [label.key for label in self.labels if label.whole and label.key in given]:
+            if alone := [key for key in given if self._by_key[key].whole]:
                 raise InputError(f"task {self.name}: label {alone[0]!r} stands alone, got {', '.join(given)}")
-        return tuple(key for key in self.keys if key in given)
+        chosen = set(given)
+        return tuple(key for key in self.keys if key in chosen) if len(chosen) > 1 else tuple(given)
 
     def sentence(self, labels: Iterable[str], language: str) -> str:
         """The sentence that states ``labels`` (keys) in the order given. Raises: InputError as ``ordered``."""
         self.question(language)
         labels = list(labels)
         self.ordered(labels)
-        chosen = [label for key in labels for label in self.labels if label.key == key]
+        chosen = [self._by_key[key] for key in labels]
         if language in chosen[0].whole:
             return chosen[0].whole[language]
         head, _, tail = self.templates[language].partition("{}")
@@ -197,18 +205,15 @@ class Task:
         table. A label named twice is stated once: the sentence states a set.
         """
         self.question(language)
-        text = squeeze(sentence)
-        for label in self.labels:
-            if label.whole.get(language) == text:
-                return (label.key,)
+        text, reading = squeeze(sentence), self._reading(language)
+        if text in reading.wholes:
+            return (reading.wholes[text],)
         head, _, tail = self.templates.get(language, "").partition("{}")
         if not (text.startswith(head) and text.endswith(tail) and len(text) > len(head) + len(tail)):
             return None
-        by_name = {label.name(language): label.key for label in self.labels if language not in label.whole}
         inside = text[len(head) : len(text) - len(tail)]
-        if self.arity == "single":
-            return (by_name[inside],) if inside in by_name else None
-        keys = [by_name.get(name) for name in inside.split(self.joiner(language))]
+        parts = [inside] if self.arity == "single" else inside.split(self.joiner(language))
+        keys = [reading.names.get(name) for name in parts]
         return None if None in keys else self.ordered({key for key in keys if key is not None})
 
     def read_short(self, text: str, language: str) -> tuple[str, ...] | None:
@@ -239,11 +244,12 @@ class Task:
     def _reading(self, language: str) -> _Reading:
         if language not in self._readings:
             head, _, tail = self.templates.get(language, "").partition("{}")
-            whole = {fold(label.whole[language]): label.key for label in self.labels if language in label.whole}
-            named = {fold(label.name(language)): label.key for label in self.labels if language not in label.whole}
+            wholes = {label.whole[language]: label.key for label in self.labels if language in label.whole}
+            names = {label.name(language): label.key for label in self.labels if language not in label.whole}
             self._readings[language] = _Reading(
-                fold(head, ends=False), fold(tail, ends=False).rstrip(_ENDS), named, whole
-            )
+                names, wholes, fold(head, ends=False), fold(tail, ends=False).rstrip(_ENDS),
+                {fold(name): key for name, key in names.items()}, {fold(text): key for text, key in wholes.items()},
+            )  # fmt: skip
         return self._readings[language]
 
     def check_told_apart(self) -> None:

@@ -156,11 +156,14 @@ def row_definition(name: str) -> dict[str, Any]:
 def add_row_definition(row: Mapping[str, Any]) -> None:
     """Makes the task known that a row defines (``row_definition``), if it does. Raises: InputError as ``add_tasks``."""
     if (definition := row.get("task_definition")) is not None:
-        add_tasks([_defined(row.get("task"), json.dumps(definition))])
+        name = row.get("task")
+        if not isinstance(name, str):
+            raise InputError(f"task: expected text, got {type(name).__name__}")
+        add_tasks([_defined(name, json.dumps(definition))])
 
 
 @functools.lru_cache(maxsize=1000)
-def _defined(name: Any, definition: str) -> Task:
+def _defined(name: str, definition: str) -> Task:
     return task_of(name, json.loads(definition), "task_definition")
 
 

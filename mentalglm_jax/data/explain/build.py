@@ -154,6 +154,10 @@ def _gold_records(recipe: BuildRecipe) -> tuple[list[Record], Split]:
 
 
 def _check_experts(recipe: BuildRecipe, records: Sequence[Record], experts: Sequence[Record]) -> None:
+    known = checks.checked_languages()
+    if strange := next((record for record in records if record.language not in known), None):
+        raise InputError(f"{recipe.data.root}: record {strange.id!r} is in {strange.language!r}; explanations can be "
+                         f"checked in {', '.join(known)} only")  # fmt: skip
     have = {(record.task, record.language) for record in experts}
     for task, language in sorted({(record.task, record.language) for record in records} - have):
         raise InputError(f"{recipe.experts}: no expert example for task {task} in {language!r}; add some")

@@ -142,6 +142,11 @@ CORPUS_CHECKS = ("not_near_duplicate", "label_recoverable")
 CHECKS = (*ROW_CHECKS, *CORPUS_CHECKS)
 
 
+def checked_languages() -> tuple[str, ...]:
+    """Those for which there are all checks."""
+    return tuple(language for language in _unsafe() if language in _LEAK)
+
+
 @functools.cache
 def _unsafe() -> dict[str, dict[str, re.Pattern[str]]]:
     raw = yaml.safe_load((resources.files("mentalglm_jax") / "assets" / "unsafe.yaml").read_text(encoding="utf-8"))
