@@ -204,7 +204,10 @@ def test_a_post_in_the_label_column_is_not_printed(tmp_path):
     ("call", "message"),
     [
         (lambda path: load_upstream(path / "nowhere", ["imhi"]), "nowhere: no such folder"),
-        (lambda path: load_upstream(path, ["sos"]), r"unknown data set 'sos' \(did you mean 'sos_1k'.\); known: sos_hl_1k"),
+        (
+            lambda path: load_upstream(path, ["sos"]),
+            r"unknown data set 'sos' \(did you mean 'sos_1k'.\); known: sos_hl_1k",
+        ),
         (lambda path: load_upstream(path, ["sos_hl_1k"]), "data set sos_hl_1k not found; .*data/suicide"),
         (lambda path: load_upstream(path, ["socialcd_3k"]), "data set socialcd_3k not found"),
         (lambda path: load_upstream(path, ["imhi"]), "data set imhi not found"),
