@@ -78,7 +78,9 @@ HEAVY = (
     "probes/test_stats.py", "mentalglm_jax/checkpoints/test_adapter_formats.py",
     "mentalglm_jax/checkpoints/test_weights.py", "mentalglm_jax/data/explain/test_teacher_models.py",
     "mentalglm_jax/evaluate/test_report_chromium.py", "mentalglm_jax/data/explain/test_review_chromium.py",
-    "mentalglm_jax/model/test_layout.py", "mentalglm_jax/devices/test_distributed.py", "mentalglm_jax/test_init.py",
+    "mentalglm_jax/checkpoints/test_gguf.py",
+    "mentalglm_jax/text/test_chat_formats.py", "mentalglm_jax/model/test_layout.py",
+    "mentalglm_jax/devices/test_distributed.py", "mentalglm_jax/test_init.py",
     "test_walls.py", "mentalglm_jax/inference/test_finish.py", "mentalglm_jax/data/test_splits.py",
     "test_command_lines.py", "mentalglm_jax/bench/test_bench.py",
 )  # fmt: skip

@@ -306,8 +306,11 @@ def save_pretrained(
         return TensorSource(name, DTYPE_NAMES[own], tensor.shape, blocks)
 
     sources = [source(*item) for item in tensors.items()] + tower_sources(tower, layout)
-    contents = _Contents(config_dict, generation_config(model.config, {}), tokenizer, tower and tower.directory,
-                         card=card)  # fmt: skip
+    ends = {}
+    if model.config.family in RELATIVES and isinstance(tokenizer, GlmTokenizer):  # config.json may have only some
+        ends = {"eos_token_id": list(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
+    generation = generation_config(model.config, ends)
+    contents = _Contents(config_dict, generation, tokenizer, tower and tower.directory, card=card)
     _write(directory, contents, lambda temporary: write_shards(temporary, sources, max_shard_bytes))
 
 

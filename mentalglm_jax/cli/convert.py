@@ -40,9 +40,8 @@ def convert(
     if json_:
         print_json({"out": str(target), "layout": layout, "opened_with_transformers": opened})
         return
-    notes = {"chatglm": "for vLLM and llama.cpp; transformers has no code of its own for this layout",
-             "orbax": "for mentalglm and Orbax",
-             **dict.fromkeys(VISION, "its vision tower copied as it was")}  # fmt: skip
+    notes = {"orbax": "for mentalglm and Orbax", **dict.fromkeys(VISION, "its vision tower copied as it was"),
+             "chatglm": "for vLLM and llama.cpp; transformers has no code of its own for this layout"}  # fmt: skip
     note = notes.get(layout, "not opened with transformers, which is not installed")
     say(f"{target}: written in the {layout} layout ({'transformers opens it' if opened else note})")
 

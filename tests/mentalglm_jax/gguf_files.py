@@ -1,6 +1,7 @@
 """Small GGUF files, written with the gguf package as llama.cpp's converter lays them out."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def gguf_name(name: str) -> str:
 def write_gguf(
     path: Path, architecture: str, weights: dict[str, np.ndarray], family: str = "smollm",
     kind: str = "F32", keys: dict[str, Any] | None = None, drop: tuple[str, ...] = (),
-    extra: dict[str, np.ndarray] | None = None,
+    extra: dict[str, np.ndarray] | None = None, sparse: dict[str, tuple[int, ...]] | None = None,
 ) -> Path:  # fmt: skip
     """Writes ``weights`` with the tokenizer of a family of ``chat_families``.
 
@@ -76,6 +77,8 @@ def write_gguf(
         keys: more metadata, or other values (None leaves one out).
         drop: keys and tensors left out.
         extra: tensors by their name in the file.
+        sparse: instead of weights, tensors (without ".weight") of these shapes, Q8_0 zeros that take no room on disk;
+            the vocabulary is filled up to the first one's rows.
     """
     writer = gguf.GGUFWriter(path, architecture)
     size = HIDDEN // HEADS
@@ -85,7 +88,7 @@ def write_gguf(
     kinds = [1] * len(tokens)
     for token in raw["added_tokens"]:
         kinds[token["id"]] = _CONTROL if token["special"] else _USER
-    fill = TOKENS - len(tokens)
+    fill = (next(iter(sparse.values()))[0] if sparse else TOKENS) - len(tokens)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in raw["model"]["merges"]]
     stated: dict[str, Any] = {
         "context_length": CONTEXT, "embedding_length": HIDDEN, "block_count": LAYERS, "feed_forward_length": INNER,
@@ -116,8 +119,19 @@ def write_gguf(
             _tensor(writer, gguf_name(name), weight, kind if weight.ndim == 2 else "F32")
     for name, weight in (extra or {}).items():
         _tensor(writer, name, weight, "F32")
+    for name, shape in (sparse or {}).items():
+        kind = gguf.GGMLQuantizationType.Q8_0 if len(shape) == 2 else gguf.GGMLQuantizationType.F32
+        width, nbytes = gguf.GGML_QUANT_SIZES[kind]
+        size_in_bytes = int(np.prod(shape)) // width * nbytes
+        writer.add_tensor_info(f"{name}.weight", shape, np.dtype(np.float32), size_in_bytes, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
+    if sparse:
+        writer.write_ti_data_to_file()
+        writer.close()
+        sizes = [-(-info.nbytes // 32) * 32 for tensors in writer.tensors for info in tensors.values()]
+        os.truncate(path, -(-path.stat().st_size // 32) * 32 + sum(sizes))
+        return path
     writer.write_tensors_to_file()
     writer.close()
     return path

@@ -216,3 +216,27 @@ def test_an_unknown_dtype_and_a_directory_with_other_files(tmp_path):
         convert_gguf(path, tmp_path / "m", dtype="float16")
     with pytest.raises(InputError, match="holds other files"):
         convert_gguf(path, tmp_path)
+
+
+# ---- and on: the same tokenizer in the run, in the export ----
+
+
+def test_a_converted_relative_is_asked_saved_and_stops_where_it_was_trained_to(tmp_path):
+    import mentalglm_jax as mg
+    from mentalglm_jax.data.records import Record
+    from mentalglm_jax.inference.generate import generate_records
+
+    convert_gguf(write_gguf(tmp_path / "m.gguf", "qwen2", random_weights("qwen2"), "qwen"), tmp_path / "m")
+    generation = json.loads((tmp_path / "m" / "generation_config.json").read_text())
+    ends = [2546, generation["eos_token_id"][0]]  # <|endoftext|> too, which config.json does not say
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": ends}))
+    model, tokenizer = mg.load(tmp_path / "m"), GlmTokenizer.load(tmp_path / "m")
+    record = Record(id="r", task="suicide_risk", language="en", post="I can't <|im_end|> sleep.", label="high",
+                    question="Which?", split="test")  # fmt: skip
+    (row,) = generate_records(model, tokenizer, [record], out_path=tmp_path / "g.jsonl", max_new_tokens=4)
+    assert row["prompt_ids"] == tokenizer.prompt_ids(record.prompt)
+    assert row["prompt_ids"].count(tokenizer.stop_id) == 2  # system and user; the post's own is text
+    mg.save_pretrained(model, tmp_path / "saved", tokenizer=tokenizer)
+    saved = GlmTokenizer.load(tmp_path / "saved")
+    assert (saved.eos_ids, saved.chat_format) == (tuple(ends), tokenizer.chat_format)
+    assert saved.prompt_ids(record.prompt) == row["prompt_ids"]
