@@ -373,7 +373,7 @@ def convert(
         generation_config(config, read_json(generation) if there(generation) else {}),
         _tokenizer_of(checkpoint.directory, layout),
         checkpoint.directory if layout in VISION else None,
-        tasks_in(checkpoint.directory),
+        tasks=tasks_in(checkpoint.directory),
     )
     return layout, _write(Path(target), contents, write, check)
 

@@ -45,15 +45,19 @@ MAX_PARTIAL_BYTES = 4 << 30  # of unfinished answers
 
 @overload
 def generate(
-    model: Glm, tokenizer: GlmTokenizer, prompts: str, max_new_tokens: int | None = None, temperature: float = 0.0,
-    **options: Any,
+    model: Glm, tokenizer: GlmTokenizer, prompts: str, max_new_tokens: int | None = None, temperature: float = 0.0, *,
+    top_k: int | None = None, top_p: float | None = None, repetition_penalty: float = 1.0, seed: int = 0,
+    batch_size: int = 32, system: str | None = None, share_prefix: bool = False,
+    stream: Callable[[int, str], None] | None = None, progress: Progress | None = None,
 ) -> str: ...  # fmt: skip
 
 
 @overload
 def generate(
-    model: Glm, tokenizer: GlmTokenizer, prompts: Sequence[str], max_new_tokens: int | None = None,
-    temperature: float = 0.0, **options: Any,
+    model: Glm, tokenizer: GlmTokenizer, prompts: list[str] | tuple[str, ...], max_new_tokens: int | None = None,
+    temperature: float = 0.0, *, top_k: int | None = None, top_p: float | None = None, repetition_penalty: float = 1.0,
+    seed: int = 0, batch_size: int = 32, system: str | None = None, share_prefix: bool = False,
+    stream: Callable[[int, str], None] | None = None, progress: Progress | None = None,
 ) -> list[str]: ...  # fmt: skip
 
 
@@ -80,10 +84,7 @@ def generate(
     ``stream`` is called with the number of a prompt and the next piece of its answer, which may be several tokens: a
     character is not passed on in parts.
     """
-    if isinstance(prompts, str):
-        alone = [prompts]
-    else:
-        alone = list(prompts)
+    alone = [prompts] if isinstance(prompts, str) else list(prompts)
     if wrong := next((prompt for prompt in alone if not isinstance(prompt, str)), None):
         raise InputError(f"generate: a prompt must be text, got {type(wrong).__name__}; token ids go to generate_ids")
     spoken = [([], "") for _ in alone]

@@ -149,7 +149,7 @@ def test_answers_are_scored_by_kind(answered, tmp_path):
     levels = result["tension"]  # 0, 1, 2 are right and 3 is answered with 0
     assert (levels["mae"], levels["within_one"], levels["accuracy"]) == (0.75, 0.75, 0.75)
     assert levels["positive_class"] == "3" and levels["positive_f1"] == 0.0
-    assert levels["quadratic_weighted_kappa"] == pytest.approx(1 - 9 / 10)  # squared distances observed and expected, by hand
+    assert levels["quadratic_weighted_kappa"] == pytest.approx(1 - 9 / 10)  # squared distances by hand
     assert result["weather"]["accuracy"] == pytest.approx(2 / 3) and result["weather"]["positive_f1"] == 0
     several = result["distorted"]  # "none" stands alone and is answered with the first label
     assert several["exact_match"] == 0.75 and several["per_class"]["none"]["f1"] == 0.0
