@@ -62,7 +62,13 @@ def data_inspect(
         say(line)
 
 
-@data_app.command("import")
+@data_app.command(
+    "import",
+    epilog=examples(
+        "mentalglm data import posts.csv --text text --label label --user author --task mood --out mine",
+        "mentalglm data import posts.xlsx --text post --label topics --sep ';' --out mine",
+    ),
+)
 def data_import(
     source: Annotated[
         str,
@@ -102,6 +108,7 @@ def data_import(
     model: Annotated[
         str, typer.Option(help="Model directory or Hub id that the recipe trains")
     ] = "zai-org/glm-4-9b-hf",
+    tasks: TaskFile = None,
     replace_surrogates: ReplaceSurrogates = False,
     json_: AsJson = False,
 ) -> None:
@@ -111,6 +118,7 @@ def data_import(
     from mentalglm_jax.data.intake.rows import Columns
     from mentalglm_jax.data.surrogates import replacing_surrogates
 
+    make_known(tasks)
     choices = Choices(
         task=task, separator=sep, language=None if language == "auto" else language,
         shares=None if split is None else read_shares(split), seed=seed, skip=skip, scrub=scrub, encoding=encoding,

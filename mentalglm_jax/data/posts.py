@@ -21,7 +21,7 @@ def read_posts(
     path: str | Path, *, task: str | None = None, language: str | None = None, column: str | None = None,
     limit: int | None = None,
 ) -> list[Post]:  # fmt: skip
-    """Posts of a file: ``.txt`` (one a line), ``.csv``, ``.tsv`` or ``.xlsx`` (with a header), ``.jsonl``, ``.parquet``.
+    """Posts of a file: ``.txt`` (one a line), ``.csv``, ``.tsv``, ``.xlsx`` (with a header), ``.jsonl``, ``.parquet``.
 
     A row needs a post. It may have ``id`` (made from the file's name and the row's number where there is none),
     ``language``, ``task`` and ``question``; other columns are not looked at. A row that is a record of the task asked

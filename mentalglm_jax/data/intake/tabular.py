@@ -174,8 +174,8 @@ def _json(path: Path, split: str | None) -> Table:
         first = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
 
     def items() -> Iterator[tuple[int, Any]]:
-        if first == b"[":
-            yield from read_json_list(path)
+        if first == b"[":  # all of it may stand in one line
+            yield from ((number, item) for number, (_, item) in enumerate(read_json_list(path), start=1))
             return
         for line, text in read_lines(path):
             where = f"{path}:{line}"

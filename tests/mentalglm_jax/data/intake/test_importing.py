@@ -12,7 +12,7 @@ import yaml
 from mentalglm_jax.cli.main import main
 from mentalglm_jax.data.intake.importing import Choices, import_table, read_shares
 from mentalglm_jax.data.intake.rows import Columns
-from mentalglm_jax.data.records import SPLITS, read_records
+from mentalglm_jax.data.records import SPLITS, load_datasets, read_records
 from mentalglm_jax.data.splits import clusters, grouped_split, joined
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.text import tasks
@@ -161,6 +161,19 @@ def test_several_labels_make_a_task_of_several(tmp_path):
     assert sorted(r.labels or () for r in records(tmp_path / "out")) == [
         ("a",), ("a", "b"), ("a", "c"), ("b",), ("b", "c"), ("c",)
     ]  # fmt: skip
+
+
+def test_lists_of_labels_and_names_that_stand_for_numbers(tmp_path):
+    rows = [{"post": post, "label": both} for (post, _), both in zip(GOOD, (["a", "b"], ["b"], ["a"]) * 2, strict=True)]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    import_table(tmp_path / "t.json", tmp_path / "out", PLAIN, Choices(task="lists"))
+    assert Counter(r.labels for r in records(tmp_path / "out")) == {("a", "b"): 2, ("b",): 2, ("a",): 2}
+    datasets = load_datasets()
+    features = datasets.Features({"post": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = [{"post": post, "label": number % 2} for number, (post, _) in enumerate(GOOD)]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "saved")
+    import_table(tmp_path / "saved", tmp_path / "new", PLAIN, Choices(task="names"))
+    assert Counter(r.label for r in records(tmp_path / "new")) == {"no": 3, "yes": 3}
 
 
 def test_spellings_of_one_label_are_one(tmp_path):

@@ -207,3 +207,37 @@ def test_a_data_set_of_the_hub_that_cannot_be_had(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"^nobody/nothing: no such file or folder, and as a data set of the Hub it"):
         open_tables("nobody/nothing")
+
+
+def test_a_data_set_of_the_hub_is_read_without_decoding_its_pictures(tmp_path, monkeypatch):
+    """Only the way to the Hub is not walked: what `datasets` gives back is real."""
+    monkeypatch.chdir(tmp_path)
+    datasets = load_datasets()
+    features = datasets.Features({"post": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"]),
+                                  "picture": datasets.Image()})  # fmt: skip
+    rows = [{"post": f"post {n}", "label": n % 2, "picture": {"bytes": b"no picture", "path": None}} for n in range(3)]
+    part = datasets.Dataset.from_list(rows, features=features)
+    asked = []
+
+    def load(name, config):
+        asked.append((name, config))
+        return datasets.DatasetDict({"train": part, "validation": part, "unsupervised": part})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    tables = open_tables("somebody/posts", config="plain")
+    assert asked == [("somebody/posts", "plain")]
+    assert [(table.name, table.split) for table in tables] == [
+        ("somebody/posts (train)", "train"), ("somebody/posts (validation)", "dev")
+    ]  # fmt: skip
+    assert tables[0].notes == ("split unsupervised is left out",) and tables[0].classes == {"label": ("no", "yes")}
+    assert list(tables[0].rows(["label", "post"]))[1] == (2, {"label": 1, "post": "post 1"})
+
+
+def test_a_value_that_is_not_there_is_none(tmp_path):
+    pq.write_table(pa.table({"post": ["a", None], "label": [None, "x"]}), tmp_path / "t.parquet")
+    put(tmp_path / "t.jsonl", '{"post": "a"}\n{"label": "x"}\n')
+    for name in ("t.parquet", "t.jsonl"):
+        (table,) = open_tables(tmp_path / name)
+        assert [row for _, row in table.rows(["post", "label"])] == [
+            {"post": "a", "label": None}, {"post": None, "label": "x"}
+        ]  # fmt: skip
