@@ -4,7 +4,6 @@ import importlib.util
 import subprocess
 from pathlib import Path
 
-from mentalglm_jax.checkpoints.hf_files import MAX_CONFIG_BYTES
 from mentalglm_jax.checkpoints.orbax_files import PARAMS
 from mentalglm_jax.errors import RunError
 from mentalglm_jax.foreign import read_json
@@ -25,7 +24,7 @@ def reopen_with_transformers(directory: Path) -> bool:
     Raises:
         RunError: transformers does not take it.
     """
-    kind = read_json(directory / "config.json", MAX_CONFIG_BYTES).get("model_type")
+    kind = read_json(directory / "config.json").get("model_type")
     if kind not in ("glm", "glm4", *RELATIVES) or (directory / PARAMS).exists():
         return False
     command = module_command("probes", "verify", directory.absolute(), "--json")
