@@ -2,7 +2,8 @@
 
 It is JAX's persistent compilation cache with a place, a bound and a guard. On a TPU a step of a 9 B model compiles for
 minutes at each start without it. What is read back is machine code that will run: the directory must belong to this
-user and be writable by nobody else.
+user and be writable by nobody else, and no recipe can name another one, as it may come from a stranger together with
+that directory, or name an address. Who starts the run can, by ``JAX_COMPILATION_CACHE_DIR``.
 """
 
 import errno
@@ -53,32 +54,12 @@ def keep_from_start(environment: MutableMapping[str, str]) -> None:
             environment.setdefault(name, value)
 
 
-def keep_in(choice: str) -> None:
-    """Changes the place from now on.
-
-    Args:
-        choice: "auto" leaves it as it is, "off" keeps nothing, else a directory, or an address such as gs://bucket/name.
-
-    Raises:
-        InputError: the directory cannot be made, or others could put programs into it.
-    """
-    if choice == "auto":
-        return
-    place = None if choice == "off" else choice if "://" in choice else str(Path(choice).expanduser().absolute())
-    if place is not None and "://" not in place:
-        try:
-            _make_private(Path(place))
-        except OSError as error:
-            raise InputError(f"compile_cache: {choice}: {error.strerror}; choose another directory, or off") from None
-        except InputError as error:
-            raise InputError(f"compile_cache: {error}") from None
+def keep_nothing() -> None:
+    """From now on, whatever the environment says."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    jax.config.update("jax_compilation_cache_dir", place)
-    jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
 
 

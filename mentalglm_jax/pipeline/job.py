@@ -29,7 +29,7 @@ from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.selection import limited
 from mentalglm_jax.data.synthetic import pretraining_chats
 from mentalglm_jax.data.tables import read_lines
-from mentalglm_jax.devices.compiled import keep_in
+from mentalglm_jax.devices.compiled import keep_nothing
 from mentalglm_jax.devices.distributed import barrier, is_primary, start
 from mentalglm_jax.errors import InputError, RunError, install
 from mentalglm_jax.evaluate.assess import assess
@@ -97,7 +97,8 @@ def run(
         Interrupted: Ctrl-C or SIGTERM; the same call continues.
         MentalGLMError: the recipe, the data or a stage failed; one line says why.
     """
-    keep_in(recipe.compile_cache)
+    if recipe.compile_cache == "off":
+        keep_nothing()
     if recipe.mesh is not None and recipe.mesh.cpu_devices is not None:
         split_cpu(recipe.mesh.cpu_devices)
     if recipe.mesh is not None and recipe.mesh.distributed:

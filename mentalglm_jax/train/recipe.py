@@ -14,7 +14,7 @@ from mentalglm_jax.model.lora import LoraConfig
 from mentalglm_jax.settings import Settings, load_settings
 from mentalglm_jax.text.tasks import TASKS, TASKS_FILE, Order, add_tasks, read_tasks, task_record, tasks_of
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]  # 32 bits hold it, and what is computed of it
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what Grain and JAX both take
@@ -82,10 +82,10 @@ class TrainConfig(Settings):
     """
 
     steps: Positive | None = None
-    epochs: Annotated[float, Field(gt=0)] | None = None
-    rows: Positive = 16
+    epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    rows: Annotated[int, Field(ge=1, le=65_536)] = 16
     accumulate: Positive = 1
-    sequence_length: Positive = 2048
+    sequence_length: Annotated[int, Field(ge=1, le=16_777_216)] = 2048
     targets_per_row: Positive | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
@@ -334,10 +334,10 @@ def _off(given: object) -> object:
 
 class Recipe(Settings):
     """Everything one run needs. ``tasks``: a task file, or what stands in one (docs/tasks.md); where nothing is said,
-    the ``tasks.yaml`` in ``data.root``, if there is one. ``compile_cache`` is where compiled programs are kept: auto,
-    off, a directory or an address (gs://...). ``answer_order`` is that of label sentence and explanation in the answers
-    it trains.
-    ``verify`` reloads the exports with transformers and PEFT (the [probes] extra)."""
+    the ``tasks.yaml`` in ``data.root``, if there is one. ``compile_cache``: auto, or off to keep no compiled programs;
+    where they are kept is for who starts the run to say, as they are code that is run. ``answer_order`` is that of
+    label sentence and explanation in the answers it trains. ``verify`` reloads the exports with transformers and PEFT
+    (the [probes] extra)."""
 
     run_dir: Path
     seed: Seed = 0
@@ -351,7 +351,7 @@ class Recipe(Settings):
     lora: LoraSection = LoraSection()
     answer_order: Order = "label_first"
     mesh: MeshSection | None = None
-    compile_cache: Annotated[str, BeforeValidator(_off)] = "auto"
+    compile_cache: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
     wandb: WandbSection | None = None
     stages: tuple[StageSection, ...]
     verify: bool = True

@@ -153,3 +153,19 @@ def test_a_terminal_that_knows_ascii_only(tmp_path, environment):
     refused(outcome, r"no such directory")
     outcome = child(["mentalglm", "data", "inspect", "帖子.jsonl"], tmp_path, environment=environment)
     refused(outcome, r"no such file")
+
+
+BEYOND = {
+    "10^18 steps": "stages.0.train.steps=999999999999999999", "10^9 rows": "stages.0.train.rows=1000000000",
+    "10^300 epochs": "stages.0.train.epochs=1e300", "10^8 tokens a row": "stages.0.train.sequence_length=100000000",
+    "a stage elsewhere": "stages.0.name=../../x", "no stages": "stages=[]", "a rank of 10^9": "lora.rank=1000000000",
+    "NaN": "lora.alpha=.nan", "infinity": "stages.0.train.learning_rate=.inf",
+    "programs that came with the recipe": "compile_cache=cache", "programs from an address": "compile_cache=gs://a/b",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", BEYOND)
+def test_a_value_that_would_never_end_or_lead_elsewhere(recipe, tmp_path, capsys, attack):
+    key = BEYOND[attack].partition("=")[0].partition(".")[0]
+    refused(run(["mentalglm", "train", recipe, "--set", BEYOND[attack]], capsys), rf"recipe\.yaml: {key}", seconds=20)
+    assert not (tmp_path / "run").exists()
