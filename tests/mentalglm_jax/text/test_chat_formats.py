@@ -115,6 +115,10 @@ def test_the_span_of_the_post_holds_the_post(tokenizer):
     spaced = "a  b c"
     start, end = tokenizer.span_in_prompt(f"x{spaced}y", " b c")
     assert tokenizer.decode(tokenizer.prompt_ids(f"x{spaced}y")[start:end]) in (" b c", " b ", " b")
+    for word in ("the", "and", "I"):  # a token that holds the space before a word as well is not wholly inside it
+        user = f"x {word} y"
+        start, end = tokenizer.span_in_prompt(user, word)
+        assert tokenizer.decode(tokenizer.prompt_ids(user)[start:end]) in word
     assert tokenizer.span_in_prompt(ASKED, "not there") == (0, 0)
 
 
