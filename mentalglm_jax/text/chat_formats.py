@@ -175,7 +175,8 @@ def fitted(row: ChatFormat, rendered: Sequence[str], bos: str | None) -> ChatFor
         rendered: what the template made of each of ``PROBES``.
         bos: the token that texts of this tokenizer begin with.
     """
-    for start in dict.fromkeys([row.start, *([bos] if bos and not row.start else [])]):
+    starts = [row.start, bos] if bos and not row.start else [row.start]
+    for start in starts:
         frame = row.turn.replace("{role}", "system")
         head, _, tail = frame.partition("{content}")
         bare = dataclasses.replace(row, start="")

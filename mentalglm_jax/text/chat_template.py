@@ -135,7 +135,8 @@ def _render(task: Mapping[str, Any]) -> list[str]:
     compiled, texts = sandbox.from_string(task["template"]), []
     for messages, answer in task["conversations"]:
         try:
-            text = compiled.render(messages=messages, add_generation_prompt=answer, **task["tokens"])
+            text = compiled.render(messages=messages, add_generation_prompt=answer, tools=None, documents=None,
+                                   **task["tokens"])  # fmt: skip
         except jinja2.TemplateError as error:  # a role it does not take, or what it may not do
             text = f"an error: {first_line(error)}"
         if len(text) > MAX_RENDERED:

@@ -385,8 +385,10 @@ def _check_chat(messages: Sequence[Mapping[str, str]], chat: ChatFormat) -> None
         if role not in chat.roles:
             raise InputError(f"chat message {number}: role {role!r} is none of {', '.join(chat.roles)}")
         if isinstance(content, list):
-            raise InputError(f"chat message {number} ({role}): is a list of parts; images and videos are not read, also "
-                             "not by a vision-language model, whose text decoder alone is run; give text")  # fmt: skip
+            raise InputError(
+                f"chat message {number} ({role}): is a list of parts; images and videos are not read, also not by a "
+                "vision-language model, whose text decoder alone is run; give text"
+            )
         if not isinstance(content, str) or not content:
             raise InputError(f"chat message {number} ({role}): is empty; give text or remove the turn")
         if extra := [key for key in ("tools", "metadata") if message.get(key)]:

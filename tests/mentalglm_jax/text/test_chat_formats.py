@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import unicodedata
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from mentalglm_jax.data.batches import encode_records
+from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.inference.generate import answer_text
 from mentalglm_jax.inference.scoring import label_ids
@@ -15,6 +18,7 @@ from mentalglm_jax.text import tasks
 from mentalglm_jax.text.chat_formats import FORMATS
 from mentalglm_jax.text.chat_template import ChatFormatWarning
 from mentalglm_jax.text.tokenizer import BUILTIN, CHAT_TEMPLATE, GlmTokenizer
+from mentalglm_jax.text.tokenizer_files import _byte_letters
 from tests.mentalglm_jax.chat_families import DEFAULTS, FAMILIES, LLAMA, PLAIN, QWEN, write_family
 
 POST = "It's 2024,  and I can't sleep.\n\n我最近睡不着。 é🙂"
@@ -115,6 +119,10 @@ def test_the_span_of_the_post_holds_the_post(tokenizer):
     spaced = "a  b c"
     start, end = tokenizer.span_in_prompt(f"x{spaced}y", " b c")
     assert tokenizer.decode(tokenizer.prompt_ids(f"x{spaced}y")[start:end]) in (" b c", " b ", " b")
+    for word in ("the", "and", "I"):  # a token that holds the space before a word as well is not wholly inside it
+        user = f"x {word} y"
+        start, end = tokenizer.span_in_prompt(user, word)
+        assert tokenizer.decode(tokenizer.prompt_ids(user)[start:end]) in word
     assert tokenizer.span_in_prompt(ASKED, "not there") == (0, 0)
 
 
@@ -153,6 +161,50 @@ def test_a_later_system_message_is_refused(tokenizer):
         tokenizer.ask_ids([USER, SYSTEM])
     with pytest.raises(InputError, match="role 'observation' is none of system, user, assistant"):
         tokenizer.chat([{"role": "observation", "content": "x"}, SAID])
+
+
+def test_letters_written_in_two_ways_are_read_as_the_models_own_tokenizer_does(tokenizer, reference):
+    """Qwen2 composes them (NFC); the others keep them. Where the post lies is told in its own characters."""
+    post = "cafe\u0301 \ufa0c \u1112\u1161\u11ab"
+    assert tokenizer.encode(post) == reference(post, add_special_tokens=False).input_ids
+    start, end = tokenizer.span_in_prompt(f"x {post} y", post)
+    assert unicodedata.normalize("NFC", tokenizer.decode(tokenizer.prompt_ids(f"x {post} y")[start:end])).strip() in (
+        unicodedata.normalize("NFC", post), unicodedata.normalize("NFC", post)[1:]
+    )  # fmt: skip
+
+
+def without_byte(directory, byte):
+    """The vocabulary of ``directory`` without the token of one byte."""
+    raw = json.loads((directory / "tokenizer.json").read_text("utf-8"))
+    letter = _byte_letters()[byte]
+    kept = [token for token, _ in sorted(raw["model"]["vocab"].items(), key=lambda item: item[1])
+            if letter not in token]  # fmt: skip
+    raw["model"]["merges"] = [pair for pair in raw["model"]["merges"] if letter not in "".join(pair)]
+    raw["model"]["vocab"] = {token: place for place, token in enumerate(kept)}
+    for place, token in enumerate(raw["added_tokens"], start=len(kept)):
+        token["id"] = place
+    (directory / "tokenizer.json").write_text(json.dumps(raw), "utf-8")
+    (directory / "generation_config.json").unlink()
+    return directory
+
+
+@pytest.mark.parametrize(("byte", "text"), [(4, "a\x04b"), (0xF1, "a\U00050000b")])
+def test_a_character_without_a_token_is_refused_not_dropped(tmp_path, byte, text):
+    """SmolLM2's vocabulary lacks some control characters, and code points that Unicode has not given out."""
+    found = GlmTokenizer.load(without_byte(write_family(tmp_path, "smollm"), byte))
+    assert found.decode(found.encode(POST)) == POST
+    with pytest.raises(InputError, match=f"character U\\+{ord(text[1]):04X}, for which this tokenizer has no token"):
+        found.prompt_ids(text)
+    record = Record(id="r7", task="suicide_risk", language="en", post=text, label="high", question="Which?",
+                    split="train", explanation="Because.")  # fmt: skip
+    with pytest.raises(InputError, match="record 'r7': the text holds the character U"):
+        encode_records([record], found, 512)
+
+
+@pytest.mark.parametrize("byte", [9, ord("x"), 0x80, 0xE6, 0xF0])
+def test_a_letter_without_a_token_is_no_tokenizer(tmp_path, byte):
+    with pytest.raises(InputError, match="1 of the 256 bytes have no token, so that letters"):
+        GlmTokenizer.load(without_byte(write_family(tmp_path, "smollm"), byte))
 
 
 # ---- one row, or one line ----
