@@ -47,7 +47,7 @@ def weighted(records: Sequence[Record], weights: Mapping[str, Weight], seed: int
     times, rng = np.ones(len(records), int), np.random.default_rng(seed)
     for name in sorted(weights):
         places = np.flatnonzero([other == name for other in names])
-        for factor, part in _parts(name, [records[place] for place in places], weights[name]):
+        for factor, part in _parts(name, [records[int(place)] for place in places], weights[name]):
             _repeat(times, places[part], factor, rng)
     return [record for record, count in zip(records, times, strict=True) for _ in range(count)]
 

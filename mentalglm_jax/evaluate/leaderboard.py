@@ -173,7 +173,7 @@ def _test(rows: Sequence[dict[str, Any]], members: Mapping[int, Sequence[_Run]],
                 answers[run.directory] = _answers(run.directory)
         sides = [[answers[run.directory].get(row["reading"], {}).get(row["task"]) for run in members[id(side)]]
                  for side in (row, first)]  # fmt: skip
-        if (found := _difference(row["task"], *sides, draws)) is not None:
+        if (found := _difference(row["task"], sides[0], sides[1], draws)) is not None:
             row["against_best"] = found
             tests.append(found)
     for test, adjusted in zip(tests, holm([test["p"] for test in tests]), strict=True):

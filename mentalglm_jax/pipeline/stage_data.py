@@ -42,8 +42,9 @@ def stage_examples(
 ) -> tuple[list[Example], list[str]]:
     """What ``stage`` trains on, replay of the ``earlier`` stages included, and the ids of records that are too long."""
     records, lines = drawn(job, stage)
-    for line in lines if job.say is not None else ():
-        job.say(line)
+    if job.say is not None:
+        for line in lines:
+            job.say(line)
     for other in earlier:
         seen = chosen(job, other)
         order = np.random.default_rng(job.recipe.seed).permutation(len(seen))

@@ -245,10 +245,8 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def _by_name(items: list[Any]) -> dict[str, Any] | None:
-    names = [item.get("name") if isinstance(item, dict) else None for item in items]
-    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        return None
-    return dict(zip(names, items, strict=True))
+    found = {item["name"]: item for item in items if isinstance(item, dict) and isinstance(item.get("name"), str)}
+    return found if len(found) == len(items) else None
 
 
 def _short(value: Any) -> str:

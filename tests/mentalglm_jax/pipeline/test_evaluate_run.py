@@ -51,8 +51,10 @@ def test_another_split_and_other_records_are_answered_elsewhere(copy, capsys, tm
     assert dev["suicide_risk"].pop("floors") and not given["suicide_risk"].pop("floors")
     for one in (dev["suicide_risk"], dev["suicide_risk"]["label_reading"]):
         assert one.pop("against_tfidf")
-    assert dev["suicide_risk"]["explanation"].pop("consistency")
+    del dev["suicide_risk"]["explanation"]["consistency"]
     assert given == dev
+    train = printed(capsys, copy, "--split", "train", "--max-new-tokens", "2")["suicide_risk"]
+    assert train["n"] == 5 and train["floors"] == {}  # no floor is fitted on what it is asked
     printed(capsys, copy, "--out", tmp_path / "out")
     assert (tmp_path / "out/evaluation.html").is_file()
 
