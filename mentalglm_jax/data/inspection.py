@@ -4,7 +4,7 @@ contradict each other, contact details. Reports ids and numbers, never a post.""
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mentalglm_jax.data.contacts import MENTION, find_contacts
@@ -33,7 +33,6 @@ class Inspection:
         self._gold: dict[tuple[int, str, str], dict[tuple[str, ...], str]] = {}
         self._groups: dict[tuple[str, str, str], int] = {}  # (task, source, split) -> group
         self._counts: list[dict[str, Any]] = []
-        self._pairs: list[tuple[int, int, float]] = []
         self._contacts: list[tuple[str, list[str]]] = []
 
     def add(self, record: Record) -> None:
@@ -79,8 +78,7 @@ class Inspection:
         if number == len(self._places):
             self._places.append([])
             if self._near is not None:
-                found = self._near.neighbours(text, record.language)
-                self._pairs += [(self._near_of[other], number, close) for other, close in found]
+                self._near.add(text, record.language)
                 self._near_of.append(number)
         return number
 
@@ -136,9 +134,8 @@ class Inspection:
         for places in self._places:
             if len(places) > 1:
                 note("exact", places, places)
-        for one, other, _ in self._pairs:
-            note("near", self._places[one], self._places[other])
-            note("near", self._places[other], self._places[one])
+        for trained, held in self._near_sides():
+            note("near", self._places[trained], self._places[held])
         overlap, crossings = [], []
         for (trained, held), kinds in sorted(found.items()):
             entry: dict[str, Any] = {"train": list(names[trained]), "held_out": list(names[held])}
@@ -149,6 +146,28 @@ class Inspection:
                     entry[f"{kind}_ids"] = [list(pair) for pair in pairs[:SHOWN]]
             (overlap if names[trained][1] == names[held][1] else crossings).append(entry)
         return overlap, crossings
+
+    def _near_sides(self) -> Iterator[tuple[int, int]]:
+        """(post of a training part, post of a held-out one that is near it), for each held-out post the first of every
+        training part."""
+        if self._near is None:
+            return
+        names = list(self._groups)
+        trained = [{g for g, _ in places if names[g][2] == "train"} for places in self._places]
+        every = set[int]().union(*trained)
+        for number, post in enumerate(self._near_of):
+            if all(names[group][2] == "train" for group, _ in self._places[post]):
+                continue
+            seen = set[int]()
+
+            def fresh(one: int, seen: set[int] = seen) -> bool:
+                return not trained[self._near_of[one]] <= seen
+
+            for other in self._near.neighbours(number, fresh):
+                yield self._near_of[other], post
+                seen |= trained[self._near_of[other]]
+                if seen == every:
+                    break
 
     def _conflicts(self) -> dict[str, Any]:
         same = [list(golds.values())[:2] for golds in self._gold.values() if len(golds) > 1]

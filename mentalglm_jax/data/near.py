@@ -2,7 +2,7 @@
 hashing (``datasketch``)."""
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from mentalglm_jax.errors import InputError
@@ -18,7 +18,7 @@ def shingles(text: str, language: str) -> set[bytes]:
 
 
 class NearIndex:
-    """Texts added one by one; asking for neighbours finds those added before.
+    """Texts added one by one; asking for neighbours finds those added so far.
 
     Args:
         threshold: Jaccard similarity of the shingle sets from which two texts count as near, as MinHash estimates it
@@ -46,16 +46,34 @@ class NearIndex:
         )
         self._signatures: dict[int, Any] = {}
 
-    def neighbours(self, text: str, language: str, *, add: bool = True) -> list[tuple[int, float]]:
-        """(number, estimated similarity) of the near texts, numbers counting the texts added; then adds this one."""
+    def add(self, text: str, language: str) -> int:
+        """Takes a text in; returns its number, counted from 0."""
+        number = len(self._signatures)
+        self._signatures[number] = self._signature(text, language)
+        self._lsh.insert(number, self._signatures[number], check_duplication=False)
+        return number
+
+    def first_near(self, text: str, language: str) -> int | None:
+        """The first of the texts added that a text is near."""
+        return next(self._near(self._signature(text, language), lambda _: True), None)
+
+    def neighbours(self, number: int, wanted: Callable[[int], bool]) -> Iterator[int]:
+        """The texts that are near text ``number``, in their order; ``wanted`` is asked before two are compared.
+
+        Ten thousand posts that differ in a number are all near one another: who needs one of a kind only says so with
+        ``wanted``, or stops.
+        """
+        return self._near(self._signatures[number], lambda other: other != number and wanted(other))
+
+    def _near(self, signature: Any, wanted: Callable[[int], bool]) -> Iterator[int]:
+        for other in sorted(self._lsh.query(signature)):
+            if wanted(other) and signature.jaccard(self._signatures[other]) >= self._threshold:
+                yield other
+
+    def _signature(self, text: str, language: str) -> Any:
         signature: Any = self._hash()
         signature.update_batch(shingles(text, language))
-        found = [(number, float(signature.jaccard(self._signatures[number]))) for number in self._lsh.query(signature)]
-        if add:
-            number = len(self._signatures)
-            self._lsh.insert(number, signature, check_duplication=False)
-            self._signatures[number] = signature
-        return sorted((number, close) for number, close in found if close >= self._threshold)
+        return signature
 
 
 def near_duplicates(texts: Iterable[tuple[str, str]], threshold: float) -> Iterator[int | None]:
@@ -63,8 +81,8 @@ def near_duplicates(texts: Iterable[tuple[str, str]], threshold: float) -> Itera
     only texts that repeat none themselves: what resembles a repeat, and nothing else, is left."""
     index, kept = NearIndex(threshold), []
     for number, (text, language) in enumerate(texts):
-        found = index.neighbours(text, language, add=False)
-        if not found:
-            index.neighbours(text, language)
+        earlier = index.first_near(text, language)
+        if earlier is None:
+            index.add(text, language)
             kept.append(number)
-        yield kept[found[0][0]] if found else None
+        yield None if earlier is None else kept[earlier]

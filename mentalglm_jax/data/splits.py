@@ -41,9 +41,14 @@ def clusters(records: Sequence[Record]) -> list[int]:
         if number == len(parents):
             parents.append(number)
             if len(text) >= NEAR_FROM:
-                for other, _ in index.neighbours(text, record.language):
-                    parents[_root(parents, number)] = _root(parents, indexed[other])
                 indexed.append(number)
+                place = index.add(text, record.language)
+
+                def apart(other: int, number: int = number) -> bool:
+                    return _root(parents, indexed[other]) != _root(parents, number)
+
+                for other in index.neighbours(place, apart):
+                    parents[_root(parents, number)] = _root(parents, indexed[other])
         found.append(number)
     return [_root(parents, number) for number in found]
 

@@ -70,7 +70,9 @@ def test_near_texts_are_found_and_far_ones_are_not():
     chain = [(text, "zh") for text in (LONG, LONG[8:], LONG[16:])]  # the third resembles only the second, a repeat
     assert list(near_duplicates(chain, 0.75)) == [None, 0, None] and list(near_duplicates(chain[1:], 0.75)) == [None, 0]
     index = NearIndex(0.8)
-    assert index.neighbours("ab", "en") == [] and index.neighbours("ab", "en") == [(0, 1.0)]
+    assert index.first_near("ab", "en") is None
+    assert [index.add("ab", "en"), index.add("ab", "en"), index.add("xyz", "en")] == [0, 1, 2]
+    assert list(index.neighbours(1, lambda other: True)) == [0] and index.first_near("ab", "en") == 0
     with pytest.raises(InputError, match=r"threshold: 1.0"):
         NearIndex(1.0)
 
