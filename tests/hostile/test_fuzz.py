@@ -2,6 +2,7 @@
 seconds or two GiB. ``FUZZ_EXAMPLES`` is how many inputs each reader gets: 200 unless it is set; the slow tests take
 100,000."""
 
+import contextlib
 import copy
 import json
 import os
@@ -26,7 +27,7 @@ from mentalglm_jax.foreign import read_json
 from mentalglm_jax.model.glm import abstract_model
 from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
-from mentalglm_jax.train.recipe import load_recipe
+from mentalglm_jax.train.recipe import load_recipe, what_it_is
 from tests.hostile.foreign_files import CONFIG, RECORD, write_adapter, write_checkpoint
 from tests.hostile.test_command_line import RECIPE
 
@@ -151,7 +152,7 @@ def valid(tmp_path_factory):
             (directory / name).write_text(json.dumps(row))
         else:
             (directory / "recipe.yaml").write_text(RECIPE.format(run=directory))
-            state = {"recipe": load_recipe(directory / "recipe.yaml").model_dump(mode="json"), "stages": {"data": {}}}
+            state = {"recipe": what_it_is(load_recipe(directory / "recipe.yaml")), "stages": {"data": {"seconds": 1}}}
             (directory / "run.json").write_text(json.dumps(state))
     return made
 
@@ -171,6 +172,18 @@ def attack(name, directory, count):
     recipe = load_recipe(directory / "recipe.yaml") if name == "run.json" else None
     ends = {"value": 0, "refusal": 0}
 
+    def read_it():
+        if name == "adapter_config.json":
+            load_adapter(model, directory)
+        elif name == "run.json":
+            Run(recipe)
+        else:
+            read(directory)
+
+    with warnings.catch_warnings(), contextlib.suppress(Checked):
+        warnings.simplefilter("ignore")
+        read_it()  # it is sound to begin with
+
     @hypothesis.settings(max_examples=count, suppress_health_check=list(hypothesis.HealthCheck))
     @hypothesis.given(st.integers(0, 2**64 - 1))
     def one(seed):
@@ -179,12 +192,7 @@ def attack(name, directory, count):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                if name == "adapter_config.json":
-                    load_adapter(model, directory)
-                elif name == "run.json":
-                    Run(recipe)
-                else:
-                    read(directory)
+                read_it()
         except Checked:
             pass
         except MentalGLMError as error:
