@@ -1,6 +1,7 @@
 """Recipes: what one run needs, section by section. How the YAML is read and checked: ``settings.py``."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -367,7 +368,7 @@ class Recipe(Settings):
         data = raw.get("data")
         places = (data.get("root") if isinstance(data, dict) else None, raw.get("run_dir"))
         found = (str(place) for place in places if isinstance(place, str | Path))
-        named = next((place for place in found if (Path(place) / TASKS_FILE).is_file()), None)
+        named = next((place for place in found if os.path.isfile(Path(place) / TASKS_FILE)), None)
         return raw if named is None else {**raw, "tasks": named}
 
     @field_validator("tasks", mode="before")
