@@ -3,8 +3,8 @@
 Two rules of letters, for English and Chinese; neither understands a sentence.
 
 * *Turned*: the post negates what is quoted and the quote does not, or the other way round. The post says "I do not want
-  to die", the quote "want to die" (the word before it was left out), or "I do want to die" (a word inside it was): it
-  is like the post without its negation, more than like the post. A question (想不想) is no negation, nor is "not only".
+  to die", the quote "want to die" (the word before it was left out), or "I do want to die" (a word inside it was). A
+  question (想不想) is no negation, nor is "not only"; one letter of a negation may be wrong.
 * *Term*: a title in 《》, or a few words that are named and not attributed: “自杀意念”的特征, so-called "rumination".
 """
 
@@ -23,13 +23,17 @@ _NEGATION = re.compile(
     r"|别(?![人的处])|未(?![来必])|无(?![论])|非(?![常])|勿|莫|甭)",
     re.IGNORECASE,
 )
-# What may stand between a negation and what it negates.
-_BETWEEN = re.compile(
-    r"\s*(?:(?:really|even|ever|always|just|very|so|too|that|at all|actually|any|a|an|the|再|太|很|怎么)\s*)?$",
-    re.IGNORECASE,
-)
-# What is left of a negation that is affirmed: don't -> do, cannot -> can, 没有 -> 有; beside nothing.
-_DENIES = re.compile(r"n['’]?t$|not$|^没(?=有)", re.IGNORECASE)
+# What may stand between a negation and what it negates; a verb of wishing or being able only before more than a word.
+_BETWEEN = r"(?:(?:really|even|ever|always|just|very|so|too|that|at all|actually|any|a|an|the|再|太|很|怎么)\s*)?"
+_WISH = r"(?:(?:(?:want|like|able|going|willing|trying)\s+to|想要?|要|会|能|敢|愿意?|肯)\s*)?"
+_ADJACENT = re.compile(rf"\s*{_BETWEEN}$", re.IGNORECASE)
+_WISHED = re.compile(rf"\s*{_BETWEEN}{_WISH}$", re.IGNORECASE)
+# A word, or a character of a script without spaces.
+_TOKEN = re.compile(r"[^\W\d_a-zA-Z]|[a-zA-Z]+(?:['’][a-zA-Z]+)*")
+_DENIES = frozenset("不没别未无非勿莫甭")
+# Words that a negated word is left as when it is affirmed, though one letter short of it.
+_AFFIRMED = {"can", "do", "does", "did", "is", "are", "was", "were", "could", "will", "would", "should", "have", "has",
+             "had", "need", "must", "now", "on", "so"}  # fmt: skip
 _MAX_COMPARED = 300  # characters of a quote that is not exact
 _LOOK = 40  # characters of a clause before a quote
 _CLAUSE = re.compile(r"[。！？!?；;，,、\n.…]")
@@ -49,9 +53,9 @@ _NOUN = re.compile(
 )
 _SELF = re.compile(r"我|咱|\b(?:i|i['’]?m|me|my)\b", re.IGNORECASE)
 _SAID = re.compile(
-    r"(?:提到|提及|写|说|自述|声称|表示|表达|流露|例如|比如|诸如|如|原文|原话|帖子|语句|话语"
+    r"(?:提到|提及|写|说|自述|声称|表示|表达|流露|例如|比如|诸如|如|原文|原话|语句|话语"
     r"|mention\w*|sa(?:ys?|id|ying)|stat(?:es?|ed|ing)|writ(?:es?|ing)|wrote|express\w*|describ\w*|such as|for example"
-    r"|e\.g\.|phrases?|words?|post|line|quot\w*)",
+    r"|e\.g\.|phrases?|words?|quot\w*)",
     re.IGNORECASE,
 )
 
@@ -65,7 +69,7 @@ def turned(quote: str, post: str, span: Span) -> bool:
         return True
     if normalise(quote).text == normalise(found).text or max(len(quote), len(found)) > _MAX_COMPARED:
         return False
-    return _closer_without(quote, found) or _closer_without(found, quote)
+    return _left_out(found, quote) or _left_out(quote, found)
 
 
 def _begins_negated(quote: str) -> bool:
@@ -74,28 +78,60 @@ def _begins_negated(quote: str) -> bool:
 
 
 def _negated(before: str, found: str) -> bool:
-    """Whether the last word of ``before`` negates what follows."""
+    """Whether the last words of ``before`` negate what follows."""
+    gap = _WISHED if len(_TOKEN.findall(found)) > (1 if found[:1].isascii() else 2) else _ADJACENT
     for match in _NEGATION.finditer(before):
         asked = match.start() > 0 and before[match.start() - 1] == found[:1]  # 想不想
-        if _BETWEEN.match(before, match.end()) and not asked:
+        if gap.match(before, match.end()) and not asked:
             return True
     return False
 
 
-def _closer_without(plain: str, negated: str) -> bool:
-    """Whether ``plain`` is liker ``negated`` without one of its negations than as it stands."""
-    here = normalise(plain).text
-    best = _likeness(here, normalise(negated).text)
+def _left_out(negated: str, plain: str) -> bool:
+    """Whether a negation of one text has nothing in the other that could be it.
+
+    Where the two differ in nothing but negated words, words are compared. Where they differ elsewhere too, say in
+    letters, a word may be a negation misspelled: then the other has to be liker without it.
+    """
+    ours, theirs = (list(_TOKEN.finditer(text)) for text in (negated, plain))
+    words, others = ([_folded(match.group()) for match in found] for found in (ours, theirs))
+    blocks = SequenceMatcher(None, words, others, autojunk=False).get_opcodes()
+    missing, at_fault = [], set()
     for match in _NEGATION.finditer(negated):
-        for kept in {"", _DENIES.sub("", match.group())}:
-            rest = normalise(f"{negated[: match.start()]} {kept} {negated[match.end() :]}").text
-            if rest and _likeness(here, rest) > best + 1e-9:
-                return True
-    return False
+        for at, token in enumerate(ours):
+            inside = match.start() <= token.start() and token.end() <= match.end()
+            if not inside or (len(token.group()) == 1 and token.group() not in _DENIES):
+                continue  # of 没有 the first character denies
+            block = next(block for block in blocks if block[1] <= at < block[2])
+            kind, _, _, low, high = block
+            if kind == "equal" or any(_spelled_alike(words[at], other) for other in others[low:high]):
+                break
+            if high > low and _NEGATION.search(plain, theirs[low].start(), theirs[high - 1].end()):
+                break
+            at_fault.add(block)
+        else:
+            missing.append(match)
+    if all(block[0] == "equal" or block in at_fault for block in blocks):
+        return bool(missing)
+    here, whole = normalise(plain).text, _likeness(normalise(plain).text, normalise(negated).text)
+    rest = (normalise(f"{negated[: match.start()]} {negated[match.end() :]}").text for match in missing)
+    return any(text and _likeness(here, text) > whole + 1e-9 for text in rest)
 
 
 def _likeness(a: str, b: str) -> float:
     return SequenceMatcher(None, a, b, autojunk=False).ratio()
+
+
+def _folded(word: str) -> str:
+    return word.casefold().replace("'", "").replace("’", "")
+
+
+def _spelled_alike(word: str, other: str) -> bool:
+    """Whether one letter more, less or other makes a word of three letters or more the other."""
+    if len(word) < 3 or other in _AFFIRMED or abs(len(word) - len(other)) > 1:
+        return False
+    same = sum(block.size for block in SequenceMatcher(None, word, other, autojunk=False).get_matching_blocks())
+    return same >= max(len(word), len(other)) - 1
 
 
 def term(explanation: str, span: Span) -> bool:

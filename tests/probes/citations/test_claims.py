@@ -7,6 +7,7 @@ import pytest
 from probes.checks.crosscheck import examine
 from probes.citations.align import align, fabricated_quotes, turned_quotes
 from probes.citations.claims import term, turned
+from probes.validation.corrupt import polarity, terms
 
 POST_EN = (
     "I do not want to die. I can't stop crying at night, and I have no hope left. Not only tired, I am alone. "
@@ -33,6 +34,10 @@ def found(quote: str, post: str) -> bool:
         ("I do want to die", False),
         ("I ... want to die", False),
         ("can't stop crying", True),
+        ("I can stop crying", False),
+        ("have some hope left", False),
+        ("I hvae nxt hope left", False),
+        ("I do nt wnat to die", True),
         ("can’t stop crying at night", True),
         ("crying at night", True),
         ("stop crying at night", False),
@@ -62,6 +67,8 @@ def test_english_quotes_keep_their_polarity(quote: str, kept: bool) -> None:
         ("晚上有胃口", False),
         ("他们接我的电话", False),
         ("接我的电话", False),
+        ("死", True),
+        ("活", True),
         ("想活", True),
         ("累，而且烦", True),
         ("哭", True),
@@ -69,6 +76,23 @@ def test_english_quotes_keep_their_polarity(quote: str, kept: bool) -> None:
 )
 def test_chinese_quotes_keep_their_polarity(quote: str, kept: bool) -> None:
     assert found(quote, POST_ZH) == kept
+
+
+def test_what_is_wished_or_able_is_denied_with_it() -> None:
+    """Of more than a word: one word may only name what the post is about."""
+    post = "我不想再去上班，不会游泳。I am not able to sleep."
+    said = {
+        quote: bool(align(f"提到“{quote}”", post)[0].post_char)
+        for quote in ("再去上班", "游泳", "sleep", "able to sleep")
+    }
+    assert said == {"再去上班": False, "游泳": True, "sleep": True, "able to sleep": False}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_planted_negations_and_terms(seed: int) -> None:
+    assert min(polarity(40, seed).values()) >= 0.95
+    found = terms(40, seed)
+    assert found["named"] <= 0.05 and found["invented"] >= 0.95
 
 
 def test_a_place_that_says_it_plainly_is_enough() -> None:
