@@ -14,8 +14,11 @@ from mentalglm_jax.checkpoints import adapter_formats
 from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints.directories import convert, load, save_pretrained
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.model.lora import TARGETS, LoraParam, has_lora, merge_lora
+from mentalglm_jax.inference.decode import generate_ids
+from mentalglm_jax.model.lora import TARGETS, LoraConfig, LoraParam, add_lora, has_lora, merge_lora
+from mentalglm_jax.train.loop import train
 from tests.mentalglm_jax.adapters import TOKENS, by_peft, edit_config, same_adapter, trained
+from tests.mentalglm_jax.tiny import tiny_config, tiny_examples
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CASES = {
@@ -131,6 +134,29 @@ def test_what_we_save_loads_in_peft_and_back(hf, bases, tmp_path, case, variant)
     load_adapter(again, tmp_path / "adapter")
     same_adapter(again, ours)
     assert (json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["task_type"]) == "CAUSAL_LM"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["llama-3", "qwen2", "mistral", "glm4v"])
+def test_tuned_here_it_answers_in_transformers_as_here(hf, relatives, tmp_path, variant):
+    """A directory loaded, tuned for some steps, exported, opened by PEFT on transformers, asked there and here."""
+    model = load(relatives / variant)
+    add_lora(model, LoraConfig(rank=4, alpha=8.0), nnx.Rngs(0))
+    before = hf.run(model, TOKENS)
+    train(
+        model, tiny_examples(30), tiny_config(steps=6, learning_rate=3e-2), tmp_path / "run", trainable="lora", seed=3
+    )
+    assert hf.error(hf.run(model, TOKENS), before) > 1e-2
+    save_adapter(model, tmp_path / "adapter")
+    save_pretrained(model, tmp_path / "merged")
+    theirs = peft.PeftModel.from_pretrained(hf.variant(variant), tmp_path / "adapter")
+    assert hf.error(hf.run(model, TOKENS), hf.logits(theirs, TOKENS)) <= 1e-5
+    answers = generate_ids(model, TOKENS.tolist(), max_new_tokens=6, eos_ids=())
+    assert answers == generate_ids(load(tmp_path / "merged"), TOKENS.tolist(), max_new_tokens=6, eos_ids=())
+    with torch.no_grad():
+        found = theirs.generate(torch.as_tensor(TOKENS), max_new_tokens=6, do_sample=False, eos_token_id=None,
+                                attention_mask=torch.ones(TOKENS.shape, dtype=torch.long), pad_token_id=0)  # fmt: skip
+    assert found[:, TOKENS.shape[1] :].tolist() == answers
 
 
 def test_a_merged_export_equals_peft_merge(hf, bases, tmp_path):

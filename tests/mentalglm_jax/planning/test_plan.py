@@ -6,6 +6,7 @@ tests go as far as JAX does: the step is lowered for a TPU, kernel included.
 
 import importlib.metadata
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 import yaml
 from flax import nnx
 
+from mentalglm_jax.checkpoints.weights import parameter_shapes
 from mentalglm_jax.cli import main as cli
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.glm import Glm, GlmConfig
@@ -254,3 +256,29 @@ def test_the_tpu_extra_is_all_it_needs(tmp_path):
     install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{ROOT}[tpu]"]
     subprocess.run(install, check=True)
     compiles(python, tmp_path)
+
+
+# The parameters that the models' own pages state, tied embeddings counted once.
+PUBLISHED = {
+    "meta-llama/Llama-2-7b-hf": 6_738_415_616,
+    "meta-llama/Llama-2-7b-chat-hf": 6_738_415_616,
+    "meta-llama/Llama-2-13b-chat-hf": 13_015_864_320,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "mistralai/Mistral-7B-Instruct-v0.3": 7_248_023_552,
+    "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
+    "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
+    "Qwen/Qwen2.5-3B-Instruct": 3_085_938_688,
+    "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+}
+
+
+def test_the_relatives_that_are_known_have_their_published_size():
+    relatives = {name: config for name, config in plan.GEOMETRIES.items() if config.family != "glm"}
+    assert relatives.keys() == PUBLISHED.keys()
+    for name, config in relatives.items():
+        assert sum(map(math.prod, parameter_shapes(config).values())) == PUBLISHED[name], name
+        assert GlmConfig.from_dict(config.to_dict()) == config
