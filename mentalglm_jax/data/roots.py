@@ -80,9 +80,8 @@ def iter_record_files(files: Sequence[RecordFile], *, allow_extra: bool = False)
         InputError: a file is damaged or a row is no record; the message names file and row.
     """
     for path, split in files:
-        for record in iter_records(
-            path, allow_extra=allow_extra or path.suffix != ".jsonl"
-        ):  # tables have other columns
+        extra = allow_extra or path.suffix != ".jsonl"  # other columns of a table are not read
+        for record in iter_records(path, allow_extra=extra):
             yield record if split in (None, "train", record.split) else replace(record, split=split)
 
 

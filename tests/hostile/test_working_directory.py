@@ -49,7 +49,7 @@ ARGUMENTS = {
     "mentalglm doctor": ["--json"],
     "mentalglm tasks list": ["--json"], "mentalglm tasks show": ["suicide_risk"], "mentalglm tasks check": ["."],
     "mentalglm data inspect": ["records.jsonl", "--scrub", "scrubbed"],
-    "mentalglm data import": ["records.jsonl", "--text", "post", "--label", "label", "--out", "mine"],
+    "mentalglm data import": ["records.jsonl", "--text", "post", "--label", "label", "--task", "suicide_risk", "--out", "m"],
     "mentalglm data build": ["build.yaml"],
     "mentalglm data review export": ["records.jsonl", "--out", "review"],
     "mentalglm data review import": ["review", "ratings.json"],

@@ -130,20 +130,18 @@ def import_table(source: str | Path, out: Path, columns: Columns, choices: Choic
     return write_import(out, records, task, facts, model=choices.model, seed=choices.seed)
 
 
-def next_steps(out: Path, new: bool) -> list[str]:
-    """The commands that go on from an import."""
-    look = (
-        f"look at {out / tasks.TASKS_FILE} (question and label sentence) and {out / RECIPE}"
-        if new
-        else f"look at {out / RECIPE}"
-    )
-    return [look, f"mentalglm data inspect {out}", f"mentalglm plan {out / RECIPE} --topology v5e-8",
-            f"mentalglm train {out / RECIPE}"]  # fmt: skip
+def next_steps(out: Path, own: bool) -> list[str]:
+    """What to do next; ``own``: the task was made, or brought along."""
+    wording = f"{out / tasks.TASKS_FILE} (question and label sentence) and " if own else ""
+    return [f"look at {wording}{out / RECIPE}", f"mentalglm data inspect {out}",
+            f"mentalglm plan {out / RECIPE} --topology v5e-8", f"mentalglm train {out / RECIPE}"]  # fmt: skip
 
 
 def _name(source: str | Path) -> str:
     """What the records say they come from: the file's or folder's name, or the Hub id; never a path."""
     path = Path(source)
+    if path.is_file() and path.name in ("state.json", "dataset_dict.json"):  # of a folder that `datasets` saved
+        path = path.parent
     return (path.resolve().stem if path.exists() else str(source)) or "table"
 
 
@@ -185,7 +183,7 @@ def _split(
         if crossing := _crossing(records, rows):
             notes.append(f"users with posts in training and in a held-out part: {crossing}")
         return kept, gone
-    shares = dict(zip(SPLITS, (share / 100 for share in choices.shares or SHARES), strict=True))
+    shares: dict[str, float] = dict(zip(SPLITS, (share / 100 for share in choices.shares or SHARES), strict=True))
     groups = joined(near, [row.user for row in rows])
     strata = [[f"{record.language} {label}" for label in record.gold] for record in records]
     chosen = grouped_split(groups, strata, shares, [record.post for record in records], choices.seed)

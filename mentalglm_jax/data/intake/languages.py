@@ -15,6 +15,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f\uff21-\uff3a\uff41-\uff5a]")
 _NO_TEXT = re.compile(r"(?:https?://|www\.)[!-~]+|[@#][A-Za-z0-9_]+")  # addresses and names are in no language
 _OTHER = 0.2  # share of letters of a third script from which the post is in it: Japanese is half Han
+_ENOUGH = 400  # characters that a detector is given
 _LETTERS, _SURE = 24, 0.9  # from which another language in Latin letters is believed: "lol omg" is none to tell
 
 
@@ -48,5 +49,5 @@ def told_language(text: str) -> str | None:
 
 
 def _detected(text: str) -> tuple[str, float]:
-    language, sure = _detector().classify(text)
+    language, sure = _detector().classify(text[:_ENOUGH])
     return str(language), float(sure)

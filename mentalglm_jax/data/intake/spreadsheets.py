@@ -21,7 +21,7 @@ _MOST_PARTS, _MOST_EMPTY = 10_000, 100_000
 
 
 @contextlib.contextmanager
-def _workbook(path: Path, formulas: bool) -> Iterator[Any]:
+def _workbook(path: Path) -> Iterator[Any]:
     try:
         import openpyxl
     except ImportError:
@@ -35,7 +35,7 @@ def _workbook(path: Path, formulas: bool) -> Iterator[Any]:
                                  "save it as CSV")  # fmt: skip
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of features that only matter to who writes the file again
-                book = openpyxl.load_workbook(file, read_only=True, data_only=not formulas, keep_links=False)
+                book = openpyxl.load_workbook(file, read_only=True, data_only=True, keep_links=False)
                 try:
                     yield book
                 finally:
@@ -51,21 +51,19 @@ def _workbook(path: Path, formulas: bool) -> Iterator[Any]:
 
 def sheet_names(path: Path) -> list[str]:
     """The names of its sheets with cells, in order. Raises: InputError as ``sheet_rows``."""
-    with _workbook(path, False) as book:
+    with _workbook(path) as book:
         return [sheet.title for sheet in book.worksheets]
 
 
-def sheet_rows(path: Path, sheet: str | None = None, formulas: bool = False) -> Iterator[tuple[int, Sequence[Any]]]:
+def sheet_rows(path: Path, sheet: str | None = None) -> Iterator[tuple[int, Sequence[Any]]]:
     """(row as the sheet counts it, values) of each row that is not blank, of one sheet: the first, or the one named.
-    The first of these rows says how many columns are read.
-
-    Args:
-        formulas: of a formula the text of it, not the value that was saved with it (None where none was).
+    The first of these rows says how many columns are read. Of a formula it is the value that was saved with it, None
+    where none was.
 
     Raises:
         InputError: not there, no workbook, damaged, larger than the bounds above, or it has no such sheet.
     """
-    with _workbook(path, formulas) as book:
+    with _workbook(path) as book:
         names = [one.title for one in book.worksheets]
         if not names:
             raise InputError(f"{path}: holds no sheet with cells")

@@ -10,7 +10,7 @@ TOLD = {
            "https://例子.cn/页 is where I wrote it"),
     "zh": ("累", "好累啊", "emo了", "今天 deadline 好 stressed", "我们去看了 Coldplay 的演唱会", "睡不着，睡不着",
            "這週好累", "😭😭太难了", "@Tom 你在哪", "ｅｍｏ了，想哭"),
-    "ja": ("今日はとても疲れた。", "もう無理かもしれない"),
+    "ja": ("今日はとても疲れた。", "もう無理かもしれない", "毎日残業で体調不良です"),
     "ko": ("오늘 너무 힘들어요",),
     "ru": ("Я очень устал сегодня",),
     "de": ("Ich kann seit Wochen nicht mehr richtig schlafen und bin sehr müde.",),

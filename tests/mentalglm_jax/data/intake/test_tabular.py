@@ -110,6 +110,15 @@ TRADITIONAL = [
 ]  # fmt: skip
 
 
+def test_the_separator_is_the_one_that_makes_the_columns_asked_for(tmp_path):
+    """Not the one that stands most often in the header."""
+    path = put(tmp_path / "t.csv", "post;label;notes, of, any, kind\na, b;x;c\n")
+    (table,) = open_tables(path, ["post", "label"])
+    assert table.columns == ("post", "label", "notes, of, any, kind")
+    assert list(table.rows(["post", "label"])) == [(2, {"post": "a, b", "label": "x"})]
+    assert open_tables(path)[0].columns[0] == "post;label;notes"
+
+
 def test_rows_are_counted_as_the_file_counts_them(tmp_path):
     """In a text by lines, quoted line ends and blank lines included; in a sheet by its rows, empty ones included."""
     path = put(tmp_path / "t.csv", 'post,label\n\n"a\nb",x\n\n\nc,y\n')
