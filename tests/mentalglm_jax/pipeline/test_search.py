@@ -5,6 +5,7 @@ The runs are files that a function of the values writes, as finished runs have t
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,12 @@ def test_what_cannot_be_searched(small, tmp_path, capsys, options, says):
     command = ["mentalglm", "sweep", small, "--out", tmp_path / "out", "--set", ONE, *options]
     attack.refused(attack.run(command, capsys), says)
     assert not (tmp_path / "out").exists()
+
+
+def test_without_the_extra(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    command = ["mentalglm", "sweep", small, "--out", tmp_path / "out", "--search", "optuna:2", "--space", RATE]
+    attack.refused(attack.run(command, capsys), r"--search needs the sweep extra: pip install 'mentalglm-jax\[sweep\]'")
 
 
 @pytest.mark.parametrize("damage", ["{", "[]\n", "\x00" * 50 + "\n", '{"op_code": 99, "worker_id": "x"}\n'])
