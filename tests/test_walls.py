@@ -32,7 +32,7 @@ OTHER_DISTRIBUTIONS = {p: names - set(FORBIDDEN) | {"orbax_checkpoint"} for p, n
 OTHER_DISTRIBUTIONS["mentalglm_jax"] -= {"orbax_checkpoint"}
 
 # Modules behind an extra of their own, imported by the function that needs them.
-OPTIONAL = {"wandb": "track"}
+OPTIONAL = {"gguf": "gguf", "optuna": "sweep", "wandb": "track"}
 
 
 @cache

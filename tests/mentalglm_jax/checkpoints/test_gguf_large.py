@@ -85,3 +85,28 @@ def test_smollm2_is_what_transformers_makes_of_it(tmp_path):
     assert (found.argmax(-1) == wanted.argmax(-1)).all()
     stated = json.loads((tmp_path / "m" / "generation_config.json").read_text())
     assert stated["eos_token_id"] == [tokenizer.stop_id] == list(tokenizer.eos_ids)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_recipe_of_make_study_takes_a_relative_to_its_verified_exports(tmp_path):
+    """The same recipe on a Qwen2 of two layers: transformers and PEFT compute what JAX does, greedy answers alike."""
+    from mentalglm_jax.cli.main import main
+    from tests.mentalglm_jax.gguf_files import random_weights
+
+    keys = {"qwen2.context_length": 1024}
+    path = write_gguf(tmp_path / "m.gguf", "qwen2", random_weights("qwen2"), "qwen", keys=keys)
+    stage = "{name: english, languages: [en], train: {steps: 2, rows: 2, sequence_length: 512}}"
+    changes = {"run_dir": tmp_path / "run", "model.path": tmp_path / "m", "data.synthetic.n_train": 6,
+               "data.synthetic.n_test": 2, "stages": f"[{stage}]", "generate.max_new_tokens": 8, "probe.posts": 0,
+               "mesh": "null"}  # fmt: skip
+    for command in (["convert", path, tmp_path / "m"], ["run", Path(__file__).parents[3] / "configs" / "study.yaml", *(
+        text for key, value in changes.items() for text in ("--set", f"{key}={value}"))]):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            main([str(part) for part in command])
+        assert not ended.value.code
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for exported in ("merged", "adapter"):
+        assert summary["parity"][f"{exported}_max_abs_logit_diff"] < 1e-4
+    rows = [json.loads(line) for line in (tmp_path / "run" / "generations.jsonl").read_text().splitlines()]
+    assert {tuple(row["prompt_ids"][-3:]) for row in rows} == {tuple(rows[0]["prompt_ids"][-3:])}  # assistant, opened
