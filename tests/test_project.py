@@ -128,7 +128,7 @@ def test_pins_satisfy_the_declared_ranges(python):
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), text
 
 
-# ---- the docs ----------------------------------------------------------------------------------------------------------
+# ---- the docs --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
