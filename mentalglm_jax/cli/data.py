@@ -238,7 +238,7 @@ def review_export(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for review.html, review.csv and sample.jsonl")],
-    count: Annotated[int, typer.Option("--n", min=1, help="Explanations to rate")] = 200,
+    count: Annotated[int, typer.Option("--limit", min=1, help="Explanations to rate, at most")] = 200,
     seed: Annotated[int, typer.Option(help="Of the sample")] = 0,
     language: Annotated[str, typer.Option(help="Of the form: zh | en")] = "zh",
     tasks: TaskFile = None,
