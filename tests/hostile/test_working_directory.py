@@ -48,7 +48,7 @@ ARGUMENTS = {
     "mentalglm export": ["nowhere", "--to", "peft"],
     "mentalglm doctor": ["--json"],
     "mentalglm tasks list": ["--json"], "mentalglm tasks show": ["suicide_risk"], "mentalglm tasks check": ["."],
-    "mentalglm data inspect": ["records.jsonl", "--scrub", "scrubbed"],
+    "mentalglm data inspect": ["records.jsonl", "--out", "scrubbed"],
     "mentalglm data import": ["records.jsonl", "--text", "post", "--label", "label", "--out", "mine"],
     "mentalglm data build": ["build.yaml"],
     "mentalglm data review export": ["records.jsonl", "--out", "review"],
