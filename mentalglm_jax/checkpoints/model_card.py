@@ -22,18 +22,20 @@ _LINK = re.compile(r"https://[\w.~/%#?=&+-]{1,300}")
 
 @dataclass(frozen=True)
 class Licence:
-    """As the Hub's metadata has it: ``name`` and ``link`` go with the licence "other"."""
+    """As the Hub's metadata has it: ``name`` and ``link`` go with the licence "other"; ``stated`` by the user, or that
+    of the base."""
 
     licence: str = "other"
     name: str | None = None
     link: str | None = None
+    stated: bool = False
 
 
 def licence_named(name: str) -> Licence:
     """The licence a user states. Raises: InputError unless it is one word, as the Hub's identifiers are."""
     if _LICENCE.fullmatch(name) is None:
         raise InputError(f"--license {name!r}: give the Hub's identifier of a licence, such as mit or apache-2.0")
-    return Licence(name.lower())
+    return Licence(name.lower(), stated=True)
 
 
 def licence_of(directory: Path, base: str | None) -> Licence | None:
@@ -67,7 +69,7 @@ def licence_sentence(licence: Licence | None, base: str | None) -> str:
         whose = f"`{base}`" if base else "its base model"
         return f"The terms of {whose} apply; its licence could not be read when this card was written."
     named = f"{licence.name} ({licence.licence})" if licence.name else licence.licence
-    if base is None:
+    if base is None or licence.stated:
         return f"{named}{f', {licence.link}' if licence.link else ''}."
     return f"That of the base model, `{base}`: {named}{f', {licence.link}' if licence.link else ''}."
 

@@ -32,7 +32,7 @@ def data_inspect(
     sets: SetNames = [],  # noqa: B006
     near: Annotated[bool, typer.Option(help="Look for near duplicates too")] = True,
     threshold: Annotated[float, typer.Option(help="Similarity from which two posts are near")] = 0.8,
-    scrub: Annotated[Path | None, typer.Option(help="Also write the records here, contact details replaced")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the records here, contact details replaced")] = None,
     tasks: TaskFile = None,
     replace_surrogates: ReplaceSurrogates = False,
     json_: AsJson = False,
@@ -49,12 +49,12 @@ def data_inspect(
     with replacing_surrogates(replace_surrogates):
         for record in iter_root(root, sets):
             inspection.add(record)
-            if scrub is not None:
+            if out is not None:
                 kept.append(scrub_record(record))
     report = inspection.report()
-    if scrub is not None:
-        _write_splits(scrub, kept)
-        report["scrubbed"] = str(scrub)
+    if out is not None:
+        _write_splits(out, kept)
+        report["scrubbed"] = str(out)
     if json_:
         print_json(report)
         return
@@ -238,7 +238,7 @@ def review_export(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for review.html, review.csv and sample.jsonl")],
-    count: Annotated[int, typer.Option("--n", min=1, help="Explanations to rate")] = 200,
+    count: Annotated[int, typer.Option("--limit", min=1, help="Explanations to rate, at most")] = 200,
     seed: Annotated[int, typer.Option(help="Of the sample")] = 0,
     language: Annotated[str, typer.Option(help="Of the form: zh | en")] = "zh",
     tasks: TaskFile = None,

@@ -37,6 +37,7 @@ _CONCLUSIONS = {
     "supported": "The explanations cite what the model used more than chance would.",
     "contradicted": "The explanations cite what the model used less than chance would.",
 }
+_SCREENING = ("gradnorm", "gxi")  # methods that never count towards a verdict
 _PEFT = {"peft", "llama.cpp"}  # the formats that PEFT reads whatever the base
 
 
@@ -73,7 +74,8 @@ def run_card(
             "language": _languages(job, trained), "pipeline_tag": "text-generation",
             "library_name": "transformers" if merged else "peft" if to in _PEFT else "mentalglm-jax", "tags": TAGS,
             "metrics": ["f1"] if evaluation else None,
-            "model_name": (repository or what).rpartition("/")[2], "eval_results": _eval_results(job, evaluation),
+            "model_name": (repository or what).rpartition("/")[2] if evaluation else None,
+            "eval_results": _eval_results(job, evaluation),
         }  # fmt: skip
         sections = [
             ("", f"> {SAFETY}"),
@@ -120,8 +122,10 @@ def _tasks(job: Run, trained: list[StageSection], evaluation: Mapping[str, Any])
             continue
         task = tasks.get_task(name)
         kind = "one label" if task.arity == "single" else "one or more labels"
-        yield f"* `{name}`, {kind} of {len(task.keys)}: {', '.join(f'`{key}`' for key in task.keys)}."
-        for language in (one for one in task.languages if one in _languages(job, trained)):
+        spoken = [one for one in task.languages if one in _languages(job, trained)]
+        labels = ", ".join(_label(label, spoken) for label in task.labels)
+        yield f"* `{name}`, {kind} of {len(task.keys)}: {labels}."
+        for language in spoken:
             system = task.system(language)
             yield f"  Asked ({language}): “{task.question(language)}”{f' System turn: “{system}”' if system else ''}"
             turns[task.prompt("{post}", "{question}", language)] = None
@@ -132,6 +136,12 @@ def _tasks(job: Run, trained: list[StageSection], evaluation: Mapping[str, Any])
     yield "The user turn, with the post and the question in place; the answer is a label sentence and an explanation:"
     yield ""
     yield from ("```text", *turns, "```")
+
+
+def _label(label: tasks.Label, languages: list[str]) -> str:
+    """Its key, with its name where that is another word."""
+    name = label.name(languages[0]) if languages else label.key
+    return f"`{label.key}`" if name.lower().replace(" ", "_") == label.key.lower() else f"`{label.key}` ({name})"
 
 
 def _data(job: Run) -> Iterator[str]:
@@ -223,7 +233,7 @@ def _probes(job: Run) -> Iterator[str]:
     yield ""
     intervals, by_length = summary.get("mass_ratio_ci", {}), summary.get("mass_ratio_null", {})
     for method, share in summary.get("mass_ratio", {}).items():
-        if method.isidentifier():
+        if method.isidentifier() and method not in _SCREENING:
             low, high = intervals.get(method) or (None, None)
             yield (f"* Positive saliency inside the cited words ({method}): {_number(share)} (95 % CI {_number(low)} "
                    f"to {_number(high)}), {_number(by_length.get(method))} by their length alone.")  # fmt: skip

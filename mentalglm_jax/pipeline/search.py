@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.errors import InputError, RunError, install
 from mentalglm_jax.files import make_dir, write_json
 from mentalglm_jax.foreign import first_line
 from mentalglm_jax.pipeline.sweep import Point, Start, collected, is_done, make_points, split_values, sweep
@@ -25,7 +25,7 @@ def load_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise InputError("--search needs the sweep extra: pip install 'mentalglm-jax[sweep]'") from None
+        raise InputError(f"--search needs the sweep extra: {install('sweep')}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

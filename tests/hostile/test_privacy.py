@@ -15,7 +15,7 @@ from tests.hostile.attack import run
 POSTS = {"generations.jsonl", "label_scores.jsonl", "sample.jsonl", "review.html", "review.csv", "reviewed.jsonl",
          "accepted.jsonl", "train.jsonl", "reference_logits.npz"}  # fmt: skip
 COMMANDS = {
-    "scrub": ["data", "inspect", "records.jsonl", "--no-near", "--scrub", "scrubbed"],
+    "scrub": ["data", "inspect", "records.jsonl", "--no-near", "--out", "scrubbed"],
     "review export": ["data", "review", "export", "records.jsonl", "--out", "review"],
     "review import": ["data", "review", "import", "rated", "ratings.json"],
     "evaluate": ["evaluate", "finished/generations.jsonl", "--out", "evaluated", "--against", "finished"],

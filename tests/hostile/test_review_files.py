@@ -164,5 +164,5 @@ def test_no_export_takes_away_what_raters_wrote_into_the_sheet(tmp_path, capsys)
     filled.replace(tmp_path / "r" / "review.csv")
     before = (tmp_path / "r" / "review.csv").read_bytes()
     refused(run(again, capsys), r"review\.csv: is there already and differs")
-    refused(run([*again, "--n", 2], capsys), r"review\.html: is there already and differs")
+    refused(run([*again, "--limit", 2], capsys), r"review\.html: is there already and differs")
     assert (tmp_path / "r" / "review.csv").read_bytes() == before

@@ -49,7 +49,7 @@ WRITES = {
     "mentalglm leaderboard": (["finished", "--out", "board.md"], "board.md"),
     "mentalglm convert": (["model", "converted", "--to", "chatglm"], "converted"),
     "mentalglm export": (["trained", "--to", "peft", "--out", "exported"], "exported"),
-    "mentalglm data inspect": (["records.jsonl", "--no-near", "--scrub", "scrubbed"], "scrubbed"),
+    "mentalglm data inspect": (["records.jsonl", "--no-near", "--out", "scrubbed"], "scrubbed"),
     "mentalglm data import": (["posts.csv", "--text", "post", "--label", "label", "--out", "mine"], "mine"),
     "mentalglm data build": (["build.yaml"], "cache"),
     "mentalglm data review export": (["records.jsonl", "--out", "review"], "review"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mentalglm_jax.data.tables import can_decode, find_encoding, opened
-from mentalglm_jax.errors import InputError
+from mentalglm_jax.errors import InputError, install
 from mentalglm_jax.foreign import open_file
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -73,7 +73,7 @@ def _guessed(head: bytes) -> str | None:
     try:
         from charset_normalizer import from_bytes
     except ImportError:
-        raise InputError("text that is not UTF-8 needs the data extra: pip install 'mentalglm-jax[data]'; or save it "
+        raise InputError(f"text that is not UTF-8 needs the data extra: {install('data')}; or save it "
                          "as UTF-8, or name its encoding") from None  # fmt: skip
     end = head.rfind(b"\n") + 1 if len(head) == _SAMPLE else 0  # no character is cut
     best = from_bytes(head[: end or None], cp_isolation=list(_OLD)).best()

@@ -8,7 +8,7 @@ import functools
 import re
 from typing import Any
 
-from mentalglm_jax.errors import InputError
+from mentalglm_jax.errors import InputError, install
 
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
 _WORD = re.compile(r"[^\W\d_]+")
@@ -24,7 +24,7 @@ def _detector() -> Any:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
-        raise InputError("telling languages needs the data extra: pip install 'mentalglm-jax[data]'; or name the "
+        raise InputError(f"telling languages needs the data extra: {install('data')}; or name the "
                          "language") from None  # fmt: skip
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 

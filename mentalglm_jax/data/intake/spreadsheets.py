@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mentalglm_jax.errors import InputError, nearest
+from mentalglm_jax.errors import InputError, install, nearest
 from mentalglm_jax.foreign import first_line, open_file
 
 MOST_BYTES = 256 << 20  # of all parts of the archive, unpacked
@@ -25,7 +25,7 @@ def _workbook(path: Path) -> Iterator[Any]:
     try:
         import openpyxl
     except ImportError:
-        raise InputError("Excel files need the data extra: pip install 'mentalglm-jax[data]'") from None
+        raise InputError(f"Excel files need the data extra: {install('data')}") from None
     try:
         with open_file(path) as file:
             with zipfile.ZipFile(file) as archive:

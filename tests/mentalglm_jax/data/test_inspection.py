@@ -135,7 +135,7 @@ def test_the_command_prints_counts_and_writes_scrubbed_records(tmp_path, capsys)
             main(["data", "inspect", str(tmp_path / "all.jsonl"), *map(str, more)])
         return stop.value.code, *capsys.readouterr()
 
-    code, out, _ = call("--json", "--scrub", tmp_path / "clean")
+    code, out, _ = call("--json", "--out", tmp_path / "clean")
     assert code == 0
     report = json.loads(out)
     assert report["tasks"]["suicide_risk"]["sos_hl_1k"]["train"]["records"] == 6

@@ -29,7 +29,7 @@ EVALUATION = {
 }  # fmt: skip
 PROBES = {
     "n": 30, "conclusion": "supported", "verdicts": {"supported": 12, "contradicted": 1, "inconclusive": 17},
-    "verdicts_by_chance": {"supported": 2.4, "contradicted": 1.9}, "mass_ratio": {"ig": 0.61},
+    "verdicts_by_chance": {"supported": 2.4, "contradicted": 1.9}, "mass_ratio": {"ig": 0.61, "gradnorm": 0.4},
     "mass_ratio_ci": {"ig": [0.55, 0.66]}, "mass_ratio_null": {"ig": 0.31}, "fabricated_quote_rate": 0.02,
 }  # fmt: skip
 STAGES = {
@@ -90,6 +90,16 @@ def test_the_card_says_all_that_a_reader_must_know(tmp_path):
     assert "english" not in text and "chinese" not in text  # names of stages are the user's own
 
 
+def test_labels_have_names_and_a_licence_its_origin(tmp_path):
+    """`A1` tells a reader nothing; and what a user states is not the base's licence."""
+    job = make(tmp_path / "run", stages={**STAGES, "data": {**STAGES["data"], "languages": {"en": 9}}})
+    text = run_card(job, "peft", stage="english", base="org/base", licence=licence_named("mit"))
+    assert "`high`, `low`." in text and "`A1` (disease symptom), `A2` (social relation)" in text
+    assert "\nmit. The posts" in text
+    assert "That of the base model, `org/base`: mit." in run_card(job, "peft", base="org/base", licence=Licence("mit"))
+    assert "(gradnorm)" not in run_card(job, "peft")
+
+
 def test_unknown_overlap_is_not_said_where_there_is_none(tmp_path):
     stages = {**STAGES, "data": {**STAGES["data"], "held_out": {"left_out": {"exact": 0, "near": 0}}}}
     text = run_card(make(tmp_path / "run", stages), "merged")
@@ -134,7 +144,7 @@ def test_an_earlier_stage_and_the_control_have_no_results(tmp_path):
 
 def test_a_run_that_is_not_evaluated(tmp_path):
     text = run_card(make(tmp_path / "run", {"data": STAGES["data"]}), "peft")
-    assert "Not evaluated." in text and "model-index" not in text
+    assert "Not evaluated." in text and "model-index" not in text and "model_name" not in text
     assert "The base was a local copy" in text and ModelCard(text).data.base_model is None
 
 
@@ -159,7 +169,7 @@ def test_the_licence_is_read_from_the_card_of_the_base(tmp_path):
     whole = said("---\nlanguage:\n- zh\nlicense: other\nlicense_name: glm-4\nlicense_link: LICENSE\n---\n")
     assert whole == Licence("other", "glm-4", "https://huggingface.co/org/base/blob/main/LICENSE")
     assert said("# no head\n") is None and said("---\nlicense: [a]\n---\n") is None
-    assert licence_named("Apache-2.0") == Licence("apache-2.0")
+    assert licence_named("Apache-2.0") == Licence("apache-2.0", stated=True)
     with pytest.raises(InputError, match="--license"):
         licence_named("my own")
 

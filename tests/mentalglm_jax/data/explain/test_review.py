@@ -184,7 +184,7 @@ def test_the_commands(tmp_path, capsys):
             main(["data", "review", *map(str, arguments)])
         return stop.value.code, *capsys.readouterr()
 
-    code, out, _ = call("export", tmp_path / "build", "--out", tmp_path / "r", "--n", 5, "--json")
+    code, out, _ = call("export", tmp_path / "build", "--out", tmp_path / "r", "--limit", 5, "--json")
     assert code == 0 and json.loads(out)["items"] == 5
     sample = read_records(tmp_path / "r" / "sample.jsonl")
     files = [put(tmp_path / f"{r}.json", answers(sample, r, lambda n, r=r: 3 if r == "a" else n % 3)) for r in "ab"]
