@@ -65,8 +65,10 @@ def test_the_step(target, tmp_path):
     tokens = last["tokens_per_second"] * last["step_seconds"]
     assert 0.5 * 256 < tokens <= 256
     targets = last["answer_tokens_per_second"] * last["step_seconds"]
-    least, most = (train_flops(target.config, tokens=tokens, targets=targets, pairs=pairs, frozen=True)
-                   for pairs in (0.0, 128 * 129.0))  # two rows of one segment each see most
+    least, most = (
+        train_flops(target.config, tokens=tokens, targets=targets, pairs=pairs, frozen=True)
+        for pairs in (0.0, 128 * 129.0)
+    )  # two rows of one segment each see most
     assert least < last["model_flops"] * last["step_seconds"] <= most * 1.001
     assert last["executed_flops"] > last["model_flops"]
 
