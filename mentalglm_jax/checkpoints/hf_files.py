@@ -31,6 +31,7 @@ from mentalglm_jax.foreign import (
     some,
     there,
 )
+from mentalglm_jax.model.published import refuse_quantised
 from mentalglm_jax.text.task_files import TASKS_FILE
 
 _DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16}
@@ -124,8 +125,10 @@ class Checkpoint(TensorFiles, ModelFiles):
                 f"{directory / packed[0]} DIRECTORY` makes a directory of it"
             )
         self.config: dict[str, Any] = read_json(directory / "config.json")
-        if stated := [key for key in DIRECTORY["quantised"] if self.config.get(key)]:
-            raise InputError(f"{directory}: a quantised checkpoint ({stated[0]} in config.json); take the original")
+        try:
+            refuse_quantised(self.config)
+        except InputError as error:
+            raise InputError(f"{directory}: {error}") from None
         index_path = directory / INDEX
         if there(directory / SINGLE):
             super().__init__([inside(directory, SINGLE)])

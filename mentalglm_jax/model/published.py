@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.foreign import Fields, short
+from mentalglm_jax.foreign import DIRECTORY, Fields, short
 from mentalglm_jax.model.relatives import NOT_HERE, RELATIVES, VISION, relative_fields, vision_fields
 from mentalglm_jax.model.rope import MOST_POSITIONS, read_scaling
 from mentalglm_jax.model.spellings import ROPE_BASE, rope_of
@@ -51,7 +51,7 @@ def published_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def refuse_quantised(raw: Mapping[str, Any]) -> None:
     """Raises InputError when a ``config.json`` says that the weights beside it are codes of a quantisation method."""
-    for key in ("quantization_config", "compression_config"):
+    for key in DIRECTORY["quantised"]:
         if not (said := raw.get(key)):
             continue
         said = said if isinstance(said, Mapping) else {}
