@@ -47,6 +47,7 @@ SMOLLM2 = os.environ.get("MENTALGLM_SMOLLM2", "")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(
     not SMOLLM2, reason="MENTALGLM_SMOLLM2 names no SmolLM2-135M-Instruct.Q4_1.gguf; `make study` fetches it"
 )
