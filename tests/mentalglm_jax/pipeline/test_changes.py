@@ -77,6 +77,7 @@ def test_a_last_stage_made_longer_is_trained_on_and_all_that_rests_on_it_made_ag
     assert goes_on("stages.b.train.steps=4", allow_changed=False).stages == []  # it is that run now
 
 
+@pytest.mark.slow
 def test_the_train_command_leaves_what_rests_on_it_to_run(goes_on):
     assert goes_on("stages.b.train.steps=3", until="train").stages == ["train b"]
     stages = json.loads((goes_on.dir / "run.json").read_text("utf-8"))["stages"]
@@ -84,6 +85,7 @@ def test_the_train_command_leaves_what_rests_on_it_to_run(goes_on):
     assert goes_on("stages.b.train.steps=3", allow_changed=False).stages == AGAIN
 
 
+@pytest.mark.slow
 def test_a_stage_can_be_added(goes_on):
     before = adapter(goes_on.dir / "stages/b")
     more = json.dumps([{"name": name, "train": {"steps": 2, "rows": 1, "sequence_length": 128, "schedule": schedule,

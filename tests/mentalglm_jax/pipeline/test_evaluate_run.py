@@ -43,6 +43,7 @@ def test_right_after_train_and_then_run(small, copy, capsys):
     assert printed(capsys, copy) == result
 
 
+@pytest.mark.slow
 def test_another_split_and_other_records_are_answered_elsewhere(copy, capsys, tmp_path):
     dev = printed(capsys, copy, "--split", "dev", "--max-new-tokens", "2", "--out", tmp_path / "dev")
     assert dev["suicide_risk"]["n"] == 2 and (tmp_path / "dev/generations.jsonl").is_file()
@@ -75,6 +76,7 @@ def test_what_a_run_cannot_answer(copy, capsys, tmp_path):
     refused(r"run: not a run directory \(no readable run\.json\)", copy)
 
 
+@pytest.mark.slow
 def test_answers_of_an_adapter_that_was_trained_on_are_not_taken(small, copy, capsys):
     printed(capsys, copy)
     longer = load_recipe(small, [f"run_dir={copy}", "stages.b.train.steps=12", "stages.b.train.learning_rate=0.5"])

@@ -112,7 +112,7 @@ def test_what_cannot_be_searched(small, tmp_path, capsys, options, says):
 def test_without_the_extra(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     command = ["mentalglm", "sweep", small, "--out", tmp_path / "out", "--search", "optuna:2", "--space", RATE]
-    attack.refused(attack.run(command, capsys), r"--search needs the sweep extra: pip install 'mentalglm-jax\[sweep\]'")
+    attack.refused(attack.run(command, capsys), r"--search needs the sweep extra: .*pip install ")
 
 
 @pytest.mark.parametrize("damage", ["{", "[]\n", "\x00" * 50 + "\n", '{"op_code": 99, "worker_id": "x"}\n'])

@@ -57,7 +57,7 @@ def test_names_of_directories_are_harmless_and_tell_points_apart():
         (["lora.rank"], "--grid lora.rank: write it as section.key=value,value"),
         (["lora.rank=8,"], "write it as section.key=value,value"),
         (["=8"], "write it as"),
-        (["seed=1,2"], "seed is what the sweep itself sets; see --seeds"),
+        (["seed=1,2"], "--grid seed: it is what the sweep itself sets; see --seeds"),
         (["lora.rank=8", "lora.rank=9"], "a key is given twice"),
         (["lora.rnk=8"], r"unknown key 'lora.rnk' \(did you mean 'rank'"),
         (["lora.rank=8,many"], "lora.rank: "),

@@ -98,6 +98,7 @@ def test_killed_in_between_it_stops_at_the_same_step(stopped, tmp_path):
     assert found == losses
 
 
+@pytest.mark.slow
 def test_finished_early_it_is_not_gone_on_with_unless_patience_is_raised(stopped, tmp_path, caplog):
     result, values, directory, *_ = stopped
     shutil.copytree(directory, tmp_path / "copy")
@@ -113,6 +114,7 @@ def test_finished_early_it_is_not_gone_on_with_unless_patience_is_raised(stopped
     assert rows(tmp_path / "copy") == rows(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_a_constant_schedule_made_longer_is_the_longer_run(tmp_path):
     """Bit for bit: nothing of a state depends on the end of its run."""
     constant: dict[str, Any] = {"schedule": "constant", "warmup_ratio": 0.0}
