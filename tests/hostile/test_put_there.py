@@ -88,6 +88,7 @@ def test_a_file_put_there_meanwhile_stays(tmp_path, monkeypatch, there, moment, 
     def renamed(self: Path, target: Path) -> Path:
         if moment == "right before" and target == out and not self.name.endswith(".old") and not out.exists():
             put(target / "mine.txt")
+        calls.append(self)
         result = rename(self, target)
         if moment == "right after" and target.name.endswith(".old"):
             put(target / "mine.txt")
@@ -109,6 +110,7 @@ def test_a_file_put_there_meanwhile_stays(tmp_path, monkeypatch, there, moment, 
 
     with pytest.raises(MentalGLMError) as refusal:
         work()
+    assert moment != "during the work" or not calls  # killed in between, the old directory would be a left-over
     assert str(refusal.value).startswith(f"{out}: ") and ".unfinished" not in str(refusal.value)
     assert contents(tmp_path) == {"out/mine.txt": b"mine"} | ({"out/ours.txt": b"mine"} if there else {})
 
