@@ -96,11 +96,11 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
 
     Raises: InputError, OSError as ``open_file``.
     """
-    most = DIRECTORY["bytes"].get(path.name, MAX_JSON_BYTES) if most is None else most
+    allowed: int = DIRECTORY["bytes"].get(path.name, MAX_JSON_BYTES) if most is None else most
     with open_file(path) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise InputError(f"{path}: more than {most} bytes are too large for this file")
+        data = file.read(allowed + 1)
+    if len(data) > allowed:
+        raise InputError(f"{path}: more than {allowed} bytes are too large for this file")
     return data
 
 

@@ -97,7 +97,7 @@ def read_bytes(path: str | Path, limit: int | None = None) -> bytes:
     Raises:
         ProbeInputError: missing, unreadable, not a plain file, or larger than ``limit`` bytes.
     """
-    limit = DIRECTORY["bytes"].get(Path(path).name, MAX_JSON_BYTES) if limit is None else limit
+    most: int = DIRECTORY["bytes"].get(Path(path).name, MAX_JSON_BYTES) if limit is None else limit
     descriptor = None
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
@@ -109,18 +109,18 @@ def read_bytes(path: str | Path, limit: int | None = None) -> bytes:
                 f"{path}: is a pipe, socket or device, not a file; what comes through a pipe, as <(command) does, has "
                 "to be saved to a file first: the same call must be able to read it again"
             )
-        if status.st_size > limit:
-            raise ProbeInputError(f"{path}: {status.st_size} bytes is too large for this file (at most {limit})")
+        if status.st_size > most:
+            raise ProbeInputError(f"{path}: {status.st_size} bytes is too large for this file (at most {most})")
         with os.fdopen(descriptor, "rb") as file:
             descriptor = None
-            data = file.read(limit + 1)
+            data = file.read(most + 1)
     except (OSError, ValueError) as error:
         raise ProbeInputError(f"{path}: cannot read ({getattr(error, 'strerror', None) or error})") from error
     finally:
         if descriptor is not None:
             os.close(descriptor)
-    if len(data) > limit:
-        raise ProbeInputError(f"{path}: more than {limit} bytes is too large for this file")
+    if len(data) > most:
+        raise ProbeInputError(f"{path}: more than {most} bytes is too large for this file")
     return data
 
 
