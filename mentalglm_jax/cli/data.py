@@ -101,7 +101,7 @@ def data_import(
     skip: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be taken, and say which")
     ] = False,
-    scrub: Annotated[bool, typer.Option("--scrub", help="Replace contact details by placeholders")] = False,
+    scrub: Annotated[bool, typer.Option("--scrub-contacts", help="Replace contact details by placeholders")] = False,
     encoding: Annotated[str | None, typer.Option(help="Of a CSV or TSV; default: found, and said")] = None,
     sheet: Annotated[str | None, typer.Option(help="Of a workbook; default: the first")] = None,
     config: Annotated[str | None, typer.Option(help="Of a data set of the Hub that has several")] = None,

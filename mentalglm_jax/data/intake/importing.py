@@ -114,7 +114,7 @@ def import_table(source: str | Path, out: Path, columns: Columns, choices: Choic
     records, gone = _split(found, choices, notes)
     contacts = sum(bool(find_contacts(record.post) or find_contacts(record.explanation or "")) for record in records)
     if contacts:
-        done = "replaced by placeholders" if choices.scrub else "left as they are (--scrub replaces them)"
+        done = "replaced by placeholders" if choices.scrub else "left as they are (--scrub-contacts replaces them)"
         notes.append(f"rows with contact details: {contacts}, {done}")
     if choices.scrub:
         records = [scrub_record(record) for record in records]

@@ -256,7 +256,7 @@ def test_nothing_written_names_where_it_was_made_and_posts_are_private(imported)
 def test_contact_details_are_counted_and_replaced_where_asked(tmp_path):
     rows = [*GOOD, ("call me: 13812345678, really", "a")]
     manifest = import_table(table(tmp_path / "t.csv", rows), tmp_path / "out", PLAIN)
-    assert manifest["contact_rows"] == 1 and any("--scrub replaces them" in note for note in manifest["notes"])
+    assert manifest["contact_rows"] == 1 and any("--scrub-contacts replaces them" in note for note in manifest["notes"])
     import_table(tmp_path / "t.csv", tmp_path / "new", PLAIN, Choices(scrub=True))
     assert any("[phone]" in r.post for r in records(tmp_path / "new"))
 
