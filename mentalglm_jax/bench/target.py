@@ -92,7 +92,8 @@ def target_of(recipe: Recipe | None) -> Target:
 def _rows_that_fit(recipe: Recipe, device: Any) -> int:
     """The largest power of two up to 8 whose estimate stays below ``FILL`` of the memory; at least one per device."""
     limit = (device.memory_stats() or {}).get("bytes_limit", 0) * FILL
-    model, sizes = abstract_trainee(recipe, None, backend="auto"), dict.fromkeys(MESH_AXES, 1)
+    model = abstract_trainee(recipe, None, backend="auto")
+    sizes: dict[str, int] = dict.fromkeys(MESH_AXES, 1)
     sizes["fsdp"] = jax.device_count()
     for rows in (8, 4, 2, 1):
         config = recipe.stages[0].train.model_copy(update={"rows": rows * sizes["fsdp"]})

@@ -4,7 +4,6 @@ import json
 import random
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +14,6 @@ from mentalglm_jax.data.records import Record, write_records
 from mentalglm_jax.data.splits import bare_post, clusters, dev_split, without_held_out
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.report import model_card
-from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.text import tasks
 
 CHARACTERS = "".join(chr(code) for code in range(0x4E00, 0x4F00))
@@ -249,9 +247,6 @@ def test_an_unknown_overlap_is_stated_in_cards_and_datasheet(tmp_path):
     split = upstream_split(tmp_path, ["c_imhi"], accept_unknown_overlap=True)
     (line,) = split.lines
     assert f"* {line}" in model_card({}, title="x", notes=split.lines)
-    (tmp_path / "README.md").write_text("# Adapter\n")
-    Run.state_data(SimpleNamespace(result={"data": {"notes": split.lines}}), tmp_path)  # type: ignore[arg-type]
-    assert (tmp_path / "README.md").read_text().endswith(f"## Training data\n\n* {line}\n")
     recipe = {"teacher": {"model": "m", "local": True, "temperature": 0, "max_tokens": 1}, "attempts": 1, "seed": 0,
               "examples_per_class": 1, "data": {"sets": ["x"], "scrub": True}, "checks": {"require": []}}  # fmt: skip
     manifest = {"recipe": recipe, "records": {"accepted": 1, "asked": 1, "filtered": 0}, "files": {}, "counts": {},
