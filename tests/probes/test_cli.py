@@ -174,9 +174,9 @@ def test_verify(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("frobnicate",), "No such command"),
-        (("run",), "Missing argument"),
-        (("run", "M", "--in", "g.jsonl"), "Missing option '--out'"),
+        (("frobnicate",), "no such command 'frobnicate'"),
+        (("run",), "missing argument MODEL"),
+        (("run", "M", "--in", "g.jsonl"), "missing option --out"),
         (("run", "M", "--in", "missing.jsonl", "--out", "{tmp}/o"), "missing.jsonl: cannot read"),
         (("run", "M", "--in", "{rows}", "--out", "{tmp}/o", "--budget", "huge"), "budget 'huge': choose from fast"),
         (("run", "M", "--in", "{rows}", "--out", "{tmp}/o", "--limit", "0"), "limit 0: at least 1"),
