@@ -11,7 +11,13 @@ from mentalglm_jax import interpreter
 
 interpreter.guard("mentalglm_jax", "mentalglm")
 
-import lazy_loader  # noqa: E402 (only now: a file of this name may lie where `python -m mentalglm_jax` was called)
+# Only now: files of these names may lie where `python -m mentalglm_jax` was called.
+import lazy_loader  # noqa: E402
+
+from mentalglm_jax.devices.hardware import quiet_off_tpu  # noqa: E402
+
+quiet_off_tpu()
+del quiet_off_tpu
 
 __version__ = "0.1.0"
 

@@ -28,7 +28,6 @@ from mentalglm_jax.cli.sweep import sweep
 from mentalglm_jax.cli.tables import plan_table, summary_table
 from mentalglm_jax.cli.tasks import tasks_app
 from mentalglm_jax.devices.compiled import keep_from_start
-from mentalglm_jax.devices.hardware import tpu_here
 from mentalglm_jax.errors import MentalGLMError
 from mentalglm_jax.foreign import first_line
 
@@ -209,9 +208,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         forgiving(stream)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if not tpu_here():  # libtpu, if it is installed for plans, would else fill stderr at every start of JAX
-        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.showwarning = lambda message, *rest, **named: complain(f"warning: {message}")
     try:

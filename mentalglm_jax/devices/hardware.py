@@ -9,6 +9,7 @@ a link and direction, taken as 50 for each of six.
 
 import dataclasses
 import math
+import os
 import re
 from pathlib import Path
 
@@ -133,3 +134,11 @@ def tpu_here() -> bool:
     """Whether a chip of Google's is on this machine's PCI bus; needs no JAX."""
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
     return any(path.read_text().strip() == "0x1ae0" for path in vendors)
+
+
+def quiet_off_tpu() -> None:
+    """Where no TPU is, says so to libtpu, which is installed for plans: it would else ask the network for one and fill
+    stderr at every start of JAX. To be called before JAX starts."""
+    if not tpu_here():
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")

@@ -211,7 +211,8 @@ def compiles(python: str | Path, directory: Path) -> None:
     found = json.loads(done.stdout)
     assert found["fits"] and found["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
     assert 0 < found["compiled"]["activations"] < found["total"] < 2**30
-    done = planned("--topology", "v5e:2x2", "--set", "stages.one.train.rows=65536", "--set", "stages.one.train.sequence_length=2048")
+    far = ("--set", "stages.one.train.rows=65536", "--set", "stages.one.train.sequence_length=2048")
+    done = planned("--topology", "v5e:2x2", *far)
     assert done.returncode == 1, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert not found["fits"] and found["needed"] > 16 * 2**30

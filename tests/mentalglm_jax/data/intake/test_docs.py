@@ -1,14 +1,19 @@
 """docs/own-data.md: what it shows of the import is what the commands print and write."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
+from flax import nnx
 
+from mentalglm_jax.checkpoints.directories import save_pretrained
 from mentalglm_jax.cli.main import main
 from mentalglm_jax.data.roots import iter_root
+from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.text import tasks
+from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
 from mentalglm_jax.train.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -56,3 +61,30 @@ def test_the_recipe_of_an_import_is_read_as_it_is(tmp_path, monkeypatch, capsys)
     }
     longest = max(len(record.prompt) + len(record.answer()) for record in found if record.language == "zh")
     assert recipe.stages[0].train.sequence_length >= longest
+
+
+def write_tiny(directory: Path) -> None:
+    tokenizer = GlmTokenizer.load(BUILTIN)
+    config = GlmConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                       num_attention_heads=2, num_key_value_heads=2, head_dim=16, max_position_embeddings=2048,
+                       pad_token_id=tokenizer.pad_id, eos_token_id=tokenizer.eos_ids)  # fmt: skip
+    save_pretrained(Glm(config, rngs=nnx.Rngs(0)), directory, tokenizer=tokenizer)
+
+
+@pytest.mark.slow  # trains; a tiny model of random weights stands in for the demo's base, and one epoch for fifty
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    write_tiny(tmp_path / "runs" / "demo" / "base")
+    (tmp_path / "new.txt").write_text("The deadlines pile up.\n今天和朋友去爬山。\n", encoding="utf-8")
+    blocks = shown("sh")
+    assert len(blocks) == 2
+    for line in "".join(blocks).splitlines():
+        program, *arguments = shlex.split(line.replace("train.epochs=50", "train.epochs=1"))
+        assert program == "mentalglm"
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert not end.value.code, (line, capsys.readouterr().err)
+        tasks.forget_added()
+    assert len((tmp_path / "answers.csv").read_text("utf-8-sig").splitlines()) == 3
+    assert (tmp_path / "week-adapter" / "tasks.yaml").is_file() and (tmp_path / "scores" / "evaluation.html").is_file()
