@@ -11,6 +11,7 @@ from mentalglm_jax.data.records import COLUMNS as OF_A_RECORD
 from mentalglm_jax.data.records import Post, Record, json_rows
 from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import no_file
 from mentalglm_jax.text import tasks
 
 COLUMNS = ("post", "text")
@@ -67,6 +68,8 @@ def _rows(path: Path, column: str | None) -> Iterator[tuple[int, Mapping[str, An
     kind = path.suffix.lower()
     if path.is_dir():
         raise InputError(f"{path}: is a directory; give one file of posts ({', '.join(KINDS)})")
+    if path.exists() and not path.is_file():
+        raise no_file(path)
     if kind == ".txt":
         if column is not None:
             raise InputError(f"{path}: has no columns, one line is one post; leave out --text")

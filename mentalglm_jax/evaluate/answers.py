@@ -91,7 +91,10 @@ def generated(row: Mapping[str, Any]) -> Answer:
         labels = None if label is None else task.ordered([label] if isinstance(label, str) else label)
     except InputError as error:
         raise InputError(f"record {record.id!r}: parsed_label: {error}") from None
-    return Answer(record, labels, row.get("parsed_explanation"), str(row.get("parse_status", "")))
+    explanation = row.get("parsed_explanation")
+    if explanation is not None and not isinstance(explanation, str):
+        raise InputError(f"record {record.id!r}: parsed_explanation is {type(explanation).__name__}, not text or null")
+    return Answer(record, labels, explanation, str(row.get("parse_status", "")))
 
 
 def scored(row: Mapping[str, Any], threshold: float = THRESHOLD) -> Answer:

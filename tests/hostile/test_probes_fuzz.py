@@ -18,7 +18,7 @@ from probes.models.directory import Tensor
 from probes.models.encode import TokenBytes, encode, read_generations
 from probes.models.tokenizer import _tokenizer_json
 from probes.results.cache import digest
-from probes.results.store import PostResult, read_manifest, read_run
+from probes.results.store import SCHEMA_VERSION, PostResult, read_manifest, read_run
 from tests.probes.tiny import POSTS, boilerplate, make_row, make_tokenizer
 from tests.probes.worlds import post_result
 
@@ -47,7 +47,8 @@ ADAPTER = {
 POST = post_result(0).to_dict()
 NAME = f"{'0' * 32}.json"
 MANIFEST = {
-    "kind": "probes", "schema_version": 5, "status": "done", "cache": [NAME], "model": "m", "rows": 1, "skipped": [],
+    "kind": "probes", "schema_version": SCHEMA_VERSION, "status": "done", "cache": [NAME], "model": "m",
+    "rows": 1, "skipped": [],
     "redact": False, "methods": ["ig"], "settings": {}, "versions": {}, "limit": None, "summary": digest({}),
 }  # fmt: skip
 

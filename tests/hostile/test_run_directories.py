@@ -160,7 +160,7 @@ def test_all_that_is_not_a_runs_stays_whoever_asks(tmp_path):
     """The pattern by which ``--restart`` deletes knows no file of a name that users give theirs."""
     names = ["README.md", "paper.tex", "data.csv", "data/train.jsonl", "model.safetensors", "adapter.safetensors",
              "stages.json", "a/run.json", "run.json/x", "Summary.json", "stages/a/b/metrics.jsonl", "probes", "lock",
-             "merged/README.md", "tokenizer/a/tokenizer.json", "../run.json", "checkpoints/1", ".locks"]  # fmt: skip
+             "data/README.md", "tokenizer/a/tokenizer.json", "../run.json", "checkpoints/1", ".locks"]  # fmt: skip
     assert not [name for name in names if written_by_run(name)]
     (tmp_path / "stages" / "mine").mkdir(parents=True)
     (tmp_path / "stages" / "mine" / "a.txt").write_text("mine")
