@@ -14,8 +14,8 @@ from mentalglm_jax.checkpoints.directories import load, save_pretrained
 from mentalglm_jax.text.tokenizer import BUILTIN
 from tests.clients.cells import TOKENS, Base, difference, ours, with_adapter, write_base
 
-# Nats. vLLM sums in an order of its own: without any adapter it is 0.9e-4 to 1.4e-4 from JAX (2026-11-29). A format that
-# it reads as another model moves a log-probability by more than one nat.
+# Nats. vLLM sums in an order of its own: without any adapter it is 0.9e-4 to 1.4e-4 from JAX (2026-11-29). A format
+# that it reads as another model moves a log-probability by more than one nat.
 CLOSE = 5e-4
 KINDS = ("lora", "rslora", "ranks", "alphas", "some layers")
 BASE = Base(theta=5e6, more=(("head_dim", 32), ("hidden_size", 128)))  # its CPU attention has no smaller heads
