@@ -43,7 +43,7 @@ _PEFT = {"peft", "llama.cpp"}  # the formats that PEFT reads whatever the base
 
 def run_card(
     job: Run, to: str, *, stage: str | None = None, base: str | None = None, licence: Licence | None = None,
-    repository: str | None = None,
+    repository: str | None = None, now: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """README.md for an export of ``job``.
 
@@ -54,6 +54,7 @@ def run_card(
         base: Hub id of the base model; None where it has none, or none that is known.
         licence: of the base; None is unknown.
         repository: Hub repository of the export, ORG/NAME; None where it is not to be uploaded.
+        now: what a stage that is just ending says, by its name as in ``job.result``, where it does not stand yet.
 
     Raises:
         InputError: the run's own files are damaged.
@@ -82,7 +83,7 @@ def run_card(
             ("", _origin(job, base) + " " + adapter_sentence(config)),
             ("What it answers", "\n".join(_tasks(job, trained, evaluation))),
             ("Training data", "\n".join(_data(job))),
-            ("Training", "\n".join(_training(job, trained))),
+            ("Training", "\n".join(_training(job, trained, now or {}))),
             ("Results", _results(evaluation, stage == names[-1])),
             ("Explanations against saliency", "\n".join(_probes(job) if stage == names[-1] else ["Not probed."])),
             ("Limits", _LIMITS),
@@ -173,12 +174,12 @@ def _data(job: Run) -> Iterator[str]:
                "mean nothing.")  # fmt: skip
 
 
-def _training(job: Run, trained: list[StageSection]) -> Iterator[str]:
+def _training(job: Run, trained: list[StageSection], now: Mapping[str, Any]) -> Iterator[str]:
     recipe = job.recipe
     if recipe.model.quantize:
         yield f"* The base was frozen in {recipe.model.quantize} while the adapter was trained (QLoRA)."
     for number, stage in enumerate(trained, start=1):
-        result, config = job.result.get(f"train {stage.name}", {}), stage.train
+        result, config = {**job.result, **now}.get(f"train {stage.name}", {}), stage.train
         of = ", ".join(stage.tasks) if stage.tasks else "all tasks"
         replay = f", {stage.replay:.0%} of earlier records again" if stage.replay else ""
         steps = f"{int(result['steps'])} steps" if "steps" in result else "still being trained"

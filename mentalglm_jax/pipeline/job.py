@@ -273,11 +273,12 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         )  # fmt: skip
         result = train(model, examples, stage.train, where, trainable="lora", seed=recipe.seed, identity=identity,
                        evaluation=dev, around=around)  # fmt: skip
-        if is_primary():
-            save_adapter(model, where / "adapter", card=run_card(job, "peft", stage=stage.name, base=job.base_id))
-            job.pack_tasks(where / "adapter")
         said = _said(result, f"LoRA rank {recipe.lora.rank}", stage.train.best_by)
         said["say"] += _left_out(stage, too_long)
+        if is_primary():
+            card = run_card(job, "peft", stage=stage.name, base=job.base_id, now={f"train {stage.name}": said})
+            save_adapter(model, where / "adapter", card=card)
+            job.pack_tasks(where / "adapter")
         return {**said, "left_out": len(too_long)}
 
     return train_stage

@@ -237,6 +237,8 @@ def test_every_export_has_a_card(whole, tmp_path):
         assert ModelCard(text).data.library_name == library and f"| {f1} (" in text
         assert "Synthetic posts" in text and "pre-trained from nothing" in text and str(directory.parent) not in text
     assert "only the last one was evaluated" in (directory / "stages/english/adapter/README.md").read_text("utf-8")
+    for card in sorted(directory.rglob("adapter/README.md")):
+        assert re.search(r"Stage 1: .*; \d+ steps, learning rate .*, last loss ", card.read_text("utf-8")), card
     done = export_run(directory, "merged", tmp_path / "merged", push="me/mine", dry_run=True, licence="mit")
     assert done.pushed is None and ModelCard(done.card).data.license == "mit" and f"| {f1} (" in done.card
     assert set(done.files) == {path.name for path in (tmp_path / "merged").iterdir()} >= {"README.md", "config.json"}
