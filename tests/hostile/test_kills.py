@@ -57,7 +57,8 @@ def arguments(command: str) -> list[str]:
 
 
 def of_interest(world: Path, command: str) -> dict[str, bytes]:
-    found = contents(world)
+    # An adapter names its base by an absolute path: where this world lies is no difference.
+    found = {name: data.replace(str(world).encode(), b"WORLD") for name, data in contents(world).items()}
     if command in LONG[:2]:
         return {name: data for name, data in found.items() if name.startswith(tuple(f"run/{one}" for one in SAME))
                 or (name.startswith("run/stages/") and "/adapter/" in name)}  # fmt: skip
