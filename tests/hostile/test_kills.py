@@ -16,7 +16,7 @@ from tests.hostile.world import WRITES, contents
 
 # What a run of several stages must come to; its log of seconds and its event files differ from run to run.
 SAME = ("adapter", "merged", "generations.jsonl", "label_scores.jsonl", "evaluation.json", "reference_logits.npz")
-LONG = ("mentalglm run", "mentalglm train", "mentalglm generate")
+RUNS = {"mentalglm run": "run", "mentalglm train": "run", "mentalglm sweep": "swept/recipe/seed-0"}
 FAST = ("mentalglm convert", "mentalglm data review export")
 
 
@@ -59,9 +59,9 @@ def arguments(command: str) -> list[str]:
 def of_interest(world: Path, command: str) -> dict[str, bytes]:
     # An adapter names its base by an absolute path: where this world lies is no difference.
     found = {name: data.replace(str(world).encode(), b"WORLD") for name, data in contents(world).items()}
-    if command in LONG[:2]:
-        return {name: data for name, data in found.items() if name.startswith(tuple(f"run/{one}" for one in SAME))
-                or (name.startswith("run/stages/") and "/adapter/" in name)}  # fmt: skip
+    if run := RUNS.get(command):
+        return {name: data for name, data in found.items() if name.startswith(tuple(f"{run}/{one}" for one in SAME))
+                or (name.startswith(f"{run}/stages/") and "/adapter/" in name)}  # fmt: skip
     return {name: data for name, data in found.items() if name != "review/review.html"}  # holds a number used once
 
 
