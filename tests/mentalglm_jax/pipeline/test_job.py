@@ -228,7 +228,7 @@ def test_export_of_a_finished_run(whole, tmp_path):
 
 
 def test_every_export_has_a_card(whole, tmp_path):
-    """The run's say what it found, a stage's what it came to; a merged model that was pre-trained here names no base."""
+    """The run's say what it found, a stage's what it came to; a merged model pre-trained here names no base."""
     directory, summary = whole
     f1 = f"{summary['eval']['suicide_risk']['weighted_f1']:.3f}"
     for name, library in (("adapter", "peft"), ("merged", "transformers")):
