@@ -33,8 +33,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its b
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: threads would only wait for each other
 if os.environ["JAX_PLATFORMS"] == "cpu":
-    # The same operations from a code generator that takes half the time; `make test-all` runs the usual one.
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    # The same operations from code generators that take a third of the time; `make test-all` runs the usual ones.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 # What JAX compiles is kept on disk, for all workers, child processes and later runs: a training step takes seconds to
 # compile and milliseconds to run. `pytest --cache-clear` and `make clean` empty it.
