@@ -100,6 +100,7 @@ class _Session:
             self._turns = []
             if word == "/system":
                 self._head = [{"role": "system", "content": rest}] if rest else []
+            say("a new conversation")
         else:
             raise InputError(f"{word}: no such command; /help lists them")
 

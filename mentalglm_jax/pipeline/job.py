@@ -403,7 +403,7 @@ def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         if not first and (held_out := limited(job.records_if_any("dev"), section.limit)):
             temperatures = fit_temperatures(score_records(model, tokenizer, held_out, batch_size=section.batch_size))
             write_temperatures(job.dir, temperatures)
-        fair = {} if job.eval_split == "dev" else read_temperatures(job.dir)  # not of the records they are from
+        fair = {} if job.eval_split == "dev" else read_temperatures(job.dir)  # of other records
         values = score_records(model, tokenizer, _eval_records(job), out_path=where, progress=progress,
                                written=rows if first else None, temperatures=fair,
                                batch_size=section.batch_size)  # fmt: skip

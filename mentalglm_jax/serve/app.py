@@ -162,7 +162,7 @@ def make_app(engine: Engine, tokenizer: GlmTokenizer, *, name: str, context: int
         check_name(asked.model)
         prompt = await asyncio.to_thread(prompt_of, asked, tokenizer)
         reply = Reply(asked, tokenizer, name, len(prompt))
-        answer = engine.ask(wanted_of(asked, prompt, context), asked.stops)
+        answer = engine.ask(wanted_of(asked, prompt, context), tuple(asked.stop))
         if asked.stream:
             return Stream(answer, _events(answer, reply))
         said = await _unless_gone(request, answer)

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mentalglm_jax.errors import InputError, nearest
 from mentalglm_jax.foreign import MAX_INTEGER, parse_json, short
@@ -50,11 +50,19 @@ class TextPart(_Part):
     text: str
 
 
+def _one_part(given: Any) -> Any:
+    return [{"type": "text", "text": given}] if isinstance(given, str) else given
+
+
+def _one_item(given: Any) -> Any:
+    return [given] if isinstance(given, str) else given
+
+
 class Message(_Part):
     """A turn. An answer that a client sends back as it came may bring empty lists along."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[list[TextPart], BeforeValidator(_one_part)]
     name: str | None = None
     type: Literal["text"] = "text"
     annotations: Annotated[list[Any], Field(max_length=0)] = []
@@ -63,7 +71,7 @@ class Message(_Part):
     @property
     def text(self) -> str:
         """The content as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content)
 
 
 class _StreamOptions(_Part):
@@ -85,8 +93,8 @@ class ChatRequest(_Part):
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)] | None = None
-    stop: Annotated[str, Field(min_length=1, max_length=1000)] | Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16)
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16), BeforeValidator(_one_item)
     ] = []  # fmt: skip
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOLD)] | None = None
@@ -110,11 +118,6 @@ class ChatRequest(_Part):
     safety_identifier: _Text | None = None
     prompt_cache_key: _Text | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] = {}
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """Texts that end the answer."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
 def read_request(body: bytes) -> ChatRequest:
@@ -145,8 +148,10 @@ def read_request(body: bytes) -> ChatRequest:
 def _refused(error: ValidationError) -> ApiError:
     """The first thing that is wrong, by its place: ``messages[0].content``."""
     problems = error.errors(include_url=False, include_context=False)
-    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
-    fields = {*ChatRequest.model_fields, *Message.model_fields}
+    # A part of another kind has other keys, too; what is misspelt may be what is missing.
+    kinds = ("literal_error", "extra_forbidden")
+    problem = min(problems, key=lambda one: kinds.index(one["type"]) if one["type"] in kinds else len(kinds))
+    fields = {*ChatRequest.model_fields, *Message.model_fields, *TextPart.model_fields}
     place = ""
     for part in problem["loc"]:
         if isinstance(part, int):
