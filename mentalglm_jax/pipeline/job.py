@@ -410,7 +410,7 @@ def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     result, _ = assess(Answers(rows, values), train=job.records("train"))
     write_report(job.dir, result, title=job.dir.name, notes=job.result["data"].get("notes", ()))
     lines = [f"{task}: temperature {one['temperature']:.2f} of {one['records']} development records"
-             f"{_calibrated(result[task]) if task in result else ''}" for task, one in temperatures.items()]  # fmt: skip
+             + (_calibrated(result[task]) if task in result else "") for task, one in temperatures.items()]  # fmt: skip
     return {"say": lines}
 
 

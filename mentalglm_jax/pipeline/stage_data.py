@@ -66,13 +66,14 @@ def conversations(job: Run, stage: StageSection) -> list[Conversation]:
     if stage.conversations is None:
         return []
     held_out = [record for split in ("dev", "test") for record in job.records_if_any(split)]
-    found, gone = apart_from(read_conversations(stage.conversations), held_out)
+    given = read_conversations(stage.conversations)
+    found, gone = apart_from(given, held_out)
     if not found:
         raise InputError(f"{stage.conversations}: every conversation has a post of the development or test records, so "
                          "none can be trained on")  # fmt: skip
     if gone and job.say is not None:
-        job.say(f"{stage.conversations}: {gone} conversations are left out: they have posts of the development or test "
-                "records")  # fmt: skip
+        job.say(f"{stage.conversations}: {gone} of {len(given)} conversations are left out: they have posts of the "
+                "development or test records")  # fmt: skip
     return found
 
 
