@@ -60,7 +60,8 @@ jaxtyping._import_hook._optimized_cache_from_source = _bytecode_file
 # Files whose tests train or compile models, or start processes: the longest first, for that is the order in which
 # workers take them. `make test-quick` leaves them out, and the attacks too.
 HEAVY = (
-    "mentalglm_jax/pipeline/test_own_tasks.py", "mentalglm_jax/evaluate/test_posts.py",
+    "mentalglm_jax/pipeline/test_own_tasks.py", "mentalglm_jax/pipeline/test_own_training.py",
+    "mentalglm_jax/evaluate/test_posts.py", "mentalglm_jax/evaluate/test_calibrated.py",
     "mentalglm_jax/model/test_quantize.py", "probes/saliency/test_attribute.py", "mentalglm_jax/pipeline/test_job.py",
     "mentalglm_jax/train/test_loop.py", "probes/validation/test_validate.py", "test_notebooks.py",
     "mentalglm_jax/train/test_interrupted.py", "mentalglm_jax/pipeline/test_changes.py",
@@ -70,7 +71,9 @@ HEAVY = (
     "mentalglm_jax/model/test_lora.py",
     "mentalglm_jax/checkpoints/test_adapters.py", "mentalglm_jax/checkpoints/test_relative_adapters.py",
     "mentalglm_jax/checkpoints/test_relatives.py", "mentalglm_jax/train/test_train_notebook.py", "probes/test_cli.py",
-    "mentalglm_jax/inference/test_generate.py", "test_project.py", "mentalglm_jax/planning/test_plan.py",
+    "mentalglm_jax/serve/test_endpoint.py", "mentalglm_jax/serve/test_commands.py",
+    "mentalglm_jax/inference/test_generate.py", "mentalglm_jax/inference/test_continuous.py",
+    "test_project.py", "mentalglm_jax/planning/test_plan.py",
     "mentalglm_jax/model/test_sharding.py", "mentalglm_jax/checkpoints/test_convert.py", "probes/models/test_verify.py",
     "mentalglm_jax/train/test_bad_steps.py", "mentalglm_jax/train/test_checkpoint.py",
     "mentalglm_jax/train/test_step.py", "mentalglm_jax/train/test_loss.py", "mentalglm_jax/model/test_attention.py",

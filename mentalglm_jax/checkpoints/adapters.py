@@ -30,6 +30,7 @@ from mentalglm_jax.checkpoints.adapter_formats import (
 from mentalglm_jax.checkpoints.adapter_rows import Low
 from mentalglm_jax.checkpoints.hf_files import (
     ADAPTER_FILES,
+    CALIBRATION,
     DTYPES,
     PICKLES,
     TensorFiles,
@@ -99,7 +100,7 @@ def save_adapter(
     sources = [
         TensorSource(name, "F32", value.shape, lambda value=value: [value]) for name, value in sorted(tensors.items())
     ]
-    owned = {CONFIG, WEIGHTS, CARD, TASKS_FILE}
+    owned = {CONFIG, WEIGHTS, CARD, TASKS_FILE, CALIBRATION}
     with replace_dir(directory, partial(check_owned, owned=owned.__contains__)) as temporary:
         write_json(temporary / CONFIG, described)
         metadata = {"rope_theta": repr(model.config.rope_theta), "base": json.dumps(_identity(model.config))}

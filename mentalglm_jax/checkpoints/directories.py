@@ -20,6 +20,7 @@ from jaxtyping import Array, Int
 from mentalglm_jax.checkpoints.adapter_formats import Source
 from mentalglm_jax.checkpoints.adapters import load_adapter, trained_rope_theta
 from mentalglm_jax.checkpoints.hf_files import (
+    CALIBRATION,
     DTYPE_NAMES,
     DTYPES,
     INDEX,
@@ -451,7 +452,8 @@ def _write(
     """Says what ``check`` said."""
 
     def owned(name: str) -> object:
-        ours = ("config.json", "generation_config.json", INDEX, CARD, TASKS_FILE, *TOKENIZER_FILES, *PROCESSOR_FILES)
+        ours = ("config.json", "generation_config.json", INDEX, CARD, TASKS_FILE, CALIBRATION, *TOKENIZER_FILES,
+                *PROCESSOR_FILES)  # fmt: skip
         return name in ours or re.fullmatch(r"model[^/]*\.safetensors", name) or WRITTEN.fullmatch(name)
 
     with replace_dir(directory, functools.partial(check_owned, owned=owned)) as temporary:

@@ -155,8 +155,10 @@ class Checkpoint(TensorFiles, ModelFiles):
             raise InputError(f"{directory}: neither {SINGLE} nor {INDEX} found")
 
 
+CALIBRATION = "calibration.json"  # how the label probabilities of these weights become ones to believe
 MODEL_FILES = (*DIRECTORY["downloaded"], TASKS_FILE, "README.md")
-ADAPTER_FILES = (DIRECTORY["adapter"]["config"], DIRECTORY["adapter"]["weights"], TASKS_FILE, "README.md")
+ADAPTER_FILES = (DIRECTORY["adapter"]["config"], DIRECTORY["adapter"]["weights"], TASKS_FILE, CALIBRATION,
+                 "README.md")  # fmt: skip
 
 
 def locate(path_or_hub_id: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:

@@ -18,6 +18,8 @@ from mentalglm_jax.cli.options import (
     RopeTheta,
     System,
     TaskFile,
+    Temperature,
+    Tokenizer,
     load_model,
     make_known,
     make_known_of,
@@ -36,11 +38,11 @@ def generate(
     text: Annotated[str | None, typer.Option(help="Column of the post; default: post or text")] = None,
     limit: Limit = None,
     adapter: Adapter = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer directory; default: the model's")] = None,
+    tokenizer: Tokenizer = None,
     system: System = None,
     label_probabilities: Annotated[bool, typer.Option(help="Also how probable each label is")] = True,
     max_new_tokens: MaxNewTokens = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above, draws")] = 0.0,
+    temperature: Temperature = 0.0,
     batch_size: BatchSize = 16,
     dtype: Dtype = "auto",
     quantize: Quantize = None,
@@ -52,18 +54,21 @@ def generate(
     where an interrupted call stopped."""
     from mentalglm_jax.data.posts import read_posts
     from mentalglm_jax.data.surrogates import replacing_surrogates
+    from mentalglm_jax.evaluate.calibrated import temperatures_of
     from mentalglm_jax.evaluate.posts import answer_posts
     from mentalglm_jax.inference.generate import count_unread
 
     make_known(tasks)
     make_known_of(model, adapter)
     with replacing_surrogates(replace_surrogates):
+        temperatures = temperatures_of(model, adapter)
         posts = read_posts(in_, task=task, language=language, column=text, limit=limit)
     loaded, encoder = load_model(model, adapter, tokenizer, dtype=dtype, quantize=quantize, rope_theta=rope_theta)
     reporter = ConsoleReporter(stderr())
     try:
         rows = answer_posts(
-            loaded, encoder, posts, out, probabilities=label_probabilities, max_new_tokens=max_new_tokens,
+            loaded, encoder, posts, out, probabilities=label_probabilities, temperatures=temperatures,
+            max_new_tokens=max_new_tokens,
             temperature=temperature, batch_size=batch_size, system=system, progress=reporter.stage,
         )  # fmt: skip
     finally:

@@ -16,6 +16,7 @@ import typer
 
 from mentalglm_jax import __version__
 from mentalglm_jax.cli.bench import bench
+from mentalglm_jax.cli.chat import chat
 from mentalglm_jax.cli.convert import convert
 from mentalglm_jax.cli.data import data_app
 from mentalglm_jax.cli.evaluate import evaluate
@@ -24,6 +25,7 @@ from mentalglm_jax.cli.leaderboard import leaderboard
 from mentalglm_jax.cli.options import AsJson, Overrides, TaskFile, naming
 from mentalglm_jax.cli.output import SAFETY, TYPER, cell, complain, examples, forgiving, print_json, say, stderr, usage
 from mentalglm_jax.cli.progress import ConsoleReporter
+from mentalglm_jax.cli.serve import serve
 from mentalglm_jax.cli.sweep import sweep
 from mentalglm_jax.cli.tables import plan_table, summary_table
 from mentalglm_jax.cli.tasks import tasks_app
@@ -40,6 +42,14 @@ app.command(
         "mentalglm generate zai-org/glm-4-9b-hf --adapter ORG/NAME --in records.jsonl --out answers.jsonl",
     )
 )(generate)
+app.command(
+    epilog=examples("mentalglm chat runs/demo/merged", "mentalglm chat zai-org/glm-4-9b-chat-hf --adapter ORG/NAME")
+)(chat)
+app.command(
+    epilog=examples(
+        "mentalglm serve runs/demo/merged", "mentalglm serve zai-org/glm-4-9b-chat-hf --adapter mine --port 8000"
+    )
+)(serve)
 app.command(
     epilog=examples(
         "mentalglm evaluate runs/demo --out scores",

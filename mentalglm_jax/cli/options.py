@@ -16,6 +16,8 @@ TaskFile = Annotated[
 ]
 ModelName = Annotated[str, typer.Argument(help="Model directory or Hub id")]
 Adapter = Annotated[str | None, typer.Option(help="PEFT adapter over MODEL: directory or Hub id")]
+Tokenizer = Annotated[Path | None, typer.Option(help="Tokenizer directory; default: the model's")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above, draws")]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most; default: 640, or what the "
                                                               "model's context leaves")]  # fmt: skip
 BatchSize = Annotated[int, typer.Option(min=1, help="Posts answered at a time")]

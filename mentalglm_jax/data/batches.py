@@ -9,12 +9,13 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import grain
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from mentalglm_jax.data.conversations import Conversation
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.text.tasks import Order
@@ -88,6 +89,29 @@ def encode_records(
             if too_long
             else "no training records: check the recipe's data, languages and tasks"
         )
+    return kept, too_long
+
+
+def encode_conversations(
+    conversations: Iterable[Conversation], tokenizer: GlmTokenizer, sequence_length: int,
+    train_on: Literal["last", "all"],
+) -> tuple[list[Example], list[str]]:  # fmt: skip
+    """Examples of conversations, their ``last`` or ``all`` assistant turns being targets, and the ids of those left out
+    because they exceed ``sequence_length`` tokens.
+
+    Raises:
+        InputError: naming the conversation: turns that the chat format does not have in this order.
+    """
+    kept, too_long = [], []
+    for one in conversations:
+        try:
+            encoded = tokenizer.chat(one.messages, train_on)
+        except InputError as error:
+            raise InputError(f"conversation {one.id!r}: {error}") from None
+        if len(encoded.ids) > sequence_length:
+            too_long.append(one.id)
+        else:
+            kept.append({**example(encoded), "id": one.id})
     return kept, too_long
 
 

@@ -7,7 +7,7 @@ is a wrong answer, never a dropped one.
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.surrogates import whole_texts
 from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.evaluate.calibrated import temperature_of
 from mentalglm_jax.foreign import parse_json
 from mentalglm_jax.text import tasks
 
@@ -30,7 +31,7 @@ class Answer:
     """One row as far as scores need it. ``labels`` is None when the answer could not be read or is missing.
 
     ``probabilities`` (of the task's labels, in label-table order, summing to 1) are known in the label
-    log-probability reading only.
+    log-probability reading only; ``calibrated`` are the same where the row says a temperature (``calibrated.py``).
     """
 
     record: Record
@@ -38,6 +39,7 @@ class Answer:
     explanation: str | None
     status: str
     probabilities: tuple[float, ...] | None = None
+    calibrated: tuple[float, ...] | None = None
 
 
 def read_generations(path: str | Path) -> list[dict[str, Any]]:
@@ -105,7 +107,8 @@ def scored(row: Mapping[str, Any], threshold: float = THRESHOLD) -> Answer:
     ``threshold``.
 
     Raises:
-        InputError: not a record, or log-probabilities that are not one finite number for each label of the task.
+        InputError: not a record, log-probabilities that are not one finite number for each label of the task, or a
+            temperature that is none.
     """
     record = Record.from_dict(row, allow_extra=True)
     task, given = tasks.get_task(record.task), row.get("label_logprobs")
@@ -116,11 +119,13 @@ def scored(row: Mapping[str, Any], threshold: float = THRESHOLD) -> Answer:
         )
     if not all(type(value) in (int, float) and math.isfinite(value) for value in given.values()):
         raise InputError(f"record {record.id!r}: label_logprobs: a value is not a finite number")
-    probabilities = softmax(np.asarray([given[key] for key in task.keys], float))
+    values = np.asarray([given[key] for key in task.keys], float)
+    probabilities, temperature = softmax(values), temperature_of(row)
     best = int(probabilities.argmax())
     chosen = [key for place, key in enumerate(task.keys)
               if place == best or (task.arity == "multi" and probabilities[place] >= threshold)]  # fmt: skip
-    return Answer(record, tuple(chosen), None, "scored", tuple(probabilities.tolist()))
+    calibrated = None if temperature is None else tuple(softmax(values / temperature).tolist())
+    return Answer(record, tuple(chosen), None, "scored", tuple(probabilities.tolist()), calibrated)
 
 
 def softmax(scores: Float[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
@@ -170,9 +175,7 @@ def by_task(answers: Iterable[Answer], records: Iterable[Record] | None = None) 
             if (answer.record.task, answer.record.post) != (expected[i].task, expected[i].post):
                 raise InputError(f"record {i!r}: the answer is to another task or post than the record to evaluate on")
         found = {
-            i: Answer(record, found[i].labels, found[i].explanation, found[i].status, found[i].probabilities)
-            if i in found
-            else Answer(record, None, None, "missing")
+            i: replace(found[i], record=record) if i in found else Answer(record, None, None, "missing")
             for i, record in expected.items()
         }
     groups: dict[str, list[Answer]] = {}

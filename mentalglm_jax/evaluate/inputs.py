@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def read_answers(path: str | Path) -> Answers:
 
 def answer_records(
     model: Glm, tokenizer: GlmTokenizer, records: Sequence[Record], out: Path, *, max_new_tokens: int | None = None,
-    batch_size: int = 32, system: str | None = None,
+    batch_size: int = 32, system: str | None = None, temperatures: Mapping[str, float] | None = None,
     progress: Callable[[str], Callable[..., None]] | None = None,
 ) -> Answers:  # fmt: skip
     """Both readings of ``records`` by ``model``, also written to ``out``; after an interruption the same call has the
@@ -93,6 +93,7 @@ def answer_records(
 
     Args:
         system: a system turn before every post; None is the one of its task, if it has one.
+        temperatures: of tasks; not where ``records`` are those they were fitted on.
         progress: starts a stage and returns its ``progress(done, total)``.
 
     Raises:
@@ -104,7 +105,7 @@ def answer_records(
                             progress=stage("generate"))  # fmt: skip
     first = sum(tasks.explains_first(row["task"], row["language"], row["output_text"]) for row in rows)
     values = score_records(model, tokenizer, records, written=rows if 2 * first > len(rows) else None,
-                           out_path=out / LABEL_SCORES, batch_size=batch_size, system=system,
+                           out_path=out / LABEL_SCORES, batch_size=batch_size, system=system, temperatures=temperatures,
                            progress=stage("label log-probabilities"))  # fmt: skip
     partial_file(out / GENERATIONS).unlink(missing_ok=True)
     return Answers(rows, values)

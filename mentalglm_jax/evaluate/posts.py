@@ -1,6 +1,6 @@
 """Answers to posts for people who want answers: what the model says, and how probable it finds each label."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from mentalglm_jax.data.records import Post
 from mentalglm_jax.evaluate.answers import softmax
+from mentalglm_jax.evaluate.calibrated import temperature_of
 from mentalglm_jax.evaluate.readings import score_records
 from mentalglm_jax.inference.generate import generate_records, partial_file, write_rows
 from mentalglm_jax.model.glm import Glm
@@ -17,7 +18,8 @@ from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 def answer_posts(
     model: Glm, tokenizer: GlmTokenizer, posts: Sequence[Post], out: str | Path, *, probabilities: bool = True,
-    max_new_tokens: int | None = None, temperature: float = 0.0, batch_size: int = 32, system: str | None = None,
+    temperatures: Mapping[str, float] | None = None, max_new_tokens: int | None = None, temperature: float = 0.0,
+    batch_size: int = 32, system: str | None = None,
     progress: Callable[[str], Callable[..., None]] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rows of ``generations.jsonl`` for ``posts``, written to ``out`` (``write_rows``); after an interruption the same
@@ -26,7 +28,8 @@ def answer_posts(
     Args:
         probabilities: adds ``label_probabilities``, label key to the probability of the sentence that states this label
             alone, as a share of all labels' (``score_records``): after the post, or after the explanation where the
-            model gave one first.
+            model gave one first. ``probabilities_calibrated`` says whether they are calibrated.
+        temperatures: of tasks, which calibrate the probabilities after the post (``calibrated.temperatures_of``).
         system: a system turn instead of the task's own.
         progress: starts a stage and returns its ``progress(done, total)``.
 
@@ -42,9 +45,11 @@ def answer_posts(
         return rows
     first = any(tasks.explains_first(row["task"], row["language"], row["output_text"]) for row in rows)
     scores = score_records(model, tokenizer, posts, written=rows if first else None, batch_size=batch_size,
-                           system=system, progress=stage("label probabilities"))  # fmt: skip
+                           system=system, temperatures=temperatures, progress=stage("label probabilities"))  # fmt: skip
     for row, score in zip(rows, scores, strict=True):
-        values = softmax(np.asarray(list(score["label_logprobs"].values()), float)).tolist()
+        values = np.asarray(list(score["label_logprobs"].values()), float)
+        row["probabilities_calibrated"] = (by := temperature_of(score)) is not None
+        values = softmax(values / (by or 1.0)).tolist()
         row["label_probabilities"] = dict(zip(score["label_logprobs"], values, strict=True))
     write_rows(out, rows)
     partial_file(out).unlink(missing_ok=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mentalglm_jax.data.records import Post
+from mentalglm_jax.data.records import Post, Record
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.evaluate.answers import Answer
-from mentalglm_jax.evaluate.metrics import indicator
+from mentalglm_jax.evaluate.answers import Answer, by_task, scored
+from mentalglm_jax.evaluate.metrics import indicator, task_scores
 from mentalglm_jax.files import write_text
 from mentalglm_jax.inference.generate import explanation_ids, label_ids, score_labels
 from mentalglm_jax.model.glm import Glm
@@ -28,6 +28,7 @@ def score_records(
     *,
     written: Sequence[Mapping[str, Any]] | None = None,
     system: str | None = None,
+    temperatures: Mapping[str, float] | None = None,
     out_path: str | Path | None = None,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
@@ -43,6 +44,8 @@ def score_records(
     Args:
         written: rows of ``generations.jsonl`` for the same records, of a model that explains first.
         system: a system turn before every post; None is the one of its task, if it has one.
+        temperatures: of tasks (``read_temperatures``); a row whose label is scored after the prompt says that of its
+            task as ``temperature``.
         out_path: also written there.
         progress: called with the numbers of records done and in all.
 
@@ -74,6 +77,8 @@ def score_records(
             logprobs = {key: float(value) for key, value in zip(candidates, values, strict=True)}
             rows[number] = records[number].to_dict() | tasks.row_definition(task) | {
                 "label_logprobs": logprobs, "answer_order": order}  # fmt: skip
+            if order == "label_first" and task in (temperatures or {}):
+                rows[number]["temperature"] = (temperatures or {})[task]
         if progress is not None:
             progress(len(rows), len(records))
     ordered = [rows[number] for number in range(len(records))]
@@ -83,12 +88,30 @@ def score_records(
     return ordered
 
 
-def calibration(task: tasks.Task, answers: Sequence[Answer]) -> dict[str, Any]:
+def label_f1(model: Glm, tokenizer: GlmTokenizer, records: Sequence[Record], batch_size: int = 32) -> float:
+    """The label reading's weighted F1, the mean over the tasks of ``records``; labels are scored right after the post.
+
+    Raises: InputError as ``score_records``.
+    """
+    answers = by_task(map(scored, score_records(model, tokenizer, records, batch_size=batch_size)))
+    found = []
+    for name, said in answers.items():
+        task = tasks.get_task(name)
+        gold, predicted = (indicator(task, labels) for labels in
+                           ([a.record.gold for a in said], [a.labels for a in said]))  # fmt: skip
+        found.append(task_scores(task, gold, predicted)["weighted_f1"])
+    return float(np.mean(found))
+
+
+def calibration(task: tasks.Task, answers: Sequence[Answer], calibrated: bool = False) -> dict[str, Any]:
     """Whether label probabilities can be believed, and how well they rank.
 
     Single-label tasks: an answer's confidence is the probability of its label, and it is right or wrong. Multi-label
     tasks: every (post, label) pair counts; its confidence is the label's probability and it is right when the label is
     there. Answers without probabilities (missing rows) are left to the scores, which count them as wrong.
+
+    Args:
+        calibrated: of the probabilities after their temperature.
 
     Returns:
         n (answers); ece: expected calibration error over 10 bins of equal width (Guo et al. 2017, arXiv 1706.04599);
@@ -97,10 +120,11 @@ def calibration(task: tasks.Task, answers: Sequence[Answer]) -> dict[str, Any]:
         auroc: of the positive class where the task has one, else the mean over classes that are both present and
         absent; auroc_by_class (None where a class is always or never there).
     """
-    known = [a for a in answers if a.probabilities is not None]
+    of = "calibrated" if calibrated else "probabilities"
+    known = [a for a in answers if getattr(a, of) is not None]
     if not known:
         return {"n": 0, "ece": None, "brier": None, "reliability": [], "auroc": None, "auroc_by_class": {}}
-    p = np.asarray([a.probabilities for a in known], float)
+    p = np.asarray([getattr(a, of) for a in known], float)
     gold = indicator(task, [a.record.gold for a in known])
     if task.arity == "single":
         chosen = np.arange(len(p)), p.argmax(axis=1)

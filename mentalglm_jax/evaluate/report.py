@@ -122,6 +122,9 @@ def csv_text(result: Mapping[str, Mapping[str, Any]]) -> str:
             for name, value in scores.get("calibration", {}).items():
                 if name in ("ece", "brier", "auroc") and value is not None:
                     writer.writerow((task, reading, "", "", name, value, scores["n"]))
+            for name, value in (scores.get("calibrated") or {}).items():
+                if name in ("ece", "brier"):
+                    writer.writerow((task, reading, "", "", f"calibrated.{name}", value, scores["n"]))
         for name, value in _numbers(entry.get("explanation", {})):
             writer.writerow((task, "text", "", "", f"explanation.{name}", value, entry["n"]))
         for floor, scores in entry["floors"].items():
@@ -133,7 +136,7 @@ def csv_text(result: Mapping[str, Mapping[str, Any]]) -> str:
 def _long(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, str, float]]:
     """(language, class, metric, value)"""
     skipped = {"n", "ci95", "per_class", "confusion", "by_language", "explanation", "floors", "label_reading",
-               "calibration", "parse_status"}  # fmt: skip
+               "calibration", "calibrated", "parse_status"}  # fmt: skip
     for name, value in _numbers({k: v for k, v in scores.items() if k not in skipped}):
         yield "", "", name, value
     for language, part in scores["by_language"].items():

@@ -54,8 +54,8 @@ def evaluate(
         (``explanation_scores``, and ``overlap`` with reference explanations); cut_off (answers that the token limit
         ended, by their ``finish``); data_set (``published.data_set``); floors (empty: see ``floors``). All of these
         are the parsed text reading's. ``label_reading`` has the same scores without explanation and floors, and
-        ``calibration``, of the label log-probabilities, and the number of labels scored ``after_explanation``; None
-        without them. Without any
+        ``calibration``, of the label log-probabilities, ``calibrated``, the same with the rows' temperature (None
+        where they say none), and the number of labels scored ``after_explanation``; None without them. Without any
         row of ``generations.jsonl`` n = 0 and there are no parsed text scores.
 
     Raises:
@@ -82,6 +82,8 @@ def evaluate(
         if name in by_value:
             entry["label_reading"] = _scores(tasks.get_task(name), by_value[name], draws, seed)
             entry["label_reading"]["calibration"] = calibration(tasks.get_task(name), by_value[name])
+            after = calibration(tasks.get_task(name), by_value[name], calibrated=True)
+            entry["label_reading"]["calibrated"] = after if after["n"] else None
             entry["label_reading"]["after_explanation"] = explained[name]
         result[name] = entry
     return result

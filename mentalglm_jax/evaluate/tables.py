@@ -26,6 +26,7 @@ def format_table(result: Mapping[str, Mapping[str, Any]]) -> Table:
         unread = f"{scores['parse_failure_rate']:.1%}"
         table.add_row(title, str(scores["n"]), numbers[0], interval, *numbers[1:], unread, *calibration, *beside)
 
+    tempered: list[str] = []
     for task, entry in result.items():
         beside = [f"{entry['floors'][name]['weighted_f1']:.3f}" if name in entry["floors"] else "" for name in names]
         empty, title = [""] * len(names), task
@@ -37,6 +38,9 @@ def format_table(result: Mapping[str, Mapping[str, Any]]) -> Table:
         if reading := entry["label_reading"]:
             found = [reading["calibration"][name] for name in ("auroc", "ece")]
             shown = ["–" if value is None else f"{value:.3f}" for value in found]
+            if after := reading.get("calibrated"):
+                shown[1] += f" → {after['ece']:.3f}"
+                tempered.append(task)
             add(title if title != task else f"{task} (label probability)", reading,
                 "{:.3f}–{:.3f}".format(*reading["ci95"]), beside, shown)  # fmt: skip
     cut = [f"{task} {entry['cut_off']}" for task, entry in result.items() if entry.get("cut_off")]
@@ -46,6 +50,7 @@ def format_table(result: Mapping[str, Mapping[str, Any]]) -> Table:
     notes = (
         levels
         + ["floors: weighted F1"] * bool(names)
+        + ["ECE: before → after the temperature fitted on development records"] * bool(tempered)
         + [f"answers cut off by the token limit: {', '.join(cut)}"] * bool(cut)
     )
     table.caption = "\n".join(notes) or None

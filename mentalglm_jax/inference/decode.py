@@ -84,13 +84,16 @@ def filter_logits(logits: Float[Array, "B V"], top_k: int | None, top_p: float |
     probable as the last one kept are kept too."""
     if top_k is not None and top_k < logits.shape[-1]:
         logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][:, -1:], -jnp.inf, logits)
-    if top_p is not None and top_p < 1:
-        ordered = jnp.sort(logits, axis=-1, descending=True)
-        probabilities = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        last = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < last, -jnp.inf, logits)
-    return logits
+    return nucleus(logits, top_p) if top_p is not None and top_p < 1 else logits
+
+
+def nucleus(logits: Float[Array, "B V"], top_p: float | Float[Array, "B 1"]) -> Float[Array, "B V"]:
+    """``logits`` with -inf but for the fewest most probable tokens that together reach ``top_p``."""
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    probabilities = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    last = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits < last, -jnp.inf, logits)
 
 
 def bucket(length: int) -> int:

@@ -30,6 +30,7 @@ from mentalglm_jax.inference.scoring import (
     log_odds,
     score_labels,
 )
+from mentalglm_jax.inference.spoken import Spoken
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
@@ -87,16 +88,12 @@ def generate(
     alone = [prompts] if isinstance(prompts, str) else list(prompts)
     if wrong := next((prompt for prompt in alone if not isinstance(prompt, str)), None):
         raise InputError(f"generate: a prompt must be text, got {type(wrong).__name__}; token ids go to generate_ids")
-    spoken = [([], "") for _ in alone]
+    spoken = [Spoken(tokenizer) for _ in alone]
 
     def say(number: int, token: int) -> None:
         assert stream is not None
-        ids, before = spoken[number]
-        text = answer_text(tokenizer, ids := [*ids, token])
-        whole = text.startswith(before) and not text.endswith("\ufffd")
-        if whole and text != before:
-            stream(number, text[len(before) :])
-        spoken[number] = ids, text if whole else before
+        if text := spoken[number].add(token).text:
+            stream(number, text)
 
     outputs = generate_ids(
         model, [tokenizer.prompt_ids(prompt, system) for prompt in alone], max_new_tokens=max_new_tokens,
@@ -104,6 +101,9 @@ def generate(
         repetition_penalty=repetition_penalty, seed=seed, batch_size=batch_size,
         vocab_limit=tokenizer.vocab_size, share_prefix=share_prefix, stream=say if stream else None, progress=progress
     )  # fmt: skip
+    for number, one in enumerate(spoken if stream is not None else ()):
+        if text := one.end().text:
+            stream(number, text)
     answers = [answer_text(tokenizer, ids) for ids in outputs]
     return answers[0] if isinstance(prompts, str) else answers
 
@@ -231,7 +231,7 @@ _COLUMNS = ("id", "task", "language", "post", "label", "explanation", "finish", 
 def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes answers as JSONL, or where the name ends in ``.csv`` as a table for a spreadsheet: what was asked, the
     label (several joined by ``;``), the explanation, how the answer ended and could be read, and, where they are known,
-    a column of probabilities per label. A new file is its owner's only."""
+    a column of probabilities per label and whether these are calibrated. A new file is its owner's only."""
     path = Path(path)
     if path.suffix.lower() != ".csv":
         write_text(path, _jsonl(rows), private=True)
@@ -239,13 +239,16 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     keys = list(dict.fromkeys(key for row in rows for key in row.get("label_probabilities", ())))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *(f"p({key})" for key in keys)])
+    said_how = ["calibrated"] if keys else []
+    writer.writerow([*_COLUMNS, *(f"p({key})" for key in keys), *said_how])
     for row in rows:
         label, values = row["parsed_label"], row.get("label_probabilities", {})
         said = label if isinstance(label, str) else ";".join(label or ())
         cells = [to_cell(row["id"], name=True), row["task"], row["language"], to_cell(row["post"]), to_cell(said),
                  to_cell(row["parsed_explanation"] or ""), row["finish"], row["parse_status"]]  # fmt: skip
-        writer.writerow([*cells, *(f"{values[key]:.6f}" if key in values else "" for key in keys)])
+        chances = [f"{values[key]:.6f}" if key in values else "" for key in keys]
+        calibrated = ["yes" if row.get("probabilities_calibrated") else "no" for _ in said_how]
+        writer.writerow([*cells, *chances, *calibrated])
     write_bytes(path, text.getvalue().encode("utf-8-sig"), private=True)  # the mark by which Excel knows UTF-8
 
 

@@ -14,7 +14,7 @@ from mentalglm_jax.data.synthetic import make_corpus
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import replace_dir
 from mentalglm_jax.pipeline.run_dir import Run, replaceable
-from mentalglm_jax.pipeline.stage_data import check_weights
+from mentalglm_jax.pipeline.stage_data import check_stages
 from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer, train_bpe
 
 
@@ -59,7 +59,7 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
                     labels.setdefault(record.task, Counter()).update(record.gold)
                     languages[record.language] += 1
     job.pack_tasks(job.dir, counts)
-    check_weights(job)
+    check_stages(job)
     if recipe.tokenizer.vocab_size is not None:
         texts = [turn["content"] for record in job.records("train") for turn in record.chat(recipe.answer_order)]
         tokenizer: GlmTokenizer = train_bpe(texts, recipe.tokenizer.vocab_size)

@@ -84,6 +84,8 @@ def export_run(
     else:
         save_adapter(model, out, format=to, base_model_name_or_path=base_name, card=card)
     job.pack_tasks(out)
+    if stage == recipe.stages[-1].name:
+        job.pack_calibration(out)
     files = {path.name: path.stat().st_size for path in sorted(out.iterdir()) if path.is_file()}
     if push is None:
         return Export(out, files)
@@ -109,7 +111,8 @@ def _refuse_private(job: Run, out: Path, files: dict[str, int]) -> None:
     """
     local = {Path.home(), Path.cwd(), job.dir.absolute(), out.absolute()}
     local |= {Path(str(given)).expanduser().absolute() for given in
-              (job.recipe.data.root, job.recipe.model.path, job.recipe.tokenizer.path)
+              (job.recipe.data.root, job.recipe.model.path, job.recipe.tokenizer.path,
+               *(stage.conversations for stage in job.recipe.stages))
               if given is not None and not is_hub_id(str(given))}  # fmt: skip
     places = {str(path) for given in local for path in (given, given.resolve()) if len(path.parts) > 2}
     # A path of any machine: a home directory, with what follows.

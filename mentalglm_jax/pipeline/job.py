@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
 from mentalglm_jax.checkpoints.directories import save_pretrained
+from mentalglm_jax.checkpoints.hf_files import CALIBRATION
 from mentalglm_jax.checkpoints.model_card import CARD
 from mentalglm_jax.checkpoints.reference import write_reference
 from mentalglm_jax.data.batches import encode_chats, encode_posts, encode_records
@@ -33,8 +34,9 @@ from mentalglm_jax.devices.compiled import keep_nothing
 from mentalglm_jax.devices.distributed import barrier, is_primary, start
 from mentalglm_jax.errors import InputError, RunError, install
 from mentalglm_jax.evaluate.assess import assess
+from mentalglm_jax.evaluate.calibrated import fit_temperatures, read_temperatures, write_temperatures
 from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
-from mentalglm_jax.evaluate.readings import score_records
+from mentalglm_jax.evaluate.readings import label_f1, score_records
 from mentalglm_jax.evaluate.report import write_report
 from mentalglm_jax.files import working_in, write_bytes, write_json, write_text
 from mentalglm_jax.foreign import parse_json, read_json
@@ -227,7 +229,7 @@ def _said(result: TrainResult, first: str, best_by: str = "loss") -> dict[str, A
     mfu = "" if result.mfu is None else f", MFU {result.mfu:.1%}"
     best = ""
     if result.best is not None:
-        name = {"loss": "lowest development loss", "accuracy": "highest development accuracy"}[best_by]
+        name = f"{'lowest' if best_by == 'loss' else 'highest'} development {best_by.replace('_f1', ' F1')}"
         best = f"; {name} {result.best[1]:.3f} at step {result.best[0]}"
     stopped = f" of {result.planned}, stopped early" if result.steps < result.planned else ""
     line = (
@@ -271,8 +273,10 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
             wandb=recipe.wandb and (recipe.wandb.project, recipe.wandb.name or f"{job.dir.name}-{stage.name}"),
             sample=_sampler(tokenizer, _spread(held_out, stage.train.eval_samples), recipe.generate.max_new_tokens),
         )  # fmt: skip
-        result = train(model, examples, stage.train, where, trainable="lora", seed=recipe.seed, identity=identity,
-                       evaluation=dev, around=around)  # fmt: skip
+        result = train(
+            model, examples, stage.train, where, trainable="lora", seed=recipe.seed, identity=identity, evaluation=dev,
+            label_f1=lambda model: label_f1(model, tokenizer, held_out, recipe.generate.batch_size), around=around,
+        )  # fmt: skip
         said = _said(result, f"LoRA rank {recipe.lora.rank}", stage.train.best_by)
         said["say"] += _left_out(stage, too_long)
         if is_primary():
@@ -391,16 +395,30 @@ def _probed(job: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     section, values, where = job.recipe.generate, [], job.dir / LABEL_SCORES
-    rows = _read_jsonl(job.dir / "generations.jsonl")
+    rows, temperatures = _read_jsonl(job.dir / "generations.jsonl"), {}
+    (job.dir / CALIBRATION).unlink(missing_ok=True)
     if section.label_scores:
-        values = score_records(
-            merge_lora(job.load_final()), job.tokenizer(), _eval_records(job), out_path=where, progress=progress,
-            written=rows if job.recipe.answer_order == "explanation_first" else None, batch_size=section.batch_size
-        )  # fmt: skip
-    answers = Answers(rows, values)
-    result, _ = assess(answers, train=job.records("train"))
+        model, tokenizer = merge_lora(job.load_final()), job.tokenizer()
+        first = job.recipe.answer_order == "explanation_first"
+        if not first and (held_out := limited(job.records_if_any("dev"), section.limit)):
+            temperatures = fit_temperatures(score_records(model, tokenizer, held_out, batch_size=section.batch_size))
+            write_temperatures(job.dir, temperatures)
+        fair = {} if job.eval_split == "dev" else read_temperatures(job.dir)  # of other records
+        values = score_records(model, tokenizer, _eval_records(job), out_path=where, progress=progress,
+                               written=rows if first else None, temperatures=fair,
+                               batch_size=section.batch_size)  # fmt: skip
+    result, _ = assess(Answers(rows, values), train=job.records("train"))
     write_report(job.dir, result, title=job.dir.name, notes=job.result["data"].get("notes", ()))
-    return {}
+    lines = [f"{task}: temperature {one['temperature']:.2f} of {one['records']} development records"
+             + (_calibrated(result[task]) if task in result else "") for task, one in temperatures.items()]  # fmt: skip
+    return {"say": lines}
+
+
+def _calibrated(entry: dict[str, Any]) -> str:
+    reading = entry["label_reading"] or {}
+    if not reading.get("calibrated"):
+        return ""
+    return f"; expected calibration error {reading['calibration']['ece']:.3f} → {reading['calibrated']['ece']:.3f}"
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -455,6 +473,7 @@ def _summary(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     summary["eval"] = _own_json(job.dir / "evaluation.json")
     for name, to in (("adapter", "peft"), ("merged", "merged")):  # with results, which were not there at the export
         write_text(job.dir / name / CARD, run_card(job, to, base=job.base_id))
+        job.pack_calibration(job.dir / name)
     summary["seconds"] = {name: result["seconds"] for name, result in job.result.items()}
     write_json(job.dir / "summary.json", summary)
     return {}

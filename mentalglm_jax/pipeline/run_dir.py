@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from mentalglm_jax.checkpoints.adapters import load_adapter
 from mentalglm_jax.checkpoints.directories import load
-from mentalglm_jax.checkpoints.hf_files import is_hub_id
+from mentalglm_jax.checkpoints.hf_files import CALIBRATION, is_hub_id
 from mentalglm_jax.data.records import SPLITS, Record, read_records
 from mentalglm_jax.devices.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError
@@ -27,14 +27,15 @@ from mentalglm_jax.train.checkpoint import differences, few
 from mentalglm_jax.train.recipe import Recipe, what_it_is
 
 # What a run writes, by its path below the run directory. Deleting goes by this: whatever else is there is not a run's.
+_BESIDE = r"README\.md|tasks\.yaml|calibration\.json"
 _MODEL = r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|model\.safetensors\.index)\.json"
-_MODEL = rf"(?:{_MODEL}|tasks\.yaml|chat_template\.jinja|tokenizer\.model|model[-0-9a-z]*\.safetensors|README\.md)"
-_ADAPTER = r"adapter/(?:adapter_config\.json|adapter_model\.safetensors|README\.md|tasks\.yaml)"
+_MODEL = rf"(?:{_MODEL}|{_BESIDE}|chat_template\.jinja|tokenizer\.model|model[-0-9a-z]*\.safetensors)"
+_ADAPTER = rf"adapter/(?:adapter_config\.json|adapter_model\.safetensors|{_BESIDE})"
 _TRAINED = rf"(?:(?:checkpoints|tensorboard|profile|wandb)/.+|(?:metrics|evaluation)\.jsonl|{_ADAPTER})"
 _GENERATED = r"generations\.jsonl(?:\.partial)?"
 _PROBED = r"probes/(?:cache/.+|[^/]+\.(?:json|jsonl|parquet|csv|html))"
 _FILES = (
-    r"(?:run|summary|evaluation)\.json|evaluation\.(?:csv|html)|(?:label_scores|probes_input)\.jsonl|model_card\.md"
+    r"(?:run|summary|evaluation|calibration)\.json|evaluation\.(?:csv|html)|(?:label_scores|probes_input)\.jsonl|model_card\.md"
     r"|tasks\.yaml"
 )
 _WRITTEN = re.compile(
@@ -89,14 +90,16 @@ def _refuse_own_inputs(recipe: Recipe) -> None:
         InputError: a local input lies in the run directory, or is not there.
     """
     for key, given in (("data.root", recipe.data.root), ("model.path", recipe.model.path),
-                       ("tokenizer.path", recipe.tokenizer.path)):  # fmt: skip
+                       ("tokenizer.path", recipe.tokenizer.path),
+                       *((f"stages.{one.name}.conversations", one.conversations)
+                         for one in recipe.stages)):  # fmt: skip
         if given is None:
             continue
         path = Path(given).expanduser()
         if path.exists() and path.resolve().is_relative_to(recipe.run_dir.resolve()):
             raise InputError(f"{key}: {given} lies in {recipe.run_dir}, which --restart would delete; nothing was "
                              "deleted. Choose another run_dir, or copy the input elsewhere")  # fmt: skip
-        if key == "data.root" and not path.exists():
+        if not path.exists() and (key == "data.root" or key.endswith(".conversations")):
             raise InputError(f"{key}: {given}: no such file or directory; --restart has deleted nothing")
 
 
@@ -349,6 +352,11 @@ class Run:
         """The records of one split."""
         return read_records(self.records_file(split, variant))
 
+    def records_if_any(self, split: str) -> list[Record]:
+        """The same; none where the data has none of that split."""
+        file = self.records_file(split)
+        return self.records(split) if file.is_file() and file.stat().st_size else []
+
     def records_file(self, split: str, variant: str = "faithful") -> Path:
         """Where they lie."""
         return self.dir / "data" / variant / f"{split}.jsonl"
@@ -376,6 +384,15 @@ class Run:
 
     def _stage(self, name: str) -> Path:
         return self.dir / ("control" if name == "control" else f"stages/{name}")
+
+    def pack_calibration(self, directory: Path) -> None:
+        """Writes what the development records said of the final model's probabilities beside its weights in
+        ``directory``, or takes what is no longer so away."""
+        source, target = self.dir / CALIBRATION, directory / CALIBRATION
+        if source.is_file():
+            write_json(target, read_json(source))
+        else:
+            target.unlink(missing_ok=True)
 
     def pack_tasks(self, directory: Path, names: Iterable[str] | None = None) -> None:
         """Writes the run's own tasks (``names`` says which are in use; None: those in the run directory) to the

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mentalglm_jax.data.batches import Example, encode_records
+from mentalglm_jax.data.batches import Example, encode_conversations, encode_records
+from mentalglm_jax.data.conversations import Conversation, apart_from, read_conversations
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.selection import mixture, weighted
 from mentalglm_jax.errors import InputError
@@ -49,16 +50,43 @@ def stage_examples(
         seen = chosen(job, other)
         order = np.random.default_rng(job.recipe.seed).permutation(len(seen))
         records += [seen[i] for i in order[: round(stage.replay * len(seen))]]
-    return encode_records(records, tokenizer, stage.train.sequence_length, job.recipe.answer_order)
+    length, talks = stage.train.sequence_length, conversations(job, stage)
+    kept, too_long = encode_conversations(talks, tokenizer, length, stage.train_on or "last")
+    if records or not kept:
+        examples, longer = encode_records(records, tokenizer, length, job.recipe.answer_order)
+        kept, too_long = [*examples, *kept], [*longer, *too_long]
+    return kept, too_long
 
 
-def check_weights(job: Run) -> None:
-    """Weighs the records of every stage, so that a name that fits none is found before hours of training.
+def conversations(job: Run, stage: StageSection) -> list[Conversation]:
+    """The conversations of a stage without those that have a post of a held-out record; a line says how many went.
 
-    Raises: InputError as ``drawn``.
+    Raises: InputError as ``read_conversations``; or none is left.
+    """
+    if stage.conversations is None:
+        return []
+    held_out = [record for split in ("dev", "test") for record in job.records_if_any(split)]
+    given = read_conversations(stage.conversations)
+    found, gone = apart_from(given, held_out)
+    if not found:
+        raise InputError(f"{stage.conversations}: every conversation has a post of the development or test records, so "
+                         "none can be trained on")  # fmt: skip
+    if gone and job.say is not None:
+        job.say(f"{stage.conversations}: {gone} of {len(given)} conversations are left out: they have posts of the "
+                "development or test records")  # fmt: skip
+    return found
+
+
+def check_stages(job: Run) -> None:
+    """Weighs the records of every stage and reads its conversations, so that a name that fits none, or a file that is
+    damaged, is found before hours of training.
+
+    Raises: InputError as ``drawn`` and ``read_conversations``.
     """
     recipe = job.recipe
     stages = [*recipe.stages, *(recipe.pretrain.then if recipe.pretrain else ())]
     for stage in [*stages, *([recipe.probe.control] if recipe.probe.control else [])]:
         if stage.weights:
             drawn(job, stage)
+        if stage.conversations is not None:
+            read_conversations(stage.conversations)

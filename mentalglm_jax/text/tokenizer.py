@@ -19,7 +19,14 @@ from mentalglm_jax.files import write_json, write_text
 from mentalglm_jax.foreign import MAX_INTEGER, Fields, inside, read_json, read_text, short, there
 from mentalglm_jax.text.chat_formats import GLM, GLM_RELEASES, ChatFormat, GlmRelease, Segment
 from mentalglm_jax.text.chat_template import ChatFormatWarning, recognise
-from mentalglm_jax.text.tokenizer_files import SPECIALS, byte_level, check_lossless, from_tiktoken, read_tokenizer
+from mentalglm_jax.text.tokenizer_files import (
+    SPECIALS,
+    byte_level,
+    check_lossless,
+    from_tiktoken,
+    read_tokenizer,
+    token_bytes,
+)
 
 BUILTIN = Path(__file__).parents[1] / "assets" / "tokenizer"
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -91,6 +98,7 @@ class GlmTokenizer:
         self._chat_template = chat_template
         self._specials = present
         self.special_ids = frozenset(map(self.id_of, present))
+        self._added = frozenset(backend.get_added_tokens_decoder())
         self.stop_id = self.id_of(chat.stops[0])
         self.eos_ids = tuple(sorted({*map(self.id_of, (*chat.stops, self._named["eos_token"]))}))
         self.pad_id = self.id_of(self._named.get("pad_token", self._named["eos_token"]))
@@ -199,6 +207,12 @@ class GlmTokenizer:
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of ``ids``; ids without a token (padding rows of the embedding) give nothing."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    def bytes_of(self, index: int) -> bytes:
+        """What one token writes, which may end within a character: UTF-8, of a special token its name. Padding rows of
+        the embedding write nothing."""
+        token = self._backend.id_to_token(index) or ""
+        return token.encode() if index in self._added else token_bytes(token)
 
     def _ids(self, segments: Iterable[Segment]) -> list[int]:
         return [i for text, special in segments for i in ([self.id_of(text)] if special else self.encode(text))]

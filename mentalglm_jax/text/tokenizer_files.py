@@ -323,8 +323,16 @@ def _placed_specials(path: Path, config: Mapping[str, Any], first: int) -> Seque
     return [token for _, token in placed]
 
 
+def token_bytes(token: str) -> bytes:
+    """The bytes that a token of byte-level BPE stands for."""
+    return bytes(_LETTER_BYTES[letter] for letter in token)
+
+
 def _byte_letters() -> list[str]:
     """The letter that byte-level BPE writes for each byte: itself if printable, else one from 256 on, in order."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+_LETTER_BYTES = {letter: byte for byte, letter in enumerate(_byte_letters())}

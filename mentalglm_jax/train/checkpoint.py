@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -24,6 +24,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from mentalglm_jax.checkpoints.orbax_files import reason
 from mentalglm_jax.devices.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.train.recipe import Metric
 
 _log = logging.getLogger(__name__)
 _MOST_SHOWN = 80  # characters of a value in ``differences``
@@ -37,7 +38,7 @@ class Checkpoints:
         directory: created when missing.
         identity: JSON-able description of the run. A checkpoint of another identity is refused on restore.
         keep: how many of the latest steps to keep.
-        best_by: also keep the one saved with the lowest "loss" or the highest "accuracy"; None keeps no such one.
+        best_by: also keep the one saved with the lowest "loss" or the highest of another metric; None keeps no such.
         allow_changed: take a checkpoint of another identity, with a warning that names the keys; those of ``FIXED``
             are refused all the same, for the arrays would not fit.
 
@@ -47,7 +48,7 @@ class Checkpoints:
 
     def __init__(
         self, directory: Path, identity: dict[str, Any], keep: int = 2, *,
-        best_by: Literal["loss", "accuracy"] | None = None, allow_changed: bool = False,
+        best_by: Metric | None = None, allow_changed: bool = False,
     ):  # fmt: skip
         self.directory = directory.resolve()
         self._identity = json.loads(json.dumps(identity))  # as it will be read back: lists for tuples
@@ -78,8 +79,8 @@ class Checkpoints:
             step: optimiser steps done, more than any saved before.
             state: tree of arrays.
             data: JSON-able state of the data iterator and counters.
-            found: loss and accuracy on development data, where they were taken; what ``best_by`` goes by. Where one is
-                not finite, this step is never the best.
+            found: loss, accuracy and the like on development data, where they were taken; what ``best_by`` goes by.
+                Where one is not finite, this step is never the best.
 
         Raises:
             RunError: this save could not start, or the one before failed.

@@ -16,6 +16,8 @@ from mentalglm_jax.train.recipe import TrainConfig
 
 # Given the model as it is now: rows to keep beside the loss, e.g. answers to a few development posts.
 Sampler = Callable[[Glm], list[dict[str, Any]]]
+# Given the same: one number about the development records, for ``early_stopping.metric: label_f1``.
+Measure = Callable[[Glm], float]
 
 
 class Evaluation:

@@ -21,7 +21,7 @@ from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.model.sharding import shard_model
 from mentalglm_jax.train.checkpoint import Checkpoints, arrays, fill
-from mentalglm_jax.train.evaluation import Evaluation, Sampler
+from mentalglm_jax.train.evaluation import Evaluation, Measure, Sampler
 from mentalglm_jax.train.metrics import MetricsLog
 from mentalglm_jax.train.recipe import TrainConfig
 from mentalglm_jax.train.speed import Speedometer, peak_flops
@@ -122,6 +122,7 @@ def train(
     seed: int,
     identity: dict[str, Any] | None = None,
     evaluation: Sequence[Example] = (),
+    label_f1: Measure | None = None,
     around: Surroundings = Surroundings(),
 ) -> TrainResult:
     """Trains ``model`` in place, from its newest checkpoint under ``directory`` if there is one.
@@ -138,6 +139,7 @@ def train(
         identity: what, beside ``config``, ``seed`` and ``examples``, makes this run this run (JSON-able); guards
             against resuming another.
         evaluation: development examples, for ``config.eval_every``.
+        label_f1: for ``config.early_stopping.metric`` of that name; on a mesh of one process at most.
         around: progress, devices and the like.
 
     Raises:
@@ -155,6 +157,8 @@ def train(
                             neutral_id=model.config.filler_id, local_rows=held)  # fmt: skip
     if config.eval_every is not None and not evaluation:
         raise InputError("eval_every is set, but there are no development examples; give some, or leave it out")
+    if config.best_by == "label_f1" and label_f1 is None:
+        raise InputError("early_stopping.metric label_f1 needs records with labels, there are examples only; use loss")
     scored = Evaluation(evaluation, config, nnx.split(model)[0], mesh) if config.eval_every is not None else None
     steps = config.steps or max(1, round((config.epochs or 1) * batches.steps_per_epoch()))
     if around.say is not None:
@@ -221,6 +225,8 @@ def train(
                 if scored is not None and (done % (config.eval_every or 1) == 0 or done == steps):
                     with speed.pause():
                         found = scored(averaged(state.trainable, state.optimizer), frozen)
+                        if config.best_by == "label_f1" and label_f1 is not None:
+                            found["label_f1"] = label_f1(_as_it_is(model, state))
                         tally.note(done, found, config)
                         if log is not None:
                             log.write_evaluation(done, found, _samples(around.sample, model, state))
@@ -333,8 +339,13 @@ def _last(config: TrainConfig, checkpoints: Checkpoints, state: TrainState) -> T
 def _samples(sample: Sampler | None, model: Glm, state: TrainState) -> list[dict[str, Any]]:
     if sample is None or jax.process_count() > 1:
         return []
+    return sample(_as_it_is(model, state))
+
+
+def _as_it_is(model: Glm, state: TrainState) -> Glm:
+    """``model`` with the parameters that the run would end with now."""
     nnx.update(model, averaged(state.trainable, state.optimizer))
-    return sample(model)
+    return model
 
 
 def _named(examples: Sequence[Example], numbers: Sequence[int], most: int = 8) -> str:

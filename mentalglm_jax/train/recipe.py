@@ -55,12 +55,17 @@ def _check_task(task: str) -> None:
         raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
 
 
+Metric = Literal["loss", "accuracy", "label_f1"]  # of development examples, what says which step is the best
+
+
 class EarlyStopping(Settings):
     """Ends a stage once ``patience`` evaluations in a row have not bettered ``metric`` by more than ``min_delta``: the
-    development examples' ``loss`` (nats per answer token, falling) or ``accuracy`` (of answer tokens, rising)."""
+    development examples' ``loss`` (nats per answer token, falling), ``accuracy`` (of answer tokens, rising) or
+    ``label_f1`` (rising): of the labels that are most probable right after the post, weighted over classes, the mean
+    over tasks."""
 
     patience: Positive
-    metric: Literal["loss", "accuracy"] = "loss"
+    metric: Metric = "loss"
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
 
@@ -136,7 +141,7 @@ class TrainConfig(Settings):
         return self
 
     @property
-    def best_by(self) -> Literal["loss", "accuracy"]:
+    def best_by(self) -> Metric:
         """What of the development examples says which step is the best."""
         return "loss" if self.early_stopping is None else self.early_stopping.metric
 
@@ -243,7 +248,9 @@ class StageSection(Settings):
     as a fraction of their records. ``weights`` mixes what the stage trains on, see ``selection.weighted``: of a data
     set, named by a record's source or task, an epoch has 2 times, half (0.5) or none (0); of its labels as often as a
     mapping says, or equally many (``balanced``); 1 where nothing is said. It does not touch what is replayed.
-    ``variant: unfaithful`` trains on explanations that cite the decoy."""
+    ``variant: unfaithful`` trains on explanations that cite the decoy. ``conversations`` is a file of conversations of
+    several turns (``data/conversations.py``) that are trained on as well, ``train_on`` the ``last`` or ``all`` of their
+    assistant turns; ``tasks: []`` leaves the records out."""
 
     name: StageName
     languages: tuple[str, ...] | None = None
@@ -251,10 +258,14 @@ class StageSection(Settings):
     variant: Literal["faithful", "unfaithful"] = "faithful"
     replay: Fraction = 0.0
     weights: dict[str, Annotated[Weight, PlainValidator(_weight)]] = Field(default_factory=dict)
+    conversations: Path | None = None
+    train_on: Literal["last", "all"] | None = None
     train: TrainConfig
 
     @model_validator(mode="after")
     def _known_tasks(self) -> "StageSection":
+        if self.train_on is not None and self.conversations is None:
+            raise ValueError("train_on is of conversations, and none are named; a record has one answer")
         for task in self.tasks or ():
             _check_task(task)
         spoken = {language for task in self.tasks or TASKS for language in TASKS[task].languages}
@@ -391,6 +402,14 @@ class Recipe(Settings):
             raise ValueError("stages needs at least one stage, each with its own name")
         if self.mesh is not None and self.mesh.distributed and self.pretrain is not None:
             raise ValueError("mesh.distributed trains adapters of a loaded model; pretrain runs in one process")
+        stages = [*self.stages, *([self.probe.control] if self.probe.control else [])]
+        by_label = next((stage.name for stage in stages if stage.train.best_by == "label_f1"), None)
+        if by_label is not None and self.answer_order == "explanation_first":
+            raise ValueError(f"stage {by_label}: early_stopping.metric label_f1 reads the label right after the post, "
+                             "where answer_order explanation_first has none; use loss")  # fmt: skip
+        if by_label is not None and self.mesh is not None and self.mesh.distributed:
+            raise ValueError(f"stage {by_label}: early_stopping.metric label_f1 needs one process, and "
+                             "mesh.distributed joins several; use loss")  # fmt: skip
         if "control" in names:
             raise ValueError("a stage cannot be named 'control': probe.control trains under that name")
         return self

@@ -43,6 +43,8 @@ ARGUMENTS = {
     "mentalglm generate": ["nowhere", "--in", "records.jsonl", "--out", "answers.jsonl"],
     "mentalglm evaluate": ["nowhere", "--data", "records.jsonl", "--out", "evaluated"],
     "mentalglm bench": ["nowhere.yaml"],
+    "mentalglm chat": ["nowhere"],
+    "mentalglm serve": ["nowhere", "--port", "0"],
     "mentalglm leaderboard": ["nowhere"],
     "mentalglm convert": ["model", "converted"],
     "mentalglm export": ["nowhere", "--to", "peft"],

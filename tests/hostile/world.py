@@ -58,7 +58,8 @@ WRITES = {
 # Print only; or (probes) are tried in the tests of the folder that writes for them.
 ELSEWHERE = {
     "mentalglm plan", "mentalglm doctor", "mentalglm tasks list", "mentalglm tasks show", "mentalglm tasks check",
-    "mentalglm bench", "probes run", "probes check", "probes report", "probes randomise",
+    "mentalglm bench", "mentalglm chat", "mentalglm serve",
+    "probes run", "probes check", "probes report", "probes randomise",
     "probes verify", "probes selftest", "probes validate",
 }  # fmt: skip
 

@@ -1,0 +1,132 @@
+"""``mentalglm chat``: a conversation in the terminal."""
+
+import contextlib
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from mentalglm_jax.cli.options import (
+    Adapter,
+    Dtype,
+    MaxNewTokens,
+    ModelName,
+    Quantize,
+    RopeTheta,
+    Temperature,
+    Tokenizer,
+    load_model,
+)
+from mentalglm_jax.cli.output import SAFETY, complain, inert, say
+from mentalglm_jax.data.surrogates import half_pair
+from mentalglm_jax.errors import InputError
+
+QUOTES = '"""'
+COMMANDS = {
+    "/system TEXT": "begin anew with this system turn; without TEXT, with none",
+    "/reset": "begin anew",
+    "/quit": "leave, as Ctrl-D does",
+    QUOTES: "before and after a post of several lines, or one that begins with /",
+}
+
+
+def chat(
+    model: ModelName,
+    adapter: Adapter = None,
+    system: Annotated[str | None, typer.Option(help="System turn before the conversation")] = None,
+    tokenizer: Tokenizer = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the draws")] = 0,
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
+    rope_theta: RopeTheta = None,
+) -> None:
+    """A conversation in the terminal, answered word by word. /help lists what else can be typed; Ctrl-C stops an
+    answer."""
+    loaded, encoder = load_model(model, adapter, tokenizer, dtype=dtype, quantize=quantize, rope_theta=rope_theta)
+    session = _Session(loaded, encoder, system, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    shown = sys.stdin.isatty()
+    if shown:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - lines can be edited and recalled
+        say(f"{SAFETY}\n/help lists the commands", style="dim")
+    while (typed := _read("> " if shown else "")) is not None:
+        text, quoted = typed
+        if text.strip() == "/quit" and not quoted:
+            return
+        try:
+            session.take(text, quoted)
+        except InputError as error:
+            complain(str(error))
+
+
+def _read(prompt: str) -> tuple[str, bool] | None:
+    """A line, or several between two lines of three quotes, and which of the two it was; None at the end of the input
+    or after Ctrl-C."""
+    try:
+        line = input(prompt)
+        if line.strip() != QUOTES:
+            return line, False
+        lines: list[str] = []
+        while (line := input("… " if prompt else "")).strip() != QUOTES:
+            lines.append(line)
+        return "\n".join(lines), True
+    except (EOFError, KeyboardInterrupt):
+        sys.stdout.write("\n")
+        return None
+
+
+class _Session:
+    """A conversation."""
+
+    def __init__(self, model: Any, tokenizer: Any, system: str | None, **options: Any):
+        self._model, self._tokenizer, self._options = model, tokenizer, options
+        self._head = [{"role": "system", "content": system}] if system else []
+        self._turns: list[dict[str, str]] = []
+
+    def take(self, text: str, quoted: bool) -> None:
+        """What was typed. Raises: InputError: it cannot be done; the conversation is as before."""
+        word, _, rest = text.strip().partition(" ")
+        if half_pair(text) is not None:
+            raise InputError("this is not UTF-8; it is left out")
+        if not text.strip():
+            return
+        if quoted or not word.startswith("/"):
+            self._answer(text)
+        elif word == "/help":
+            say("\n".join(f"{name:<14}{what}" for name, what in COMMANDS.items()))
+        elif word in ("/reset", "/system"):
+            self._turns = []
+            if word == "/system":
+                self._head = [{"role": "system", "content": rest}] if rest else []
+            say("a new conversation")
+        else:
+            raise InputError(f"{word}: no such command; /help lists them")
+
+    def _answer(self, text: str) -> None:
+        from mentalglm_jax.inference.decode import generate_ids
+        from mentalglm_jax.inference.spoken import Spoken
+
+        turns = [*self._turns, {"role": "user", "content": text}]
+        spoken, said = Spoken(self._tokenizer), list[str]()
+
+        def tell(piece: str) -> None:
+            said.append(piece)
+            sys.stdout.write("\n".join(map(inert, piece.split("\n"))))
+            sys.stdout.flush()
+
+        try:
+            generate_ids(
+                self._model, [self._tokenizer.ask_ids([*self._head, *turns])], eos_ids=self._tokenizer.eos_ids,
+                vocab_limit=self._tokenizer.vocab_size, stream=lambda _, token: tell(spoken.add(token).text),
+                **self._options,
+            )  # fmt: skip
+            tell(spoken.end().text)
+        except KeyboardInterrupt:
+            sys.stdout.write(" …")
+        except InputError as error:
+            raise InputError(f"{error}; /reset begins anew") from None
+        sys.stdout.write("\n")
+        if answer := "".join(said):
+            self._turns = [*turns, {"role": "assistant", "content": answer}]

@@ -1,0 +1,216 @@
+"""`mentalglm serve` and `mentalglm chat` as a user starts them."""
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import openai
+import pytest
+import yaml
+from flax import nnx
+from pexpect import fdpexpect
+
+from mentalglm_jax.checkpoints.adapters import save_adapter
+from mentalglm_jax.checkpoints.directories import load
+from mentalglm_jax.inference.generate import generate
+from mentalglm_jax.model.lora import LoraConfig, add_lora, has_lora, merge_lora
+from mentalglm_jax.text.tokenizer import GlmTokenizer
+from tests.hostile.attack import refused, run
+from tests.mentalglm_jax.serve.served import save_small_model
+
+PROGRAM = str(Path(sys.executable).with_name("mentalglm"))
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("served") / "small"
+    save_small_model(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def adapter_dir(model_dir) -> Path:
+    model = load(str(model_dir))
+    add_lora(model, LoraConfig(rank=2, alpha=64.0), nnx.Rngs(1))
+    down = model.layers.mlp.down_proj.adapter
+    down.b.set_value(down.b[...] + 0.7)
+    save_adapter(model, model_dir.parent / "mine")
+    return model_dir.parent / "mine"
+
+
+def test_serve_with_an_adapter_and_a_key_until_it_is_interrupted(model_dir, adapter_dir, tmp_path):
+    key = tmp_path / "key"
+    key.write_text("sk-of-a-file\n")
+    process = subprocess.Popen(
+        [PROGRAM, "serve", str(model_dir), "--adapter", str(adapter_dir), "--port", "0", "--api-key-file", str(key),
+         "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        assert said["url"].startswith("http://127.0.0.1:") and said["model"] == "mine"
+        with openai.OpenAI(base_url=said["url"], api_key="sk-of-a-file") as client:
+            answer = client.chat.completions.create(model="mine", messages=[{"role": "user", "content": "A post."}],
+                                                    max_tokens=8)  # fmt: skip
+        with openai.OpenAI(base_url=said["url"], api_key="another") as other, pytest.raises(openai.AuthenticationError):
+            other.models.list()
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err and "A post" not in err
+    tokenizer, base = GlmTokenizer.load(model_dir), load(str(model_dir))
+    adapted = load(str(model_dir), adapter=str(adapter_dir))
+    assert has_lora(adapted)
+    expected = generate(merge_lora(adapted), tokenizer, "A post.", 8)
+    assert answer.choices[0].message.content == expected != generate(base, tokenizer, "A post.", 8)
+
+
+def test_serve_refuses_what_it_cannot_do(model_dir, tmp_path, capsys, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused(
+            run(["mentalglm", "serve", model_dir, "--port", port], capsys), f"port {port} cannot be used.*--port", 1
+        )
+    for content in ("", "  \n", "two words\n", "ключ\n", "a\nb\n"):
+        (tmp_path / "key").write_text(content)
+        outcome = run(["mentalglm", "serve", model_dir, "--port", 0, "--api-key-file", tmp_path / "key"], capsys)
+        refused(outcome, "key: holds no key")
+    refused(run(["mentalglm", "serve", model_dir, "--api-key-file", tmp_path / "none"], capsys), "none: cannot be read")
+    monkeypatch.setenv("MENTALGLM_API_KEY", "")
+    refused(run(["mentalglm", "serve", model_dir, "--port", 0], capsys), "MENTALGLM_API_KEY: holds no key")
+    monkeypatch.delenv("MENTALGLM_API_KEY")
+    refused(run(["mentalglm", "serve", tmp_path / "nowhere", "--port", 0], capsys), "nowhere")
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
+def test_a_missing_extra_is_named(model_dir, capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    refused(run(["mentalglm", "serve", model_dir, "--port", 0], capsys), r"serve extra.*\.\[serve\]")
+
+
+@pytest.fixture
+def terminal(model_dir):
+    """A terminal with a session in it (no fork: JAX has threads here); the first prompt has been read."""
+    ours, theirs = pty.openpty()
+    settings = termios.tcgetattr(theirs)
+    settings[3] &= ~termios.ECHO
+    termios.tcsetattr(theirs, termios.TCSANOW, settings)
+    process = subprocess.Popen([PROGRAM, "chat", str(model_dir), "--max-new-tokens", "12"], stdin=theirs, stdout=theirs,
+                               stderr=theirs, env={**os.environ, "TERM": "dumb"}, start_new_session=True)  # fmt: skip
+    os.close(theirs)
+    child = fdpexpect.fdspawn(ours, encoding="utf-8", timeout=120)
+    child.process = process
+    child.expect("not a diagnosis")
+    child.expect("\n> ")
+    yield child
+    process.kill()
+    process.wait()
+    child.close()
+
+
+def heard(child) -> str:
+    child.expect("\r\n> ")
+    return child.before.replace("\r\n", "\n")
+
+
+def shown(text: str) -> str:
+    from mentalglm_jax.cli.output import inert
+
+    return "\n".join(map(inert, text.split("\n")))
+
+
+def test_a_session_in_a_terminal(terminal, model_dir):
+    tokenizer, model = GlmTokenizer.load(model_dir), load(str(model_dir))
+
+    def says(messages):
+        from mentalglm_jax.inference.generate import answer_text, generate_ids
+
+        (ids,) = generate_ids(model, [tokenizer.ask_ids(messages)], max_new_tokens=12, eos_ids=tokenizer.eos_ids,
+                              vocab_limit=tokenizer.vocab_size)  # fmt: skip
+        return answer_text(tokenizer, ids)
+
+    def turn(role, content):
+        return {"role": role, "content": content}
+
+    def ask(line):
+        terminal.sendline(line)
+        return heard(terminal)
+
+    first = says([turn("user", "A post.")])
+    assert ask("A post.") == shown(first)
+    second = says([turn("user", "A post."), turn("assistant", first), turn("user", "And now?")])
+    assert ask("And now?") == shown(second)
+    assert "new conversation" in ask("/reset") and ask("A post.") == shown(first)
+    assert "new conversation" in ask("/system Be brief.")
+    briefly = says([turn("system", "Be brief."), turn("user", "A post.")])
+    assert ask("A post.") == shown(briefly) and briefly != first
+    assert "/quit" in ask("/help")
+    assert "no such command" in ask("/quite")
+    terminal.sendline('"""')
+    terminal.sendline("/reset")
+    terminal.sendline("on two lines")
+    terminal.sendline('"""')
+    assert says([turn("system", "Be brief."), turn("user", "A post."), turn("assistant", briefly),
+                 turn("user", "/reset\non two lines")]) in heard(terminal)  # fmt: skip
+    terminal.sendline("/quit")
+    assert terminal.process.wait(60) == 0
+
+
+def test_an_interrupt_stops_the_answer_and_not_the_session(terminal):
+    """Before a program is compiled, in the answer, or at the prompt, where it leaves."""
+    terminal.sendline("A post.")
+    time.sleep(0.3)
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.expect("\r\n> ")
+    assert "Traceback" not in terminal.before
+    terminal.sendline("/help")
+    assert "/quit" in heard(terminal)
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.process.wait(60) == 0
+
+
+def test_control_characters_of_an_answer_do_nothing(model_dir, capsys, monkeypatch):
+    """An answer that would clear the screen, set the title or write over the line before it."""
+    import io
+
+    from mentalglm_jax.cli import chat
+
+    tokenizer = GlmTokenizer.load(model_dir)
+    bad = "a\x1b[2Jb\x1b]0;title\x07c\rd\x9be\u202ef\nnext"
+    monkeypatch.setattr("mentalglm_jax.inference.decode.generate_ids", lambda model, prompts, *, stream, **options: [
+        stream(0, token) for token in tokenizer.encode("\n" + bad)
+    ])  # fmt: skip
+    monkeypatch.setattr(chat, "load_model", lambda *given, **named: (None, tokenizer))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("A post.\n\n"))
+    outcome = run(["mentalglm", "chat", "anywhere"], capsys)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("a\\x1b[2Jb\\x1b]0;title\\x07c\\rd\\x9be\\u202ef\nnext\n")
+
+
+def test_a_line_that_cannot_be_said_leaves_the_session_as_it_was(model_dir, capsys, monkeypatch):
+    import io
+
+    lines = "word " * 5000 + "\n/nonsense\n/quit\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    outcome = run(["mentalglm", "chat", model_dir, "--max-new-tokens", 4], capsys)
+    assert outcome.code == 0
+    first, second = outcome.err.splitlines()
+    assert "context is 4096" in first and "/reset" in first
+    assert "/nonsense: no such command" in second
+
+
+def test_the_docs_page_says_what_the_command_says():
+    page = (Path(__file__).parents[3] / "docs" / "serve.md").read_text("utf-8")
+    assert len(page.splitlines()) <= 120
+    assert yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])["teacher"]["base_url"]
