@@ -293,7 +293,7 @@ def _undressed(marks: Markers, text: str, span: tuple[int, int]) -> tuple[int, i
 
 
 def _parts(marks: Markers, text: str, start: int, end: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-    """Character spans of (label sentence, explanation) within ``start`` and ``end``, stripped; None for an empty part."""
+    """Character spans of (label sentence, explanation) between the two, stripped; None for an empty part."""
     text = text[:end]
     found = _marked(marks.explanation, text, start)
     if not found:

@@ -180,7 +180,14 @@ def test_an_empty_account_is_no_rate_limit(world, status, body):
         (429, {"error": {"message": "You exceeded your current quota, retry in 20 s", "status": "RESOURCE_EXHAUSTED"}}),
         (503, {"error": {"message": "busy"}}),
         (200, {"error": {"code": 429, "message": "upstream is busy"}}),
-        (200, {"choices": [{"error": {"code": 502, "message": "x"}, "finish_reason": "error", "message": {"content": ""}}]}),
+        (
+            200,
+            {
+                "choices": [
+                    {"error": {"code": 502, "message": "x"}, "finish_reason": "error", "message": {"content": ""}}
+                ]
+            },
+        ),
         (429, {"error": {"message": "Rate limit exceeded: free-models-per-day. Add 10 credits to unlock more"}}),
     ],
     ids=["Zhipu", "Gemini", "503", "OpenRouter, with 200", "OpenRouter, in the choice", "OpenRouter, free"],
@@ -218,8 +225,14 @@ FILTERS: dict[str, Any] = {
     "Volcengine, risk": failing(400, {"error": {"code": "InputTextRiskDetection", "message": "x"}}),
     "Baidu": failing(400, {"error": {"code": "unsafe_request", "message": "x"}}),
     "iFlytek, with 200": failing(200, {"code": 10013, "message": "x", "sid": "y"}),
-    "OpenRouter, in the choice": failing(200, {"choices": [{
-        "error": {"code": 403, "message": "flagged by moderation"}, "finish_reason": "error", "message": {}}]}),
+    "OpenRouter, in the choice": failing(
+        200,
+        {
+            "choices": [
+                {"error": {"code": 403, "message": "flagged by moderation"}, "finish_reason": "error", "message": {}}
+            ]
+        },
+    ),
     "finish guardrail": said(None, "guardrail_intervened"),
     "finish filtered": said("", "content_filtered"),
 }

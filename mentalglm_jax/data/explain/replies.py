@@ -91,6 +91,7 @@ def _without_runs(text: str, size: int, known: Any, mark: str) -> str:
 
 # --- an answer ---
 
+
 def readable(text: str) -> str:
     """The text as it can be written as UTF-8: half a surrogate pair becomes U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -201,8 +202,8 @@ _ACCOUNT_CODES = {
 }  # fmt: skip
 _ACCOUNT_WORDS = re.compile(
     r"insufficient (?:account )?(?:balance|credits?|quota|funds)|credit balance|out of credits?|credit limit|"
-    r"(?:available|included|remaining|all (?:of )?your) credits|(?:have any|no|not enough|purchase|buy)(?: more)? credits|"
-    r"spending limit|past invoices|余额不足|余额已|欠费|额度(?:已)?(?:用尽|不足|用完|失败)|可用资源包",
+    r"(?:available|included|remaining|all (?:of )?your) credits|(?:have any|no|not enough|purchase|buy)(?: more)? "
+    r"credits|spending limit|past invoices|余额不足|余额已|欠费|额度(?:已)?(?:用尽|不足|用完|失败)|可用资源包",
     re.IGNORECASE,
 )
 _CODE_NAMES = ("code", "type", "status", "status_code", "error_code", "err_code")

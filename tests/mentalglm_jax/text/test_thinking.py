@@ -26,7 +26,11 @@ WRAPPED = {"as it is": ("", ""), "answer": ("<answer>", "</answer>"), "box": ("<
 SAID = {
     "label first": ("This post shows high suicide risk. Reasoning: they say so", ("high",), "they say so"),
     "label alone": ("**High**", ("high",), None),
-    "explanation first": ("Reasoning: they say so Answer: This post shows high suicide risk.", ("high",), "they say so"),
+    "explanation first": (
+        "Reasoning: they say so Answer: This post shows high suicide risk.",
+        ("high",),
+        "they say so",
+    ),
 }
 
 
