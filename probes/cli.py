@@ -327,11 +327,14 @@ def _print_summary(summary: dict[str, Any]) -> None:
     for method, value in summary["cue_auroc"].items():
         if value is not None:
             table.add_row(f"planted cues found, AUROC ({method})", f"{value:.3f}", "", "chance 0.5")
+    from probes.report import pairs
     from probes.report.overview import facts
 
     for title, value, note in facts(summary):
         if title in _TOLD:
             table.add_row(title[0].lower() + title[1:], value, "", note)
+    for title, value, note in pairs.facts(summary):
+        table.add_row(title[0].lower() + title[1:], value, "", note)
     quotes = f"of {summary['n_quotes']} quotes"
     table.add_row("quotes that are not in the post", percent(summary["fabricated_quote_rate"]), "", quotes)
     table.add_row("explanations that cite nothing", str(summary["abstained"]), "", "")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probes.checks.crosscheck import post_units
-from probes.checks.swaps import LeftOut, Swap, counterpart, swap
+from probes.checks.swaps import LeftOut, Swap, counterpart, swaps_of
 from probes.checks.verdict import FAMILIES
 from probes.citations.align import align, merge_spans
 from probes.errors import ProbeError, ProbeInputError
-from probes.records import Attribution, Example
+from probes.records import Attribution, Check, Example
 from probes.results.cache import Cache
 from probes.results.store import SCHEMA_VERSION, PostResult, cited_target
 from probes.saliency.settings import METHODS, NEED_FILLERS, Settings
@@ -54,8 +54,8 @@ def probe_post(
 
     Args:
         at: its place in ``plan``.
-        name: its name in the cache; finished maps are kept beside it, and read back.
-        within: told how far it is, after each map.
+        name: its name in the cache; finished steps are kept beside it, and read back.
+        within: told how far it is, after each step.
     """
     from probes.checks.faithfulness import cited_effects
 
@@ -69,22 +69,66 @@ def probe_post(
             calls.append((method, targets + phrases * (method == "erase")))
         else:
             calls += [(method, (target,)) for target in targets]
-    maps = _maps(probe, example, calls, settings, plan.fillers[at], cache, name, within)
+    deeper = 6 if plan.deep else 1
+    steps = Steps(cache, name, len(calls) + deeper, within)
+    maps = _maps(probe, example, calls, settings, plan.fillers[at], steps)
     spans = merge_spans(span for citation in citations for span in citation.post_char)
     judged = any(a.method == "ig" for a in maps)  # the fast budget screens; it does not pay for this
-    measured = list(cited_effects(probe, example, spans)) if spans and judged else []
+    measured = steps.checks(lambda: cited_effects(probe, example, spans) if spans and judged else ())
     moved: tuple[tuple[float, float], ...] = ()
     if plan.deep:
         from probes.checks.behaviour import counterfactuals, mediation_share, weight_of_evidence
         from probes.checks.gates import judge, max_sensitivity
 
-        donors = [e for j, e in enumerate(plan.examples) if j != at]
-        measured += [weight_of_evidence(probe, example), mediation_share(probe, example, donors)]
-        measured += judge(probe, example, maps, settings)
-        measured += max_sensitivity(probe, example, maps, settings, plan.fillers[at])
-        moved = counterfactuals(probe, example, plan.fillers[at], seed=plan.seed)
+        donors, fillers = [e for j, e in enumerate(plan.examples) if j != at], plan.fillers[at]
+        measured += steps.checks(lambda: [weight_of_evidence(probe, example)])
+        measured += steps.checks(lambda: [mediation_share(probe, example, donors)])
+        measured += steps.checks(lambda: judge(probe, example, maps, settings))
+        measured += steps.checks(lambda: max_sensitivity(probe, example, maps, settings, fillers))
+        pairs = steps.kept(lambda: [list(p) for p in counterfactuals(probe, example, fillers, seed=plan.seed)])
+        moved = tuple((float(shift), float(said)) for shift, said in pairs)
     result = PostResult.of(example, citations, maps, post_units(maps, example.post, example.cut), measured)
     return dataclasses.replace(result, counterfactuals=moved)
+
+
+class Steps:
+    """The steps of one post (or of what is done to several), each kept as soon as it is done: on a real model a post
+    takes minutes, and Ctrl-C must not cost them. What is kept holds no text.
+
+    Args:
+        name: of the post in the cache. count: how many steps there are. within: told the share that is done.
+    """
+
+    def __init__(self, cache: Cache, name: str, count: int = 0, within: Within | None = None) -> None:
+        self._cache, self._name, self._count, self._within = cache, name, count, within
+        self._done = 0
+
+    def kept(self, make: Callable[[], Any], read: Callable[[Any], Any] = lambda value: value) -> Any:
+        """What the next step gives, JSON types only, made or read back.
+
+        Args:
+            read: makes of JSON what is wanted; what it cannot read is made again.
+        """
+        part = self._cache.part(self._name, self._done)
+        stored, found = self._cache.read(part), None
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, ProbeInputError):
+            found = None if stored is None else (read(stored["made"]),)
+        if found is None:
+            made = make()
+            self._cache.write(part, {"made": made})
+            found = (read(made),)
+        self._done += 1
+        if self._within:
+            self._within(self._done / (self._count + 1))
+        return found[0]
+
+    def checks(self, make: Callable[[], Sequence[Check]]) -> list[Check]:
+        """The next step, where it gives checks."""
+        return self.kept(lambda: [c.to_dict() for c in make()], lambda value: [Check.from_dict(c) for c in value])
+
+    def maps(self, make: Callable[[], Sequence[Attribution]]) -> list[Attribution]:
+        """The next step, where it gives maps."""
+        return self.kept(lambda: [a.to_dict() for a in make()], lambda value: [Attribution.from_dict(a) for a in value])
 
 
 def _maps(
@@ -93,26 +137,17 @@ def _maps(
     calls: Sequence[tuple[str, tuple[str, ...]]],
     settings: Settings,
     fillers: Sequence[str],
-    cache: Cache,
-    name: str,
-    within: Within | None,
+    steps: Steps,
 ) -> list[Attribution]:
-    """The maps of one post, each call kept as soon as it is made: on a real model a post takes minutes, and Ctrl-C must
-    not cost them. A map holds no text."""
+    """The maps of one post, a step for each call: (method, targets)."""
     from probes.saliency.attribute import attribute
 
-    maps: list[Attribution] = []
-    for step, (method, targets) in enumerate(calls):
-        part = cache.part(name, step)
-        found = _kept(cache, part)
-        if found is None:
-            found = attribute(probe, example, (method,), targets, settings, fillers)
-            _require_finite(found)
-            cache.write(part, {"maps": [a.to_dict() for a in found]})
-        maps += found
-        if within:
-            within((step + 1) / (len(calls) + 1))
-    return maps
+    def made(method: str, targets: tuple[str, ...]) -> list[Attribution]:
+        found = attribute(probe, example, (method,), targets, settings, fillers)
+        _require_finite(found)
+        return found
+
+    return [a for method, targets in calls for a in steps.maps(lambda m=method, t=targets: made(m, t))]
 
 
 def _require_finite(maps: Sequence[Attribution]) -> None:
@@ -134,31 +169,27 @@ def swap_pair(
 ) -> list[Swap | LeftOut]:
     """One swap pair by every method that may give a verdict; the second post's maps for the first's answer are kept in
     the cache like a post."""
-    from probes.saliency.attribute import attribute
-
     (first, second), (one, other) = pair, results
     methods = [a.method for a in one.attributions if a.target == "label" and a.method in FAMILIES]
     if first.label_text == second.label_text and first.ids[first.prompt_len :] == second.ids[second.prompt_len :]:
-        maps = [a for a in other.attributions if a.target == "label"]
+        maps: Sequence[Attribution] = other.attributions
     else:
         try:
             moved = counterpart(first, second)
         except ProbeInputError:
-            return [LeftOut(str(first.pair), m, "a prompt ends inside a character") for m in methods]
+            why, ids = "a prompt ends inside a character", (first.id, second.id)
+            return [LeftOut(str(first.pair), m, why, ids) for m in methods]
         able = [m for m in methods if fillers or m not in NEED_FILLERS]
         depends: list[Any] = [SCHEMA_VERSION, probe.fingerprint, able, dataclasses.asdict(settings), list(fillers)]
         name = cache.name([*depends, moved.to_dict()], kind="swap-")
         kept = _kept(cache, name)
-        maps = attribute(probe, moved, able, ("label",), settings, fillers) if kept is None else kept
         if kept is None:
-            cache.write(name, {"maps": [a.to_dict() for a in maps]})
-    texts, units, turned = (first.post, second.post), (one.units, other.units), first.label != second.label
-    return [
-        swap(a, b, texts, units, str(first.pair), first.user, turned)
-        for a in one.attributions
-        for b in maps
-        if a.target == "label" and a.method == b.method and a.method in methods
-    ]
+            steps = Steps(cache, name, len(able))
+            kept = _maps(probe, moved, [(m, ("label",)) for m in able], settings, fillers, steps)
+            cache.write(name, {"maps": [a.to_dict() for a in kept]})
+        cache.forget_parts(name)
+        maps = kept
+    return swaps_of(first, second, one.attributions, maps, (one.units, other.units))
 
 
 def _kept(cache: Cache, name: str) -> list[Attribution] | None:

@@ -24,7 +24,7 @@ from probes.citations.normalise import is_cjk
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning, RowRefused
 from probes.files import write_json
 from probes.foreign import plain
-from probes.post import Plan, probe_post, swap_pair
+from probes.post import Plan, Steps, probe_post, swap_pair
 from probes.records import Example
 from probes.report.page import write_report
 from probes.results.cache import Cache, digest
@@ -67,10 +67,10 @@ def run_suite(
 ) -> Suite:
     """Attributes, aligns and cross-checks every row, and writes the run directory (``probes.results.store``).
 
-    Killed at any point, the same call continues: finished posts, and finished maps of a post, are read back from
-    ``out/cache``. Results do not depend
-    on where it was interrupted, nor on how many processes share the work (``accelerate launch -m probes run ...``: each
-    makes its share of the posts, the first gathers them from the cache and writes the run).
+    Killed at any point, the same call continues: finished posts, and finished steps of a post (each map, each check
+    that runs the model), are read back from ``out/cache``. Results do not depend on where it was interrupted, nor on
+    how many processes share the work (``accelerate launch -m probes run ...``: each makes its share of the posts, the
+    first gathers them from the cache and writes the run).
 
     Rows that cannot be probed are left out: a line says so before the first post, ``skipped_by_reason`` counts them.
 
@@ -80,7 +80,7 @@ def run_suite(
         budget: fast | standard | full.
         limit: only the first so many rows.
         redact: write no text of any post or explanation anywhere under ``out``.
-        progress: called with (posts done, posts in all); between posts with a part of one, after each map.
+        progress: called with (posts done, posts in all); between posts with a part of one, after each step.
 
     Returns:
         what is written to ``summary.json`` (``probes.results.summary.summarise``), a dict that knows its run
@@ -194,6 +194,9 @@ def _carry_out(
         swaps += swap_pair(
             probe, (examples[a], examples[b]), plan.fillers[b], (results[a], results[b]), settings, cache
         )
+    if redact:  # a pair's id is the user's own words
+        numbers = {pair: f"pair {i}" for i, pair in enumerate(dict.fromkeys(s.pair for s in swaps))}
+        swaps = [dataclasses.replace(s, pair=numbers[s.pair]) for s in swaps]
     study = _randomisation(probe, examples[:_RANDOMISED], cache, seed) if plan.deep else None
     summary = summarise(results, evidence, n_boot=n_boot, seed=seed, swaps=swaps) | {
         "skipped": len(manifest["skipped"]),
@@ -263,8 +266,9 @@ def _randomisation(probe: Probe, examples: Sequence[Example], cache: Cache, seed
 
     name = cache.name([SCHEMA_VERSION, probe.fingerprint, seed, [list(e.ids) for e in examples]], "randomised-")
     if (found := cache.read(name)) is None:
-        found = study(probe, examples, seed=seed)
+        found = study(probe, examples, seed=seed, keep=Steps(cache, name).kept)
         cache.write(name, found)
+    cache.forget_parts(name)
     return found
 
 

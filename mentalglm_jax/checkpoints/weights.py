@@ -27,7 +27,7 @@ from mentalglm_jax.checkpoints.hf_files import DTYPES, Checkpoint, ModelFiles
 from mentalglm_jax.checkpoints.rows import Part, Tensor
 from mentalglm_jax.checkpoints.vision import TOWER, tower_tensors, vision_config
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.foreign import Fields, short, some
+from mentalglm_jax.foreign import DIRECTORY, Fields, short, some
 from mentalglm_jax.model.glm import Glm, GlmConfig, abstract_model
 from mentalglm_jax.model.published import MAX_TOKEN_ID, refuse_quantised
 from mentalglm_jax.model.relatives import RELATIVES, VISION
@@ -100,8 +100,7 @@ DROPPED = re.compile(
     r"(transformer\.rotary_pos_emb|model\.(language_model\.)?(layers\.\d+\.self_attn\.)?rotary_emb)\.inv_freq"
 )
 # Ends of the names under which quantisation methods store codes and scales (GPTQ, AWQ, FP8, bitsandbytes, others).
-_CODES = re.compile(r".*\.(qweight|qzeros|g_idx|weight_scale(_inv)?|weight_packed|absmax|quant_map|SCB|weight_format|"
-                    r"quant_state\..*)")  # fmt: skip
+_CODES = re.compile(rf".*\.({'|'.join(DIRECTORY['codes'])}|quant_state\..*)")
 
 
 class RopeThetaWarning(UserWarning):

@@ -56,7 +56,8 @@ def refuse_quantised(raw: Mapping[str, Any]) -> None:
             continue
         said = said if isinstance(said, Mapping) else {}
         bits = said.get("bits") or (4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else None)
-        method = str(said.get("quant_method") or said.get("quant_algo") or "unknown method")[:80]
+        usual = "MLX" if key == "quantization" else "unknown method"
+        method = str(said.get("quant_method") or said.get("quant_algo") or usual)[:80]
         raise InputError(
             f"config.json: this checkpoint is quantised ({method}{f', {bits} bits' if type(bits) is int else ''}), its "
             'tensors are codes of that method; load the checkpoint it was made from, with quantize="int8" or "nf4" '

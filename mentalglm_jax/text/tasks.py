@@ -30,6 +30,7 @@ from mentalglm_jax.text.task_files import (
     tasks_text,
     write_tasks,
 )
+from mentalglm_jax.text.thinking import spoken_span
 
 __all__ = [
     "BUILT_IN", "LANGUAGES", "TASKS", "TASKS_FILE", "Label", "Language", "Markers", "Order", "Parsed", "Status", "Task",
@@ -225,14 +226,15 @@ def parse(task: str | Task, language: str, text: str) -> Parsed:
 
     The label is what stands before the explanation, or behind it: a label sentence, or one in another dress
     (``Task.read_short``): bold, in quotation marks, behind "Answer:", in another case, its label alone. It is matched
-    as a whole, never by substring: "not high" and 没有高自杀风险 state no label.
+    as a whole, never by substring: "not high" and 没有高自杀风险 state no label. What a model thinks before it answers
+    (``thinking``) states nothing, whatever labels it names.
 
     Status: "ok"; "no_explanation" (the label is known, nothing explains it); "no_label" (nothing stands where the label
     belongs); "unknown_label" (what stands there is not, as a whole, a label sentence of the task).
     """
     task = get_task(task)
     marks = task.marked(language)
-    label_span, explanation_span = _parts(marks, text)
+    label_span, explanation_span = _parts(marks, text, *spoken_span(text))
     explanation = text[slice(*explanation_span)] if explanation_span else None
     if label_span is None:
         return Parsed(None, explanation, None, explanation_span, "no_label")
@@ -290,19 +292,20 @@ def _undressed(marks: Markers, text: str, span: tuple[int, int]) -> tuple[int, i
     return start, max(start, start + len(text[start:end].rstrip(_TAIL)))
 
 
-def _parts(marks: Markers, text: str) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-    """Character spans of (label sentence, explanation), stripped; None for an empty part."""
-    found = _marked(marks.explanation, text)
+def _parts(marks: Markers, text: str, start: int, end: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """Character spans of (label sentence, explanation) between the two, stripped; None for an empty part."""
+    text = text[:end]
+    found = _marked(marks.explanation, text, start)
     if not found:
-        return _strip(text, 0, len(text)), None
+        return _strip(text, start, end), None
     marker = found[0]
-    if text[: marker.start()].strip(" \t\r\n#>*_"):  # no label sentence holds the marker, so the first one ends it
-        return _strip(text, 0, marker.start()), _strip(text, marker.end(), len(text))
+    if text[start : marker.start()].strip(" \t\r\n#>*_"):  # no label sentence holds the marker: the first one ends it
+        return _strip(text, start, marker.start()), _strip(text, marker.end(), end)
     # An explanation may say "Answer:" itself; the label sentence never does, so the last one counts.
     ends = _marked(marks.label, text, marker.end())
     if not ends:
-        return None, _strip(text, marker.end(), len(text))
-    return _strip(text, ends[-1].end(), len(text)), _strip(text, marker.end(), ends[-1].start())
+        return None, _strip(text, marker.end(), end)
+    return _strip(text, ends[-1].end(), end), _strip(text, marker.end(), ends[-1].start())
 
 
 def _strip(text: str, start: int, end: int) -> tuple[int, int] | None:

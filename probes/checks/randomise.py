@@ -7,7 +7,7 @@ when the block ends.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from probes.records import Example
 from probes.stats import bootstrap_ci
 
 KINDS = ("weights", "top_half", "adapter_off", "adapter_b")
+Keep = Callable[[Callable[[], Any]], Any]
 
 
 def kinds(probe: Probed) -> tuple[str, ...]:
@@ -192,8 +193,16 @@ def compare(
     }
 
 
+def _made(make: Callable[[], Any]) -> Any:
+    return make()
+
+
 def cascade(
-    probe: Probed, examples: Sequence[Example], methods: Sequence[str] = ("ig", "erase"), seed: int = 0
+    probe: Probed,
+    examples: Sequence[Example],
+    methods: Sequence[str] = ("ig", "erase"),
+    seed: int = 0,
+    keep: Keep = _made,
 ) -> list[dict[str, Any]]:
     """Cascading randomisation: from the output down, one part more at every step, to the embeddings.
 
@@ -213,7 +222,15 @@ def cascade(
     order = [part for part in ("head", *layers, "embeddings") if part in parts]
     kept = [(weight, weight.detach().clone()) for part in order for weight in parts[part]]
     generator = torch.Generator().manual_seed(seed)
-    before = _clause_maps(probe, examples, methods)
+
+    def maps_now() -> dict[str, list[np.ndarray]]:
+        def made() -> dict[str, list[list[float | None]]]:  # JSON has no NaN
+            found = _clause_maps(probe, examples, methods)
+            return {m: [[_known(float(x)) for x in values] for values in of] for m, of in found.items()}
+
+        return {m: [np.array(values, dtype=np.float64) for values in of] for m, of in keep(made).items()}
+
+    before = maps_now()
     steps: list[dict[str, Any]] = []
 
     def note(down_to: str, maps: dict[str, list[np.ndarray]]) -> None:
@@ -234,7 +251,7 @@ def cascade(
             with torch.no_grad():
                 for weight in parts[part]:
                     _redraw(weight, generator)
-            note(part, _clause_maps(probe, examples, methods))
+            note(part, maps_now())
     finally:
         with torch.no_grad():
             for weight, whole in kept:
@@ -243,8 +260,18 @@ def cascade(
 
 
 def study(
-    probe: Probed, examples: Sequence[Example], methods: Sequence[str] = ("ig", "erase"), seed: int = 0, draws: int = 1
+    probe: Probed,
+    examples: Sequence[Example],
+    methods: Sequence[str] = ("ig", "erase"),
+    seed: int = 0,
+    draws: int = 1,
+    keep: Keep = _made,
 ) -> dict[str, Any]:
-    """Everything that can be randomised in this model: ``{"n", "kinds": {kind: compare(...)}, "cascade": [...]}``."""
-    found = {kind: compare(probe, examples, kind, methods, seed, draws) for kind in kinds(probe) if kind != "top_half"}
-    return {"n": len(examples), "kinds": found, "cascade": cascade(probe, examples, methods, seed)}
+    """Everything that can be randomised in this model: ``{"n", "kinds": {kind: compare(...)}, "cascade": [...]}``.
+
+    Args:
+        keep: gives what each step makes (JSON types), made now or read back from an interrupted study.
+    """
+    names = [kind for kind in kinds(probe) if kind != "top_half"]
+    found = {kind: keep(lambda k=kind: compare(probe, examples, k, methods, seed, draws)) for kind in names}
+    return {"n": len(examples), "kinds": found, "cascade": cascade(probe, examples, methods, seed, keep)}

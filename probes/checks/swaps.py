@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from probes import stats
-from probes.checks.verdict import gate
+from probes.checks.verdict import FAMILIES, gate
 from probes.errors import ProbeInputError
 from probes.records import Attribution, Example, Segment, Span
 
@@ -42,7 +42,7 @@ class Swap:
     """One pair, by one method. Nats.
 
     Attributes:
-        pair: its id. user: author of the first post, if known.
+        pair: its id. user: author of the first post, if known. posts: ids of both.
         moved: label's log-odds after the first post less after the second. turned: whether their labels differ.
         differences: of the maps, signed, unit by unit. at, width: first of the phrase's units, and how many they are.
     """
@@ -55,6 +55,7 @@ class Swap:
     differences: tuple[float, ...]
     at: int
     width: int = 1
+    posts: tuple[str, str] = ("", "")
 
     @property
     def windows(self) -> np.ndarray:
@@ -80,6 +81,7 @@ class LeftOut:
     pair: str
     method: str
     why: str
+    posts: tuple[str, str] = ("", "")
 
 
 def pairs(examples: Sequence[Example]) -> tuple[list[tuple[int, int]], dict[str, int]]:
@@ -93,14 +95,15 @@ def pairs(examples: Sequence[Example]) -> tuple[list[tuple[int, int]], dict[str,
             groups.setdefault(example.pair, []).append(at)
     found, others = [], Counter[str]()
     for rows in groups.values():
-        if why := _no_pair([examples[at] for at in rows]):
+        if why := no_pair([examples[at] for at in rows]):
             others[why] += 1
         else:
             found.append((rows[0], rows[1]))
     return found, dict(others)
 
 
-def _no_pair(rows: Sequence[Example]) -> str | None:
+def no_pair(rows: Sequence[Example]) -> str | None:
+    """Why rows are no pair; None for two that are one."""
     if len(rows) == 1:
         return "one row only"
     if len(rows) > 2:
@@ -148,6 +151,29 @@ def counterpart(a: Example, b: Example) -> Example:
     )
 
 
+def swaps_of(
+    first: Example,
+    second: Example,
+    maps: Sequence[Attribution],
+    others: Sequence[Attribution],
+    units: tuple[Sequence[Span], Sequence[Span]],
+) -> list[Swap | LeftOut]:
+    """One pair by every method with a vote that made label maps of both.
+
+    Args:
+        maps: of the first row. others: of the second post with the first's answer (``counterpart``).
+        units: what each post is cut into.
+    """
+    posts, turned = (first.post, second.post), first.label != second.label
+    name = f"{first.id} / {second.id}" if first.pair is None else first.pair
+    return [
+        swap(a, b, posts, units, name, first.user, turned)
+        for a in maps
+        for b in others
+        if a.target == b.target == "label" and a.method == b.method and a.method in FAMILIES
+    ]
+
+
 def swap(first: Attribution, second: Attribution, posts: tuple[str, str], units: tuple[Sequence[Span], Sequence[Span]],
          pair: str, user: str | None = None, turned: bool = False) -> Swap | LeftOut:  # fmt: skip
     """Compares the label maps of two posts, of one method and for one label; ``turned``: whether their labels differ.
@@ -156,8 +182,9 @@ def swap(first: Attribution, second: Attribution, posts: tuple[str, str], units:
         ``LeftOut`` where a map may not speak (its own gate), where the phrase is not as many units in both posts, or
         where there is no other place for it.
     """
+    ids = (first.example_id, second.example_id)
     if any(gate(a) == "not finite" or a.converged is False for a in (first, second)):
-        return LeftOut(pair, first.method, "a map may not speak")
+        return LeftOut(pair, first.method, "a map may not speak", ids)
     lengths = (len(posts[0]), len(posts[1]))
     (head, end), _ = phrase(*posts)
     bounds = [{0, size, *(at for span in cut for at in span)} for size, cut in zip(lengths, units, strict=True)]
@@ -171,9 +198,9 @@ def swap(first: Attribution, second: Attribution, posts: tuple[str, str], units:
         sides.append(np.array([found.char_values[a:b].sum() for a, b in itertools.pairwise(ends)]))
         widths.append(len(ends) - len(before) - len(after) + 1)
     if widths[0] != widths[1]:
-        return LeftOut(pair, first.method, "the phrase is not as many units in both posts")
+        return LeftOut(pair, first.method, "the phrase is not as many units in both posts", ids)
     if len(sides[0]) <= widths[0]:
-        return LeftOut(pair, first.method, "no unit without the phrase")
+        return LeftOut(pair, first.method, "no unit without the phrase", ids)
     return Swap(
         pair=pair,
         method=first.method,
@@ -183,6 +210,7 @@ def swap(first: Attribution, second: Attribution, posts: tuple[str, str], units:
         differences=tuple((sides[0] - sides[1]).tolist()),
         at=len(before) - 1,
         width=widths[0],
+        posts=ids,
     )
 
 
@@ -192,7 +220,9 @@ def summarise_swaps(found: Sequence[Swap | LeftOut], draws: int = 9999, seed: in
     Returns:
         ``pairs``, and of the ``n`` that some method compares ``turned`` labels and ``moved`` (mean absolute nats, None
         without one); by method ``share``, ``share_null``, ``p_share``, ``cosine``, ``slope``, ``p_cosine``, ``n``,
-        ``left_out`` (reason -> pairs); no p below ``MIN_PAIRS`` pairs.
+        ``left_out`` (reason -> pairs); no p below ``MIN_PAIRS`` pairs. ``each`` pair: its ``pair`` and ``posts``,
+        whether it ``turned`` and what it ``moved`` (None where no method compares it), and by method ``said`` (nats),
+        ``share`` and ``share_null``, or ``left_out``, the reason.
     """
     if not found:
         return None
@@ -206,7 +236,24 @@ def summarise_swaps(found: Sequence[Swap | LeftOut], draws: int = 9999, seed: in
         "turned": sum(s.turned for s in once),
         "moved": float(np.mean([abs(s.moved) for s in once])) if once else None,
         "by_method": by_method,
+        "each": _each(found),
     }
+
+
+def _each(found: Sequence[Swap | LeftOut]) -> list[dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for one in found:
+        row = rows.setdefault(
+            one.pair, {"pair": one.pair, "posts": list(one.posts), "turned": None, "moved": None, "by_method": {}}
+        )
+        if isinstance(one, LeftOut):
+            row["by_method"][one.method] = {"left_out": one.why}
+            continue
+        row |= {"turned": one.turned, "moved": one.moved}
+        shares = one.shares
+        share, null = (float(shares[0]), float(shares.mean())) if len(shares) else (None, None)
+        row["by_method"][one.method] = {"said": one.said, "share": share, "share_null": null}
+    return list(rows.values())
 
 
 def _of_method(found: Sequence[Swap | LeftOut], draws: int, seed: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ named.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -60,6 +61,8 @@ def locate(model: str | Path, files: tuple[str, ...] = HUB_FILES) -> Path:
     if path.is_dir():
         return path
     what = "adapter directory" if files is ADAPTER_FILES else "directory"
+    if path.is_file() and _begins(path) == b"GGUF":
+        raise ProbeInputError(f"{model}: a GGUF file (llama.cpp); {_ORIGINAL}")
     if path.exists() or path.is_symlink():
         needed = ADAPTER_CONFIG if files is ADAPTER_FILES else "config.json"
         raise ProbeInputError(f"{model}: is a file; give the directory that holds {needed}")
@@ -83,6 +86,12 @@ def locate(model: str | Path, files: tuple[str, ...] = HUB_FILES) -> Path:
     raise ProbeInputError(f"{model}: no such {what} here, and {reason}")
 
 
+def _begins(file: Path) -> bytes:
+    with contextlib.suppress(OSError), file.open("rb") as opened:
+        return opened.read(4)
+    return b""
+
+
 def check_model(directory: Path) -> dict[str, Tensor]:
     """Refuses a model directory that is not safe or not a plain model; gives the tensors of its headers by name.
 
@@ -99,6 +108,8 @@ def check_model(directory: Path) -> dict[str, Tensor]:
     config = read_json(inside(directory, "config.json"))
     _refuse_quantised(directory, names, config)
     tensors = _tensors(directory, names)
+    if codes := [name for name in tensors if _CODES.fullmatch(name)]:
+        raise ProbeInputError(f"{directory}: a quantised checkpoint (tensor {plain(codes[0], 80)}); {_ORIGINAL}")
     _check_config(directory / "config.json", config, tensors)
     if "generation_config.json" in names:
         path = inside(directory, "generation_config.json")
@@ -124,6 +135,8 @@ def check_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 _ORIGINAL = "gradients need the original weights; take the unquantised safetensors release"
+# Ends of the names under which quantisation methods store codes and scales.
+_CODES = re.compile(rf".*\.({'|'.join(DIRECTORY['codes'])}|quant_state\..*)")
 _QUANTISERS = {"bitsandbytes": "bitsandbytes", "gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "fbgemm_fp8": "FP8",
                "compressed-tensors": "compressed-tensors", "mxfp4": "MXFP4"}  # fmt: skip
 
@@ -136,13 +149,17 @@ def _names(directory: Path) -> set[str]:
 
 
 def _refuse_quantised(directory: Path, names: set[str], config: dict[str, Any]) -> None:
-    stated = next((config[key] for key in DIRECTORY["quantised"] if config.get(key)), None)
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]  # of a vision model: text_config
+    found = [(key, part[key]) for part in parts for key in DIRECTORY["quantised"] if part.get(key)]
+    key, stated = found[0] if found else ("", None)
     old = sorted(names & {"quantize_config.json", "quant_config.json"})
     if not stated and not old:
         return
     method = stated.get("quant_method") if isinstance(stated, dict) else None
     if isinstance(stated, dict) and method is None and ("load_in_4bit" in stated or "load_in_8bit" in stated):
         method = "bitsandbytes"
+    if method is None and key == "quantization":
+        method = "MLX"
     name = _QUANTISERS.get(str(method).lower(), plain(method, 40)) if method else f"{old[0]} is there" if old else ""
     raise ProbeInputError(f"{directory}: a quantised checkpoint{f' ({name})' if name else ''}; {_ORIGINAL}")
 

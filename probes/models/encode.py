@@ -39,12 +39,19 @@ _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "pair": (str, int),
     "reasoning": str,
 }
-# What ends a model's reasoning; the answer follows the last of them.
-_THOUGHT = re.compile(
-    r"</(?:think|thinking|thought|reasoning)>|◁/think▷|<\|end_of_thinking\|>|<\|channel\|>final<\|message\|>"
+# What opens a model's reasoning, and what ends it; the answer follows the last of them. mentalglm_jax.text.thinking has
+# the same marks (the packages do not import each other; a test compares them).
+_TAGS = r"think(?:ing)?|thoughts?|reasoning|seed:think"
+OPENED = (
+    rf"<(?:{_TAGS})(?:\s[^<>]*)?>|\[think\]|◁think▷|<\|thinking\|>|<\|start_thinking\|>|"
+    r"<\|(?:begin|start)_of_(?:thinking|thought)\|>|<\|channel>thought|<unused94>thought|<\|channel\|>analysis<\|message\|>"
 )
+CLOSED = (
+    rf"</(?:{_TAGS})>|\[/think\]|◁/think▷|<\|/thinking\|>|<\|end_thinking\|>|<\|end_of_(?:thinking|thought)\|>|"
+    r"<channel\|>|<unused95>|<\|channel\|>final<\|message\|>"
+)
+_OPENED, _THOUGHT = re.compile(OPENED, re.IGNORECASE), re.compile(CLOSED, re.IGNORECASE)
 _TAIL = 80  # characters at a prompt's end in which reasoning may be opened, and closed again
-_OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>|◁think▷|<\|(?:begin|start)_of_thinking\|>")
 
 
 def read_generations(path: str | Path) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ import numpy as np
 
 from probes.checks.crosscheck import Evidence
 from probes.checks.verdict import ALPHA, FAMILIES
-from probes.report import view
+from probes.report import pairs, view
+from probes.report.view import number
 from probes.results.store import PostResult, in_words
 from probes.results.summary import check_of
 
@@ -88,13 +88,6 @@ MORE = (
         (Metric("cosine", "number", (-1.0, 1.0), null="cosine_mismatched", p="cosine_p"),),
     ),
 )
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """0.913 -> "0.91", with a true minus sign; "–" for None."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 FORMS = {"percent": view.percent, "signed": view.signed, "number": number}
@@ -395,16 +388,7 @@ def behaviour(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if cct is not None:
         note = f"r; 95%: {interval(cct['ci'], 'number')}; {cct['insertions']} clauses put into {_posts(cct['n'])}"
         found.append(("What moves the label is mentioned", number(cct["r"]), note))
-    swaps = summary.get("swaps")
-    if swaps is not None:
-        found.append(("Labels that turn with a swapped phrase", f"{swaps['turned']} of {swaps['n']}",
-                      f"pairs; it moves {number(swaps['moved'])} nats on average"))  # fmt: skip
-        for m, one in swaps["by_method"].items():
-            note = f"by chance {view.percent(one['share_null'])}; what they say against what the label does: cosine "
-            note += f"{number(one['cosine'])}, {number(one['slope'])} nats per nat; {one['n']} pairs"
-            note += "".join(f"; {count} left out: {why}" for why, count in one.get("left_out", {}).items())
-            title = f"Difference of swapped posts' maps at the phrase, {view.METHOD_NAMES[m]}"
-            found.append((title, view.percent(one["share"]), note))
+    found += pairs.facts(summary)
     gates = list(summary.get("measured", {}).get("faithfulness_corr", {}).values())
     if gates:
         failed, total = sum(one["failed"] for one in gates), sum(one["judged"] for one in gates)

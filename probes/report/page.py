@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from probes.checks.crosscheck import Evidence
 from probes.checks.verdict import FAMILIES
 from probes.files import write_text
-from probes.report import overview, view
+from probes.report import overview, pairs, view
 from probes.results.store import PostResult, Run, Suite, read_run, short_name
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def render(run: Run, redact: bool = False, max_cards: int = MAX_CARDS) -> str:
         facts=overview.facts(run.summary),
         tests=overview.tests(run.summary),
         behaviour=overview.behaviour(run.summary),
+        swapped=pairs.table(run.summary, {results[i].id: row["anchor"] for i, row in zip(order, rows, strict=True)}),
         randomised=overview.randomisation(study) if (study := run.summary.get("randomisation")) else [],
         rows=rows,
         cards=cards,

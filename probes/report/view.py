@@ -45,6 +45,13 @@ def percent(value: float | None) -> str:
     return f"{100 * value:.1f}%" if 0 < abs(value) < 0.0995 else f"{100 * value:.0f}%"
 
 
+def number(value: float | None, digits: int = 2) -> str:
+    """0.913 -> "0.91", with a true minus sign; "–" for None."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
 def signed(value: float | None) -> str:
     """4.23 -> "+4.2", with a true minus sign."""
     if value is None or not math.isfinite(value):

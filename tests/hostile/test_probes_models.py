@@ -112,6 +112,14 @@ MODELS = {
     "FP8": (lambda m: edit(m / "config.json", quantization_config={"quant_method": "fp8"}), r"quantised .*FP8"),
     "FP8 tensors unsaid": (
         lambda m: _tensor(m / "model.safetensors", x=torch.zeros(2, dtype=torch.float8_e4m3fn)), r"quantised .*FP8"),
+    "GGUF in place of a directory": (lambda m: (shutil.rmtree(m), m.write_bytes(b"GGUF")), r"a GGUF file .*original"),
+    "MLX": (lambda m: edit(m / "config.json", quantization={"group_size": 64, "bits": 4}), r"quantised .*MLX"),
+    "GPTQ of a vision model": (
+        lambda m: edit(m / "config.json", text_config={"quantization_config": {"quant_method": "gptq"}}), r"GPTQ"),
+    "GPTQ tensors unsaid": (
+        lambda m: _tensor(m / "model.safetensors", **{"model.x.qweight": torch.zeros(2, dtype=torch.int32)}),
+        r"quantised checkpoint \(tensor model.x.qweight\)"),
+    "GPTQ of old": (lambda m: (m / "quantize_config.json").write_text("{}"), r"quantised .*quantize_config.json"),
     "no such directory": (lambda m: shutil.rmtree(m), r"no such directory"),
     "a file in place of a directory": (lambda m: (shutil.rmtree(m), m.write_text("x")), r"is a file"),
 }  # fmt: skip

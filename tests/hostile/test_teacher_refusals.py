@@ -157,7 +157,13 @@ EMPTY = {
     "one-api": (403, {"error": {"message": "用户额度不足", "code": "insufficient_user_quota"}}),
     "Anthropic": (400, {"error": {"message": "Your credit balance is too low", "type": "invalid_request_error"}}),
     "MiniMax, with 200": (200, {"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}),
-}
+    "xAI": (429, {"code": "Some resource has been exhausted", "error": "Your team has either used all available credits"
+                  " or reached its monthly spending limit."}),
+    "xAI, new": (403, {"error": "Your newly created team doesn't have any credits yet."}),
+    "Hugging Face": (429, {"error": "You have exceeded your monthly included credits for Inference Providers."}),
+    "Fireworks": (412, {"error": {"message": "Account x is suspended, possibly due to reaching the monthly spending "
+                                             "limit or failure to pay past invoices"}}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("status", "body"), EMPTY.values(), ids=EMPTY.keys())
@@ -174,8 +180,17 @@ def test_an_empty_account_is_no_rate_limit(world, status, body):
         (429, {"error": {"message": "You exceeded your current quota, retry in 20 s", "status": "RESOURCE_EXHAUSTED"}}),
         (503, {"error": {"message": "busy"}}),
         (200, {"error": {"code": 429, "message": "upstream is busy"}}),
+        (
+            200,
+            {
+                "choices": [
+                    {"error": {"code": 502, "message": "x"}, "finish_reason": "error", "message": {"content": ""}}
+                ]
+            },
+        ),
+        (429, {"error": {"message": "Rate limit exceeded: free-models-per-day. Add 10 credits to unlock more"}}),
     ],
-    ids=["Zhipu", "Gemini", "503", "OpenRouter, with 200"],
+    ids=["Zhipu", "Gemini", "503", "OpenRouter, with 200", "OpenRouter, in the choice", "OpenRouter, free"],
 )
 def test_a_busy_server_is_no_empty_account(world, status, body):
     with behaving(failing(status, body)) as server:
@@ -202,6 +217,24 @@ FILTERS: dict[str, Any] = {
     "finish sensitive": said("", "sensitive"),
     "finish safety": said(None, "SAFETY"),
     "refusal": said(None, "stop", refusal="I cannot"),
+    "xAI": failing(403, {"code": "x", "error": "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE"}),
+    "Moonshot": failing(400, {"error": {"message": "The request was rejected because it was considered high risk"}}),
+    "StepFun": failing(400, {"error": {"message": "The content you provided or machine outputted is blocked."}}),
+    "Cohere": failing(400, {"message": "blocked input: x"}),
+    "Bedrock": failing(400, {"message": "Guardrail was enforced"}),
+    "Volcengine, risk": failing(400, {"error": {"code": "InputTextRiskDetection", "message": "x"}}),
+    "Baidu": failing(400, {"error": {"code": "unsafe_request", "message": "x"}}),
+    "iFlytek, with 200": failing(200, {"code": 10013, "message": "x", "sid": "y"}),
+    "OpenRouter, in the choice": failing(
+        200,
+        {
+            "choices": [
+                {"error": {"code": 403, "message": "flagged by moderation"}, "finish_reason": "error", "message": {}}
+            ]
+        },
+    ),
+    "finish guardrail": said(None, "guardrail_intervened"),
+    "finish filtered": said("", "content_filtered"),
 }
 
 
@@ -226,6 +259,17 @@ def test_what_no_post_can_help_is_no_filter(world, status, message):
     with behaving(default=failing(status, {"error": {"message": message}})) as server:
         refused(world.build(server.url), rf"refused the request \({status}: {message}\)", code=1)
         assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"error_code": 17, "error_msg": "daily limit"}, {"success": False, "errors": [{"message": "daily limit"}]},
+     {"detail": "daily limit"}, {"choices": [], "message": "daily limit"}],
+    ids=["Baidu", "Cloudflare", "a gateway", "beside no choice"],
+)  # fmt: skip
+def test_the_reason_is_told_where_the_status_says_that_all_is_well(world, body):
+    with behaving(default=failing(200, body)) as server:
+        refused(world.build(server.url), r"in 2 tries, last: error instead of an answer \(200: daily limit\)", code=1)
 
 
 def test_a_filter_that_refuses_everything_ends_the_build(world):

@@ -221,8 +221,10 @@ def test_a_cache_that_somebody_changed_lifts_no_cap_and_hangs_nothing(world, lie
         said("", "length", reasoning_content="想想…"),
         said("<think>想想", "length"),
         said("  \n<THINKING>想", "length"),
+        said(None, "max_tokens"),
+        said("<|channel>thought\n想", "MAX_TOKENS"),
     ],
-    ids=["null", "empty beside the thinking", "in its tag", "another tag"],
+    ids=["null", "empty beside the thinking", "in its tag", "another tag", "max_tokens", "Gemma"],
 )
 def test_thinking_that_used_all_tokens_is_paid_once_and_told(world, spent):
     with behaving(default=spent) as server:
@@ -256,6 +258,9 @@ def test_one_post_thought_about_too_long_is_rejected_where_others_are_answered(w
         "<thinking>x</thinking>",
         "[THINK]x[/THINK]",
         "◁think▷x◁/think▷",
+        "<|START_THINKING|>x<|END_THINKING|>",
+        "<|channel>thought\nx<channel|>",
+        "<think>x</think>\n<answer>",
     ],
 )
 def test_thinking_before_the_answer_is_no_part_of_it(world, thinking):

@@ -108,7 +108,7 @@ def probe(monkeypatch):
             f"probes.checks.behaviour.{name}", lambda *given, name=name: dataclasses.replace(NECESSITY, name=name)
         )
 
-    def study(probe, examples, seed):
+    def study(probe, examples, seed, keep):
         fake.studied.append([e.id for e in examples])
         return {
             "n": len(examples),

@@ -23,7 +23,7 @@ from mentalglm_jax.data.explain.checks import CHECKS, ROW_CHECKS, Candidate, Lim
 from mentalglm_jax.data.explain.datasheet import datasheet
 from mentalglm_jax.data.explain.endpoint import OpenAITeacher
 from mentalglm_jax.data.explain.prompts import Prompts, load_prompts, pick_examples
-from mentalglm_jax.data.explain.replies import redact_body, redact_url, spoken
+from mentalglm_jax.data.explain.replies import redact_body, redact_url
 from mentalglm_jax.data.explain.teacher import CONTENT_FILTER, AnswerCache, Teacher, TeacherConfig
 from mentalglm_jax.data.held_out import Split, data_split
 from mentalglm_jax.data.imhi import load_imhi_experts
@@ -35,6 +35,7 @@ from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, working_in, write_json, write_text
 from mentalglm_jax.settings import Settings, load_settings
 from mentalglm_jax.text.tasks import TASKS_FILE, added_tasks, write_tasks
+from mentalglm_jax.text.thinking import spoken
 
 Progress = Callable[..., None]
 _NEVER_REQUIRED = ("label_recoverable",)  # of a weak classifier; reported, and required only where the recipe says so

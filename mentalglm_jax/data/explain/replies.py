@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
+from mentalglm_jax.text.thinking import spoken
+
 MASK = "***"
 _MOST_TOKENS = 10**9  # a larger count is no count
 _LONGEST_REASON = 200  # characters of a server's message that are shown
@@ -89,19 +91,6 @@ def _without_runs(text: str, size: int, known: Any, mark: str) -> str:
 
 # --- an answer ---
 
-_TAGS = r"think|thinking|thought|reasoning|seed:think"
-_OPENED = re.compile(rf"\s*(?:<(?:{_TAGS})>|\[think\]|◁think▷)", re.IGNORECASE)
-_CLOSED = re.compile(rf"</(?:{_TAGS})>|\[/think\]|◁/think▷", re.IGNORECASE)
-
-
-def spoken(text: str) -> str:
-    """The answer without the thinking before it: what stands behind the end of a block that a tag opens, or behind an
-    end alone (templates open the block in the prompt). A block without end leaves nothing."""
-    closed = _CLOSED.search(text)
-    if closed:
-        return text[closed.end() :].strip()
-    return "" if _OPENED.match(text) else text.strip()
-
 
 def readable(text: str) -> str:
     """The text as it can be written as UTF-8: half a surrogate pair becomes U+FFFD."""
@@ -128,7 +117,9 @@ class Reply:
         return not self.refused and self.finish == "length" and not spoken(self.text or "")
 
 
-_REFUSING = ("content_filter", "sensitive", "safety", "prohibited_content", "blocklist", "refusal")
+# Reasons to stop, lower case: of a filter, beside those that name one (``_CONTENT_CODE``); of the token limit.
+_REFUSING = ("safety", "blocklist", "blocked", "refusal", "recitation", "spii")
+_CUT = ("length", "max_tokens", "max_output_tokens", "max_length", "model_length", "token_limit")
 
 
 def read_reply(body: bytes) -> Reply:
@@ -146,24 +137,33 @@ def read_reply(body: bytes) -> Reply:
     assert isinstance(message, dict)
     text, finish = _content(message.get("content")), choice.get("finish_reason")
     finish = readable(finish)[:50] if isinstance(finish, str) else ""
+    finish = "length" if finish.lower() in _CUT else finish
     usage = usage if isinstance(usage, dict) else {}
     empty = not (text or message.get("reasoning_content") or message.get("reasoning"))
     model = found.get("model")
-    error = None
-    if not choice and (found.get("error") or _base_status(found)):
-        status = found["error"].get("code") if isinstance(found.get("error"), dict) else None
-        error = Refusal.of(status if type(status) is int and 400 <= status < 600 else 200, body)
+    refused = finish.lower() in _REFUSING or bool(_CONTENT_CODE.search(finish.lower()) or message.get("refusal"))
     return Reply(
-        text, finish, finish.lower() in _REFUSING or bool(message.get("refusal")),
+        text, finish, refused,
         readable(model)[:200] if isinstance(model, str) else "", len(choices) if isinstance(choices, list) else None,
-        _count(usage.get("prompt_tokens"), 1), _count(usage.get("completion_tokens"), 0 if empty else 1), error,
+        _count(usage.get("prompt_tokens"), 1), _count(usage.get("completion_tokens"), 0 if empty else 1),
+        None if text or refused else _error(found, choice),
     )  # fmt: skip
 
 
-def _base_status(found: dict[str, Any]) -> bool:
-    """MiniMax says its errors beside an empty reply."""
-    base = found.get("base_resp")
-    return isinstance(base, dict) and base.get("status_code") not in (None, 0)
+def _error(found: dict[str, Any], choice: dict[str, Any]) -> "Refusal | None":
+    """What a reply with status 200 and no answer says went wrong, in the reply (whatever its shape) or in its choice
+    (OpenRouter)."""
+    if choice and not choice.get("error"):
+        return None
+    said = {"error": choice["error"]} if choice else {key: value for key, value in found.items() if key != "choices"}
+    inner = said.get("error")
+    status = inner.get("code") if isinstance(inner, dict) else None
+    status = status if type(status) is int and 400 <= status < 600 else 200
+    refusal = Refusal.of(status, json.dumps(said).encode())
+    base = found.get("base_resp")  # of MiniMax, with 0 in every good reply
+    if isinstance(base, dict) and base.get("status_code") in (None, 0) and not inner:
+        return None
+    return refusal if inner or any(one.strip() for one in refusal.messages) or isinstance(base, dict) else None
 
 
 def _content(content: Any) -> str | None:
@@ -180,16 +180,18 @@ def _count(value: Any, least: int) -> int | None:
 
 # --- a refusal ---
 
-_CONTENT_CODES = {"1301", "1026", "1027", "invalid_prompt", "safety"}  # Zhipu, MiniMax (two), OpenAI, Gemini
+# Zhipu, MiniMax (two), OpenAI, Gemini, iFlytek (three), Baidu
+_CONTENT_CODES = {"1301", "1026", "1027", "invalid_prompt", "safety", "10013", "10014", "10019", "unsafe_request"}
 _CONTENT_CODE = re.compile(
     r"content_?(?:filter|policy|moderation|blocked)|sensitive|moderation|data_?inspection|responsibleai|"
-    r"prohibited_content|inappropriate"
+    r"prohibited_content|inappropriate|risk_?detection|censor|guardrail"
 )
 _CONTENT_WORDS = re.compile(
-    r"content exists risk|\bmoderation\b|(?:harmful|unsafe) content|"
-    r"(?:input|prompt|content|text) (?:was|has been|is) flagged|"
+    r"content exists risk|\bmoderation\b|(?:harmful|unsafe) content|guardrail|considered high risk|"
+    r"(?:input|prompt|content|text) (?:was|has been|is) (?:flagged|blocked)|blocked (?:input|output|prompt|content)|"
+    r"(?:text|content) may contain risk|content you provided.{0,60}\bblocked|"
     r"content (?:management )?(?:policy|filter)|safety (?:system|policy|filter)|sensitive (?:content|word|information)|"
-    r"inappropriate content|usage polic|敏感|违规|不合规|不安全|风险内容",
+    r"inappropriate content|usage (?:polic|guideline)|敏感|违规|不合规|不安全|风险内容|审核不通过|未通过.{0,6}审核",
     re.IGNORECASE,
 )
 _NOT_ABOUT_CONTENT = re.compile(r"\baccount\b|organi[sz]ation|api key|账[户号]|region|country", re.IGNORECASE)
@@ -199,8 +201,9 @@ _ACCOUNT_CODES = {
     "allocationquota.freetieronly", "payment_required", "1113", "1309", "30001", "1008",
 }  # fmt: skip
 _ACCOUNT_WORDS = re.compile(
-    r"insufficient (?:account )?(?:balance|credits?|quota|funds)|credit balance|out of credits?|"
-    r"余额不足|余额已|欠费|额度(?:已)?(?:用尽|不足|用完|失败)|可用资源包",
+    r"insufficient (?:account )?(?:balance|credits?|quota|funds)|credit balance|out of credits?|credit limit|"
+    r"(?:available|included|remaining|all (?:of )?your) credits|(?:have any|no|not enough|purchase|buy)(?: more)? "
+    r"credits|spending limit|past invoices|余额不足|余额已|欠费|额度(?:已)?(?:用尽|不足|用完|失败)|可用资源包",
     re.IGNORECASE,
 )
 _CODE_NAMES = ("code", "type", "status", "status_code", "error_code", "err_code")

@@ -18,11 +18,12 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 from pydantic import AnyHttpUrl, Field, JsonValue, TypeAdapter, model_validator
 
 from mentalglm_jax.data.explain.prompts import Message
-from mentalglm_jax.data.explain.replies import readable, spoken
+from mentalglm_jax.data.explain.replies import readable
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import write_json
 from mentalglm_jax.foreign import parse_json, read_text
 from mentalglm_jax.settings import Settings
+from mentalglm_jax.text.thinking import spoken
 
 CONTENT_FILTER = "content_filter"  # ``Answer.finish`` of a request that the server's filter refused
 _UNUSED = "unused"  # folder of the cache: what was paid for answers of no use

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from probes.checks.swaps import LeftOut, Swap, counterpart, pairs, phrase, summarise_swaps, swap
 from probes.citations.clauses import pieces
+from probes.cli import _print_summary
+from probes.errors import ProbeInputError
 from probes.post import swap_pair
 from probes.probe import Probe
 from probes.records import Example
@@ -18,6 +21,7 @@ from probes.results.cache import Cache
 from probes.results.store import PostResult
 from probes.saliency.attribute import attribute
 from probes.saliency.settings import Settings
+from probes.suite import run_suite
 from probes.validation.selftest import closed_form_probe
 from tests.probes.worlds import attribution
 
@@ -30,11 +34,15 @@ def linear() -> Probe:
 
 
 def example(probe: Probe, name: str, post: str, label: str = "a", **changes: Any) -> Example:
+    return probe.encode(row(probe, name, post, label, **changes))
+
+
+def row(probe: Probe, name: str, post: str, label: str = "a", **changes: Any) -> dict[str, Any]:
     ids = probe.token_bytes.encode
     said = {"a": "A", "b": "B"}
-    row = {"id": name, "post": post, "prompt_ids": ids(f"p {post} ?"), "output_ids": ids(said[label] + " so")}
-    row |= {"parsed_label": label, "label_text": said[label], "candidates": said, "pair": "1"}
-    return probe.encode(row | changes)
+    made = {"id": name, "post": post, "prompt_ids": ids(f"p {post} ?"), "output_ids": ids(said[label] + " so")}
+    made |= {"parsed_label": label, "label_text": said[label], "candidates": said, "pair": "1"}
+    return made | changes
 
 
 def test_a_linear_model_is_read_exactly(linear: Probe) -> None:
@@ -64,6 +72,84 @@ def test_a_pair_of_a_run(linear: Probe, answer: str, tmp_path: Path) -> None:
     for one in made[0]:
         assert isinstance(one, Swap) and one.turned == (answer == "b")
         assert one.moved == pytest.approx(3.0, abs=1e-5) and one.said == pytest.approx(3.0, abs=1e-4)
+
+
+def test_two_rows_by_hand(linear: Probe) -> None:
+    """``Probe.swap`` says what a run says; two rows that are no pair are refused."""
+    posts = {"1": "ab, ax, ba.", "2": "ab, ay, ba."}
+    first, second = (example(linear, name, post, pair=None) for name, post in posts.items())
+    found = linear.swap(first, second, methods=("ig", "erase", "gradnorm"))
+    assert [(s.method, s.pair, s.posts) for s in found] == [(m, "1 / 2", ("1", "2")) for m in ("ig", "erase")]
+    assert all(isinstance(s, Swap) and s.said == pytest.approx(3.0, abs=1e-4) for s in found)
+    with pytest.raises(ProbeInputError, match="rows '1' and '3' are no swap pair: one post twice"):
+        linear.swap(first, example(linear, "3", "ab, ax, ba."))
+
+
+PAIRS = ("ab, ax, ba.", "ab, ay, ba.", "b"), ("ab, b, xa, a.", "ab, b, ya, a.", "a"), ("ab, ax.", "ab, ba, ax.", "a")
+
+
+def pair_rows(probe: Probe) -> list[dict[str, Any]]:
+    """Three pairs, of whose last the second has a clause more: nobody's to compare."""
+    return [row(probe, f"{n}{half}", pair[half], ("a", pair[2])[half], pair=f"secret {n}")
+            for half in (0, 1) for n, pair in enumerate(PAIRS)]  # fmt: skip
+
+
+@pytest.mark.parametrize("redact", [False, True], ids=["open", "redacted"])
+def test_pairs_of_a_run_stand_in_summary_and_report(linear: Probe, tmp_path: Path, redact: bool) -> None:
+    summary = run_suite(linear, pair_rows(linear), tmp_path, redact=redact)
+    swaps = summary["swaps"]
+    assert (swaps["pairs"], swaps["n"], swaps["turned"]) == (3, 2, 1) and summary["no_pair"] == {}
+    first, second, third = swaps["each"]
+    assert [one["pair"] for one in swaps["each"]] == [f"{'pair' if redact else 'secret'} {n}" for n in range(3)]
+    assert first["posts"] == ["00", "01"] and (first["turned"], second["turned"], third["turned"]) == (
+        True,
+        False,
+        None,
+    )
+    assert set(first["by_method"]) == {"ig", "erase", "erase_resample"}
+    for method in ("ig", "erase"):
+        assert first["moved"] == pytest.approx(3.0, abs=1e-4)
+        assert first["by_method"][method]["said"] == pytest.approx(3.0, abs=1e-3)
+        assert first["by_method"][method]["share"] == pytest.approx(1.0, abs=1e-3)
+        assert third["by_method"][method] == {"left_out": "the phrase is not as many units in both posts"}
+    page = (tmp_path / "report.html").read_text("utf-8")
+    table = page[page.index("Pairs of posts that differ in one phrase") :].partition("</table>")[0]
+    assert re.findall(r'<a href="#post-[0-9]+">(0[01])</a>', table) == ["00", "01"]
+    assert "turns" in table and "stays" in table and "+3.0, 100% at the phrase" in table
+    assert "the phrase is not as many units" in table
+    everything = "".join(p.read_bytes().decode("utf-8", "replace") for p in tmp_path.rglob("*") if p.is_file())
+    assert ("secret" in everything) != redact
+
+
+def test_pairs_are_told_in_the_terminal(linear: Probe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _print_summary(run_suite(linear, pair_rows(linear), tmp_path))
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "labels that turn with a swapped phrase 1 of 2" in out
+    assert "difference of swapped posts' maps at the phrase, erasure 100%" in out
+
+
+def test_killed_in_a_pair_nothing_is_made_twice(linear: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, made = attribute, list[tuple[str, str, tuple[int, ...]]]()
+    stop = 0
+
+    def counted(probe: Any, one: Example, methods: Any, *given: Any, **named: Any) -> Any:
+        if len(made) == stop:
+            raise KeyboardInterrupt
+        made.append((one.id, methods[0], one.ids))
+        return whole(probe, one, methods, *given, **named)
+
+    monkeypatch.setattr("probes.saliency.attribute.attribute", counted)
+    while True:
+        stop = len(made) + 1
+        try:
+            summary = run_suite(linear, pair_rows(linear), tmp_path / "cut")
+            break
+        except KeyboardInterrupt:
+            continue
+    assert len(made) == len(set(made)) == 6 * 4 + 3 + 0  # each map once, and three of the pair with two answers
+    assert not list((tmp_path / "cut" / "cache").glob("*.part-*"))
+    stop = -1
+    assert summary == run_suite(linear, pair_rows(linear), tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
