@@ -18,6 +18,7 @@ from mentalglm_jax.cli.options import (
     RopeTheta,
     System,
     TaskFile,
+    finite,
     load_model,
     make_known,
     make_known_of,
@@ -40,7 +41,9 @@ def generate(
     system: System = None,
     label_probabilities: Annotated[bool, typer.Option(help="Also how probable each label is")] = True,
     max_new_tokens: MaxNewTokens = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above, draws")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(callback=finite, min=0.0, help="0 takes the likeliest token; above, draws")
+    ] = 0.0,
     batch_size: BatchSize = 16,
     dtype: Dtype = "auto",
     quantize: Quantize = None,
