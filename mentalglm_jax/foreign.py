@@ -249,7 +249,7 @@ class Fields:
     """
 
     def __init__(self, raw: Mapping[str, Any], where: str):
-        self._raw, self._where = raw, where
+        self.raw, self._where = raw, where
 
     def integer(self, key: str, low: int, high: int, default: Any = _NEEDED) -> Any:
         """An integer in [low, high]; ``default`` where the key is absent. Raises: InputError, as do all."""
@@ -313,10 +313,10 @@ class Fields:
 
     def wrong(self, key: str, wanted: str) -> InputError:
         """The refusal of what stands at ``key``."""
-        return InputError(f"{self._where}: {key} must be {wanted}, got {short(self._raw.get(key))}")
+        return InputError(f"{self._where}: {key} must be {wanted}, got {short(self.raw.get(key))}")
 
     def _get(self, key: str, default: Any) -> Any:
-        value = self._raw.get(key)
+        value = self.raw.get(key)
         if value is not None:
             return value
         if default is _NEEDED:
@@ -329,11 +329,13 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         found = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if len(set(found)) != len(found):
-            twice = next(key for key in found if found.count(key) > 1)
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {short(twice)} stands more than once", node.start_mark
-            )
+        seen: set[str] = set()
+        for key in found:
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {short(key)} stands more than once", node.start_mark
+                )
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
     def construct_bounded(self, node: Any) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -213,6 +214,13 @@ def _print_study(found: dict[str, Any]) -> None:
     _console().print(table)
 
 
+def _bound(value: float | None) -> float | None:
+    """Nothing is larger than NaN, so that nothing would fail."""
+    if value is not None and not 0 <= value < math.inf:
+        raise typer.BadParameter(f"{value} is not a number from 0 on")
+    return value
+
+
 @app.command(epilog=_examples("probes verify runs/demo/merged --reference runs/demo/reference_logits.npz"))
 def verify(
     model: Model,
@@ -220,7 +228,7 @@ def verify(
         Path | None, typer.Option(help="reference_logits.npz that the export left; without it MODEL is only opened")
     ] = None,
     adapter: Adapter = None,
-    tolerance: Annotated[float | None, typer.Option(help="Fail when a logit differs by more")] = None,
+    tolerance: Annotated[float | None, typer.Option(callback=_bound, help="Fail when a logit differs by more")] = None,
     json_: AsJson = False,
 ) -> None:
     """Reloads an export with transformers and PEFT and compares logits and greedy answers with the trainer's."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import parse_yaml, read_text
+from mentalglm_jax.markdown import code
 from mentalglm_jax.model.lora import LoraConfig
 
 CARD = "README.md"
@@ -119,6 +120,6 @@ def adapter_kind(config: LoraConfig) -> str:
 def adapter_sentence(config: LoraConfig) -> str:
     """Rank, scale and modules."""
     targets = config.target_modules
-    targets = f"`{targets}`" if isinstance(targets, str) else ", ".join(f"`{name}`" for name in targets)
+    targets = code(targets) if isinstance(targets, str) else ", ".join(map(code, targets))
     return (f"Rank {config.rank}, alpha {config.alpha:g}, dropout {config.dropout:g}, on {targets}. It is valid only "
             "with the base model, and the rope_theta, it was trained with.")  # fmt: skip

@@ -32,6 +32,7 @@ WRITTEN = re.compile(
 )
 CHUNK_BYTES = 32 << 20
 MAX_FILES = 1_000_000
+GROWTH, FLOOR = 10, 1 << 28  # bytes of arrays for one of the files, and of any checkpoint: weights hardly compress
 _ZARR_TYPES = {"F32": "<f4", "BF16": "bfloat16", "F16": "<f2"}
 
 
@@ -46,8 +47,10 @@ class OrbaxCheckpoint(ModelFiles):
         self.directory = directory
         self.config: dict[str, Any] = read_json(directory / "config.json")
         self._params = (directory / PARAMS).absolute()
-        _check_files(self._params)
-        self._zarr3 = bool(read_json(self._params / "_METADATA").get("use_zarr3"))
+        held = _check_files(self._params)
+        described = read_json(self._params / "_METADATA")
+        _check_names(self._params, described.get("tree_metadata"))
+        self._zarr3 = bool(described.get("use_zarr3"))
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 tree = checkpointer.metadata(self._params).item_metadata.tree
@@ -58,6 +61,11 @@ class OrbaxCheckpoint(ModelFiles):
             }
         except Exception as error:  # Orbax and TensorStore raise a dozen types for a damaged directory
             raise InputError(f"{self._params}: not a readable Orbax checkpoint ({reason(error)})") from error
+        stated = sum(_nbytes(info) for info in self.tensors.values())
+        if stated > FLOOR + GROWTH * held:
+            raise InputError(
+                f"{self._params}: describes arrays of {stated} bytes, its files hold {held}; weights are not that alike"
+            )
         self._open: tuple[str, Any] | None = None
 
     def read(self, path: str, layer: int | None, start: int, stop: int) -> np.ndarray:
@@ -115,16 +123,36 @@ class OrbaxCheckpoint(ModelFiles):
         return {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
 
 
-def _check_files(params: Path) -> None:
-    """Only files and directories below ``params``, and not without end: a FIFO would be waited for, a link followed."""
+def _check_files(params: Path) -> int:
+    """Only files and directories below ``params``, and not without end: a FIFO would be waited for, a link followed.
+    Returns the bytes of all of them."""
+    held = 0
     for number, path in enumerate((params, *params.rglob("*"))):
-        kind = path.lstat().st_mode
+        status = path.lstat()
+        kind = status.st_mode
+        held += status.st_size if stat.S_ISREG(kind) else 0
         if stat.S_ISLNK(kind):
             raise InputError(f"{path}: is a link; put the file itself there")
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
             raise InputError(f"{path}: is neither a file nor a directory; remove it")
         if number > MAX_FILES:
             raise InputError(f"{params}: more than {MAX_FILES} files are not those of a checkpoint")
+    return held
+
+
+def _check_names(params: Path, tree: Any) -> None:
+    """Orbax makes paths of the names in ``_METADATA``: none may lead out of ``params``."""
+    parts = [
+        part.get("key") if isinstance(part, dict) else None
+        for leaf in (tree.values() if isinstance(tree, dict) else [None])
+        for part in (leaf.get("key_metadata") if isinstance(leaf, dict) else None) or [None]
+    ]
+    if not all(isinstance(part, str) and re.fullmatch(r"\w{1,200}", part, re.ASCII) for part in parts):
+        raise InputError(f"{params / '_METADATA'}: tree_metadata does not name the parameters of a model")
+
+
+def _nbytes(info: TensorInfo) -> int:
+    return math.prod(info.shape) * (DTYPES[info.dtype].itemsize if info.dtype in DTYPES else 8)
 
 
 def _dotted(path: Iterable[Any]) -> str:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mentalglm_jax.cli.options import AsJson, Overrides
+from mentalglm_jax.cli.options import AsJson, Overrides, finite
 from mentalglm_jax.cli.output import cell, print_json, say
 
 GIB = 2.0**30
@@ -18,7 +18,7 @@ RecipeFile = Annotated[Path | None, typer.Argument(help="Recipe whose first stag
 Part = Annotated[list[str], typer.Option(help="device, step, generate, logits, peft or probes (repeatable); default: "
                                               "all but peft")]  # fmt: skip
 Against = Annotated[str | None, typer.Option(help="peft: its step on the same rows beside ours")]
-Minutes = Annotated[float, typer.Option(min=0.1, max=600, help="For everything together")]
+Minutes = Annotated[float, typer.Option(callback=finite, min=0.1, max=600, help="For everything together")]
 Out = Annotated[Path, typer.Option("--out", help="Report to write (JSON), anew after every part")]
 
 

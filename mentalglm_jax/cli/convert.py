@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from mentalglm_jax.cli.options import RopeTheta, finite
 from mentalglm_jax.cli.output import cell, print_json, say
 
 
@@ -14,8 +15,10 @@ def convert(
     target: Annotated[Path, typer.Argument(help="Directory to write")],
     to: Annotated[str | None, typer.Option(help="glm | chatglm | llama | mistral | qwen2 | glm4v | glm46v | orbax; "
                                                 "default: the family's own")] = None,
-    rope_theta: Annotated[float | None, typer.Option(help="Overrides the rotary base that config.json states")] = None,
-    max_shard_gb: Annotated[float, typer.Option(min=0.001, help="Size of a safetensors shard, 10^9 bytes")] = 5.0,
+    rope_theta: RopeTheta = None,
+    max_shard_gb: Annotated[
+        float, typer.Option(callback=finite, min=0.001, help="Size of a safetensors shard, 10^9 bytes")
+    ] = 5.0,
     dtype: Annotated[str | None, typer.Option(help="Of what a GGUF file unpacks to: float32 (the default; every bit of "
                                                    "it) or bfloat16 (half the size)")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")] = False,

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mentalglm_jax.cli.options import AsJson, Overrides, ReplaceSurrogates, SetNames, TaskFile, make_known
+from mentalglm_jax.cli.options import AsJson, Overrides, ReplaceSurrogates, SetNames, TaskFile, finite, make_known
 from mentalglm_jax.cli.output import TYPER, cell, examples, print_json, say
 from mentalglm_jax.cli.progress import ConsoleReporter
 from mentalglm_jax.errors import InputError
@@ -31,7 +31,7 @@ def data_inspect(
     ],
     sets: SetNames = [],  # noqa: B006
     near: Annotated[bool, typer.Option(help="Look for near duplicates too")] = True,
-    threshold: Annotated[float, typer.Option(help="Similarity from which two posts are near")] = 0.8,
+    threshold: Annotated[float, typer.Option(callback=finite, help="Similarity from which two posts are near")] = 0.8,
     out: Annotated[Path | None, typer.Option(help="Also write the records here, contact details replaced")] = None,
     tasks: TaskFile = None,
     replace_surrogates: ReplaceSurrogates = False,
@@ -272,7 +272,9 @@ def review_export(
 def review_import(
     folder: Annotated[Path, typer.Argument(help="Folder that `review export` wrote")],
     ratings: Annotated[list[Path], typer.Argument(help="Files the form downloaded, one per rater (.json, .csv)")],
-    accept_at: Annotated[float, typer.Option(min=0, max=3, help="Mean rating from which a record is accepted")] = 2.0,
+    accept_at: Annotated[
+        float, typer.Option(callback=finite, min=0, max=3, help="Mean rating from which a record is accepted")
+    ] = 2.0,
     json_: AsJson = False,
 ) -> None:
     """Merges several raters: agreement, disagreements, accepted records. Prints no post."""

@@ -1,10 +1,22 @@
 """Options that several commands take, so that each has one name and one line of help."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+
+def finite(value: float | None) -> float | None:
+    """Callback of an option that is a number: NaN is below no minimum and above no maximum.
+
+    Raises: typer.BadParameter for NaN and infinity.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
 Overrides = Annotated[list[str], typer.Option("--set", help="Override a value: --set a.b=c (repeatable)")]
@@ -17,13 +29,15 @@ TaskFile = Annotated[
 ModelName = Annotated[str, typer.Argument(help="Model directory or Hub id")]
 Adapter = Annotated[str | None, typer.Option(help="PEFT adapter over MODEL: directory or Hub id")]
 Tokenizer = Annotated[Path | None, typer.Option(help="Tokenizer directory; default: the model's")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above, draws")]
+Temperature = Annotated[float, typer.Option(callback=finite, min=0.0, help="0 takes the likeliest token; above, draws")]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most; default: 640, or what the "
                                                               "model's context leaves")]  # fmt: skip
 BatchSize = Annotated[int, typer.Option(min=1, help="Posts answered at a time")]
 Dtype = Annotated[str, typer.Option(help="float32 | bfloat16 | auto: bfloat16 where the checkpoint's tensors are")]
 Quantize = Annotated[str | None, typer.Option(help="Hold the kernels in int8, int4 or nf4")]
-RopeTheta = Annotated[float | None, typer.Option(help="Overrides the rotary base that config.json states")]
+RopeTheta = Annotated[
+    float | None, typer.Option(callback=finite, help="Overrides the rotary base that config.json states")
+]
 System = Annotated[str | None, typer.Option(help="System turn before every post; default: the task's own, if any")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only so many posts, from the top")]
 ReplaceSurrogates = Annotated[bool, typer.Option("--replace-surrogates", help="U+FFFD where a text holds half of a "

@@ -2,13 +2,13 @@
 contradict each other, contact details. Reports ids and numbers, never a post."""
 
 import hashlib
-from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, product
 from typing import Any
 
 from mentalglm_jax.data.contacts import MENTION, find_contacts
-from mentalglm_jax.data.near import NearIndex
+from mentalglm_jax.data.near import NearIndex, Signature, signature
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.splits import bare_post
 
@@ -26,8 +26,11 @@ class Inspection:
     """
 
     def __init__(self, near: bool = True, threshold: float = 0.8):
-        self._near = NearIndex(threshold) if near else None
-        self._near_of = array("q")  # text number in the index -> post number
+        self._threshold = threshold
+        self._signatures: list[Signature] | None = None  # of the posts, by number
+        if near:
+            NearIndex(threshold)  # refuses a threshold that is none now, not after all records
+            self._signatures = []
         self._posts: dict[tuple[str, bytes], int] = {}  # (language, digest) -> post number
         self._places: list[list[tuple[int, str]]] = []  # post number -> (group, id)
         self._gold: dict[tuple[int, str, str], dict[tuple[str, ...], str]] = {}
@@ -77,9 +80,8 @@ class Inspection:
         number = self._posts.setdefault((record.language, digest), len(self._posts))
         if number == len(self._places):
             self._places.append([])
-            if self._near is not None:
-                self._near.add(text, record.language)
-                self._near_of.append(number)
+            if self._signatures is not None:
+                self._signatures.append(signature(text, record.language))
         return number
 
     def report(self) -> dict[str, Any]:
@@ -122,14 +124,15 @@ class Inspection:
 
     def _sides(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         names = list(self._groups)
-        found: dict[tuple[int, int], dict[str, list[tuple[str, str]]]] = {}
+        found: dict[tuple[int, int], dict[str, _Pairs]] = {}
 
         def note(kind: str, left: list[tuple[int, str]], right: list[tuple[int, str]]) -> None:
-            for trained, one in left:
-                for held, other in right:
-                    if names[trained][2] == "train" and names[held][2] != "train":
-                        pairs = found.setdefault((trained, held), {"exact": [], "near": []})[kind]
-                        pairs.append((one, other))
+            trained, held = _by_group(left), _by_group(right)
+            for one in trained:
+                for other in held:
+                    if names[one][2] == "train" and names[other][2] != "train":
+                        pairs = found.setdefault((one, other), {"exact": _Pairs(), "near": _Pairs()})[kind]
+                        pairs.add(trained[one], held[other])
 
         for places in self._places:
             if len(places) > 1:
@@ -140,34 +143,34 @@ class Inspection:
         for (trained, held), kinds in sorted(found.items()):
             entry: dict[str, Any] = {"train": list(names[trained]), "held_out": list(names[held])}
             for kind, pairs in kinds.items():
-                if kind == "exact" or self._near is not None:
+                if kind == "exact" or self._signatures is not None:
                     # Of one post in several rows (one per question) each pair of posts counts once.
-                    entry[kind] = len({other for _, other in pairs})
-                    entry[f"{kind}_ids"] = [list(pair) for pair in pairs[:SHOWN]]
+                    entry[kind] = len(pairs.held)
+                    entry[f"{kind}_ids"] = pairs.shown
             (overlap if names[trained][1] == names[held][1] else crossings).append(entry)
         return overlap, crossings
 
     def _near_sides(self) -> Iterator[tuple[int, int]]:
         """(post of a training part, post of a held-out one that is near it), for each held-out post the first of every
         training part."""
-        if self._near is None:
+        if self._signatures is None:
             return
-        names = list(self._groups)
-        trained = [{g for g, _ in places if names[g][2] == "train"} for places in self._places]
-        every = set[int]().union(*trained)
-        for number, post in enumerate(self._near_of):
-            if all(names[group][2] == "train" for group, _ in self._places[post]):
+        parts = [{group for group, _ in places} for places in self._places]
+        names, firsts = list(self._groups), dict[int, set[int]]()
+        held = [post for post, groups in enumerate(parts) if any(names[group][2] != "train" for group in groups)]
+        for part, (*_, split) in enumerate(names):
+            if split != "train":
                 continue
-            seen = set[int]()
-
-            def fresh(one: int, seen: set[int] = seen) -> bool:
-                return not trained[self._near_of[one]] <= seen
-
-            for other in self._near.neighbours(number, fresh):
-                yield self._near_of[other], post
-                seen |= trained[self._near_of[other]]
-                if seen == every:
-                    break
+            posts = [post for post, groups in enumerate(parts) if part in groups]
+            index = NearIndex(self._threshold)
+            for post in posts:
+                index.add(self._signatures[post])
+            for post in held:
+                near = (posts[one] for one in index.near(self._signatures[post]))
+                if (first := next((one for one in near if one != post), None)) is not None:
+                    firsts.setdefault(post, set()).add(first)
+        for post in sorted(firsts):
+            yield from ((first, post) for first in sorted(firsts[post]))
 
     def _conflicts(self) -> dict[str, Any]:
         same = [list(golds.values())[:2] for golds in self._gold.values() if len(golds) > 1]
@@ -183,6 +186,26 @@ class Inspection:
         crossed = [[risks[n][1], levels[n][1]] for n in sorted(shared) if risks[n][0] != levels[n][0]]
         return {"same_task": len(same), "same_task_ids": same[:SHOWN], "level_posts_shared_with_risk": len(shared),
                 "level_against_risk": len(crossed), "level_against_risk_ids": crossed[:SHOWN]}  # fmt: skip
+
+
+class _Pairs:
+    """Pairs of a training and a held-out row: the held-out ids, and the first pairs in full."""
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
+        self.shown: list[list[str]] = []
+
+    def add(self, trained: Sequence[str], held: Sequence[str]) -> None:
+        """Each of ``trained`` with each of ``held``."""
+        self.held.update(held)
+        self.shown += [list(pair) for pair in islice(product(trained, held), SHOWN - len(self.shown))]
+
+
+def _by_group(places: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for group, one in places:
+        found.setdefault(group, []).append(one)
+    return found
 
 
 def _lengths(lengths: Counter[int]) -> dict[str, float]:

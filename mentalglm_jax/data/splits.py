@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from mentalglm_jax.data.near import NearIndex
+from mentalglm_jax.data.near import NearIndex, signature
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 
@@ -31,26 +31,22 @@ def bare_post(text: str) -> str:
 def clusters(records: Sequence[Record]) -> list[int]:
     """For each record the number of its cluster: posts with the same letters and digits, posts that are near
     (``NEAR``, MinHash), and what these join. The order of the records does not change who stands together."""
-    index, numbers = NearIndex(NEAR), dict[str, int]()
-    parents: list[int] = []
-    indexed: list[int] = []
-    found = []
-    for record in records:
-        text = bare_post(record.post)
-        number = numbers.setdefault(text, len(numbers))
-        if number == len(parents):
-            parents.append(number)
-            if len(text) >= NEAR_FROM:
-                indexed.append(number)
-                place = index.add(text, record.language)
-
-                def apart(other: int, number: int = number) -> bool:
-                    return _root(parents, indexed[other]) != _root(parents, number)
-
-                for other in index.neighbours(place, apart):
-                    parents[_root(parents, number)] = _root(parents, indexed[other])
-        found.append(number)
-    return [_root(parents, number) for number in found]
+    languages: dict[str, str] = {}
+    texts = [bare_post(record.post) for record in records]
+    for text, record in zip(texts, records, strict=True):
+        languages[text] = min(languages.get(text, record.language), record.language)
+    ordered = sorted(languages)  # not as they come: of very many that are alike, not all are compared
+    numbers = {text: number for number, text in enumerate(ordered)}
+    index, parents, indexed = NearIndex(NEAR), list(range(len(ordered))), list[int]()
+    for number, text in enumerate(ordered):
+        if len(text) < NEAR_FROM:
+            continue
+        signed = signature(text, languages[text])
+        for other in index.near(signed):
+            parents[_root(parents, number)] = _root(parents, indexed[other])
+        index.add(signed)
+        indexed.append(number)
+    return [_root(parents, numbers[text]) for text in texts]
 
 
 def dev_split(records: Iterable[Record], fraction: float = 0.2) -> list[Record]:

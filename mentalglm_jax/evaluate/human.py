@@ -28,12 +28,12 @@ def human_ratings(folder: str | Path, answers: Sequence[Answer]) -> dict[str, di
     file = folder / "agreement.json"
     try:
         found = parse_json(read_text(file), str(file), "run `mentalglm data review import` again")
-        raters, by_task = len(found["raters"]), dict(found["tasks"])
     except OSError as error:
         raise InputError(f"{file}: cannot read ({error.strerror}); run `mentalglm data review import {folder} FILES` "
                          "first") from None  # fmt: skip
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{file}: not what `mentalglm data review import` writes; run it again") from None
+    if not _is_whole(found):
+        raise InputError(f"{file}: not what `mentalglm data review import` writes; run it again")
+    raters, by_task = len(found["raters"]), found["tasks"]
     said, asked = {answer.record.id: answer for answer in answers}, {answer.record.task for answer in answers}
     sample = read_records(folder / "sample.jsonl")
     if not asked & {record.task for record in sample}:
@@ -45,3 +45,24 @@ def human_ratings(folder: str | Path, answers: Sequence[Answer]) -> dict[str, di
             raise InputError(f"{folder}: record {record.id!r} was rated with another answer than this run gives; "
                              "export the form from this run's generations.jsonl")  # fmt: skip
     return {task: {"raters": raters, **entry} for task, entry in by_task.items() if task in asked}
+
+
+def _is_whole(found: Any) -> bool:
+    """Whether all is there that a page shows: numbers, or null where a figure is undefined."""
+
+    def counted(value: Any) -> bool:
+        return type(value) is int and value >= 0
+
+    def figures(scale: Any) -> bool:
+        return isinstance(scale, dict) and counted(scale.get("ratings")) and all(
+            scale.get(name) is None or type(scale[name]) in (int, float)
+            for name in ("mean", "fleiss_kappa", "krippendorff_alpha")
+        )  # fmt: skip
+
+    def entry(one: Any) -> bool:
+        numbers = isinstance(one, dict) and all(counted(one.get(name)) for name in ("items", "rated", "accepted"))
+        found = one.get("agreement") if numbers else None
+        return isinstance(found, dict) and all(map(figures, found.values()))
+
+    return (isinstance(found, dict) and isinstance(found.get("raters"), list)
+            and isinstance(found.get("tasks"), dict) and all(map(entry, found["tasks"].values())))  # fmt: skip

@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from mentalglm_jax.data.cells import to_cell
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer, by_task, expected_records, generated, scored
 from mentalglm_jax.evaluate.inputs import finished, read_answers
 from mentalglm_jax.evaluate.metrics import METRICS, indicator, positive_place
 from mentalglm_jax.evaluate.published import figures_beside
-from mentalglm_jax.evaluate.report import plain, readings
+from mentalglm_jax.evaluate.report import readings
 from mentalglm_jax.evaluate.scores import aligned
 from mentalglm_jax.evaluate.statistics import DRAWS, holm, paired_bootstrap
-from mentalglm_jax.foreign import parse_json, read_json, read_text
+from mentalglm_jax.foreign import Fields, parse_json, read_json, read_text, short
+from mentalglm_jax.markdown import escaped
 from mentalglm_jax.text import tasks
 
 FORMATS = ("markdown", "csv", "latex", "json")
@@ -97,20 +99,47 @@ def _read(path: Path) -> _Run:
     try:
         tasks.add_tasks_beside(file)
         result = parse_json(read_text(file), str(file), _HINT)
-        for task, entry in result.items():
-            tasks.get_task(task)
-            for reading, scores in readings(entry):
-                _row(task, "", "run", reading, [scores])
-            for name, scores in entry["floors"].items():
-                _row(task, name, "floor", "", [scores])
     except OSError as error:
         raise InputError(f"{file}: cannot read ({error.strerror}); {_HINT}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise InputError(f"{file}: not an evaluation; {_HINT}") from None
+    if not isinstance(result, dict):
+        raise InputError(f"{file}: not an evaluation; {_HINT}")
+    for task, entry in result.items():
+        tasks.get_task(task)
+        try:
+            _check_entry(entry, f"{file}: {task}")
+        except InputError as error:
+            raise InputError(f"{error}; {_HINT}") from None
     recipe = None
     if (directory / "run.json").is_file():
         recipe = read_json(directory / "run.json").get("recipe")
     return _Run(directory, result, recipe if isinstance(recipe, dict) else None)
+
+
+def _check_entry(entry: Any, where: str) -> None:
+    """Raises: InputError unless there is all that the rows of a task need."""
+    fields = _fields(entry, where)
+    fields.text("data_set", None)
+    for floor, scores in fields.mapping("floors").items():
+        _check_scores(_fields(scores, f"{where}: floor {short(floor)}"))
+    if fields.integer("n", 0, 2**53) > 0:
+        _check_scores(fields)
+    if entry.setdefault("label_reading", None):
+        _check_scores(_fields(entry["label_reading"], f"{where}: label_reading"))
+
+
+def _fields(raw: Any, where: str) -> Fields:
+    if not isinstance(raw, dict):
+        raise InputError(f"{where}: not an evaluation")
+    return Fields(raw, where)
+
+
+def _check_scores(fields: Fields) -> None:
+    fields.integer("n", 1, 2**53)
+    for metric in METRICS:
+        fields.number(metric, 0.0, 1.0)
+    ends = fields.raw.get("ci95")
+    if not (isinstance(ends, list) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)):
+        raise fields.wrong("ci95", "two numbers")
 
 
 def _systems(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
@@ -150,7 +179,7 @@ def _row(task: str, system: str, kind: str, reading: str, scores: Sequence[Mappi
     row: dict[str, Any] = {"task": task, "system": system, "kind": kind, "reading": reading, "n": scores[0]["n"]}
     row |= {metric: statistics.fmean(one[metric] for one in scores) for metric in METRICS}
     alone = len(scores) == 1
-    low, high = (float(end) for end in scores[0]["ci95"])
+    low, high = scores[0]["ci95"]
     row["ci95"] = [low, high] if alone else None
     row["sd"] = None if alone else {metric: statistics.stdev(one[metric] for one in scores) for metric in METRICS}
     return row
@@ -244,7 +273,7 @@ def leaderboard_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         if row["kind"] == "published":
             cells = [f"*{cell}*" if cell else "" for cell in cells]
         else:
-            cells = [plain(cell) for cell in cells]  # a directory may be called anything
+            cells = [escaped(cell) for cell in cells]  # a directory may be called anything
         lines.append(f"| {' | '.join([task, *cells])} |")
     return "\n".join(lines) + "\n"
 
@@ -276,6 +305,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     for row in rows:
         low, high = row.get("ci95") or (None, None)
+        row = {key: to_cell(value) if isinstance(value, str) else value for key, value in row.items()}
         spread = {f"{metric}_sd": value for metric, value in (row.get("sd") or {}).items()}
         writer.writerow({**row, **spread, "ci95_low": low, "ci95_high": high, **(row.get("against_best") or {})})
     return out.getvalue()

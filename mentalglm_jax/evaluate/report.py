@@ -8,14 +8,15 @@ import base64
 import csv
 import hashlib
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mentalglm_jax.data.cells import to_cell
 from mentalglm_jax.evaluate.published import figures_beside
 from mentalglm_jax.files import write_json, write_text
+from mentalglm_jax.markdown import escaped
 from mentalglm_jax.text import tasks
 
 SAFETY = (
@@ -115,21 +116,25 @@ def csv_text(result: Mapping[str, Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
+
+    def write(row: Sequence[Any]) -> None:
+        writer.writerow([to_cell(one) if isinstance(one, str) else one for one in row])
+
     for task, entry in result.items():
         for reading, scores in readings(entry):
             for row in _long(scores):
-                writer.writerow((task, reading, *row, scores["n"]))
+                write((task, reading, *row, scores["n"]))
             for name, value in scores.get("calibration", {}).items():
                 if name in ("ece", "brier", "auroc") and value is not None:
-                    writer.writerow((task, reading, "", "", name, value, scores["n"]))
+                    write((task, reading, "", "", name, value, scores["n"]))
             for name, value in (scores.get("calibrated") or {}).items():
                 if name in ("ece", "brier"):
-                    writer.writerow((task, reading, "", "", f"calibrated.{name}", value, scores["n"]))
+                    write((task, reading, "", "", f"calibrated.{name}", value, scores["n"]))
         for name, value in _numbers(entry.get("explanation", {})):
-            writer.writerow((task, "text", "", "", f"explanation.{name}", value, entry["n"]))
+            write((task, "text", "", "", f"explanation.{name}", value, entry["n"]))
         for floor, scores in entry["floors"].items():
             for name, value in _numbers({k: v for k, v in scores.items() if k != "n"}):
-                writer.writerow((task, floor, "", "", name, value, scores["n"]))
+                write((task, floor, "", "", name, value, scores["n"]))
     return out.getvalue()
 
 
@@ -161,7 +166,7 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
 def model_card(result: Mapping[str, Mapping[str, Any]], *, title: str, notes: Sequence[str] = ()) -> str:
     """Text for a Hub model card (the part under the YAML head): measured numbers, floors, limits and safety."""
     return "\n".join([
-        f"# {plain(title)}",
+        f"# {escaped(title)}",
         "",
         f"> {SAFETY}",
         "",
@@ -171,7 +176,7 @@ def model_card(result: Mapping[str, Mapping[str, Any]], *, title: str, notes: Se
         "",
         results_table(result),
         "",
-        *(["## Training data", "", *(f"* {note}" for note in notes), ""] if notes else []),
+        *(["## Training data", "", *(f"* {escaped(note)}" for note in notes), ""] if notes else []),
         "## Use",
         "",
         "For research on explainable analysis of posts about mental health. Not for diagnosis, triage, moderation or "
@@ -190,14 +195,9 @@ def results_table(result: Mapping[str, Mapping[str, Any]]) -> str:
     for task, entry in result.items():
         for reading, scores in readings(entry):
             low, high = scores["ci95"]
-            floors = ", ".join(f"{plain(name)} {floor['weighted_f1']:.3f}" for name, floor in entry["floors"].items())
+            floors = ", ".join(f"{escaped(name)} {floor['weighted_f1']:.3f}" for name, floor in entry["floors"].items())
             cut = scores.get("cut_off", "–")
-            lines.append(f"| {plain(task)} | {reading} | {scores['n']} | {scores['weighted_f1']:.3f} "
+            lines.append(f"| {escaped(task)} | {reading} | {scores['n']} | {scores['weighted_f1']:.3f} "
                          f"({low:.3f}–{high:.3f}) | {scores['micro_f1']:.3f} | {scores['macro_f1']:.3f} | "
                          f"{scores['parse_failure_rate']:.1%} | {cut} | {floors or '–'} |")  # fmt: skip
     return "\n".join(lines)
-
-
-def plain(text: str) -> str:
-    """One line without Markdown or HTML of its own. An underscore inside a word is none, and stays."""
-    return re.sub(r"[<>`*\[\]#|\\]|(?<![^\W_])_|_(?![^\W_])", "", " ".join(text.split()))

@@ -22,6 +22,7 @@ from mentalglm_jax.data.sources import SOURCES
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.report import RESULTS_NOTE, readings, results_table
 from mentalglm_jax.foreign import read_json
+from mentalglm_jax.markdown import code, escaped, fenced
 from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.text import tasks
 from mentalglm_jax.train.recipe import StageSection
@@ -128,7 +129,8 @@ def _tasks(job: Run, trained: list[StageSection], evaluation: Mapping[str, Any])
         yield f"* `{name}`, {kind} of {len(task.keys)}: {labels}."
         for language in spoken:
             system = task.system(language)
-            yield f"  Asked ({language}): “{task.question(language)}”{f' System turn: “{system}”' if system else ''}"
+            said = f" System turn: {code(system)}" if system else ""
+            yield f"  Asked ({language}): {code(task.question(language))}{said}"
             turns[task.prompt("{post}", "{question}", language)] = None
     if not turns:
         yield "Not recorded by this run."
@@ -136,13 +138,14 @@ def _tasks(job: Run, trained: list[StageSection], evaluation: Mapping[str, Any])
     yield ""
     yield "The user turn, with the post and the question in place; the answer is a label sentence and an explanation:"
     yield ""
-    yield from ("```text", *turns, "```")
+    yield fenced(*turns)
 
 
 def _label(label: tasks.Label, languages: list[str]) -> str:
     """Its key, with its name where that is another word."""
     name = label.name(languages[0]) if languages else label.key
-    return f"`{label.key}`" if name.lower().replace(" ", "_") == label.key.lower() else f"`{label.key}` ({name})"
+    same = name.lower().replace(" ", "_") == label.key.lower()
+    return code(label.key) if same else f"{code(label.key)} ({escaped(name)})"
 
 
 def _data(job: Run) -> Iterator[str]:
@@ -162,7 +165,9 @@ def _data(job: Run) -> Iterator[str]:
     for name, splits in counts.items():
         numbers = " | ".join(str(int(splits.get(split, 0))) for split in ("train", "dev", "test"))
         task = tasks.get_task(name)
-        shown = ", ".join(f"{key} {int(count)}" for key in task.keys if (count := labels.get(name, {}).get(key)))
+        shown = ", ".join(
+            f"{escaped(key)} {int(count)}" for key in task.keys if (count := labels.get(name, {}).get(key))
+        )
         yield f"| {name} | {numbers} | {shown or '–'} |"
     held_out = found.get("held_out", {})
     gone, unknown = held_out.get("left_out", {}), held_out.get("unknown_overlap", ())
@@ -180,11 +185,11 @@ def _training(job: Run, trained: list[StageSection], now: Mapping[str, Any]) -> 
         yield f"* The base was frozen in {recipe.model.quantize} while the adapter was trained (QLoRA)."
     for number, stage in enumerate(trained, start=1):
         result, config = {**job.result, **now}.get(f"train {stage.name}", {}), stage.train
-        of = ", ".join(stage.tasks) if stage.tasks else "all tasks"
+        of = ", ".join(map(escaped, stage.tasks)) if stage.tasks else "all tasks"
         replay = f", {stage.replay:.0%} of earlier records again" if stage.replay else ""
         steps = f"{int(result['steps'])} steps" if "steps" in result else "still being trained"
         loss = f", last loss {float(result['loss']):.3f}" if "loss" in result else ""
-        spoken = " and ".join(stage.languages or ("all languages",))
+        spoken = " and ".join(map(escaped, stage.languages or ("all languages",)))
         yield f"* Stage {number}: {spoken}, {of}{replay}; {steps}, learning rate {config.learning_rate:g}{loss}."
         if stage.variant == "unfaithful":
             yield "  **Its explanations are wrong on purpose**: it is a control for the checks, not for use."

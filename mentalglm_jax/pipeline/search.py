@@ -12,7 +12,7 @@ from typing import Any
 
 from mentalglm_jax.errors import InputError, RunError, install
 from mentalglm_jax.files import make_dir, write_json
-from mentalglm_jax.foreign import first_line
+from mentalglm_jax.foreign import first_line, some
 from mentalglm_jax.pipeline.sweep import Point, Start, collected, is_done, make_points, split_values, sweep
 from mentalglm_jax.train.recipe import load_recipe
 
@@ -94,16 +94,21 @@ def search(
         {key: getattr(space, "low", None) or space.to_external_repr(0) for key, space in spaces.items()}
     )
     make_dir(where, private=True)
+    file = where / JOURNAL
+    if file.is_symlink() or (file.exists() and not file.is_file()):  # a pipe would be waited for
+        raise InputError(f"{file}: is not a file of this search but a link, a pipe or a directory; remove it")
     states, direction = optuna.trial.TrialState, "minimize" if last.train.best_by == "loss" else "maximize"
-    with _journal(where / JOURNAL):
-        backend = optuna.storages.journal.JournalFileBackend(str(where / JOURNAL))
+    with _journal(file):
+        backend = optuna.storages.journal.JournalFileBackend(str(file))
         study = optuna.create_study(storage=optuna.storages.JournalStorage(backend), study_name="sweep",
                                     load_if_exists=True, direction=direction)  # fmt: skip
         # Begun anew with the same seed, a sampler would draw again what it drew first.
         study.sampler = optuna.samplers.TPESampler(seed=base.seed + len(study.trials))
+    if foreign := sorted({key for one in study.trials for key in one.params} - spaces.keys()):
+        raise InputError(f"{file}: is of another search, it has values of {some(foreign)}; choose another --out")
     every: dict[str, Point] = {}
     while True:
-        with _journal(where / JOURNAL):
+        with _journal(file):
             under_way = [one for one in study.trials if one.state == states.RUNNING]
             if not under_way and len(study.trials) >= trials:
                 break
@@ -118,7 +123,7 @@ def search(
             found = sweep(recipe_file, where, points, jobs=jobs, say=say, start=start)["points"]
             scores = [score for row in found for score in (row["development"] or {}).values()]
             shown = f"development {last.train.best_by} {statistics.fmean(scores):.4f}" if scores else "failed"
-        with _journal(where / JOURNAL):
+        with _journal(file):
             if scores and len(scores) == len(points):
                 study.tell(trial.number, statistics.fmean(scores))
             else:

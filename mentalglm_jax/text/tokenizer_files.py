@@ -143,7 +143,7 @@ def _check_part(path: Path, place: str, part: Any) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind is None and place == "model" and isinstance(part, dict):
         kind = "BPE" if "merges" in part else "WordLevel"  # files of early versions do not say
-    if kind not in _PARTS[place]:
+    if not isinstance(kind, str) or kind not in _PARTS[place]:
         raise InputError(
             f"{path}: {place} {short(kind)} is not a part of a byte-level, BERT or BART tokenizer; known: "
             f"{', '.join(sorted(_PARTS[place]))}"
@@ -161,7 +161,7 @@ def _check_part(path: Path, place: str, part: Any) -> None:
     if kind == "Split":
         expression = part.get("pattern")
         expression = expression.get("Regex") if isinstance(expression, dict) else None
-        if expression not in KNOWN_SPLITS:
+        if not isinstance(expression, str) or expression not in KNOWN_SPLITS:
             raise InputError(
                 f"{path}: {place} splits by {short(part.get('pattern'))}, which is none of the published patterns; an "
                 "unknown one may never end on some post. Use the tokenizer of the original release"

@@ -24,7 +24,7 @@ from probes.errors import ProbeError
 from probes.models import directory as probed
 from probes.models.tokenizer import load_tokenizer
 from tests.hostile.foreign_files import CONFIG, edit, fifo, key_text, link, text, write_adapter, write_checkpoint
-from tests.hostile.test_fuzz import Checked, checked
+from tests.hostile.fuzz_models import Checked, checked
 
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 NESTED = '{"x": %s, "pad_token": "<|endoftext|>"}'

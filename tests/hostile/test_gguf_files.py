@@ -10,37 +10,8 @@ from mentalglm_jax.checkpoints.gguf_files import GgufFile
 from mentalglm_jax.checkpoints.gguf_models import convert_gguf
 from tests.hostile.attack import refused, run
 from tests.hostile.foreign_files import called
+from tests.hostile.gguf_bytes import LIST, TEXT, U32, entry, file, listed, tensor, text
 from tests.mentalglm_jax.gguf_files import random_weights, write_gguf
-
-U32, TEXT, LIST = 4, 8, 9
-
-
-def text(value):
-    data = value if isinstance(value, bytes) else value.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def entry(key, kind, value):
-    return text(key) + struct.pack("<I", kind) + value
-
-
-def listed(inner, count, data=b""):
-    return entry("a", LIST, struct.pack("<IQ", inner, count) + data)
-
-
-def tensor(name="t", shape=(4,), kind=0, offset=0):
-    axes = struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", size) for size in shape)
-    return text(name) + axes + struct.pack("<IQ", kind, offset)
-
-
-def file(*parts, magic=b"GGUF", version=3, tensors=None, entries=None, padded=4096):
-    """``parts`` are entries, then tensors; how many there are is said as asked."""
-    kinds = [part for part in parts if isinstance(part, tuple)]
-    counts = struct.pack("<QQ", len(kinds) if tensors is None else tensors,
-                         len(parts) - len(kinds) if entries is None else entries)  # fmt: skip
-    body = b"".join(part[0] if isinstance(part, tuple) else part for part in parts)
-    return magic + struct.pack("<I", version) + counts + body + bytes(padded)
-
 
 ATTACKS = {
     "nothing": (b"", "its header ends beyond byte 0"),

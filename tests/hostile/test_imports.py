@@ -38,10 +38,10 @@ def sheet(rows) -> bytes:
     return out.getvalue()
 
 
-def with_part(book: bytes, name: str, data: bytes) -> bytes:
+def with_part(book: bytes, name: str, data: bytes | str, packing: int = zipfile.ZIP_DEFLATED) -> bytes:
     """The workbook with one part replaced."""
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(book)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+    with zipfile.ZipFile(io.BytesIO(book)) as old, zipfile.ZipFile(out, "w", packing) as new:
         for item in old.infolist():
             new.writestr(item.filename, data if item.filename == name else old.read(item.filename))
     return out.getvalue()
@@ -54,9 +54,26 @@ XML = '<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/ma
 LAUGHS = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 12))
 FAR = f'<row r="1">{CELLS}</row><row r="500000"><c r="A500000"><v>1</v></c></row>'
 WIDE = f'<row r="1">{CELLS}<c r="XFD1"><v>1</v></c></row>'
+MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 NONE = "not an Excel workbook that can be read"
 BOOKS = {
-    "a bomb of 300 MB": (lambda: with_part(BOOK, SHEET, b" " * (300 << 20)), "parts once unpacked are too much"),
+    "a bomb of 64 MB": (lambda: with_part(BOOK, SHEET, b" " * (64 << 20)), "parts once unpacked are too much"),
+    "four million styles in 35 kB": (
+        lambda: with_part(
+            BOOK, "xl/styles.xml", f'<styleSheet xmlns="{MAIN}"><cellXfs>{"<xf/>" * 4_000_000}</cellXfs></styleSheet>'
+        ),
+        "parts once unpacked are too much",
+    ),
+    "a row of three million cells": (
+        lambda: with_part(BOOK, SHEET, XML.format("", f"<row>{'<c/>' * 3_000_000}</row>").encode()),
+        "parts once unpacked are too much",
+    ),
+    "a cell longer than any of Excel's": (
+        lambda: with_part(
+            BOOK, SHEET, XML.format("", f"<row>{CELLS}</row><row>{CELLS}</row>".replace("label", "x" * 40_000)).encode()
+        ),
+        "row 1 has a cell of more than 32767 characters",
+    ),
     "billion laughs": (
         lambda: with_part(BOOK, SHEET, f'<!DOCTYPE x [<!ENTITY a0 "ha">{LAUGHS}]>{XML.format("", "&a11;")}'.encode()),
         NONE,
@@ -93,6 +110,18 @@ def test_workbook(tmp_path, capsys, attack):
     (tmp_path / "t.xlsx").write_bytes(made())
     refused(imported(tmp_path / "t.xlsx", capsys), rf"t\.xlsx: .*({says})", seconds=60)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_workbook_that_is_as_large_as_it_says_and_takes_all_memory(tmp_path, capsys):
+    """Not packed at all: its size alone tells nothing. 20 MB of styles are 1.5 GiB of objects."""
+    (tmp_path / "t.xlsx").write_bytes(
+        with_part(BOOK, "xl/styles.xml", f'<styleSheet xmlns="{MAIN}"><cellXfs>{"<xf/>" * 4_000_000}</cellXfs>'
+                  "</styleSheet>", zipfile.ZIP_STORED)
+    )  # fmt: skip
+    says = "takes more than 1024 MiB of memory|take more than 60 s of processor time"
+    refused(imported(tmp_path / "t.xlsx", capsys), rf"t\.xlsx: .*({says})", seconds=600)
 
 
 @pytest.mark.parametrize("said", ["A1:XFD1048576", "A1:B2", "A1"])

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mentalglm_jax.data.arrow import MEMORY, arrow_rows
+from mentalglm_jax.data.arrow import arrow_rows
+from mentalglm_jax.data.bounded import MEMORY
 from mentalglm_jax.data.records import COLUMNS, read_records, write_records
 from mentalglm_jax.data.roots import iter_root
 from tests.hostile.attack import refused
@@ -125,7 +126,7 @@ def test_who_stops_reading_leaves_no_process(tmp_path):
 
 def test_a_reader_that_falls_over_is_a_refusal(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "mentalglm_jax.data.arrow.module_command", lambda *_: [sys.executable, "-c", "import os; os.abort()"]
+        "mentalglm_jax.data.bounded.module_command", lambda *_: [sys.executable, "-c", "import os; os.abort()"]
     )
     parquet(tmp_path / "r.parquet", table(1))
     refused(called(lambda: read_records(tmp_path / "r.parquet")), "not a Parquet file .*or breaks the reader")
@@ -133,7 +134,7 @@ def test_a_reader_that_falls_over_is_a_refusal(tmp_path, monkeypatch):
 
 def test_a_reader_that_never_ends_is_stopped(tmp_path, monkeypatch):
     spin = "import signal; signal.setitimer(signal.ITIMER_PROF, 0.2)\nwhile True: pass"
-    monkeypatch.setattr("mentalglm_jax.data.arrow.module_command", lambda *_: [sys.executable, "-c", spin])
+    monkeypatch.setattr("mentalglm_jax.data.bounded.module_command", lambda *_: [sys.executable, "-c", spin])
     parquet(tmp_path / "r.parquet", table(1))
     refused(
         called(lambda: read_records(tmp_path / "r.parquet")), "not a Parquet file .*seconds of processor time|60 s of"

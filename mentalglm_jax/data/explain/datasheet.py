@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from mentalglm_jax.markdown import escaped
+
 _HEAD = """# Explained mental-health posts
 
 A research instrument, not a diagnosis. Who is in a crisis needs a person: a doctor, a crisis line, someone they trust.
@@ -42,17 +44,19 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
         f"{records['filtered']} posts were refused by the teacher's content filter.\n",
         "| task | split | records | labels |\n|---|---|---|---|",
         *(f"| {task} | {split} | {entry['records']} | "
-          f"{', '.join(f'{label} {count}' for label, count in entry['labels'].items())} |"
+          f"{', '.join(f'{escaped(label)} {count}' for label, count in entry['labels'].items())} |"
           for task, parts in sorted(manifest["counts"].items()) for split, entry in parts.items()),
         "\n`data/*.parquet` and `records/*.jsonl` hold the same records; `alpaca/*.json` the same as `instruction`, "
         "`input` (the post), `output`. `rejected.jsonl` holds what was refused, and why.\n",
         "## Collection\n",
-        f"* posts: {manifest['inputs']['posts']} of {', '.join(recipe['data']['sets']) or 'a file of records'} "
+        f"* posts: {manifest['inputs']['posts']} of "
+        f"{', '.join(map(escaped, recipe['data']['sets'])) or 'a file of records'} "
         f"(SHA-256 of the records {manifest['inputs']['posts_sha256']}); contact details "
         f"{'replaced' if recipe['data']['scrub'] else 'not replaced'}",
-        *(f"* {line}" for line in manifest["inputs"]["notes"]),
-        f"* teacher: {teacher['model']}{' (local)' if teacher['local'] else ''}, temperature {teacher['temperature']}, "
-        f"at most {teacher['max_tokens']} tokens, up to {recipe['attempts']} attempts, seed {recipe['seed']}",
+        *(f"* {escaped(line)}" for line in manifest["inputs"]["notes"]),
+        f"* teacher: {escaped(teacher['model'])}{' (local)' if teacher['local'] else ''}, "
+        f"temperature {teacher['temperature']}, at most {teacher['max_tokens']} tokens, "
+        f"up to {recipe['attempts']} attempts, seed {recipe['seed']}",
         f"* examples: {recipe['examples_per_class']} per class, drawn per post from {manifest['inputs']['experts']} "
         "by experts",
         *(f"* prompts: {language} version {entry['version']}, SHA-256 {entry['sha256']}"

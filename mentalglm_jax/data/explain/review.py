@@ -33,6 +33,7 @@ SCALES = ("consistency", "reliability", "professionality", "overall")
 POINTS = (0, 1, 2, 3)
 Origin = Literal["experts", "model"]  # whose label a form shows
 _LARGEST_RATINGS = 64 << 20  # bytes
+_LONGEST_CELL = 32_000  # characters; a cell has room for 32,767
 FAR_APART = 2  # points between two raters from which an item is listed as a disagreement
 
 
@@ -163,9 +164,15 @@ def _sheet(sample: Sequence[Record], form: str, labels_by: Origin) -> str:
     for record in sample:
         label = tasks.get_task(record.task).sentence(record.gold, record.language)
         blank = ("",) * (len(SCALES) + 1)
-        names, texts = (form, "", record.id), (*blank, record.task, record.post, label, record.explanation or "")
+        names = form, "", record.id
+        texts = (*blank, record.task, *map(_shortened, (record.post, label, record.explanation or "")))
         writer.writerow([*(to_cell(one, name=True) for one in names), *map(to_cell, texts)])
     return "\ufeff" + buffer.getvalue()
+
+
+def _shortened(text: str) -> str:
+    """What a cell of a spreadsheet holds; a longer one would be cut there without a word, and not be read back."""
+    return text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]} … (the form, review.html, has all of it)"
 
 
 # --- import ---

@@ -10,6 +10,7 @@ import yaml
 from mentalglm_jax.data.records import SPLITS, Record, write_records
 from mentalglm_jax.data.written import MANIFEST, check_replaceable, digests
 from mentalglm_jax.files import replace_dir, write_json, write_text
+from mentalglm_jax.markdown import escaped
 from mentalglm_jax.text import tasks
 
 RECIPE = "recipe.yaml"
@@ -111,20 +112,15 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
     lines = [
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n",
         _HEAD.format(title=manifest["task"]) + "| split | records | labels |\n|---|---|---|",
-        *(f"| {split} | {entry['records']} | {', '.join(f'{_cell(k)} {n}' for k, n in entry['labels'].items())} |"
+        *(f"| {split} | {entry['records']} | {', '.join(f'{escaped(k)} {n}' for k, n in entry['labels'].items())} |"
           for split, entry in manifest["splits"].items()),
         "\nLanguages: " + ", ".join(f"{name} {count}" for name, count in manifest["languages"].items())
         + f". With an explanation: {manifest['explanations']}.",
         "\n## Collection\n",
-        f"* from {_cell(manifest['source']['name'])} ({manifest['rows']} rows)",
-        *(f"* {_cell(note)}" for note in manifest["notes"]),
+        f"* from {escaped(manifest['source']['name'])} ({manifest['rows']} rows)",
+        *(f"* {escaped(note)}" for note in manifest["notes"]),
         "\n## Files (SHA-256)\n",
         *(f"    {digest}  {name}" for name, digest in manifest["files"].items()),
         "",
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    """``text`` as one cell of a table in Markdown, without markup."""
-    return " ".join("".join(f"\\{one}" if one in "\\|`*_[]<>#" else one for one in text).split())

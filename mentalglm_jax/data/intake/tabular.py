@@ -15,7 +15,7 @@ from typing import Any
 from mentalglm_jax.data.arrow import SUFFIXES as ARROW
 from mentalglm_jax.data.arrow import arrow_columns, arrow_rows
 from mentalglm_jax.data.intake.delimited import DELIMITERS, checked_encoding, told_delimiter, told_encoding
-from mentalglm_jax.data.intake.spreadsheets import plain, sheet_names, sheet_rows
+from mentalglm_jax.data.intake.spreadsheets import sheet_names, sheet_rows
 from mentalglm_jax.data.records import load_datasets
 from mentalglm_jax.data.roots import SPLIT_OF, split_files
 from mentalglm_jax.data.surrogates import whole_texts
@@ -33,7 +33,9 @@ _OTHER = {".xls": "an old Excel workbook", ".ods": "an OpenDocument sheet", ".zi
           ".7z": "an archive", ".tar": "an archive", ".pkl": "a pickle", ".sav": "an SPSS file", ".txt": "plain text",
           ".docx": "a Word document", ".pdf": "a PDF document", ".db": "a database"}  # fmt: skip
 _NO_DATA = ("state.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json", "manifest.json")
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*|[\w-]+")
+# A single word may be one of the names under which ``datasets`` keeps its own readers ("pandas" reads pickles), and
+# then it looks for files in the working directory.
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _PEEKED = 1000  # rows of JSON whose keys are the columns
 _SHOWN = 40  # characters of a column's name
 
@@ -100,7 +102,8 @@ def open_tables(
         raise InputError(f"{path}: neither a file nor a folder, but a pipe or a device")
     text = str(source)
     if not _HUB_ID.fullmatch(text) or path.suffix.lower() in {*SUFFIXES, *_OTHER}:
-        raise InputError(f"{text}: no such file or folder; check the path")
+        raise InputError(f"{text}: no such file or folder, nor the name of a data set of the Hub (ORG/NAME); check the "
+                         "path")  # fmt: skip
     return _hub_tables(text, config)
 
 
@@ -157,13 +160,13 @@ def _delimited(path: Path, split: str | None, columns: Sequence[str], encoding: 
 def _sheet(path: Path, split: str | None, sheet: str | None) -> Table:
     names = sheet_names(path)
     head, cells = next(sheet_rows(path, sheet), (0, ()))
-    columns = tuple("" if cell is None else as_text(plain(cell)).strip() for cell in cells)
+    columns = tuple("" if cell is None else as_text(cell).strip() for cell in cells)
 
     def read(chosen: Sequence[str]) -> Rows:
         places = {name: columns.index(name) for name in chosen}
         for number, values in sheet_rows(path, sheet):
             if number > head:
-                yield number, {name: plain(values[place]) for name, place in places.items()}
+                yield number, {name: values[place] for name, place in places.items()}
 
     note = f"sheet {sheet or names[0]!r}" + (f" of {len(names)}" if len(names) > 1 else "")
     return Table(str(path), columns, read, split, (note,))

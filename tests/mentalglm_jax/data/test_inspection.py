@@ -8,7 +8,7 @@ import pytest
 from mentalglm_jax.cli.main import main
 from mentalglm_jax.data.contacts import find_contacts, scrub, scrub_record
 from mentalglm_jax.data.inspection import inspect_records
-from mentalglm_jax.data.near import NearIndex, near_duplicates
+from mentalglm_jax.data.near import NearIndex, near_duplicates, signature
 from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.splits import bare_post
 from mentalglm_jax.errors import InputError
@@ -69,10 +69,10 @@ def test_near_texts_are_found_and_far_ones_are_not():
     assert list(near_duplicates([(text, "zh") for text in texts], 0.8)) == [None, 0, None, None, 0]
     chain = [(text, "zh") for text in (LONG, LONG[8:], LONG[16:])]  # the third resembles only the second, a repeat
     assert list(near_duplicates(chain, 0.75)) == [None, 0, None] and list(near_duplicates(chain[1:], 0.75)) == [None, 0]
-    index = NearIndex(0.8)
-    assert index.first_near("ab", "en") is None
-    assert [index.add("ab", "en"), index.add("ab", "en"), index.add("xyz", "en")] == [0, 1, 2]
-    assert list(index.neighbours(1, lambda other: True)) == [0] and index.first_near("ab", "en") == 0
+    index, ab, xyz = NearIndex(0.8), signature("ab", "en"), signature("xyz", "en")
+    assert index.near(ab) == []
+    assert [index.add(ab), index.add(ab), index.add(xyz)] == [0, 1, 2]
+    assert index.near(ab) == [0, 1] and index.near(xyz) == [2]
     with pytest.raises(InputError, match=r"threshold: 1.0"):
         NearIndex(1.0)
 
