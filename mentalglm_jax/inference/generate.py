@@ -109,8 +109,9 @@ def generate(
 
 
 def answer_text(tokenizer: GlmTokenizer, ids: Sequence[int]) -> str:
-    """The text of generated ids without special tokens and without what opens an answer (GLM's line break)."""
-    return tokenizer.decode(ids).removeprefix(tokenizer.answer_lead)
+    """The text of generated ids without special tokens and without what opens and closes an answer (GLM's line break,
+    Llama 2's spaces)."""
+    return tokenizer.decode(ids).removeprefix(tokenizer.answer_lead).removesuffix(tokenizer.answer_trail)
 
 
 def generation_row(

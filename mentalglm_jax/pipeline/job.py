@@ -144,7 +144,7 @@ def _go(job: Run, reporter: Reporter, stages: Iterable[tuple[str, "Stage"]], eva
                 job.check_evaluable()  # data that `mentalglm train` read
             continue
         job.forget(outdated(name))
-        started = time.perf_counter()
+        started, used = time.perf_counter(), _processor_seconds()
         try:
             if name.startswith("train ") or is_primary():  # all processes train, one does everything else
                 result = function(job, reporter.stage(name))
@@ -156,9 +156,15 @@ def _go(job: Run, reporter: Reporter, stages: Iterable[tuple[str, "Stage"]], eva
                 f"interrupted in stage {name!r}; what is in {job.dir} is kept, the same command continues"
             ) from None
         result["seconds"] = round(time.perf_counter() - started, 1)
+        result["processor_seconds"] = round(_processor_seconds() - used, 1)
         job.finished(name, result)
         for line in result.get("say", ()):
             reporter.say(line)
+
+
+def _processor_seconds() -> float:
+    """Of this process and the children it has waited for; on a shared machine the clock tells how busy others were."""
+    return sum(os.times()[:4])
 
 
 Stage = Callable[[Run, Callable[..., None]], dict[str, Any]]
@@ -475,5 +481,6 @@ def _summary(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         write_text(job.dir / name / CARD, run_card(job, to, base=job.base_id))
         job.pack_calibration(job.dir / name)
     summary["seconds"] = {name: result["seconds"] for name, result in job.result.items()}
+    summary["processor_seconds"] = {name: result.get("processor_seconds") for name, result in job.result.items()}
     write_json(job.dir / "summary.json", summary)
     return {}

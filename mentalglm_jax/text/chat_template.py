@@ -51,12 +51,9 @@ def recognise(template: str | None, tokens: Mapping[str, str], knows: Callable[[
     if not rows:
         missing = next(token for token in GLM.tokens if not knows(token))
         others = ", ".join(f"{row.name} ({' '.join(row.tokens)})" for row in FORMATS if row is not GLM)
-        why = "is this a GLM-4 tokenizer?"
-        if template is not None and "[INST]" in template:
-            why = "its template marks turns with the plain letters [INST], which a post could write as well"
         raise InputError(
-            f"{where}: special token {missing} is not in the vocabulary, nor are those of {others}; {why} Other chat "
-            "formats are not supported"
+            f"{where}: special token {missing} is not in the vocabulary, nor are those of {others}; is this a GLM-4 "
+            "tokenizer? Other chat formats are not supported"
         )
     if template is None:
         raise InputError(

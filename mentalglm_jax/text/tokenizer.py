@@ -17,8 +17,9 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json, write_text
 from mentalglm_jax.foreign import MAX_INTEGER, Fields, inside, read_json, read_text, short, there
-from mentalglm_jax.text.chat_formats import GLM, GLM_RELEASES, ChatFormat, GlmRelease, Segment
+from mentalglm_jax.text.chat_formats import GLM, GLM_RELEASES, ChatFormat, GlmRelease, Segment, Turn
 from mentalglm_jax.text.chat_template import ChatFormatWarning, recognise
+from mentalglm_jax.text.metaspace import GAPS, MARK, bytes_of_token, take_spaces
 from mentalglm_jax.text.tokenizer_files import (
     SPECIALS,
     byte_level,
@@ -82,7 +83,12 @@ class GlmTokenizer:
         for token in chat.tokens:
             if backend.token_to_id(token) is None:
                 raise InputError(f"{where}: special token {token} is not in the vocabulary; is this a GLM-4 tokenizer?")
-        self._gaps = check_lossless(backend, where)
+        self._spaces = take_spaces(backend, where)
+        self._gaps = check_lossless(backend, where) if self._spaces is None else GAPS
+        if self._spaces is not None and self._spaces.before is not None and chat.answers_after_special:
+            raise InputError(f"{where}: puts a space before every text that follows a special token, and in the format "
+                             f"{chat.name} an answer does, so that no answer would begin as the model was taught; take "
+                             "the tokenizer of the original release")  # fmt: skip
         self.chat_format = chat
         self._named = {"eos_token": chat.stops[0], **(named or {})}
         if chat.name == GLM.name:
@@ -200,8 +206,9 @@ class GlmTokenizer:
             InputError: a control character for which this vocabulary has no token.
         """
         if self._gaps is not None and (found := self._gaps.search(text)):
-            raise InputError(f"the text holds the character U+{ord(found.group()):04X}, for which this tokenizer has "
-                             "no token, so that it would vanish without a word; take it out")  # fmt: skip
+            what = "which this tokenizer reads as a space" if found.group() == MARK else (
+                "for which this tokenizer has no token, so that it would vanish without a word")  # fmt: skip
+            raise InputError(f"the text holds the character U+{ord(found.group()):04X}, {what}; take it out")
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
@@ -212,15 +219,37 @@ class GlmTokenizer:
         """What one token writes, which may end within a character: UTF-8, of a special token its name. Padding rows of
         the embedding write nothing."""
         token = self._backend.id_to_token(index) or ""
-        return token.encode() if index in self._added else token_bytes(token)
+        if index in self._added:
+            return token.encode()
+        return token_bytes(token) if self._spaces is None else bytes_of_token(token)
 
-    def _ids(self, segments: Iterable[Segment]) -> list[int]:
-        return [i for text, special in segments for i in ([self.id_of(text)] if special else self.encode(text))]
+    def _ids(self, segments: Iterable[Segment], after_special: bool = True) -> list[int]:
+        """Ids of segments one after the other; ``after_special``: what stands before the first."""
+        found = []
+        for text, special in segments:
+            found += [self.id_of(text)] if special else self.encode(self._opened(text) if after_special else text)
+            after_special = special
+        return found
+
+    def _opened(self, text: str) -> str:
+        """A text after a special token, with the space that some tokenizers put there."""
+        return text if self._spaces is None else self._spaces.opened(text)
+
+    def _said(self, turn: Turn, role: str) -> str:
+        """``turn.said`` as it is encoded: one string with the text beside the content, as the chat template's is."""
+        if turn.before:
+            after_special = turn.before[-1].special
+        else:
+            after_special = role != "assistant" or self.chat_format.answers_after_special
+        return self._opened(turn.said) if after_special else turn.said
+
+    def _turn(self, turn: Turn, role: str) -> tuple[list[int], list[int], list[int]]:
+        """Ids of what stands before the content, of the content with the text beside it, and of what follows."""
+        return self._ids(turn.before), self.encode(self._said(turn, role)), self._ids(turn.after, after_special=False)
 
     def turn_ids(self, role: str, content: str, opening: str | None = None) -> list[int]:
-        """One turn; its content is encoded as one string with the text before it, as the chat template's text is."""
-        turn = self.chat_format.render(role, content, opening)
-        return [*self._ids(turn.before), *self.encode(turn.said), *self._ids(turn.after)]
+        """One turn of a conversation, as the chat template's text is encoded."""
+        return [i for part in self._turn(self.chat_format.render(role, content, opening), role) for i in part]
 
     def prompt_ids(self, user: str, system: str | None = None) -> list[int]:
         """Ids up to where the answer begins; with the checkpoint's own system prompt where ``system`` is not given."""
@@ -244,8 +273,13 @@ class GlmTokenizer:
 
     @property
     def answer_lead(self) -> str:
-        """The text an answer begins with before its content: GLM's line break, nothing elsewhere."""
+        """The text an answer begins with before its content: GLM's line break, Llama 2's space, elsewhere nothing."""
         return self.chat_format.lead
+
+    @property
+    def answer_trail(self) -> str:
+        """The text an answer ends with after its content: Llama 2's space, elsewhere nothing."""
+        return self.chat_format.trail
 
     def conversation_ids(
         self, messages: Sequence[Mapping[str, Any]], release: str = "chat", answer: bool = True,
@@ -292,18 +326,18 @@ class GlmTokenizer:
                 ids += self.turn_ids(role, content, f"{metadata}{form.after_metadata}\n" if metadata else "\n")
         return [*ids, *self._ids(self.chat_format.answer_segments()), *self.encode(form.opening)] if answer else ids
 
-    def span_in_prompt(self, user: str, part: str) -> tuple[int, int]:
-        """The tokens ``[a, b)`` of ``prompt_ids(user)`` wholly inside the last occurrence of ``part`` in ``user``.
-
-        (0, 0) if there is none.
+    def span_in_prompt(self, user: str, part: str, system: str | None = None) -> tuple[int, int]:
+        """The tokens ``[a, b)`` of ``prompt_ids(user, system)`` wholly inside the last occurrence of ``part`` in
+        ``user``; (0, 0) if there is none.
         """
         chat, first = self.chat_format, len(self.prefix_ids)
-        *earlier, (role, content) = chat.laid_out([{"role": "user", "content": user}])
+        head = [{"role": "system", "content": system}] if system else []
+        *earlier, (role, content) = chat.laid_out([*head, {"role": "user", "content": user}])
         first += sum(len(self.turn_ids(*turn)) for turn in earlier)
         turn = chat.render(role, content)
-        found = content.rfind(part)
-        start = turn.at + found
-        encoding = self._backend.encode(turn.said, add_special_tokens=False)
+        found, said = content.rfind(part), self._said(turn, role)
+        start = len(said) - len(turn.said) + turn.at + found
+        encoding = self._backend.encode(said, add_special_tokens=False)
         inside = [i for i, (a, b) in enumerate(encoding.offsets) if start <= a < b <= start + len(part)]
         first += len(self._ids(turn.before))
         return (first + inside[0], first + inside[-1] + 1) if found >= 0 and inside else (0, 0)
@@ -329,11 +363,10 @@ class GlmTokenizer:
         turns = chat.laid_out(messages)
         answered = False  # the turn before was a trained one whose stop token is the next role token
         for number, (role, content) in enumerate(turns, start=1):
-            turn = chat.render(role, content)
-            before, said, after = self._ids(turn.before), self.encode(turn.said), self._ids(turn.after)
+            before, said, after = self._turn(chat.render(role, content), role)
             trained = role == "assistant" and (train == "all" or number == len(turns))
             ids += [*before, *said, *after]
-            mask += [answered, *([False] * (len(before) - 1)), *([trained] * len(said))]
+            mask += [*[answered, *([False] * len(before))][: len(before)], *([trained] * len(said))]
             mask += [trained and place == 0 for place in range(len(after))]
             answered = trained and not after
         if not chat.ends_itself:
@@ -347,8 +380,10 @@ class GlmTokenizer:
         """
         directory = Path(directory)
         text = self._backend.to_str(pretty=False)
-        if self._post_processor is not None:
-            raw = json.loads(text) | {"post_processor": json.loads(self._post_processor.__getstate__())}
+        if self._post_processor is not None or self._spaces is not None:
+            raw = json.loads(text) | ({} if self._spaces is None else self._spaces.parts)
+            if self._post_processor is not None:
+                raw |= {"post_processor": json.loads(self._post_processor.__getstate__())}
             text = json.dumps(raw, ensure_ascii=False)
         write_text(directory / "tokenizer.json", text + "\n")
         write_json(directory / "tokenizer_config.json", _hf_config(self._specials, self._named))

@@ -26,6 +26,7 @@ from mentalglm_jax.foreign import (
     read_text,
     short,
 )
+from mentalglm_jax.text.metaspace import EXACT
 
 # GLM-4's special tokens in GLM-4's order (ids 151329.. in the published vocabulary).
 SPECIALS = (
@@ -57,25 +58,40 @@ SPLIT = "|".join(
     )
 )
 QWEN_SPLIT = SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")  # Qwen2 and Qwen2.5: digit by digit
+# Mistral's Tekken: a word ends before a capital that follows small letters.
+_LETTERS = r"\p{Lm}\p{Lo}\p{M}"
+TEKKEN_SPLIT = "|".join(
+    (
+        rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}{_LETTERS}]*[\p{{Ll}}{_LETTERS}]+",
+        rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}{_LETTERS}]+[\p{{Ll}}{_LETTERS}]*",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
 # Splits that were published with models, each matched in time linear in the text: GLM-4 and Llama 3 (cl100k), Qwen2,
-# GPT-2. The library matches by backtracking, so an unknown expression could take for ever on one post.
+# Mistral Nemo, GPT-2. The library matches by backtracking, so an unknown expression could take for ever on one post.
 KNOWN_SPLITS = frozenset(
     {
         SPLIT,
         QWEN_SPLIT,
+        TEKKEN_SPLIT,
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     }
 )
 MAX_TOKEN_BYTES = 256
-# The parts a tokenizer may have, by their place in the file. Replace, Prepend and the like can multiply a text,
-# Precompiled and FixedLength fall over on damaged data; no tokenizer of these families has them.
+# The parts a tokenizer may have, by their place in the file. Replace, Prepend and the like can multiply a text, so only
+# those that write a space as ▁ are taken (``EXACT``); Precompiled and FixedLength fall over on damaged data.
 _PARTS = {
     "model": {"BPE", "WordPiece", "WordLevel"},
-    "normalizer": {"Sequence", "BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Strip", "StripAccents"},
-    "pre_tokenizer": {"Sequence", "BertPreTokenizer", "ByteLevel", "Digits", "Punctuation", "Split", "Whitespace",
-                      "WhitespaceSplit"},
+    "normalizer": {"Sequence", "BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace",
+                   "Strip", "StripAccents"},
+    "pre_tokenizer": {"Sequence", "BertPreTokenizer", "ByteLevel", "Digits", "Metaspace", "Punctuation", "Split",
+                      "Whitespace", "WhitespaceSplit"},
     "post_processor": {"Sequence", "BertProcessing", "ByteLevel", "RobertaProcessing", "TemplateProcessing"},
-    "decoder": {"Sequence", "BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "WordPiece"},
+    "decoder": {"Sequence", "BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Replace", "Strip", "WordPiece"},
 }  # fmt: skip
 
 
@@ -99,7 +115,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
     Raises:
         InputError: outside its directory, not a file, not strict JSON; parts, patterns or ids that are not those of a
-            byte-level (GLM, Llama 3, Qwen2, SmolLM2), BERT or BART tokenizer; or whatever else the library cannot read.
+            byte-level (GLM, Llama 3, Qwen2, SmolLM2), SentencePiece BPE (Llama 2, Mistral), BERT or BART tokenizer; or
+            whatever else the library cannot read.
     """
     inside(path.parent, path.name)
     hint = "download or build it again"
@@ -158,6 +175,10 @@ def _check_part(path: Path, place: str, part: Any) -> None:
             raise InputError(f"{path}: {place}.{key} must be a list of at most 20 parts")
         for one in parts:
             _check_part(path, place, one)
+    bounded = kind in ("Prepend", "Replace") or (kind == "Strip" and place == "decoder")
+    if bounded and part not in EXACT.get(place, ()):
+        raise InputError(f"{path}: {place} {kind} does something else than to write spaces as ▁ and back, and could "
+                         "change any text; use the tokenizer of the original release")  # fmt: skip
     if kind == "Split":
         expression = part.get("pattern")
         expression = expression.get("Regex") if isinstance(expression, dict) else None
@@ -285,7 +306,13 @@ def from_tiktoken(path: Path, config: Mapping[str, Any]) -> Tokenizer:
 
 def _ranks(path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(read_bytes(path).splitlines(), start=1):
+    data = read_bytes(path)
+    if data[:1] == b"\n" and data[2:3] == b"\n" and b"\x15" in data[:300]:  # a list of pieces, each with its score
+        raise InputError(
+            f"{path}: is a SentencePiece model, which is not read by itself; make a tokenizer.json of it with "
+            "transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR), DIR being this directory"
+        )
+    for number, line in enumerate(data.splitlines(), start=1):
         if not line.strip():
             continue
         encoded, _, rank = line.strip().partition(b" ")

@@ -109,13 +109,13 @@ ATTACKS = {
     "a long split": (split({"Regex": "a" * 1_000_000}), "none of the published patterns"),
     "a replacement that multiplies": (
         tokenizer(lambda t: t.update(normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 999})),
-        "normalizer 'Replace' is not a part",
+        "normalizer Replace does something else than to write spaces",
     ),
     "a replacement inside": (
         tokenizer(lambda t: t.update(normalizer={"type": "Sequence", "normalizers": [
-            {"type": "Replace", "pattern": {"Regex": "(a+)+!"}, "content": ""}]})), "normalizer 'Replace' is not a part"
+            {"type": "Replace", "pattern": {"Regex": "(a+)+!"}, "content": ""}]})), "Replace does something else"
     ),
-    "a prefix": (tokenizer(lambda t: t.update(normalizer={"type": "Prepend", "prepend": "a"})), "'Prepend' is not"),
+    "a prefix": (tokenizer(lambda t: t.update(normalizer={"type": "Prepend", "prepend": "a"})), "Prepend does some"),
     "a damaged charsmap": (
         tokenizer(lambda t: t.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})),
         "normalizer 'Precompiled' is not a part",

@@ -2,14 +2,20 @@
 2,546 byte-level tokens.
 
 The templates of Qwen2.5 and SmolLM2 are the published ones (Apache-2.0, Alibaba Cloud and Hugging Face). Those of
-Llama 3 are written anew from what they render.
+Llama 2 and 3 and of Mistral are written anew from what they render. Llama 2 and Mistral 7B have a SentencePiece
+vocabulary, made here of a few clauses.
 """
 
+import functools
 import json
 from pathlib import Path
+from typing import Any
 
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from mentalglm_jax.data.synthetic import load_phrases
 from mentalglm_jax.text.tokenizer import BUILTIN
-from mentalglm_jax.text.tokenizer_files import SPLIT
+from mentalglm_jax.text.tokenizer_files import SPLIT, TEKKEN_SPLIT
 
 QWEN = """\
 {%- if tools %}
@@ -98,8 +104,53 @@ LLAMA_DATED = (
 """
     + _ANSWER
 )
+_ALTERNATE = """\
+{%- set asked = messages[1:] if messages[0].role == 'system' else messages -%}
+{%- set system = messages[0].content if messages[0].role == 'system' else none -%}
+{%- for one in asked -%}
+    {%- if (one.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('no turns') }}{% endif -%}
+{%- endfor -%}
+"""
+LLAMA2 = (
+    _ALTERNATE
+    + """\
+{%- for one in asked -%}
+    {%- set said = one.content -%}
+    {%- if loop.first and system is not none -%}
+        {%- set said = '<<SYS>>\\n' ~ system ~ '\\n<</SYS>>\\n\\n' ~ said -%}
+    {%- endif -%}
+    {%- if one.role == 'user' %}{{ bos_token ~ '[INST] ' ~ said.strip() ~ ' [/INST]' }}
+    {%- else %}{{ ' ' ~ said.strip() ~ ' ' ~ eos_token }}{% endif -%}
+{%- endfor -%}
+"""
+)
+# 7B v0.2: a space before [INST], the system's words before the first question; v0.3 and Nemo: before the last.
+MISTRAL2 = (
+    _ALTERNATE
+    + """\
+{{- bos_token -}}
+{%- for one in asked -%}
+    {%- set said = system ~ '\\n\\n' ~ one.content if loop.first and system is not none else one.content -%}
+    {%- if one.role == 'user' %}{{ ' [INST] ' ~ said ~ ' [/INST]' }}{% else %}{{ ' ' ~ said ~ eos_token }}{% endif -%}
+{%- endfor -%}
+"""
+)
+_LAST = (
+    _ALTERNATE
+    + """\
+{{- bos_token -}}
+{%- set last = (asked | selectattr('role', 'equalto', 'user') | list)[-1] -%}
+{%- for one in asked -%}
+    {%- set said = system ~ '\\n\\n' ~ one.content if one is sameas last and system is not none else one.content -%}
+    {%- if one.role == 'user' %}{{ '[INST]@' ~ said ~ '[/INST]' }}{% else %}{{ '@' ~ said ~ eos_token }}{% endif -%}
+{%- endfor -%}
+"""
+)
+MISTRAL3 = _LAST.replace("@' ~ said ~ eos_token", " ' ~ said | trim ~ eos_token").replace("@", " ")
+NEMO = _LAST.replace("@", "")
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 _IM = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+_S, _INST = ["<unk>", "<s>", "</s>"], ["[INST]", "[/INST]"]
 _EOT = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 # Special tokens, other added tokens, named tokens, template, what ends an answer by generation_config.json, parts.
 FAMILIES = {
@@ -112,12 +163,22 @@ FAMILIES = {
               ["<|end_of_text|>", "<|eot_id|>"], "llama"),
     "llama-dated": (_EOT, [], {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}, LLAMA_DATED,
                     ["<|end_of_text|>", "<|eot_id|>"], "llama"),
+    "llama2": (_S, [], {"bos_token": "<s>", "eos_token": "</s>"}, LLAMA2, "</s>", "prepend"),
+    "mistral2": (_S, [], {"bos_token": "<s>", "eos_token": "</s>"}, MISTRAL2, "</s>", "prepend"),
+    "mistral3": ([*_S, *_INST], [], {"bos_token": "<s>", "eos_token": "</s>"}, MISTRAL3, "</s>", "first"),
+    "nemo": ([*_S, *_INST], [], {"bos_token": "<s>", "eos_token": "</s>"}, NEMO, "</s>", "tekken"),
 }  # fmt: skip
+ROWS = {"qwen": "chatml", "smollm": "chatml", "yi": "chatml", "llama": "llama3", "llama-dated": "llama3",
+        "llama2": "inst", "mistral2": "inst", "mistral3": "mistral", "nemo": "mistral"}  # fmt: skip
 DEFAULTS = {
     "qwen": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
     "smollm": "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
     "yi": None,
     "llama": None,
+    "llama2": None,
+    "mistral2": None,
+    "mistral3": None,
+    "nemo": None,
     "llama-dated": "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n",
 }
 
@@ -125,7 +186,8 @@ DEFAULTS = {
 def write_family(directory: Path, name: str, **changes: object) -> Path:
     """The tokenizer files of a family; ``changes`` go into tokenizer_config.json."""
     special, others, named, template, ends, parts = FAMILIES[name]
-    raw = json.loads((BUILTIN / "tokenizer.json").read_text("utf-8"))
+    spaces = {"prepend": "Prepend", "first": "Metaspace"}.get(parts)
+    raw = json.loads((BUILTIN / "tokenizer.json").read_text("utf-8")) if spaces is None else sentencepiece()
     first = len(raw["model"]["vocab"])
     added = [*special, *others]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -133,13 +195,23 @@ def write_family(directory: Path, name: str, **changes: object) -> Path:
         {"id": first + place, "content": token, **flags, "special": token in special}
         for place, token in enumerate(added)
     ]
-    split = SPLIT.replace(r"\p{N}{1,3}", r"\p{N}") if parts == "qwen" else SPLIT
+    split = {"qwen": SPLIT.replace(r"\p{N}{1,3}", r"\p{N}"), "tekken": TEKKEN_SPLIT}.get(parts, SPLIT)
     steps = [{"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}, _BYTES]
     if parts == "smollm":
         steps = [{"type": "Digits", "individual_digits": True}, _BYTES | {"use_regex": True}]
     raw["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
     raw["normalizer"] = {"type": "NFC"} if parts == "qwen" else None
     raw["post_processor"] = _BYTES if parts != "smollm" else None
+    if spaces is not None:
+        bar = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        steps = [{"type": "Prepend", "prepend": "▁"}, bar]
+        raw["normalizer"] = {"type": "Sequence", "normalizers": steps} if spaces == "Prepend" else None
+        raw["pre_tokenizer"] = None if spaces == "Prepend" else {
+            "type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}  # fmt: skip
+        raw["decoder"] = {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}  # fmt: skip
+        raw["post_processor"] = None
     if parts == "llama":
         bos = first + added.index("<|begin_of_text|>")
         text = {"Sequence": {"id": "A", "type_id": 0}}
@@ -157,3 +229,33 @@ def write_family(directory: Path, name: str, **changes: object) -> Path:
     stated = {"eos_token_id": ids[0] if isinstance(ends, str) else ids}
     (directory / "generation_config.json").write_text(json.dumps(stated), "utf-8")
     return directory
+
+
+@functools.cache
+def _pieces() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Tokens and merges of a few clauses, spaces as ▁ at the beginning of words and by themselves, and two in a row."""
+    clauses = [text for language in ("en", "zh") for text in _texts(load_phrases(language))]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=900, show_progress=False, initial_alphabet=["▁", *"[]/INST<>Y"])
+    backend.train_from_iterator(clauses, trainer)
+    model = json.loads(backend.to_str())["model"]
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
+    return ("▁▁", *model["vocab"]), (("▁", "▁"), *merges)
+
+
+def _texts(node: Any) -> list[str]:
+    if isinstance(node, str):
+        return [node]
+    parts = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return [text for part in parts for text in _texts(part)]
+
+
+def sentencepiece() -> dict[str, Any]:
+    """The beginning of a ``tokenizer.json`` of SentencePiece's kind: bytes, then pieces; special tokens come after."""
+    tokens, merges = _pieces()
+    vocab = {token: place for place, token in enumerate([*(f"<0x{byte:02X}>" for byte in range(256)), *tokens])}
+    model = {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
+             "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
+             "vocab": vocab, "merges": [list(pair) for pair in merges]}  # fmt: skip
+    return {"version": "1.0", "truncation": None, "padding": None, "model": model}
