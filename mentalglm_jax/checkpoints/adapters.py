@@ -393,7 +393,7 @@ def _whole(array: jax.Array) -> np.ndarray:
 
 def _check_copy(model: Glm, copy: _Entry, file: Path) -> None:
     """Refuses a tensor that should repeat the embeddings or the head of the base and does not."""
-    head = model.lm_head if "lm_head" in copy.name else None
+    head = model.lm_head if "lm_head" in copy.name or "output_layer" in copy.name else None
     ours = _whole(head.kernel[...]).T if isinstance(head, Linear) else _whole(model.embed_tokens.embedding[...])
     if copy.shape != ours.shape or not np.array_equal(copy.read().astype(ours.dtype), ours):
         raise InputError(

@@ -54,7 +54,10 @@ _ASSETS = Path(__file__).parents[1] / "assets" / "tasks"
 # A marker may stand in Markdown's bold or italics, colon inside or outside.
 _MARKER = r"(?P<mark>\*{{1,3}}|_{{1,3}}){0}(?:[：:](?P=mark)|(?P=mark)[：:])\s*|{0}[：:]\s*"
 # What may stand before and around a label without changing what it says. No strike-through, bracket or question mark.
-_LEAD = r"[\s#>*_`-]*(?:(?:{0}|answer|回答|答案)[\s*_`]*[：:])?[\s#>*_`\"'“”‘’「」『』《》-]*"
+_LEAD = (
+    r"[\s#>*_`-]*(?:(?:{0}|(?:final )?answer|label|回答|(?:最终)?答案|答|标签|结论)[\s*_`]*[：:])?"
+    r"[\s#>*_`\"'“”‘’「」『』《》-]*"
+)
 _TAIL = " \t\r\n*_`\"'“”‘’「」『』《》"
 # What may stand between the end of a sentence and a marker that is not written as it should be.
 _BETWEEN = " \t>#*_`-\"'“”‘’「」『』《》)）"

@@ -25,12 +25,8 @@ PREFIX = "base_model.model."
 TRAINING_ONLY = frozenset({"lora_dtype", "lorap_emb_lr", "lorap_lr_ratio"})  # ms-swift 2
 # Tensors that repeat the base, by the end of their name: taken when equal to it. ``save_embedding_layers=True`` stores
 # the embeddings, an adapter on one of them its base layer.
-BASE_COPIES = (
-    "embed_tokens.weight",
-    "embed_tokens.base_layer.weight",
-    "lm_head.weight",
-    "lm_head.base_layer.weight",
-)
+_NAMES = ("embed_tokens", "lm_head", "word_embeddings", "output_layer", "wte", "embed_in", "embed_out", "embeddings")
+BASE_COPIES = tuple(f"{name}.{end}" for name in _NAMES for end in ("weight", "base_layer.weight"))
 
 # As PEFT names them; what is probed is a causal model whatever it says.
 _TASKS = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")

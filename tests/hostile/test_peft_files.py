@@ -7,8 +7,10 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import mentalglm_jax as mg
@@ -78,6 +80,46 @@ def test_refused_by_both(kind, place):  # noqa: F811
         mg.load(place / "model", adapter=place / "adapter")
     with pytest.raises(ProbeInputError, match=says):
         load_model(place / "model", place / "adapter")
+
+
+def test_embeddings_under_the_names_of_other_architectures(tmp_path):
+    """``save_embedding_layers=True`` over a model whose embeddings are not called as Llama's."""
+    config = transformers.GPTNeoXConfig(vocab_size=100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                        intermediate_size=16)  # fmt: skip
+    base = transformers.AutoModelForCausalLM.from_config(config)
+    base.save_pretrained(tmp_path / "model")
+    wrapped = peft.get_peft_model(
+        base, peft.LoraConfig(r=2, target_modules=["query_key_value"], init_lora_weights=False)
+    )
+    wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    assert any(name.endswith("embed_in.weight") for name in load_file(file))
+    model, _ = load_model(tmp_path / "model", tmp_path / "adapter")
+    with torch.no_grad():
+        found, wanted = (m(input_ids=torch.tensor(IDS)).logits for m in (model, wrapped.eval()))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    tensors = load_file(file)
+    save_file({k: v + 1.0 if k.endswith("embed_in.weight") else v for k, v in tensors.items()}, file)
+    with pytest.raises(ProbeInputError, match=r"embed_in.weight differs from this model's"):
+        load_model(tmp_path / "model", tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("plus", [0.0, 1.0], ids=["equal", "other"])
+@pytest.mark.parametrize("name", ["embedding.word_embeddings", "output_layer"])
+def test_embeddings_under_the_names_of_chatglm(name, plus, place, tmp_path):  # noqa: F811
+    base = mg.load(place / "model", adapter=place / "adapter")
+    mg.save_adapter(base, tmp_path / "theirs", format="chatglm")
+    mg.save_pretrained(mg.load(place / "model"), tmp_path / "chatglm", layout="chatglm")
+    model = mg.load(tmp_path / "chatglm")
+    file = tmp_path / "theirs" / "adapter_model.safetensors"
+    weight = load_file(tmp_path / "chatglm" / "model.safetensors")[f"transformer.{name}.weight"] + plus
+    save_file(load_file(file) | {f"base_model.model.transformer.{name}.weight": weight}, file)
+    if plus:
+        with pytest.raises(InputError, match=f"{name}.weight differs from this model's"):
+            mg.load_adapter(model, tmp_path / "theirs")
+        return
+    mg.load_adapter(model, tmp_path / "theirs")
+    np.testing.assert_allclose(np.asarray(model(jnp.array(IDS))), np.asarray(base(jnp.array(IDS))), atol=2e-4)
 
 
 def test_both_packages_have_one_table():

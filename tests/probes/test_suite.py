@@ -3,12 +3,14 @@
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from probes.cli import _print_summary
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning, RowRefused
 from probes.records import Check, Example, Segment
 from probes.report.page import write_report
@@ -320,6 +322,15 @@ def test_a_refused_row_is_left_out_and_counted_by_reason(probe, tmp_path, redact
     assert "2 the post is not in the prompt; 1 no label was parsed from the output" in page and "secret" not in page
     with pytest.raises(ProbeInputError, match=r"none of the 1 rows .*: 1 the post is not in the prompt .row 'bad'"):
         run_suite(probe, [{"id": "bad"}], tmp_path / "b")
+
+
+def test_cut_answers_are_told(probe, tmp_path, capsys):
+    summary = run_suite(probe, [{"id": "p0", "finish": "length"}, {"id": "p1", "finish": "stop"}], tmp_path)
+    assert summary["cut_off"] == 1
+    page = " ".join((tmp_path / "report.html").read_text("utf-8").split())
+    assert re.search(r"<dt>Answers cut off</dt><dd[^>]*>1<", page)
+    _print_summary(summary)
+    assert re.search(r"answers cut off by the token limit\W+1\b", capsys.readouterr().out)
 
 
 def test_half_a_pair_is_a_post_like_any_other(probe, tmp_path):

@@ -106,6 +106,18 @@ def test_a_page_without_anything_optional(answers):
     assert "Read from the text" not in only
 
 
+def test_cut_answers_are_told_on_page_and_card():
+    made = [row | {"finish": "length" if n < 4 else "stop"} for n, row in enumerate(rows("suicide_risk", 30))]
+    found = evaluate(made, draws=20)
+    assert "4 of the 30 answers were cut off by the token limit" in " ".join(render(found, title="t").split())
+    head, line = (next(text for text in model_card(found, title="t").splitlines() if text.startswith(start))
+                  for start in ("| task", "| suicide_risk"))  # fmt: skip
+    told = dict(zip(head.split("|"), line.split("|"), strict=True))
+    assert told[" cut off "] == " 4 "
+    whole = render(evaluate(rows("suicide_risk", 30), draws=20), title="t")
+    assert "were cut off" not in whole
+
+
 def test_csv_has_every_number(result):
     found = list(csv.DictReader(io.StringIO(csv_text(result))))
     assert {row["reading"] for row in found} == {"text", "label", "majority", "tfidf_logreg"}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from probes.citations.clauses import clause_tokens, clauses
+from probes.citations.clauses import choose_cut, clause_tokens, clauses, pieces, words
 from probes.models.encode import TokenBytes, encode
 from tests.probes.tiny import make_row
 
@@ -90,3 +90,18 @@ def test_clause_without_a_token_of_its_own_joins_the_next() -> None:
     assert [example.post[a:b] for a, b in clauses(example.post)] == ["累，", "累，", "ok"]
     spans, unit = clause_tokens(example)
     assert spans == [(0, 4), (4, 6)] and unit.tolist() == [0, 1, 1]
+
+
+LONG, SHORT = "I went out, I came home, it rained, I slept.", "I went out. It rained. I could not sleep at all."
+
+
+@pytest.mark.parametrize(
+    ("posts", "cut"),
+    [([LONG], "clause"), ([SHORT], "word"), ([LONG, SHORT], "clause"), ([LONG, SHORT, SHORT], "word"),
+     ([LONG] * 3 + [SHORT], "clause")],
+)  # fmt: skip
+def test_one_unit_for_a_data_set(posts: list[str], cut: str) -> None:
+    assert choose_cut(posts) == cut
+    for post in posts:
+        whole = len(pieces(post, cut=cut))
+        assert whole == len(clauses(post) if cut == "clause" else words(post)) and whole >= 3

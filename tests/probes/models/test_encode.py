@@ -19,6 +19,7 @@ from probes.models.encode import TokenBytes, decode_bytes, encode, read_generati
 from probes.probe import Probe
 from probes.records import Example, Segment
 from probes.saliency.attribute import Settings, attribute
+from probes.suite import lay_out
 from tests.probes.tiny import QUESTION, make_row
 
 
@@ -170,6 +171,15 @@ def byte_tokenizer(merges: list[tuple[str, str]]) -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(["[gMASK]", "<sop>", "<|user|>", "<|assistant|>"])
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[gMASK]")
+
+
+@pytest.mark.parametrize("short", [1, 3], ids=["one of four", "three of four"])
+def test_posts_of_a_data_set_are_cut_alike(tiny_probe: Probe, tokenizer: Any, short: int) -> None:
+    few, many = "I fed the dog. It rained. I slept badly.", "I fed the dog, it rained, I slept badly, I woke."
+    posts = [few] * short + [many] * (4 - short)
+    rows = [make_row(tokenizer, n, "en", post, "I slept") for n, post in enumerate(posts)]
+    examples, skipped = lay_out(tiny_probe, rows)
+    assert [e.cut for e in examples] == ["clause" if short == 1 else "word"] * 4 and not skipped
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Methods beyond the default three: equal to Captum on the plain model, row by row; and what they promise."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from probes.errors import ProbeInputError
 from probes.probe import Probe
 from probes.records import Example
 from probes.saliency.attribute import METHODS, Settings, attribute, expand_targets
-from probes.saliency.perturb import LeastSquares, MaskTable, seeded, subset_masks
+from probes.saliency.perturb import LeastSquares, MaskTable, perturb, seeded, subset_masks
 from probes.validation.selftest import closed_form_probe
 
 FILLERS = ("昨晚下了雨，", "外面风很大。", "we had dinner, ", "the dog barked.")
@@ -197,6 +198,21 @@ def test_masks_are_never_scored_twice(tiny_probe: Probe, example: Example) -> No
     assert forward.rows_run - before == 2 and torch.equal(first[0], first[2])
     table(masks.flip(0))
     assert forward.rows_run - before == 2
+
+
+@pytest.mark.parametrize("kind", ["erase", "shap"])
+def test_shared_passes_are_booked_once(tiny_probe: Probe, example: Example, kind: str) -> None:
+    """All targets are read from the passes of the first; what is booked adds up to what was run, and to the time."""
+    half = len(example.explanation or "") // 2
+    targets = ("label", "explanation", f"explanation[0:{half}]", f"explanation[{half}:{2 * half}]")
+    alone = attribute(tiny_probe, example, (kind,), ("label",))[0]
+    forward = tiny_probe.scorer.forward(example, targets)
+    began = time.perf_counter()
+    maps = perturb(forward, kind, kind, Settings(), ())
+    took = time.perf_counter() - began
+    assert len(maps) == 4 and sum(m.n_fwd for m in maps) == forward.rows_run
+    assert maps[0].n_fwd >= alone.n_fwd > 0 and not any(m.n_fwd for m in maps[1:])
+    assert 0 < sum(m.seconds for m in maps) <= took
 
 
 def test_subsets() -> None:
