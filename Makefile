@@ -102,7 +102,7 @@ $(VENV)/.installed-tpu: pyproject.toml constraints.txt | $(VENV)/.created
 # Other people's programs, pinned in tests/clients/; what is no Python package is fetched there too, by name and checked by hash.
 $(CLIENTS)/.installed-clients: pyproject.toml constraints.txt tests/clients/requirements.txt tests/clients/fetch.py | $(CLIENTS)/.created
 	@echo "Installing into $(CLIENTS), with the clients (once, some minutes) ..."
-	@$(PINNED) --editable '.[probes]' --requirement tests/clients/requirements.txt
+	@$(PINNED) --editable '.[probes,serve]' --requirement tests/clients/requirements.txt
 	@$(@D)/bin/python tests/clients/fetch.py $(@D)/llama.cpp
 	@touch $@
 

@@ -22,12 +22,14 @@ SHA = "0123456789abcdef" * 2 + "01234567"
 @dataclass
 class Hub:
     """``requests``: method, path and body of each. ``repositories``: name to whether it is private. ``files``: what a
-    repository holds. ``refuses``: start of "METHOD path" to the status it is answered with."""
+    repository holds; ``datasets``: what a data set holds. ``refuses``: start of "METHOD path" to the status of the
+    answer."""
 
     url: str = ""
     requests: list[tuple[str, str, bytes]] = field(default_factory=list)
     repositories: dict[str, bool] = field(default_factory=dict)
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    datasets: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refuses: dict[str, int] = field(default_factory=dict)
 
     def sent(self, method: str, path: str) -> list[Any]:
@@ -58,6 +60,8 @@ class Hub:
         name, rest = "/".join(parts[:2]), parts[2:]
         if path.startswith("/api/models/") and name in self.repositories:
             return 200, json.dumps(self._model(name, rest, body)).encode(), {}
+        if "/datasets/" in path:
+            return self._data_set(path)
         if path.startswith("/api/"):
             return 404, b'{"error": "not found"}', {"X-Error-Code": "RepoNotFound"}
         owner, repository, *where = path[1:].split("/")
@@ -66,6 +70,31 @@ class Hub:
         if found is not None:
             return 200, found, {**headers, "ETag": f'"{hashlib.sha1(found).hexdigest()}"'}
         return 404, b'{"error": "not found"}', {**headers, "X-Error-Code": "EntryNotFound"}
+
+    def _data_set(self, path: str) -> tuple[int, bytes, dict[str, str]]:
+        parts = path.removeprefix("/api").removeprefix("/datasets/").split("/")
+        name, how, place = "/".join(parts[:2]), parts[2:3], "/".join(parts[4:])
+        headers = {"X-Repo-Commit": SHA}
+        if (held := self.datasets.get(name)) is None:
+            return 404, b'{"error": "not found"}', {**headers, "X-Error-Code": "RepoNotFound"}
+        if how == ["resolve"]:
+            if place in held:
+                return 200, held[place], {**headers, "ETag": f'"{hashlib.sha1(held[place]).hexdigest()}"'}
+            return 404, b'{"error": "not found"}', {**headers, "X-Error-Code": "EntryNotFound"}
+        if how == ["tree"]:
+            found: dict[str, dict[str, Any]] = {}
+            for file, data in held.items():
+                inside = file.removeprefix(f"{place}/") if place else file
+                if place and inside == file:
+                    continue
+                top = (f"{place}/" if place else "") + inside.partition("/")[0]
+                kind, size = ("directory", 0) if "/" in inside else ("file", len(data))
+                found[top] = {"type": kind, "path": top, "size": size, "oid": hashlib.sha1(data).hexdigest()}
+            if place and not found:
+                return 404, b'{"error": "not found"}', {**headers, "X-Error-Code": "EntryNotFound"}
+            return 200, json.dumps([*found.values()]).encode(), headers
+        said = {"id": name, "sha": SHA, "private": False, "siblings": [{"rfilename": file} for file in held]}
+        return 200, json.dumps(said).encode(), headers
 
     def _model(self, name: str, rest: list[str], body: bytes) -> Any:
         if rest[:1] == ["preupload"]:

@@ -32,7 +32,8 @@ OTHER_DISTRIBUTIONS = {p: names - set(FORBIDDEN) | {"orbax_checkpoint"} for p, n
 OTHER_DISTRIBUTIONS["mentalglm_jax"] -= {"orbax_checkpoint"}
 
 # Modules behind an extra of their own, imported by the function that needs them.
-OPTIONAL = {"gguf": "gguf", "optuna": "sweep", "wandb": "track"}
+OPTIONAL = {"fastapi": "serve", "gguf": "gguf", "optuna": "sweep", "starlette": "serve", "uvicorn": "serve",
+            "wandb": "track"}  # fmt: skip
 
 
 @cache

@@ -21,7 +21,7 @@ from mentalglm_jax.data.roots import SPLIT_OF, split_files
 from mentalglm_jax.data.surrogates import whole_texts
 from mentalglm_jax.data.tables import read_json_list, read_lines, read_table
 from mentalglm_jax.errors import InputError, nearest
-from mentalglm_jax.foreign import first_line, open_file, parse_json
+from mentalglm_jax.foreign import first_line, open_file, parse_json, some
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 _TEXTS = (".csv", ".tsv")
@@ -222,12 +222,21 @@ def _hub_tables(name: str, config: str | None) -> list[Table]:
     try:
         found = datasets.load_dataset(name, config)
     except Exception as error:  # of the Hub, of the network, of the files: datasets raises whatever it meets
+        if config is None and len(names := _configurations(datasets, name)) > 1:
+            raise InputError(f"{name}: is several data sets; name one with --config: {some(names, 20)}") from None
         raise InputError(f"{name}: no such file or folder, and as a data set of the Hub it cannot be had "
                          f"({first_line(error)})") from None  # fmt: skip
     known = {split: rows for split, rows in found.items() if split in SPLIT_OF} or found
     left = ", ".join(split for split in found if split not in known)
     notes = (f"split {left} is left out",) if left else ()
     return [_hub_table(f"{name} ({split})", SPLIT_OF.get(split), rows, notes) for split, rows in known.items()]
+
+
+def _configurations(datasets: Any, name: str) -> list[str]:
+    try:
+        return datasets.get_dataset_config_names(name)
+    except Exception:  # as above; what is wrong is known already
+        return []
 
 
 def _hub_table(name: str, split: str | None, rows: Any, notes: tuple[str, ...]) -> Table:
