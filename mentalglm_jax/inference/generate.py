@@ -239,7 +239,7 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         return
     keys = list(dict.fromkeys(key for row in rows for key in row.get("label_probabilities", ())))
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)
     said_how = ["calibrated"] if keys else []
     writer.writerow([*_COLUMNS, *(f"p({key})" for key in keys), *said_how])
     for row in rows:

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from mentalglm_jax.checkpoints.adapters import load_adapter
 from mentalglm_jax.checkpoints.gguf_files import GgufFile
-from mentalglm_jax.checkpoints.gguf_models import _model
+from mentalglm_jax.checkpoints.gguf_models import ARCHITECTURES, _model
 from mentalglm_jax.checkpoints.hf_files import Checkpoint, TensorFiles
 from mentalglm_jax.checkpoints.model_card import licence_of
 from mentalglm_jax.checkpoints.weights import check_tensors, detect_layout, generation_config, read_config
@@ -126,7 +126,10 @@ def _adapter_model(place: Path) -> Reader:
 def _gguf(place: Path) -> Reader:
     def read() -> None:
         file = GgufFile(place / "m.gguf")
-        _model(file, str(file.metadata.get("general.architecture")), Vocabulary(file.metadata, "m.gguf"))
+        name = file.metadata.get("general.architecture")
+        if not isinstance(name, str) or name not in ARCHITECTURES:  # as ``convert_gguf`` begins
+            raise InputError("another architecture")
+        _model(file, name, Vocabulary(file.metadata, "m.gguf"))
 
     data = small_model()
     head = data[: data.rindex(b"output_norm.weight") + 80]
