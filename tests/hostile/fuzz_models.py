@@ -235,9 +235,18 @@ def _chat_template(place: Path) -> Reader:
     texts = list(LANGUAGES.values())
 
     def read(data: bytes) -> None:
-        template = data.decode("utf-8", "replace")
-        for tokens in TOKENS.values():
-            chat_template.recognise(template, {"bos_token": tokens[0]}, tokens.__contains__, "chat_template.jinja")
+        template, refusal = data.decode("utf-8", "replace"), None
+        for tokens in TOKENS.values():  # it is one family's
+            try:
+                _, odd = chat_template.recognise(template, {"bos_token": tokens[0]}, tokens.__contains__, "t.jinja")
+            except InputError as error:
+                refusal = error
+            else:
+                if odd is None:
+                    return
+                refusal = InputError(odd)
+        assert refusal is not None
+        raise refusal
 
     return Reader(in_bytes(*(text.encode() for text in texts)), read)
 
