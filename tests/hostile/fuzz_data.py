@@ -33,6 +33,7 @@ from mentalglm_jax.train.metrics import _continued
 from mentalglm_jax.train.recipe import load_recipe, what_it_is
 from tests.hostile.foreign_files import RECORD
 from tests.hostile.fuzzing import (
+    Mutator,
     Reader,
     Readers,
     either,
@@ -96,7 +97,7 @@ def _evaluation(place: Path) -> Reader:
         for form in FORMATS:
             formatted(rows, form)
 
-    sound = {"suicide_risk": entry, "stress": entry | {"label_reading": None}}
+    sound = {"suicide_risk": entry, "imhi_dreaddit": entry | {"label_reading": None}}
     return Reader(in_values(sound), from_file(place / "evaluation.json", read))
 
 
@@ -176,7 +177,7 @@ def _imhi(place: Path) -> Reader:
 @READERS.reads("upstream: C-IMHI")
 def _c_imhi(place: Path) -> Reader:
     reader = _upstream(place, "Instruct_CD.json", lambda file: list(iter_c_imhi(file)), alpaca(GOOD))
-    return Reader(either(reader.mutate, in_values(json.loads(alpaca(GOOD, GOOD)))), reader.read)
+    return Reader(either(reader.mutator, in_values(json.loads(alpaca(GOOD, GOOD)))), reader.read)
 
 
 @READERS.reads("upstream: CNSocialDepress")
@@ -229,7 +230,7 @@ def _dataset_state(place: Path) -> Reader:
 def _cached(place: Path) -> Reader:
     cache = AnswerCache(place)
     asked = {"model": "m", "messages": [{"role": "user", "content": "x"}], "seed": 0}
-    cache.put(key := cache.key(asked), asked, Answer("text", 10, 5, "stop", "m"))
+    cache.put(key := cache.key(asked), asked, Answer("text", "stop", "m", 10, 5))
     path = place / key[:2] / f"{key}.json"
 
     def read() -> None:
@@ -290,7 +291,8 @@ def _partial(place: Path) -> Reader:
     row = {"id": "r1", "prompt_ids": [1, 2], "output_text": "x"}
     head = json.dumps({"made_by": {"model": "m"}}).encode()
     lines = in_rows(row, row | {"id": "r2"})
-    return Reader(lambda draw: head + b"\n" + lines(draw) + b"\n",
+    sound = head + b"\n" + lines.sound + b"\n"
+    return Reader(Mutator(sound, lambda draw: head + b"\n" + lines.damaged(draw) + b"\n"),
                   from_file(place / "p", lambda: _open_partial(place / "p", {"model": "m"})))  # fmt: skip
 
 

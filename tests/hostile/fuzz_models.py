@@ -29,6 +29,7 @@ from mentalglm_jax.text.tokenizer import BUILTIN, CHAT_TEMPLATE, GlmTokenizer
 from mentalglm_jax.text.tokenizer_files import from_tiktoken, read_tokenizer
 from tests.hostile.foreign_files import CONFIG, write_adapter, write_checkpoint
 from tests.hostile.fuzzing import (
+    Mutator,
     Reader,
     Readers,
     either,
@@ -137,16 +138,16 @@ def _gguf(place: Path) -> Reader:
                   from_file(place / "m.gguf", read))  # fmt: skip
 
 
-def _doubled(data: bytes) -> Callable[[Any], bytes]:
+def _doubled(data: bytes) -> Mutator:
     """With an entry more, of any kind."""
 
-    def mutate(draw: Any) -> bytes:
+    def damaged(draw: Any) -> bytes:
         kind, name = draw.randrange(14), draw.choice(["llama.x", "general.alignment", "tokenizer.ggml.merges", "", "a"])
         more = entry(name, kind, draw.randbytes(draw.choice([0, 1, 4, 8, 30])))
         count = int.from_bytes(data[16:24], "little") + 1
         return data[:16] + count.to_bytes(8, "little") + more + data[24:]
 
-    return mutate
+    return Mutator(data, damaged)
 
 
 @READERS.reads("a model card")
@@ -202,13 +203,13 @@ def _tokenizer(place: Path) -> Reader:
     glm, other = in_values(sound), in_values(bert)
     turns = itertools.cycle([True, False])
     reader = {True: from_file(file, read), False: from_file(file, read_bert)}
-    chosen: list[bool] = []
+    chosen = [True]
 
-    def mutate(draw: Any) -> bytes:
+    def damaged(draw: Any) -> bytes:
         chosen[:] = [next(turns)]
-        return glm(draw) if chosen[0] else other(draw)
+        return (glm if chosen[0] else other).damaged(draw)
 
-    return Reader(mutate, lambda data: reader[chosen[0]](data))
+    return Reader(Mutator(glm.sound, damaged), lambda data: reader[chosen[0]](data))
 
 
 @READERS.reads("tokenizer_config.json")
