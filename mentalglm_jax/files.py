@@ -6,6 +6,7 @@ Modes: a replaced file or directory keeps its own; a new one is what the umask a
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import re
@@ -65,9 +66,13 @@ def write_json(path: str | Path, value: Any, private: bool = False) -> None:
 
 def make_dir(path: Path, private: bool = False) -> None:
     """``path`` and its parents, those that are missing; a private one is its owner's only."""
-    if not path.is_dir():
+    if path.is_dir():
+        return
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
+    except RecursionError:  # a thousand directories in each other
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path)) from None
+    path.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
 
 
 @contextlib.contextmanager

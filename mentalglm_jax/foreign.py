@@ -57,6 +57,11 @@ def inside(directory: Path, name: str) -> Path:
     return path
 
 
+def at_home(path: str | Path) -> Path:
+    """``path`` with ``~`` at its beginning as the home directory; ``~name`` of a user that is not known stays."""
+    return Path(os.path.expanduser(path))
+
+
 def there(path: Path) -> bool:
     """Whether a directory has this name: also of a link that leads nowhere, which is refused when it is read, not
     taken for a file that is optional and absent."""

@@ -9,16 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from mentalglm_jax.errors import InputError, nearest
 from mentalglm_jax.foreign import MAX_YAML_BYTES, parse_yaml, read_text
 
 
 class Settings(BaseModel):
-    """A section: no unknown key, no infinite number, not changed after it was checked."""
+    """A section: no unknown key, no infinite number, no path that is none, not changed after it was checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_a_name(cls, value: Any) -> Any:
+        """No path holds a zero byte: the system's calls raise for one, each in its own way."""
+        if isinstance(value, Path) and "\0" in str(value):
+            raise ValueError("a file's name cannot hold a zero byte")
+        return value
 
 
 S = TypeVar("S", bound=Settings)

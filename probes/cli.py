@@ -485,6 +485,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(2)
         elif callable(show):
             _fail(_usage(error, str(show())), 2)
+        elif isinstance(error, OSError) and error.filename is not None:  # a path too long, another's, a loop of links
+            _fail(f"{error.filename}: {error.strerror}", 2)
         else:
             _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
     except KeyboardInterrupt:

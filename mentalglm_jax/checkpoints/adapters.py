@@ -45,7 +45,7 @@ from mentalglm_jax.checkpoints.peft_keys import as_computed, base_copies
 from mentalglm_jax.devices.distributed import gathered
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import check_owned, replace_dir, write_json, write_text
-from mentalglm_jax.foreign import DIRECTORY, inside, parse_json, read_json, short, some, there
+from mentalglm_jax.foreign import DIRECTORY, at_home, inside, parse_json, read_json, short, some, there
 from mentalglm_jax.model.glm import Glm, GlmConfig, Linear
 from mentalglm_jax.model.lora import (
     EMBEDDING,
@@ -92,8 +92,8 @@ def save_adapter(
     if format not in FORMATS:
         raise InputError(f"save_adapter: format {format!r} is not one of {', '.join(FORMATS)}")
     base = base_model_name_or_path or (model.source.name if model.source is not None else None)
-    if base is not None and Path(base).expanduser().is_dir():
-        base = str(Path(base).expanduser().resolve())
+    if base is not None and at_home(base).is_dir():
+        base = str(at_home(base).resolve())
     tensors, described = _tensors(model, config, format, base)
     if bad := [name for name, value in tensors.items() if not np.isfinite(value).all()]:
         raise RunError(f"save_adapter: NaN or infinity in {some(bad)}; the training diverged, nothing was written")

@@ -56,7 +56,7 @@ from mentalglm_jax.checkpoints.weights import (
 )
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import check_owned, replace_dir, write_json, write_text
-from mentalglm_jax.foreign import read_json, some, there
+from mentalglm_jax.foreign import at_home, read_json, some, there
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import has_lora, merge_lora, refuse_quantized
 from mentalglm_jax.model.quantize import (
@@ -118,7 +118,7 @@ def load(
     layout = detect_layout(checkpoint.tensors)
     tensors = check_tensors(checkpoint, config, layout)
     model = abstract_quantized(config, quantize, param_dtype=dtype)
-    local = Path(path_or_hub_id).expanduser().is_dir()
+    local = at_home(path_or_hub_id).is_dir()
     model.source = Source(str(directory.resolve()) if local else str(path_or_hub_id), layout)
     shardings = {} if mesh is None else parameter_shardings(model, mesh)
     if isinstance(checkpoint, OrbaxCheckpoint):

@@ -129,7 +129,7 @@ def convert_gguf(
         raise InputError(f"dtype {short(dtype)} is not one of float32, bfloat16")
     target, file = Path(target), GgufFile(Path(source))
     name = file.metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise InputError(f"{file.path}: a model of the architecture {short(name)}; those that can be read are {known}")
     vocabulary = Vocabulary(file.metadata, str(file.path))

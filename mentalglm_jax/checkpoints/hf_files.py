@@ -22,6 +22,7 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json
 from mentalglm_jax.foreign import (
     DIRECTORY,
+    at_home,
     first_line,
     inside,
     open_file,
@@ -168,7 +169,7 @@ def locate(path_or_hub_id: str | Path, files: Sequence[str] = MODEL_FILES) -> Pa
     Raises:
         InputError: neither a directory nor an id the Hub can serve.
     """
-    path = Path(path_or_hub_id).expanduser()
+    path = at_home(path_or_hub_id)
     if path.is_dir():
         return path
     what = "adapter directory" if files is ADAPTER_FILES else "directory"

@@ -239,4 +239,4 @@ def reason(error: Exception) -> str:
     if system := re.search(r"\[os_error_code='(\d+)'\]", str(error)):
         return os.strerror(int(system[1]))
     text = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0][:160]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text or type(error).__name__

@@ -4,6 +4,7 @@ Results go to stdout (``--json``: one JSON object and nothing else), progress an
 1 failed, 2 bad usage or bad input.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -208,6 +209,11 @@ def doctor(json_: AsJson = False) -> None:
         say(f"{key:<14} {value}")
 
 
+# What the system says of a path that a user gave.
+_NAMES = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+          errno.EINVAL)  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: turns every error this package raises into one line and an exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -231,6 +237,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         complain(f"mentalglm: {error}")
         sys.exit(error.exit_code)
+    except OSError as error:  # of a path that no reader of ours came to: too long, not ours, a loop of links
+        if debug:
+            raise
+        complain(f"mentalglm: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
+        sys.exit(2 if error.errno in _NAMES else 1)
     except (KeyboardInterrupt, typer.Abort):
         if debug:
             raise

@@ -60,10 +60,11 @@ def make_known(tasks: Path | None) -> None:
 def make_known_of(model: str, adapter: str | None) -> None:
     """Makes the tasks known that travel with a model and its adapter, directories or Hub ids."""
     from mentalglm_jax.checkpoints.hf_files import ADAPTER_FILES, MODEL_FILES, is_hub_id, locate
+    from mentalglm_jax.foreign import at_home
     from mentalglm_jax.text.tasks import add_tasks_beside
 
     for place, files in ((model, MODEL_FILES), (adapter, ADAPTER_FILES)):
-        if place is not None and (Path(place).expanduser().is_dir() or is_hub_id(place)):
+        if place is not None and (at_home(place).is_dir() or is_hub_id(place)):
             add_tasks_beside(locate(place, files))  # of any other, what loads it says what is wrong
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mentalglm_jax.data.near import NearIndex
+from mentalglm_jax.data.near import NearIndex, signature
 from mentalglm_jax.data.records import Record, json_rows
 from mentalglm_jax.data.splits import NEAR, NEAR_FROM, bare_post
 from mentalglm_jax.errors import InputError
@@ -68,15 +68,15 @@ def apart_from(conversations: Sequence[Conversation], held_out: Sequence[Record]
     """The conversations of which no turn has a held-out post, and how many went: a turn that holds its letters and
     digits in one piece (from ``NEAR_FROM`` on; a shorter post must be the whole turn), or that is nearly the same."""
     index, whole = NearIndex(NEAR), set[str]()
-    begins: dict[str, list[str]] = {}  # long posts by their first characters
+    begins: dict[str, set[int]] = {}  # lengths of long posts by their first characters
     for record in held_out:
         text = bare_post(record.post)
         if text in whole:
             continue
         whole.add(text)
         if len(text) >= NEAR_FROM:
-            index.add(text, record.language)
-            begins.setdefault(text[:NEAR_FROM], []).append(text)
+            index.add(signature(text, record.language))
+            begins.setdefault(text[:NEAR_FROM], set()).add(len(text))
     languages = sorted({record.language for record in held_out})
 
     def held(turn: str) -> bool:
@@ -84,9 +84,9 @@ def apart_from(conversations: Sequence[Conversation], held_out: Sequence[Record]
         if text in whole:
             return True
         for at in range(len(text) - NEAR_FROM + 1):
-            if any(text.startswith(post, at) for post in begins.get(text[at : at + NEAR_FROM], ())):
+            if any(text[at : at + length] in whole for length in begins.get(text[at : at + NEAR_FROM], ())):
                 return True
-        return len(text) >= NEAR_FROM and any(index.first_near(text, one) is not None for one in languages)
+        return len(text) >= NEAR_FROM and any(index.near(signature(text, one)) for one in languages)
 
     stay = [one for one in conversations if not any(held(turn["content"]) for turn in one.messages)]
     return stay, len(conversations) - len(stay)

@@ -16,7 +16,7 @@ import numpy as np
 from mentalglm_jax.checkpoints.hf_files import ADAPTER_FILES, CALIBRATION, MODEL_FILES, is_hub_id, locate
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json
-from mentalglm_jax.foreign import Fields, inside, read_json
+from mentalglm_jax.foreign import Fields, at_home, inside, read_json
 from mentalglm_jax.text import tasks
 
 LEAST = 20  # development records of a task, from which a temperature is fitted
@@ -74,7 +74,7 @@ def temperatures_of(model: str, adapter: str | None) -> dict[str, float]:
     Raises: InputError as ``read_temperatures``.
     """
     place, files = (model, MODEL_FILES) if adapter is None else (adapter, ADAPTER_FILES)
-    local = Path(place).expanduser().is_dir() or is_hub_id(place)
+    local = at_home(place).is_dir() or is_hub_id(place)
     return read_temperatures(locate(place, files)) if local else {}
 
 

@@ -301,7 +301,7 @@ _COLUMNS = ("task", "system", "kind", "reading", *_NUMBERS, "metric", "value", "
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Every number in a column of its own."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(out, _COLUMNS, extrasaction="ignore")
     writer.writeheader()
     for row in rows:
         low, high = row.get("ci95") or (None, None)

@@ -114,7 +114,7 @@ def csv_text(result: Mapping[str, Mapping[str, Any]]) -> str:
     """Every number in long form: task, reading ("text", "label" or a floor's name), language, class, metric, value, n.
     Empty language and class mean all."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(out)
     writer.writerow(_CSV_COLUMNS)
 
     def write(row: Sequence[Any]) -> None:

@@ -239,7 +239,7 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         return
     keys = list(dict.fromkeys(key for row in rows for key in row.get("label_probabilities", ())))
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)
     said_how = ["calibrated"] if keys else []
     writer.writerow([*_COLUMNS, *(f"p({key})" for key in keys), *said_how])
     for row in rows:
@@ -278,6 +278,8 @@ def _open_partial(path: Path, made_by: dict[str, Any]) -> dict[str, dict[str, An
         )
     try:
         rows = [parse_json(line, f"{path}:{number}") for number, line in enumerate(lines, start=2)]
+        if not all(isinstance(row, dict) and isinstance(row["id"], str) for row in rows):
+            raise TypeError("a row without an id")
         return {row["id"]: row for row in rows if row["prompt_ids"]}
     except (InputError, TypeError, KeyError) as error:
         raise InputError(f"{path}: is damaged ({first_line(error)}); delete it to start over") from None

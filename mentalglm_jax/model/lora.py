@@ -24,7 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.foreign import FLOAT32_MAX, pattern, short
+from mentalglm_jax.foreign import FLOAT32_MAX, pattern, short, some
 from mentalglm_jax.model.glm import Glm, Linear, matmul
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
@@ -95,7 +95,7 @@ class LoraConfig:
                   if not isinstance(rule, str) for name in rule]  # fmt: skip
         if unknown := sorted({*listed, *plain} - set(self.KNOWN)):
             halves = " (gate and up are one module here, gate_up_proj)" if {"gate_proj", "up_proj"} & {*unknown} else ""
-            raise InputError(f"LoRA: no module named {', '.join(unknown)}{halves}; this model has {', '.join(TARGETS)}")
+            raise InputError(f"LoRA: no module named {some(unknown)}{halves}; this model has {', '.join(TARGETS)}")
         if unknown := sorted(set(self.modules_to_save) - set(self.SAVABLE)):
             raise InputError(
                 f"LoRA: modules_to_save {', '.join(unknown)}: only {', '.join(SAVABLE)} can be trained whole"

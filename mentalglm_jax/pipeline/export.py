@@ -12,6 +12,7 @@ from mentalglm_jax.checkpoints.directories import save_pretrained
 from mentalglm_jax.checkpoints.hf_files import is_hub_id, names_repository
 from mentalglm_jax.checkpoints.model_card import CARD, Licence, licence_named, licence_of
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import at_home
 from mentalglm_jax.pipeline import hub
 from mentalglm_jax.pipeline.card import run_card
 from mentalglm_jax.pipeline.run_dir import Run
@@ -97,7 +98,7 @@ def _terms(job: Run, base: str | None, ask: bool) -> Licence | None:
     """The licence of the base: by the card beside its weights, or on the Hub if that may be asked."""
     if job.recipe.pretrain is not None:
         return None
-    found = licence_of(Path(str(job.base)).expanduser(), base)
+    found = licence_of(at_home(str(job.base)), base)
     return hub.licence_on_hub(base) if found is None and ask and base is not None else found
 
 
@@ -110,7 +111,7 @@ def _refuse_private(job: Run, out: Path, files: dict[str, int]) -> None:
         InputError: naming file and what stands there.
     """
     local = {Path.home(), Path.cwd(), job.dir.absolute(), out.absolute()}
-    local |= {Path(str(given)).expanduser().absolute() for given in
+    local |= {at_home(str(given)).absolute() for given in
               (job.recipe.data.root, job.recipe.model.path, job.recipe.tokenizer.path,
                *(stage.conversations for stage in job.recipe.stages))
               if given is not None and not is_hub_id(str(given))}  # fmt: skip

@@ -18,7 +18,7 @@ from mentalglm_jax.data.records import SPLITS, Record, read_records
 from mentalglm_jax.devices.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import LOCK, check_owned, left_over_of, write_json
-from mentalglm_jax.foreign import read_json, some
+from mentalglm_jax.foreign import at_home, read_json, some
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.pipeline.changes import outdated, reopened
 from mentalglm_jax.text.tasks import TASKS_FILE, add_tasks_beside, added_tasks, tasks_in, write_tasks
@@ -95,7 +95,7 @@ def _refuse_own_inputs(recipe: Recipe) -> None:
                          for one in recipe.stages)):  # fmt: skip
         if given is None:
             continue
-        path = Path(given).expanduser()
+        path = at_home(given)
         if path.exists() and path.resolve().is_relative_to(recipe.run_dir.resolve()):
             raise InputError(f"{key}: {given} lies in {recipe.run_dir}, which --restart would delete; nothing was "
                              "deleted. Choose another run_dir, or copy the input elsewhere")  # fmt: skip

@@ -12,7 +12,6 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mentalglm_jax.data.batches import Example, PackedBatches
 from mentalglm_jax.devices.hardware import GIB, Topology, chip_of, parse_topology
 from mentalglm_jax.errors import InputError, RunError, install, nearest
-from mentalglm_jax.foreign import read_json
+from mentalglm_jax.foreign import at_home, read_json
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.layout import MESH_AXES
 from mentalglm_jax.model.lora import add_lora
@@ -231,7 +230,7 @@ def geometry(recipe: Recipe) -> GlmConfig:
     if name is None:
         return GlmConfig.from_dict({"model_type": "glm", "vocab_size": recipe.tokenizer.vocab_size or 4096,
                                     "num_key_value_heads": 2, **(recipe.model.geometry or {})})  # fmt: skip
-    file = Path(name).expanduser() / "config.json"
+    file = at_home(name) / "config.json"
     if file.is_file():
         return GlmConfig.from_dict(read_json(file))
     if name not in GEOMETRIES:

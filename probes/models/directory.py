@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ def locate(model: str | Path, files: tuple[str, ...] = HUB_FILES) -> Path:
     Raises:
         ProbeInputError: neither a directory nor an id that the Hub can serve.
     """
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if path.is_dir():
         return path
     what = "adapter directory" if files is ADAPTER_FILES else "directory"

@@ -189,7 +189,7 @@ def summary_csv(summary: dict[str, Any]) -> str:
     for verdict, count in summary["verdicts"].items():
         add(f"verdict_{verdict}", count, summary["n"], null=summary["verdicts_by_chance"].get(verdict))
     sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
+    writer = csv.writer(sink)
     writer.writerows([_SUMMARY, *([_cell(value) for value in row] for row in rows)])
     return sink.getvalue()
 

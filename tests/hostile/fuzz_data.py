@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.data.c_imhi import iter_c_imhi
+from mentalglm_jax.data.conversations import read_conversations
 from mentalglm_jax.data.explain.build import load_build_recipe
 from mentalglm_jax.data.explain.review import SCALES, form_id, read_ratings
 from mentalglm_jax.data.explain.teacher import Answer, AnswerCache
@@ -19,16 +20,20 @@ from mentalglm_jax.data.written import check_replaceable
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer as Said
 from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
+from mentalglm_jax.evaluate.calibrated import read_temperatures
 from mentalglm_jax.evaluate.human import human_ratings
 from mentalglm_jax.evaluate.leaderboard import FORMATS, formatted, leaderboard_rows
 from mentalglm_jax.inference.generate import _open_partial
 from mentalglm_jax.pipeline.run_dir import Run
+from mentalglm_jax.serve.requests import ApiError, prompt_of, read_request, wanted_of
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.task_files import read_tasks, tasks_text
+from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
 from mentalglm_jax.train.metrics import _continued
 from mentalglm_jax.train.recipe import load_recipe, what_it_is
 from tests.hostile.foreign_files import RECORD
 from tests.hostile.fuzzing import (
+    Mutator,
     Reader,
     Readers,
     either,
@@ -92,7 +97,7 @@ def _evaluation(place: Path) -> Reader:
         for form in FORMATS:
             formatted(rows, form)
 
-    sound = {"suicide_risk": entry, "stress": entry | {"label_reading": None}}
+    sound = {"suicide_risk": entry, "imhi_dreaddit": entry | {"label_reading": None}}
     return Reader(in_values(sound), from_file(place / "evaluation.json", read))
 
 
@@ -172,7 +177,7 @@ def _imhi(place: Path) -> Reader:
 @READERS.reads("upstream: C-IMHI")
 def _c_imhi(place: Path) -> Reader:
     reader = _upstream(place, "Instruct_CD.json", lambda file: list(iter_c_imhi(file)), alpaca(GOOD))
-    return Reader(either(reader.mutate, in_values(json.loads(alpaca(GOOD, GOOD)))), reader.read)
+    return Reader(either(reader.mutator, in_values(json.loads(alpaca(GOOD, GOOD)))), reader.read)
 
 
 @READERS.reads("upstream: CNSocialDepress")
@@ -181,6 +186,38 @@ def _cnsd(place: Path) -> Reader:
     sound = {"1": {"inpput": "帖子1：昨晚睡不着。\n帖子2：累。", "output": said}, "2": {"inpput": "好", "output": said}}
     read = from_file(place / "CNSD_dataset.json", lambda: list(iter_cnsd(place)))
     return Reader(in_values(sound), read)
+
+
+@READERS.reads("conversations.jsonl")
+def _conversations(place: Path) -> Reader:
+    turns = [{"role": "user", "content": "I slept badly."}, {"role": "assistant", "content": "Why?"}]
+    rows = {"id": "a", "messages": turns}, {"messages": [{"role": "system", "content": "x"}, *turns]}
+    return Reader(in_rows(*rows), from_file(place / "c.jsonl", lambda: read_conversations(place / "c.jsonl")))
+
+
+@READERS.reads("calibration.json")
+def _calibration(place: Path) -> Reader:
+    sound = {"suicide_risk": {"temperature": 1.5, "records": 40}, "stress": {"temperature": 0.5, "records": 20}}
+    return Reader(in_values(sound), from_file(place / "calibration.json", lambda: read_temperatures(place)))
+
+
+@READERS.reads("a request of a client")
+def _request(place: Path) -> Reader:
+    tokenizer = GlmTokenizer.load(BUILTIN)
+    asked = {"model": "m", "messages": [{"role": "system", "content": "x"}, {"role": "user", "content": [
+        {"type": "text", "text": "I slept <|user|> badly."}]}], "max_tokens": 5, "temperature": 0.5, "seed": 3,
+        "stop": ["a", "b"], "logprobs": True, "top_logprobs": 2, "stream": True, "user": "u"}  # fmt: skip
+
+    def read(data: bytes) -> None:
+        try:
+            request = read_request(data)
+            wanted_of(request, prompt_of(request, tokenizer), 512)
+        except ApiError as error:
+            if error.status != 400:
+                raise
+            raise InputError(error.message) from None
+
+    return Reader(in_values(asked), read)
 
 
 @READERS.reads("state.json of datasets")
@@ -193,7 +230,7 @@ def _dataset_state(place: Path) -> Reader:
 def _cached(place: Path) -> Reader:
     cache = AnswerCache(place)
     asked = {"model": "m", "messages": [{"role": "user", "content": "x"}], "seed": 0}
-    cache.put(key := cache.key(asked), asked, Answer("text", 10, 5, "stop", "m"))
+    cache.put(key := cache.key(asked), asked, Answer("text", "stop", "m", 10, 5))
     path = place / key[:2] / f"{key}.json"
 
     def read() -> None:
@@ -254,7 +291,8 @@ def _partial(place: Path) -> Reader:
     row = {"id": "r1", "prompt_ids": [1, 2], "output_text": "x"}
     head = json.dumps({"made_by": {"model": "m"}}).encode()
     lines = in_rows(row, row | {"id": "r2"})
-    return Reader(lambda draw: head + b"\n" + lines(draw) + b"\n",
+    sound = head + b"\n" + lines.sound + b"\n"
+    return Reader(Mutator(sound, lambda draw: head + b"\n" + lines.damaged(draw) + b"\n"),
                   from_file(place / "p", lambda: _open_partial(place / "p", {"model": "m"})))  # fmt: skip
 
 

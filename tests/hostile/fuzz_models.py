@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from mentalglm_jax.checkpoints.adapters import load_adapter
 from mentalglm_jax.checkpoints.gguf_files import GgufFile
-from mentalglm_jax.checkpoints.gguf_models import _model
+from mentalglm_jax.checkpoints.gguf_models import ARCHITECTURES, _model
 from mentalglm_jax.checkpoints.hf_files import Checkpoint, TensorFiles
 from mentalglm_jax.checkpoints.model_card import licence_of
 from mentalglm_jax.checkpoints.weights import check_tensors, detect_layout, generation_config, read_config
@@ -29,6 +29,7 @@ from mentalglm_jax.text.tokenizer import BUILTIN, CHAT_TEMPLATE, GlmTokenizer
 from mentalglm_jax.text.tokenizer_files import from_tiktoken, read_tokenizer
 from tests.hostile.foreign_files import CONFIG, write_adapter, write_checkpoint
 from tests.hostile.fuzzing import (
+    Mutator,
     Reader,
     Readers,
     either,
@@ -126,7 +127,10 @@ def _adapter_model(place: Path) -> Reader:
 def _gguf(place: Path) -> Reader:
     def read() -> None:
         file = GgufFile(place / "m.gguf")
-        _model(file, str(file.metadata.get("general.architecture")), Vocabulary(file.metadata, "m.gguf"))
+        name = file.metadata.get("general.architecture")
+        if not isinstance(name, str) or name not in ARCHITECTURES:  # as ``convert_gguf`` begins
+            raise InputError("another architecture")
+        _model(file, name, Vocabulary(file.metadata, "m.gguf"))
 
     data = small_model()
     head = data[: data.rindex(b"output_norm.weight") + 80]
@@ -134,16 +138,16 @@ def _gguf(place: Path) -> Reader:
                   from_file(place / "m.gguf", read))  # fmt: skip
 
 
-def _doubled(data: bytes) -> Callable[[Any], bytes]:
+def _doubled(data: bytes) -> Mutator:
     """With an entry more, of any kind."""
 
-    def mutate(draw: Any) -> bytes:
+    def damaged(draw: Any) -> bytes:
         kind, name = draw.randrange(14), draw.choice(["llama.x", "general.alignment", "tokenizer.ggml.merges", "", "a"])
         more = entry(name, kind, draw.randbytes(draw.choice([0, 1, 4, 8, 30])))
         count = int.from_bytes(data[16:24], "little") + 1
         return data[:16] + count.to_bytes(8, "little") + more + data[24:]
 
-    return mutate
+    return Mutator(data, damaged)
 
 
 @READERS.reads("a model card")
@@ -199,13 +203,13 @@ def _tokenizer(place: Path) -> Reader:
     glm, other = in_values(sound), in_values(bert)
     turns = itertools.cycle([True, False])
     reader = {True: from_file(file, read), False: from_file(file, read_bert)}
-    chosen: list[bool] = []
+    chosen = [True]
 
-    def mutate(draw: Any) -> bytes:
+    def damaged(draw: Any) -> bytes:
         chosen[:] = [next(turns)]
-        return glm(draw) if chosen[0] else other(draw)
+        return (glm if chosen[0] else other).damaged(draw)
 
-    return Reader(mutate, lambda data: reader[chosen[0]](data))
+    return Reader(Mutator(glm.sound, damaged), lambda data: reader[chosen[0]](data))
 
 
 @READERS.reads("tokenizer_config.json")
@@ -232,9 +236,18 @@ def _chat_template(place: Path) -> Reader:
     texts = list(LANGUAGES.values())
 
     def read(data: bytes) -> None:
-        template = data.decode("utf-8", "replace")
-        for tokens in TOKENS.values():
-            chat_template.recognise(template, {"bos_token": tokens[0]}, tokens.__contains__, "chat_template.jinja")
+        template, refusal = data.decode("utf-8", "replace"), None
+        for tokens in TOKENS.values():  # it is one family's
+            try:
+                _, odd = chat_template.recognise(template, {"bos_token": tokens[0]}, tokens.__contains__, "t.jinja")
+            except InputError as error:
+                refusal = error
+            else:
+                if odd is None:
+                    return
+                refusal = InputError(odd)
+        assert refusal is not None
+        raise refusal
 
     return Reader(in_bytes(*(text.encode() for text in texts)), read)
 

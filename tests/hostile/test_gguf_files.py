@@ -59,6 +59,14 @@ ATTACKS = {
     "integers": (file((tensor(kind=26),)), "tensor t is of the kind I32, which"),
     "a row that is no block": (file((tensor(shape=(5,), kind=2),)), "rows of 5, which Q4_0 cannot hold"),
     "nothing of a model": (file(), "architecture None"),
+    "a list of architectures": (
+        file(entry("general.architecture", LIST, struct.pack("<IQ", TEXT, 1) + text("llama"))),
+        r"architecture \['llama'\]",
+    ),
+    "numbers for an architecture": (
+        file(entry("general.architecture", LIST, struct.pack("<IQ", U32, 2) + bytes(8))),
+        "architecture array",
+    ),
 }
 
 

@@ -249,3 +249,15 @@ def test_a_column_of_posts_taken_for_labels_is_not_printed(tmp_path, capsys):
     (tmp_path / "t.csv").write_text("post,label\n" + rows)
     line = refused(imported(tmp_path / "t.csv", capsys, "--task", "suicide_risk"), "unknown label text of")
     assert "somebody" not in line
+
+
+@pytest.mark.parametrize("name", ["pandas", "csv", "json", "text", "imagefolder", "parquet", "webdataset", "posts"])
+def test_a_word_is_no_data_set(tmp_path, capsys, monkeypatch, name):
+    """Under such names `datasets` keeps readers of its own, which take what lies in the working directory; that of
+    "pandas" unpickles it."""
+    (tmp_path / "train.pkl").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
+    (tmp_path / "train.csv").write_text("post,label\nI like rain.,good\n")
+    monkeypatch.chdir(tmp_path)
+    command = ["mentalglm", "data", "import", name, "--text", "post", "--label", "label", "--out", "out"]
+    refused(run(command, capsys), f"{name}: no such file or folder, nor the name of a data set of the Hub")
+    assert not (tmp_path / "hacked").exists()

@@ -166,3 +166,11 @@ def test_no_export_takes_away_what_raters_wrote_into_the_sheet(tmp_path, capsys)
     refused(run(again, capsys), r"review\.csv: is there already and differs")
     refused(run([*again, "--limit", 2], capsys), r"review\.html: is there already and differs")
     assert (tmp_path / "r" / "review.csv").read_bytes() == before
+
+
+def test_a_post_longer_than_a_cell_comes_back(tmp_path, capsys):
+    """A spreadsheet would cut it, and 131,072 characters are more than the reader of the sheet takes."""
+    export_review([replace(records(1)[0], post="x" * 200_000)], tmp_path)
+    filled, rows = rate(tmp_path)
+    assert len(rows[1][9]) < 32_767 and rows[1][9].endswith("(the form, review.html, has all of it)")
+    assert run(["mentalglm", "data", "review", "import", tmp_path, filled], capsys).code == 0

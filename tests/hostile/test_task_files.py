@@ -115,3 +115,12 @@ def test_a_marker_is_text_and_no_pattern(word):
     (task,) = tasks.tasks_of({"mood": raw}, "f.yaml")
     said = tasks.answer(task, ["calm"], "aaaa " * 2000, "en", "explanation_first")
     assert tasks.parse(task, "en", said).labels == ("calm",)
+
+
+@pytest.mark.timeout(60)
+def test_a_key_that_stands_twice_among_thirty_thousand(tmp_path, capsys):
+    """Found in one pass: to count each key takes the square of their number, some minutes."""
+    keys = "".join(f"k{number}:\n" for number in range(30_000))
+    (tmp_path / "tasks.yaml").write_text(f"{keys}k29999:\n")
+    outcome = run(["mentalglm", "tasks", "check", tmp_path / "tasks.yaml"], capsys)
+    refused(outcome, "the key 'k29999' stands more than once", seconds=30)

@@ -2,11 +2,14 @@
 
 import base64
 import contextlib
+import itertools
 import json
 import os
 import shutil
 import time
+import tomllib
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -254,3 +257,11 @@ def test_a_chat_template_that_is_a_program(tmp_path, monkeypatch, attack):
         outcome = called(lambda: GlmTokenizer.load(tmp_path / "t"))
     refused(outcome, r"tokenizer\.json: its chat template (took more than 3 seconds|cannot be rendered|writes a conv)")
     assert b"".join(said) == b"" and [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+def test_the_sandbox_of_templates_is_one_without_known_holes():
+    """Jinja2 before 3.1.6 lets a template out of its sandbox (CVE-2024-56326, CVE-2025-27516): none may be there."""
+    wanted = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    every = [*wanted["dependencies"], *itertools.chain(*wanted["optional-dependencies"].values())]
+    bounds = [one for one in every if one.lower().startswith("jinja2")]
+    assert len(bounds) == 3 and set(bounds) == {"jinja2>=3.1.6"}

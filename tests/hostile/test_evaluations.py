@@ -1,0 +1,114 @@
+"""Evaluations and ratings from strangers, and names that do things in the tables made of them."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from mentalglm_jax.evaluate.human import human_ratings
+from mentalglm_jax.evaluate.leaderboard import FORMATS, formatted, leaderboard_rows
+from mentalglm_jax.evaluate.report import csv_text
+from mentalglm_jax.inference.generate import write_rows
+from tests.hostile.attack import refused, run
+from tests.hostile.foreign_files import JSON_ATTACKS, called
+from tests.hostile.test_review_files import FORMULAS
+
+SCORES = {"n": 4, "weighted_f1": 0.5, "micro_f1": 0.5, "macro_f1": 0.25, "ci95": [0.1, 0.9]}
+ENTRY = SCORES | {"floors": {"majority": SCORES}, "label_reading": None, "data_set": None}
+
+
+def evaluation(place: Path, entry) -> Path:
+    (place / "evaluation.json").write_text(json.dumps({"suicide_risk": entry}))
+    return place
+
+
+@pytest.mark.parametrize("attack", JSON_ATTACKS)
+def test_no_json(tmp_path, capsys, attack):
+    raw, _ = JSON_ATTACKS[attack]
+    (tmp_path / "evaluation.json").write_bytes(raw if isinstance(raw, bytes) else raw.encode())
+    refused(run(["mentalglm", "leaderboard", tmp_path], capsys), r"evaluation\.json")
+
+
+ENTRIES = {
+    "a list": [1], "null": None, "text": "x", "nothing": {},
+    "NaN as text": ENTRY | {"ci95": ["nan", "inf"]}, "a number for an interval": ENTRY | {"ci95": 3},
+    "three ends": ENTRY | {"ci95": [0, 1, 2]}, "text for a score": ENTRY | {"weighted_f1": "0.5"},
+    "a score of 10^300": ENTRY | {"macro_f1": 1e300}, "a list for a data set": ENTRY | {"data_set": ["imhi"]},
+    "an object for a data set": ENTRY | {"data_set": {}}, "a fraction of a post": ENTRY | {"n": 1.5},
+    "markup for a number": ENTRY | {"n": "<img src=x>"}, "true": ENTRY | {"n": True}, "minus one": ENTRY | {"n": -1},
+    "floors of text": ENTRY | {"floors": "x"}, "a floor of text": ENTRY | {"floors": {"a": "x"}},
+    "a floor without posts": ENTRY | {"floors": {"a": SCORES | {"n": 0}}},
+    "a reading of text": ENTRY | {"label_reading": "x"}, "a reading of a list": ENTRY | {"label_reading": [SCORES]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ENTRIES)
+def test_no_evaluation(tmp_path, capsys, attack):
+    place = evaluation(tmp_path, ENTRIES[attack])
+    refused(run(["mentalglm", "leaderboard", place], capsys), r"evaluation\.json: suicide_risk: .*mentalglm evaluate")
+
+
+def test_a_sound_one_is_a_table_in_every_form(tmp_path):
+    rows = leaderboard_rows([evaluation(tmp_path, ENTRY)])
+    assert all(formatted(rows, form) for form in FORMATS)
+
+
+@pytest.mark.parametrize("name", FORMULAS, ids=repr)
+def test_no_cell_of_a_leaderboard_is_a_formula(tmp_path, name):
+    place = tmp_path / "run"
+    place.mkdir()
+    rows = leaderboard_rows([evaluation(place, ENTRY | {"floors": {name: SCORES}})])
+    rows += [row | {"system": name} for row in rows if row["kind"] == "run"]
+    cells = [row["system"] for row in csv.DictReader(io.StringIO(formatted(rows, "csv"), newline=""))]
+    assert cells == ["run", "'" + name, "'" + name]
+
+
+@pytest.mark.parametrize("name", FORMULAS, ids=repr)
+def test_no_cell_of_an_evaluation_is_a_formula(name):
+    """Labels are named by task files of strangers."""
+    part = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
+    entry = ENTRY | {"by_language": {}, "per_class": {name: part}, "floors": {name: SCORES},
+                     "explanation": {name: 1.0}}  # fmt: skip
+    rows = list(csv.DictReader(io.StringIO(csv_text({"suicide_risk": entry}), newline="")))
+    assert {row["class"] for row in rows} == {"", "'" + name}
+    assert {row["reading"] for row in rows} == {"text", "'" + name}
+
+
+@pytest.mark.parametrize("name", ["x\r=1+1", "x\n=1+1", "x\r\n=1+1"], ids=repr)
+@pytest.mark.parametrize("table", ["leaderboard", "evaluation", "answers"])
+def test_no_row_begins_inside_a_cell(tmp_path, table, name):
+    """A line end of any kind is inside quotation marks: what follows one is a formula otherwise."""
+    if table == "leaderboard":
+        rows = leaderboard_rows([evaluation(tmp_path, ENTRY)])
+        text = formatted([row | {"system": name} for row in rows], "csv")
+    elif table == "evaluation":
+        text = csv_text({"suicide_risk": ENTRY | {"by_language": {}, "per_class": {}, "floors": {name: SCORES}}})
+    else:
+        row = {"id": "r", "task": "mood", "language": "en", "post": name, "parsed_label": "b", "finish": "stop",
+               "parsed_explanation": name, "parse_status": "ok"}  # fmt: skip
+        write_rows(tmp_path / "a.csv", [row])
+        text = (tmp_path / "a.csv").read_bytes().decode("utf-8-sig")
+    assert f'"{name}"' in text and not [line for line in re.sub('"[^"]*"', "", text).splitlines() if line[:1] == "="]
+
+
+SCALE = {"mean": 1.0, "ratings": 1, "fleiss_kappa": None, "krippendorff_alpha": 0.5}
+COUNTS = {"items": 1, "rated": 1, "accepted": 0, "agreement": {"overall": SCALE}}
+SOUND = {"raters": ["A"], "tasks": {"suicide_risk": COUNTS}}
+RATINGS = {
+    "a list": [1], "null": None, "no raters": {"tasks": {}}, "a number of raters": SOUND | {"raters": 3},
+    "a list of tasks": SOUND | {"tasks": [["suicide_risk", COUNTS]]}, "text of a task": SOUND | {"tasks": {"x": "y"}},
+    "a list of a task": SOUND | {"tasks": {"x": [1]}}, "text of a mean": SOUND | {"tasks": {"x": COUNTS | {
+        "agreement": {"overall": SCALE | {"mean": "<script>"}}}}},
+    "text of a count": SOUND | {"tasks": {"x": COUNTS | {"rated": "1"}}},
+    "a list of scales": SOUND | {"tasks": {"x": COUNTS | {"agreement": [SCALE]}}},
+    "true for a figure": SOUND | {"tasks": {"x": COUNTS | {"agreement": {"overall": SCALE | {"fleiss_kappa": True}}}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", RATINGS)
+def test_no_ratings(tmp_path, attack):
+    (tmp_path / "agreement.json").write_text(json.dumps(RATINGS[attack]))
+    refused(called(lambda: human_ratings(tmp_path, [])), r"agreement\.json: not what `mentalglm data review import`")
