@@ -27,7 +27,7 @@ from probes.citations.align import align, fabricated_quotes, merge_spans
 from probes.errors import ProbeError, ProbeInputError
 from probes.files import write_jsonl
 from probes.probe import Probe
-from probes.records import Attribution, Example
+from probes.records import Attribution, Example, Span
 from probes.results.cache import Cache
 from probes.results.store import SCHEMA_VERSION
 from probes.saliency.settings import NEED_FILLERS, Settings
@@ -139,30 +139,41 @@ class Found:
         return min(self.margins)
 
 
+def comparable(answers: Sequence[Answer], rules: Rules) -> tuple[list[tuple[int, int]], str]:
+    """Places of two answers of which the first could be chosen over the second, whatever a map says; and where there
+    are none, why. Where in the post a citation is plays no part, so that it is the same under the null."""
+    if len(answers) < 2:
+        return [], ALONE
+    able = [
+        (i, j)
+        for i, one in enumerate(answers)
+        for j, other in enumerate(answers)
+        # An answer that cites nothing at all is no worse explanation, it is none.
+        if i != j and one.choosable and (other.quotes or other.cited.any())
+    ]
+    if not able:
+        return [], CLOSE if any(answer.choosable for answer in answers) else UNGROUNDED
+    sizes = [len(answer.ids) for answer in answers]
+    even = [(i, j) for i, j in able if max(sizes[i], sizes[j]) <= rules.length_ratio * min(sizes[i], sizes[j])]
+    return even, "" if even else UNEVEN
+
+
 def pairs_of(group: Group, answers: Sequence[Answer], rules: Rules) -> tuple[list[Found], str]:
     """The pairs of a group whose answers cite what ``answers`` say (its own, or others for a null), the widest margin
     first; and where there is none, why."""
-    if len(answers) < 2:
-        return [], ALONE
+    able, reason = comparable(answers, rules)
+    if not able:
+        return [], reason
     if not all(group.voices):
         return [], SHUT
-    if not any(answer.choosable for answer in answers):
-        return [], UNGROUNDED
     scores, reason = group.scores(answers), CLOSE
     found: list[Found] = []
-    for i, one in enumerate(answers):
-        for j, other in enumerate(answers):
-            if i == j or not one.choosable or not (other.quotes or other.cited.any()):
-                continue  # an answer that cites nothing at all is no worse explanation, it is none
-            margins = scores[i] - scores[j]
-            if margins.min() < rules.margin:
-                reason = DISAGREE if margins.max() >= rules.margin and reason == CLOSE else reason
-                continue
-            sizes = sorted((len(one.ids), len(other.ids)))
-            if sizes[1] > rules.length_ratio * sizes[0]:
-                reason = UNEVEN
-                continue
+    for i, j in able:
+        margins = scores[i] - scores[j]
+        if margins.min() >= rules.margin:
             found.append(Found(i, j, tuple(map(float, margins))))
+        elif margins.max() >= rules.margin:
+            reason = DISAGREE
     found.sort(key=lambda pair: (-pair.margin, pair.chosen, pair.rejected))
     kept: list[Found] = []
     for pair in found:
@@ -248,7 +259,7 @@ def grouped(
             progress(done, len(posts))
         for label in dict.fromkeys((e.label, e.label_text) for e in own):
             said = [e for e in own if (e.label, e.label_text) == label]
-            groups.append(_group(probe, said, by_id, rules, cache, other_text, seed, measured=len(said) > 1))
+            groups.append(_group(probe, said, by_id, rules, cache, other_text, seed))
     if progress:
         progress(len(posts), len(posts))
     return groups, dict(Counter(one["reason"] for one in left_out))
@@ -262,34 +273,57 @@ def _group(
     cache: Cache,
     fillers: tuple[str, ...],
     seed: int,
-    measured: bool,
 ) -> Group:
+    """The maps are made only where they can matter: a real model takes minutes for them."""
     methods = [m for m in METHODS if FAMILIES[m] in BY[rules.by] and (fillers or m not in NEED_FILLERS)]
-    known: dict[tuple[int, ...], list[Attribution]] = {}  # what precedes the label, and the label: one map
-    answers: list[Answer] = []
-    heard: list[tuple[Voice, ...]] = []
-    units, lengths = (), np.empty(0)
-    for example in examples:
-        segment = example.segment("label")
-        until = example.ids[: segment.tok[1]] if segment is not None else example.ids
-        if until not in known and measured:
-            known[until] = _maps(probe, example, until, methods, cache, fillers, seed)
-        maps = known.get(until, [])
-        units = post_units(maps, example.post, example.cut)
-        lengths = np.array([b - a for a, b in units], dtype=np.float64)
-        found, _ = label_maps(maps, units)
-        speaking = [voice for voice in voices(found.values()) if voice.mass.sum() > 0]
-        heard.append(tuple(speaking) if len(speaking) == len(BY[rules.by]) else ())
-        citations = align(example)
-        spans = merge_spans(span for c in citations for span in c.post_char)
-        invented, quotes = fabricated_quotes(citations)
-        output = tuple(example.ids[example.prompt_len :])
-        answers.append(Answer(rows[example.id], output, units_hit(spans, units), invented / max(quotes, 1), quotes))
+    said = [_Said.of(example) for example in examples]
+    units = post_units((), examples[0].post, examples[0].cut)
+    known: dict[tuple[int, ...], list[Attribution]] = {}  # what precedes the label, and the label: the same maps
+    if comparable([one.answer(rows, units) for one in said], rules)[0]:
+        for one in said:
+            if one.until not in known:
+                known[one.until] = _maps(probe, one.example, one.until, methods, cache, fillers, seed)
+        units = post_units([a for maps in known.values() for a in maps], examples[0].post, examples[0].cut)
+    lengths = np.array([b - a for a, b in units], dtype=np.float64)
+    answers = [one.answer(rows, units) for one in said]
+    by_maps = {until: _heard(maps, units, rules) for until, maps in known.items()}
+    heard = [by_maps.get(one.until, ()) for one in said]
     if any(heard):  # of answers that state their reasons first some may have maps that speak, and some none
         answers, heard = (
             list(x) for x in zip(*((a, v) for a, v in zip(answers, heard, strict=True) if v), strict=True)
         )
     return Group(examples[0].post, tuple(answers), tuple(heard), lengths)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Said:
+    """An answer laid out, with what it cites; ``until`` are its ids up to the end of the label."""
+
+    example: Example
+    until: tuple[int, ...]
+    spans: tuple[Span, ...]
+    invented: float
+    quotes: int
+
+    @classmethod
+    def of(cls, example: Example) -> _Said:
+        citations, segment = align(example), example.segment("label")
+        invented, quotes = fabricated_quotes(citations)
+        until = example.ids[: segment.tok[1]] if segment is not None else example.ids
+        spans = tuple(merge_spans(span for c in citations for span in c.post_char))
+        return cls(example, until, spans, invented / max(quotes, 1), quotes)
+
+    def answer(self, rows: Mapping[str, Mapping[str, Any]], units: Sequence[Span]) -> Answer:
+        """On these clauses."""
+        ids = tuple(self.example.ids[self.example.prompt_len :])
+        return Answer(rows[self.example.id], ids, units_hit(self.spans, units), self.invented, self.quotes)
+
+
+def _heard(maps: Sequence[Attribution], units: Sequence[Span], rules: Rules) -> tuple[Voice, ...]:
+    """What each family that is asked says; nothing where one of them may not speak."""
+    found, _ = label_maps(maps, units)
+    speaking = tuple(voice for voice in voices(found.values()) if voice.mass.sum() > 0)
+    return speaking if len(speaking) == len(BY[rules.by]) else ()
 
 
 def _maps(

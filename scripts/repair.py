@@ -31,7 +31,7 @@ from mentalglm_jax.files import write_json, write_text
 RECIPE = "configs/repair.yaml"
 FAITHFUL = 0.1
 TASK = "suicide_risk"
-TEMPERATURE, SAMPLES = "1.3", "8"
+TEMPERATURE, SAMPLES = "1.0", "8"
 FRESH = 40  # posts that are judged, half of them English
 
 

@@ -149,6 +149,7 @@ def test_every_loss_names_its_paper():
     assert set(LOSSES) == {"dpo", "ipo", "orpo"} and all("arXiv" in loss.paper for loss in LOSSES.values())
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up(tmp_path):
     """Two pairs in one, one in the other: a mean of means would be another loss."""
     start, now, o = tiny_model(), moved(), objective("dpo", sft_weight=0.7)
@@ -214,6 +215,7 @@ def test_an_interrupted_stage_goes_on_bit_for_bit_from_its_reference(whole, tmp_
     assert rows(tmp_path) == whole[2] and same(values, whole[1])
 
 
+@pytest.mark.slow
 def test_a_killed_stage_goes_on_bit_for_bit(whole, tmp_path):
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, __file__, str(tmp_path), "kill"], cwd=root, capture_output=True, text=True,
@@ -264,6 +266,7 @@ def test_a_stage_of_another_start_or_objective_is_another_run(whole, tmp_path):
     go(directory)  # and what the first refusal computed again was put right
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(tmp_path):
     found = on_eight_devices(__file__, str(tmp_path / "many"), "mesh")
     _, wanted = go(tmp_path / "one", rows=8, accumulate=1)

@@ -67,7 +67,7 @@ def by_trl(world, types: list[str], weights: list[float], pairs, smoothing: floa
             for p in pairs]  # fmt: skip
     loss = trainer._compute_loss(trainer.model, trainer.data_collator(rows), False)
     loss.backward()
-    return float(loss), gradients(trainer.model)
+    return float(loss.detach()), gradients(trainer.model)
 
 
 def gradients(model) -> dict[str, np.ndarray]:
@@ -92,7 +92,11 @@ def compare(hf, world, ours, wanted) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "types", "more"),
-    [("dpo", "sigmoid", {}), ("dpo", "sigmoid", {"sft_weight": 0.2}), ("ipo", "ipo", {"sft_weight": 0.5})],
+    [
+        ("dpo", "sigmoid", {"sft_weight": 0.2}),
+        pytest.param("dpo", "sigmoid", {}, marks=pytest.mark.slow),
+        pytest.param("ipo", "ipo", {"sft_weight": 0.5}, marks=pytest.mark.slow),
+    ],
 )
 def test_loss_and_adapter_gradients_are_trl_s(hf, world, kind, types, more):
     sft = more.get("sft_weight", 0.0)
@@ -101,6 +105,7 @@ def test_loss_and_adapter_gradients_are_trl_s(hf, world, kind, types, more):
     compare(hf, world, ours, by_trl(world, names, weights, tiny_pairs()))
 
 
+@pytest.mark.slow
 def test_smoothed_dpo_is_trl_s(hf, world):
     """Its "sigmoid" takes no smoothing; its "aot" of one pair alone is the same formula, with it."""
     ours = value_and_gradient(world.now, world.batch, objective(beta=BETA, label_smoothing=0.1))
@@ -109,6 +114,7 @@ def test_smoothed_dpo_is_trl_s(hf, world):
     compare(hf, world, ours, (float(np.mean([loss for loss, _ in parts])), mean))
 
 
+@pytest.mark.slow
 def test_orpo_is_trl_s(hf, world):
     """The odds ratio's part by TRL's function; its likelihood counts prompt tokens too, which the paper's does not."""
     with warnings.catch_warnings():
