@@ -6,7 +6,8 @@ same one by a margin. What this optimises is agreement with saliency; ``docs/rep
 
 The score of an answer by one family is the share of the positive label saliency in the clauses it cites, less their
 share of the length (0 for a citation at random, whatever it takes), less ``INVENTED`` times the share of its quotes
-that are not in the post, and less ``EVERYTHING`` if it cites every clause.
+that are not in the post, and less ``EVERYTHING`` if it cites every clause. Only an answer that every family scores
+above 0 is chosen: one that is merely less bad teaches to quote anything.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ NULL_DRAWS = 20
 ALONE = "one answer with this label"
 SHUT = "no map of a family may speak"
 UNGROUNDED = "no answer cites the post, without inventing a quote"
+CHANCE = "no answer cites more of the saliency than chance"
 CLOSE = "no two answers differ by the margin"
 DISAGREE = "the families do not agree"
 UNEVEN = "lengths too different"
@@ -167,6 +169,9 @@ def pairs_of(group: Group, answers: Sequence[Answer], rules: Rules) -> tuple[lis
     if not all(group.voices):
         return [], SHUT
     scores, reason = group.scores(answers), CLOSE
+    able = [(i, j) for i, j in able if scores[i].min() > 0]
+    if not able:
+        return [], CHANCE
     found: list[Found] = []
     for i, j in able:
         margins = scores[i] - scores[j]

@@ -41,7 +41,7 @@ def test_a_pair_needs_both_families():
     (pair,), reason = pairs_of(group(one, other), (one, other), Rules())
     assert (pair.chosen, pair.rejected, reason) == (0, 1, "") and pair.margin == pytest.approx(0.85)
     against = np.array([0.9, 0.05, 0.05, 0.0])
-    assert pairs_of(group(one, other, maps=(CUE, against)), (one, other), Rules()) == ([], ranking.DISAGREE)
+    assert pairs_of(group(one, other, maps=(CUE, against)), (one, other), Rules()) == ([], ranking.CHANCE)
     # By one family alone.
     (pair,), _ = pairs_of(group(one, other, maps=(CUE,)), (one, other), Rules(by="gradient"))
     assert pair.margins == (pytest.approx(0.85),)
@@ -57,7 +57,9 @@ def test_a_pair_needs_both_families():
         ([answer("0100")], ranking.ALONE),
         ([answer("1111"), answer("0000", 1.0)], ranking.UNGROUNDED),
         ([answer("0100", 0.5, 2), answer("1000", 0.5, 2)], ranking.UNGROUNDED),
-        ([answer("1000"), answer("0010")], ranking.CLOSE),
+        ([answer("1000"), answer("0010")], ranking.CHANCE),
+        ([answer("0010"), answer("0000", 1.0)], ranking.CHANCE),  # less bad by 0.3, and still no reason
+        ([answer("0100"), answer("0100", tokens=11)], ranking.CLOSE),
         ([answer("0100", tokens=10), answer("1000", tokens=16)], ranking.UNEVEN),
         ([answer("0100"), answer("0000", quotes=0)], ranking.CLOSE),  # silence is not rejected for being silent
     ],
