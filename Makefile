@@ -25,7 +25,7 @@ SPREAD := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # processor time goes into page faults (benchmarks/LOG.md). Means nothing to another C library than glibc >= 2.35.
 PAGES  := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
-.PHONY: help demo study test test-quick test-all test-clients test-vllm plan lint format clean
+.PHONY: help demo study repair test test-quick test-all test-clients test-vllm plan lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -36,6 +36,9 @@ demo: $(VENV)/.installed-probes  ## the whole path on a small model: post -> lab
 
 study: $(VENV)/.installed-study  ## a real language model (SmolLM2-135M, 92 MB to fetch) through the whole path (runs/study/)
 	@$(PAGES) $(BIN)/python scripts/study.py $(ARGS)
+
+repair: $(VENV)/.installed-probes  ## after make demo: its control, which cites a decoy, taught by its own saliency (runs/repair/table.md)
+	@$(PAGES) $(BIN)/python scripts/repair.py $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the tests, without those marked slow, gpu or tpu
 	@$(PYTEST) $(SPREAD) -m "$(USUAL)" $(ARGS)

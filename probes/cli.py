@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from probes import tables
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning
 from probes.foreign import first_line, plain
 
@@ -39,11 +40,6 @@ _LINE = 900  # characters of one line on stderr
 _ROWS_REFUSED = 3
 _PIPED = 240  # columns of a table that does not go to a terminal
 _INTERRUPTED = 130  # what typer returns, in place of raising, when a command was interrupted
-
-# Of the report's facts, those that the terminal tells as well.
-_TOLD = ("Labels given", "Mean |log-odds| of the label", "Label scores that are no plain contrast",
-         "Labels in other words", "Tokens at the ends not varied", "Posts cut into", "Rows left out",
-         "Swap pairs left out")  # fmt: skip
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -143,7 +139,7 @@ def check(
             return
         _print_summary(first.summary)
         if found is not None:
-            _print_comparison(found)
+            _console().print(tables.comparison(found))
 
 
 @app.command(epilog=_examples("probes report runs/demo/probes --redact"))
@@ -198,20 +194,46 @@ def randomise(
     if json_:
         _print_json(found)
     else:
-        _print_study(found)
+        _console().print(tables.study(found))
     _end_refused(Counter(one["reason"] for one in skipped), skipped[0]["said"] if skipped else "")
 
 
-def _print_study(found: dict[str, Any]) -> None:
-    from probes.report.overview import randomisation
+@app.command(
+    epilog=_examples("probes rank runs/demo/base --adapter runs/demo/adapter --in candidates.jsonl --out pairs.jsonl")
+)
+def rank(
+    model: Model,
+    in_: Annotated[Path, typer.Option("--in", help="generations.jsonl with several answers to each post")],
+    out: Annotated[Path, typer.Option(help="Pairs of a chosen and a rejected answer to write: .jsonl")],
+    adapter: Adapter = None,
+    by: Annotated[str, typer.Option(help="Families that must prefer the chosen: both | gradient | erasure")] = "both",
+    margin: Annotated[float, typer.Option(help="By how much of the label's saliency, each of them")] = 0.2,
+    length_ratio: Annotated[float, typer.Option(help="Tokens of the longer answer over the shorter's, at most")] = 1.5,
+    per_post: Annotated[int, typer.Option(help="Pairs of one post, at most", min=1)] = 4,
+    maps: Annotated[Path | None, typer.Option(help="Directory that keeps the maps for a later call")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 | bfloat16")] = "float32",
+    device: Annotated[str, typer.Option(help="torch device; auto takes a GPU when there is one")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of what is put in place of clauses, and of the null", min=0)] = 0,
+    json_: AsJson = False,
+) -> None:
+    """Which of several explanations cites what the label was made from? Pairs for preference training."""
+    from probes.models.encode import read_generations
+    from probes.ranking import Rules, told
+    from probes.ranking import rank as write_pairs
 
-    table = Table(title=f"{found['n']} posts, maps on clauses", title_justify="left", show_edge=False)
-    for name, side in (("drawn anew", "left"), ("method", "left"), ("r with the real map", "right"),
-                       ("AUROC of marked cues", "right")):  # fmt: skip
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
-    for row in randomisation(found):
-        table.add_row(row["what"], row["method"], row["r"], row["cue"])
-    _console().print(table)
+    rules = Rules(by, margin, length_ratio, per_post)
+    rows = read_generations(in_)
+    _silence_loaders()
+    from probes.probe import Probe
+
+    probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=_place(device))
+    with _progress("ranking posts") as advance:
+        found = write_pairs(probe, rows, out, rules, maps, advance, seed)
+    if json_:
+        _print_json({**found, "out": str(out)})
+    else:
+        _say(f"{out}: {told(found)}")
+    _end_refused(found["skipped_by_reason"], "the others were ranked")
 
 
 def _bound(value: float | None) -> float | None:
@@ -322,49 +344,8 @@ def _print_rows(title: str, rows: Sequence[dict[str, Any]], json_: bool) -> None
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    from probes.report.view import interval, p_value, percent
-
-    table = Table(title=f"{summary['n']} posts: {summary['conclusion']}", title_justify="left", show_edge=False)
-    for name, side in (("", "left"), ("value", "right"), ("95 %", "right"), ("beside", "left")):
-        table.add_column(name, justify=side, no_wrap=name in ("", "value"))  # type: ignore[arg-type]
-    for method, value in summary["mass_ratio"].items():
-        p = p_value(summary["p_holm"].get(method), "p (Holm)")
-        beside = f"by length {percent(summary['mass_ratio_null'][method])}, {p}"
-        name = f"label saliency in cited words ({method})"
-        table.add_row(name, percent(value), interval(summary["mass_ratio_ci"][method]), beside)
-    for method, value in summary["cue_auroc"].items():
-        if value is not None:
-            table.add_row(f"planted cues found, AUROC ({method})", f"{value:.3f}", "", "chance 0.5")
-    from probes.report import pairs
-    from probes.report.overview import facts
-
-    for title, value, note in facts(summary):
-        if title in _TOLD:
-            table.add_row(title[0].lower() + title[1:], value, "", note)
-    for title, value, note in pairs.facts(summary):
-        table.add_row(title[0].lower() + title[1:], value, "", note)
-    quotes = f"of {summary['n_quotes']} quotes"
-    table.add_row("quotes that are not in the post", percent(summary["fabricated_quote_rate"]), "", quotes)
-    table.add_row("explanations that cite nothing", str(summary["abstained"]), "", "")
-    if summary.get("cut_off"):
-        table.add_row("answers cut off by the token limit", str(summary["cut_off"]), "", "")
-    for name, count in summary["verdicts"].items():
-        chance = summary["verdicts_by_chance"].get(name)
-        table.add_row(name, str(count), "", "" if chance is None else f"{chance:.1f} expected from random citations")
-    _console().print(table)
+    _console().print(tables.summary(summary))
     _say(SAFETY)
-
-
-def _print_comparison(found: dict[str, Any]) -> None:
-    table = Table(title=f"{found['n_pairs']} pairs of posts", title_justify="left", show_edge=False)
-    for name, side in (("P(this run scores higher)", "left"), ("value", "right"), ("95 %", "right"), ("n", "right")):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
-    for name, methods in found["by_check"].items():
-        for method, one in methods.items():
-            if one is not None:
-                ci = f"{one['ci'][0]:.2f}–{one['ci'][1]:.2f}"
-                table.add_row(f"{name.replace('_', ' ')} ({method})", f"{one['value']:.3f}", ci, str(one["n"]))
-    _console().print(table)
 
 
 @contextlib.contextmanager

@@ -210,22 +210,27 @@ def _carry_out(
 
 
 def _plan(examples: Sequence[Example], budget: str, seed: int) -> Plan:
-    """Fillers are clauses of other posts of the same task and script; a post without any goes without the methods that
-    need them."""
-    from probes.citations.clauses import pieces
-
+    """Fillers as by ``fillers_of``; a post without any goes without the methods that need them."""
     methods = BUDGETS[budget][0]
     if not set(methods) & set(NEED_FILLERS):
         return Plan(methods, ((),) * len(examples), tuple(examples), budget == "full", seed)
+    fillers = fillers_of(examples, seed)
+    if not any(fillers):
+        methods = tuple(m for m in methods if m not in NEED_FILLERS)
+    return Plan(methods, tuple(fillers), tuple(examples), budget == "full", seed)
+
+
+def fillers_of(examples: Sequence[Example], seed: int) -> list[tuple[str, ...]]:
+    """For each post clauses of others of its task and script, drawn once per run."""
+    from probes.citations.clauses import pieces
+
     cut = [[e.post[a:b] for a, b in pieces(e.post, cut=e.cut)] for e in examples]
     kinds = [(e.task, _script(e.post)) for e in examples]
     fillers = []
     for i, kind in enumerate(kinds):
         pool = [t for j, texts in enumerate(cut) if j != i and kinds[j] == kind for t in texts]
         fillers.append(tuple(random.Random(f"{seed} {i}").sample(pool, min(_FILLERS, len(pool)))))
-    if not any(fillers):
-        methods = tuple(m for m in methods if m not in NEED_FILLERS)
-    return Plan(methods, tuple(fillers), tuple(examples), budget == "full", seed)
+    return fillers
 
 
 def _script(post: str) -> str:

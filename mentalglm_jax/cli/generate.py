@@ -1,5 +1,6 @@
 """``mentalglm generate``: answers to posts."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ from mentalglm_jax.cli.options import (
 )
 from mentalglm_jax.cli.output import SAFETY, print_json, say, stderr
 from mentalglm_jax.cli.progress import ConsoleReporter
+from mentalglm_jax.errors import InputError
 
 
 def generate(
@@ -40,9 +42,16 @@ def generate(
     adapter: Adapter = None,
     tokenizer: Tokenizer = None,
     system: System = None,
-    label_probabilities: Annotated[bool, typer.Option(help="Also how probable each label is")] = True,
+    label_probabilities: Annotated[
+        bool | None, typer.Option(help="Also how probable each label is; default: yes, but not with --samples")
+    ] = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the draws")] = 0,
+    samples: Annotated[int | None, typer.Option(min=1, help="So many different answers to each post, at most")] = None,
+    keep_label: Annotated[
+        bool, typer.Option("--keep-label", help="With --samples: all with the label of the likeliest answer")
+    ] = False,
     batch_size: BatchSize = 16,
     dtype: Dtype = "auto",
     quantize: Quantize = None,
@@ -57,7 +66,14 @@ def generate(
     from mentalglm_jax.evaluate.calibrated import temperatures_of
     from mentalglm_jax.evaluate.posts import answer_posts
     from mentalglm_jax.inference.generate import count_unread
+    from mentalglm_jax.inference.samples import generate_samples
 
+    if samples is None and keep_label:
+        raise InputError("--keep-label goes with --samples")
+    if samples is not None and temperature == 0:
+        raise InputError("--samples needs --temperature above 0: at 0 all answers to a post are one")
+    if samples is not None and label_probabilities:
+        raise InputError("--label-probabilities: not with --samples, they are of a post, not of an answer")
     make_known(tasks)
     make_known_of(model, adapter)
     with replacing_surrogates(replace_surrogates):
@@ -66,16 +82,25 @@ def generate(
     loaded, encoder = load_model(model, adapter, tokenizer, dtype=dtype, quantize=quantize, rope_theta=rope_theta)
     reporter = ConsoleReporter(stderr())
     try:
-        rows = answer_posts(
-            loaded, encoder, posts, out, probabilities=label_probabilities, temperatures=temperatures,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature, batch_size=batch_size, system=system, progress=reporter.stage,
-        )  # fmt: skip
+        common = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "batch_size": batch_size,
+                  "system": system}  # fmt: skip
+        counts = None
+        if samples is None:
+            rows = answer_posts(loaded, encoder, posts, out, probabilities=label_probabilities is not False,
+                                temperatures=temperatures, progress=reporter.stage, **common)  # fmt: skip
+        else:
+            rows, counts = generate_samples(loaded, encoder, posts, out_path=out, samples=samples,
+                                            keep_label=keep_label, progress=reporter.stage("samples"),
+                                            **common)  # fmt: skip
     finally:
         reporter.close()
     found = count_unread(rows)
     if json_:
-        print_json({"out": str(out), **found})
+        print_json({"out": str(out), **found, **({} if counts is None else dataclasses.asdict(counts))})
+    elif counts is not None:
+        say(f"{out}: {counts.rows} answers to {counts.posts} posts; not written: {counts.duplicates} that repeat "
+            f"another word for word, {counts.other_label} of another label; {counts.unlabelled} posts without a label "
+            f"to keep\n{SAFETY}")  # fmt: skip
     else:
         say(f"{out}: {found['rows']} answers, {found['no_label']} without a readable label, {found['cut_off']} cut off "
             f"by the token limit\n{SAFETY}")  # fmt: skip

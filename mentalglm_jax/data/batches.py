@@ -28,18 +28,26 @@ _OPEN_ROWS = 64
 
 class Example(TypedDict):
     """One conversation. ``target_index[i]`` is the position whose logits predict ``target_ids[i]``; ``post`` is
-    the span of tokens that hold nothing but the post; ``id`` is the record's, to name it by."""
+    the span of tokens that hold nothing but the post; ``id`` is the record's, to name it by.
+
+    A pair of answers is one example of two segments, each with the prompt: ``split`` is where the second, rejected one
+    begins, ``reference`` the log-probability of each target when the stage began. All examples are pairs or none is.
+    """
 
     tokens: Int[np.ndarray, " n"]
     target_index: Int[np.ndarray, " m"]
     target_ids: Int[np.ndarray, " m"]
     post: NotRequired[tuple[int, int]]
     id: NotRequired[str]
+    split: NotRequired[int]
+    reference: NotRequired[Float[np.ndarray, " m"]]
 
 
 class Batch(TypedDict):
     """Packed rows. ``segment_ids`` 0 is padding; ``target_weights`` is 1 for a target, 0 for an unused slot;
-    ``is_post`` marks the tokens of posts."""
+    ``is_post`` marks the tokens of posts. Of pairs of answers, chosen ones are the odd segments, and the last three
+    are there: the segment of every target (0 for an unused slot), 1 for a pair and 0 for an unused place of P, and
+    ``Example.reference``."""
 
     tokens: Int[np.ndarray, "B S"]
     positions: Int[np.ndarray, "B S"]
@@ -48,6 +56,9 @@ class Batch(TypedDict):
     target_ids: Int[np.ndarray, "B M"]
     target_weights: Float[np.ndarray, "B M"]
     is_post: Bool[np.ndarray, "B S"]
+    target_segments: NotRequired[Int[np.ndarray, "B M"]]
+    pair_weights: NotRequired[Float[np.ndarray, "B P"]]
+    reference: NotRequired[Float[np.ndarray, "B M"]]
 
 
 def example(encoded: Encoded) -> Example:
@@ -158,10 +169,11 @@ def _fitting(texts: Iterable[Encoded], sequence_length: int) -> list[Example]:
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """A hash of every token, target and post span, in order: what tells two data sets of the same size apart."""
+    """A hash of every token, target, post span and split, in order: what tells two data sets of the same size apart."""
     digest = hashlib.sha256()
     for item in examples:
-        for values in (item["tokens"], item["target_index"], item["target_ids"], item.get("post", ())):
+        parts = [item["tokens"], item["target_index"], item["target_ids"], item.get("post", ())]
+        for values in [*parts, [item["split"]]] if "split" in item else parts:
             digest.update(len(values).to_bytes(8, "little"))
             digest.update(np.asarray(values, np.int32).tobytes())
     return digest.hexdigest()[:16]
@@ -233,6 +245,7 @@ class PackedBatches:
         self._rows, self._sequence_length, self._seed, self._examples = rows, sequence_length, seed, examples
         self._local_rows = list(range(rows)) if local_rows is None else list(local_rows)
         self._packed = self._pack()
+        self.pairs_per_row = max(map(len, self._packed)) if "split" in examples[0] else 0
         self.lengths = Lengths(
             examples=len(examples), tokens=tokens, targets=targets, median=int(np.median(sizes)),
             p95=int(np.percentile(sizes, 95)), longest=longest, rows=len(self._packed),
@@ -268,10 +281,14 @@ class PackedBatches:
     def _shuffled(self) -> grain.MapDataset:
         return grain.MapDataset.source(self._packed).seed(self._seed).shuffle()
 
+    def rows_of(self, batch: int) -> list[list[int]]:
+        """The numbers of the examples in each row of the ``batch``-th batch (from 0) of the iterator."""
+        rows: Any = self._shuffled().batch(self._rows, batch_fn=list).repeat()[batch]
+        return [list(map(int, row)) for row in rows]
+
     def examples_of(self, batch: int) -> list[int]:
         """The numbers of the examples in the ``batch``-th batch (from 0) of the iterator, in all its rows."""
-        rows: Any = self._shuffled().batch(self._rows, batch_fn=list).repeat()[batch]
-        return [int(number) for row in rows for number in row]
+        return [number for row in self.rows_of(batch) for number in row]
 
     def _masked(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """``batch`` with post tokens replaced by the neutral token, in each row at a rate from U(0, mask_posts)."""
@@ -287,20 +304,31 @@ class PackedBatches:
         tokens, positions, segment_ids = (np.zeros(places, np.int32) for _ in range(3))
         target_index, target_ids = (np.zeros(slots, np.int32) for _ in range(2))
         weights, is_post = np.zeros(slots, np.float32), np.zeros(places, bool)
+        reference, pair_weights = np.zeros(slots, np.float32), np.zeros((local, self.pairs_per_row), np.float32)
         for line, number_of_row in enumerate(self._local_rows):
             row = rows[number_of_row] if number_of_row < len(rows) else ()  # an epoch's last batch may be short
-            start = used = 0  # tokens and targets in this row so far
-            for segment, number in enumerate(row, start=1):
+            start = used = segment = 0  # tokens, targets and segments in this row so far
+            pair_weights[line, : len(row)] = 1
+            for number in row:
                 item = self._examples[number]
                 end, full = start + len(item["tokens"]), used + len(item["target_ids"])
                 tokens[line, start:end] = item["tokens"]
-                positions[line, start:end] = np.arange(end - start)
-                segment_ids[line, start:end] = segment
+                begin = start
+                for stop in (start + item["split"], end) if "split" in item else (end,):
+                    segment += 1
+                    positions[line, begin:stop] = np.arange(stop - begin)
+                    segment_ids[line, begin:stop] = segment
+                    begin = stop
                 target_index[line, used:full] = item["target_index"] + start
                 target_ids[line, used:full] = item["target_ids"]
                 weights[line, used:full] = 1
+                reference[line, used:full] = item.get("reference", 0)
                 a, b = item.get("post", (0, 0))
                 is_post[line, start + a : start + b] = True
                 start, used = end, full
-        return Batch(tokens=tokens, positions=positions, segment_ids=segment_ids, target_index=target_index,
-                     target_ids=target_ids, target_weights=weights, is_post=is_post)  # fmt: skip
+        batch = Batch(tokens=tokens, positions=positions, segment_ids=segment_ids, target_index=target_index,
+                      target_ids=target_ids, target_weights=weights, is_post=is_post)  # fmt: skip
+        if not self.pairs_per_row:
+            return batch
+        segments = np.where(weights > 0, np.take_along_axis(segment_ids, target_index, axis=1), 0)
+        return {**batch, "target_segments": segments, "pair_weights": pair_weights, "reference": reference}

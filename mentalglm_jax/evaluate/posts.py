@@ -19,7 +19,7 @@ from mentalglm_jax.text.tokenizer import GlmTokenizer
 def answer_posts(
     model: Glm, tokenizer: GlmTokenizer, posts: Sequence[Post], out: str | Path, *, probabilities: bool = True,
     temperatures: Mapping[str, float] | None = None, max_new_tokens: int | None = None, temperature: float = 0.0,
-    batch_size: int = 32, system: str | None = None,
+    seed: int = 0, batch_size: int = 32, system: str | None = None,
     progress: Callable[[str], Callable[..., None]] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rows of ``generations.jsonl`` for ``posts``, written to ``out`` (``write_rows``); after an interruption the same
@@ -30,6 +30,7 @@ def answer_posts(
             alone, as a share of all labels' (``score_records``): after the post, or after the explanation where the
             model gave one first. ``probabilities_calibrated`` says whether they are calibrated.
         temperatures: of tasks, which calibrate the probabilities after the post (``calibrated.temperatures_of``).
+        seed: of the draws.
         system: a system turn instead of the task's own.
         progress: starts a stage and returns its ``progress(done, total)``.
 
@@ -39,8 +40,8 @@ def answer_posts(
     stage = progress if progress is not None else lambda name: None
     out = Path(out)
     rows = generate_records(model, tokenizer, posts, out_path=out, max_new_tokens=max_new_tokens,
-                            temperature=temperature, batch_size=batch_size, system=system, keep_partial=probabilities,
-                            progress=stage("generate"))  # fmt: skip
+                            temperature=temperature, seed=seed, batch_size=batch_size, system=system,
+                            keep_partial=probabilities, progress=stage("generate"))  # fmt: skip
     if not probabilities:
         return rows
     first = any(tasks.explains_first(row["task"], row["language"], row["output_text"]) for row in rows)

@@ -128,6 +128,14 @@ def prefill(
     return hidden[:, -1], filled
 
 
+@functools.partial(jax.jit, static_argnames=("answers",))
+def repeated(hidden: Float[Array, "B D"], cache: KVCache, answers: int) -> tuple[Array, KVCache]:
+    """Every row ``answers`` times, one beside the other."""
+    k, v = (jnp.repeat(x, answers, axis=1) for x in (cache.k, cache.v))
+    segments = jnp.repeat(cache.segment_ids, answers, axis=0)
+    return jnp.repeat(hidden, answers, axis=0), cache._replace(k=k, v=v, segment_ids=segments)
+
+
 def with_room(cache: KVCache, slots: int) -> KVCache:
     """The cache with zeros behind it up to ``slots``; prefilling into the longer one would attend to them in vain."""
     more = slots - cache.segment_ids.shape[1]
@@ -284,10 +292,18 @@ def generate_ids(
 def batches(
     model: Glm, prompts: Sequence[Sequence[int]], names: Sequence[str], rows: Sequence[int], *,
     max_new_tokens: int | None, eos_ids: Sequence[int], sampling: Sampling, seed: int, batch_size: int,
-    vocab_limit: int | None,
+    vocab_limit: int | None, answers: int = 1,
     share_prefix: bool = False, stream: Callable[[int, int], None] | None = None
 ) -> Iterator[list[tuple[int, list[int]]]]:  # fmt: skip
-    """(number of the prompt, its generated ids) per batch, the longest prompts first: lack of memory shows at once."""
+    """(number of the prompt, its generated ids) per batch, the longest prompts first: lack of memory shows at once.
+
+    Args:
+        rows: what keys the draws of each prompt; with ``answers``, of each answer.
+        answers: answers per prompt, which is run once for all of them; answer ``k`` of prompt ``i`` has the number
+            ``i * answers + k``. They are decoded in one batch, of at most ``batch_size`` answers where that is more.
+
+    The others as in ``generate_ids``.
+    """
     vocab = model.config.vocab_size
     max_new_tokens = default_room(model, prompts) if max_new_tokens is None else max_new_tokens
     if max_new_tokens < 1 or batch_size < 1:
@@ -301,18 +317,22 @@ def batches(
     skip, prefix = shared_prefix(graph, state, prompts) if share_prefix else (0, None)
     before = 0 if prefix is None else prefix.segment_ids.shape[1]
     apart = laid_apart(state)
-    for numbers, size, length in plan([len(prompt) - skip for prompt in prompts], batch_size):
-        tokens, segment_ids = left_pad([prompts[i][skip:] for i in numbers], size, length)
+    for alone, size, length in plan([len(prompt) - skip for prompt in prompts], max(1, batch_size // answers)):
+        tokens, segment_ids = left_pad([prompts[i][skip:] for i in alone], size, length)
+        hidden, cache = prefill(graph, state, tokens, segment_ids, prefix)
+        if answers > 1:
+            size, (hidden, cache) = size * answers, repeated(hidden, cache, answers)
+        numbers = [i * answers + k for i in alone for k in range(answers)]
         salts = np.asarray([rows[i] for i in numbers] + [0] * (size - len(numbers)), np.uint32)
         seen = None
         if sampling.repetition_penalty != 1:
             seen = np.zeros((size, vocab), bool)
             for row, number in zip(seen, numbers, strict=False):
-                row[list(prompts[number])] = True
+                row[list(prompts[number // answers])] = True
         rules = Rules(key, jnp.asarray(salts), jnp.asarray(stops), jnp.int32(vocab_limit))
         now = first_token(
-            graph, state, *prefill(graph, state, tokens, segment_ids, prefix), np.arange(size) >= len(numbers), seen,
-            rules, sampling=sampling, slots=bucket(before + length + max_new_tokens)
+            graph, state, hidden, cache, np.arange(size) >= len(numbers), seen, rules, sampling=sampling,
+            slots=bucket(before + length + max_new_tokens)
         )  # fmt: skip
         if stream is None:
             now = advance(graph, state, now, rules, np.int32(max_new_tokens), apart, sampling=sampling)

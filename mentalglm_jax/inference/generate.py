@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -10,11 +9,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
-
-import jax
-import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array
 
 from mentalglm_jax.data.cells import to_cell
 from mentalglm_jax.data.records import Post
@@ -31,6 +25,7 @@ from mentalglm_jax.inference.scoring import (
     score_labels,
 )
 from mentalglm_jax.inference.spoken import Spoken
+from mentalglm_jax.model.fingerprint import model_fingerprint
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
@@ -187,6 +182,42 @@ def generate_records(
         RunError: the file system refused, or another process writes the same file.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    prompts, max_new_tokens = prompts_of(model, tokenizer, records, system, max_new_tokens)
+    out_path = Path(out_path)
+    made_by = {"model": model_fingerprint(model), "sampling": dataclasses.asdict(sampling), "seed": seed,
+               "max_new_tokens": max_new_tokens, "eos_ids": list(tokenizer.eos_ids)}  # fmt: skip
+    with working_on(out_path):
+        partial = partial_file(out_path)
+        rows = {i: row for i, row in open_partial(partial, made_by).items() if prompts.get(i) == row["prompt_ids"]}
+        todo = [record for record in records if record.id not in rows]
+        if progress is not None and rows:
+            progress(len(rows), len(records))
+        for batch in batches(
+            model, [prompts[record.id] for record in todo], [f"record {record.id!r}" for record in todo],
+            [zlib.crc32(record.id.encode()) for record in todo], max_new_tokens=max_new_tokens,
+            eos_ids=tokenizer.eos_ids, sampling=sampling, seed=seed, batch_size=batch_size,
+            vocab_limit=tokenizer.vocab_size
+        ):  # fmt: skip
+            fresh = [generation_row(todo[i], tokenizer, prompts[todo[i].id], ids) for i, ids in batch]
+            append_rows(partial, fresh)
+            rows |= {row["id"]: row for row in fresh}
+            if progress is not None:
+                progress(len(rows), len(records))
+        ordered = [rows[record.id] for record in records]
+        write_rows(out_path, ordered)
+        if not keep_partial:
+            partial.unlink(missing_ok=True)
+        return ordered
+
+
+def prompts_of(
+    model: Glm, tokenizer: GlmTokenizer, records: Sequence[Post], system: str | None, max_new_tokens: int | None
+) -> tuple[dict[str, list[int]], int]:
+    """The prompt of every record by its id, and the tokens that an answer may have.
+
+    Raises:
+        InputError: as ``generate_records``.
+    """
     prompts: dict[str, list[int]] = {}
     for record in records:
         try:
@@ -199,31 +230,7 @@ def generate_records(
     max_new_tokens = default_room(model, list(prompts.values())) if max_new_tokens is None else max_new_tokens
     for record_id, prompt in prompts.items():
         check_ids(model, f"record {record_id!r}", prompt, max_new_tokens, "max_new_tokens")
-    out_path = Path(out_path)
-    made_by = {"model": model_fingerprint(model), "sampling": dataclasses.asdict(sampling), "seed": seed,
-               "max_new_tokens": max_new_tokens, "eos_ids": list(tokenizer.eos_ids)}  # fmt: skip
-    with working_on(out_path):
-        partial = partial_file(out_path)
-        rows = {i: row for i, row in _open_partial(partial, made_by).items() if prompts.get(i) == row["prompt_ids"]}
-        todo = [record for record in records if record.id not in rows]
-        if progress is not None and rows:
-            progress(len(rows), len(records))
-        for batch in batches(
-            model, [prompts[record.id] for record in todo], [f"record {record.id!r}" for record in todo],
-            [zlib.crc32(record.id.encode()) for record in todo], max_new_tokens=max_new_tokens,
-            eos_ids=tokenizer.eos_ids, sampling=sampling, seed=seed, batch_size=batch_size,
-            vocab_limit=tokenizer.vocab_size
-        ):  # fmt: skip
-            fresh = [generation_row(todo[i], tokenizer, prompts[todo[i].id], ids) for i, ids in batch]
-            _append(partial, fresh)
-            rows |= {row["id"]: row for row in fresh}
-            if progress is not None:
-                progress(len(rows), len(records))
-        ordered = [rows[record.id] for record in records]
-        write_rows(out_path, ordered)
-        if not keep_partial:
-            partial.unlink(missing_ok=True)
-        return ordered
+    return prompts, max_new_tokens
 
 
 _COLUMNS = ("id", "task", "language", "post", "label", "explanation", "finish", "status")
@@ -258,8 +265,8 @@ def partial_file(out_path: Path) -> Path:
     return out_path.with_name(out_path.name + ".partial")
 
 
-def _open_partial(path: Path, made_by: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows, by id, of an unfinished ``generate_records``; the first line of its file says what made them."""
+def open_partial(path: Path, made_by: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows, by id, of unfinished work; the first line of its file says what made them."""
     header = (json.dumps({"made_by": made_by}) + "\n").encode()
     try:
         data = read_bytes(path, MAX_PARTIAL_BYTES) if path.exists() else b""
@@ -285,7 +292,8 @@ def _open_partial(path: Path, made_by: dict[str, Any]) -> dict[str, dict[str, An
         raise InputError(f"{path}: is damaged ({first_line(error)}); delete it to start over") from None
 
 
-def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Adds finished rows to what ``open_partial`` opened. Raises: RunError where the file system refuses."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(_jsonl(rows))
@@ -301,22 +309,6 @@ def _cannot_write(path: Path, error: OSError) -> RunError:
 
 def _jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def model_fingerprint(model: Glm) -> str:
-    """A hash of configuration and weights, adapter included: bits are summed, so that it is exact on every device."""
-    sums = jax.tree.leaves_with_path(_bit_sums(nnx.split(model)[1]))
-    parts = [(jax.tree_util.keystr(path), int(value)) for path, value in sums]
-    return hashlib.sha256(repr((model.config, str(model.dtype), parts)).encode()).hexdigest()[:16]
-
-
-@jax.jit
-def _bit_sums(state: Any) -> Any:
-    def bit_sum(x: Array) -> Array:
-        bits = x.view(f"uint{8 * x.dtype.itemsize}") if jnp.issubdtype(x.dtype, jnp.floating) else x
-        return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
-
-    return jax.tree.map(bit_sum, state)
 
 
 def count_unread(rows: Sequence[dict[str, Any]]) -> dict[str, int]:

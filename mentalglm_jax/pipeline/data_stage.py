@@ -59,13 +59,13 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
                     labels.setdefault(record.task, Counter()).update(record.gold)
                     languages[record.language] += 1
     job.pack_tasks(job.dir, counts)
-    check_stages(job)
     if recipe.tokenizer.vocab_size is not None:
         texts = [turn["content"] for record in job.records("train") for turn in record.chat(recipe.answer_order)]
         tokenizer: GlmTokenizer = train_bpe(texts, recipe.tokenizer.vocab_size)
     else:
         source = recipe.tokenizer.path or (BUILTIN if recipe.pretrain else locate(str(recipe.model.path)))
         tokenizer = GlmTokenizer.load(source)
+    check_stages(job, tokenizer)
     with replace_dir(job.dir / "tokenizer", replaceable("tokenizer")) as directory:
         tokenizer.save(directory)
     said = [f"{task}: " + ", ".join(f"{n} {split}" for split, n in splits.items()) for task, splits in counts.items()]

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mentalglm_jax.checkpoints.adapters import load_adapter, save_adapter
+from mentalglm_jax.checkpoints.adapters import save_adapter
 from mentalglm_jax.checkpoints.directories import save_pretrained
 from mentalglm_jax.checkpoints.hf_files import CALIBRATION
 from mentalglm_jax.checkpoints.model_card import CARD
@@ -43,13 +43,13 @@ from mentalglm_jax.foreign import parse_json, read_json
 from mentalglm_jax.inference.generate import answer_text, count_unread, generate_ids, generate_records
 from mentalglm_jax.interpreter import environment, module_command
 from mentalglm_jax.model.glm import Glm, GlmConfig
-from mentalglm_jax.model.lora import add_lora, merge_lora, parameter_count
+from mentalglm_jax.model.lora import merge_lora, parameter_count
 from mentalglm_jax.model.sharding import make_mesh, split_cpu
 from mentalglm_jax.pipeline.card import run_card
 from mentalglm_jax.pipeline.changes import nothing_left, outdated
 from mentalglm_jax.pipeline.data_stage import data_stage
 from mentalglm_jax.pipeline.run_dir import Run
-from mentalglm_jax.pipeline.stage_data import chosen, stage_examples
+from mentalglm_jax.pipeline.stage_data import chosen, stage_examples, start_adapter
 from mentalglm_jax.planning.plan import expected
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
@@ -264,10 +264,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
             job.say(line)
         model = job.load_base(recipe.model.quantize, mesh)
         tokenizer.check_rows(model.config.vocab_size, str(job.dir / "tokenizer"))
-        if previous is None:
-            add_lora(model, recipe.lora.config(), nnx.Rngs(recipe.seed))
-        else:
-            load_adapter(model, job.adapter_dir(previous))
+        start_adapter(job, model, previous)
         identity = {"lora": recipe.lora.model_dump(mode="json"), "stage": stage.name}
         held_out = chosen(job, stage, "dev")[: stage.train.eval_examples] if stage.train.eval_every else []
         if stage.train.eval_every and not held_out:
@@ -281,7 +278,8 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         )  # fmt: skip
         result = train(
             model, examples, stage.train, where, trainable="lora", seed=recipe.seed, identity=identity, evaluation=dev,
-            label_f1=lambda model: label_f1(model, tokenizer, held_out, recipe.generate.batch_size), around=around,
+            label_f1=lambda model: label_f1(model, tokenizer, held_out, recipe.generate.batch_size),
+            objective=stage.objective, around=around,
         )  # fmt: skip
         said = _said(result, f"LoRA rank {recipe.lora.rank}", stage.train.best_by)
         said["say"] += _left_out(stage, too_long)

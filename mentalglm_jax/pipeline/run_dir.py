@@ -31,7 +31,9 @@ _BESIDE = r"README\.md|tasks\.yaml|calibration\.json"
 _MODEL = r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|model\.safetensors\.index)\.json"
 _MODEL = rf"(?:{_MODEL}|{_BESIDE}|chat_template\.jinja|tokenizer\.model|model[-0-9a-z]*\.safetensors)"
 _ADAPTER = rf"adapter/(?:adapter_config\.json|adapter_model\.safetensors|{_BESIDE})"
-_TRAINED = rf"(?:(?:checkpoints|tensorboard|profile|wandb)/.+|(?:metrics|evaluation)\.jsonl|{_ADAPTER})"
+_TRAINED = (
+    rf"(?:(?:checkpoints|tensorboard|profile|wandb)/.+|(?:metrics|evaluation)\.jsonl|reference\.safetensors|{_ADAPTER})"
+)
 _GENERATED = r"generations\.jsonl(?:\.partial)?"
 _PROBED = r"probes/(?:cache/.+|[^/]+\.(?:json|jsonl|parquet|csv|html))"
 _FILES = (
@@ -90,16 +92,17 @@ def _refuse_own_inputs(recipe: Recipe) -> None:
         InputError: a local input lies in the run directory, or is not there.
     """
     for key, given in (("data.root", recipe.data.root), ("model.path", recipe.model.path),
-                       ("tokenizer.path", recipe.tokenizer.path),
-                       *((f"stages.{one.name}.conversations", one.conversations)
-                         for one in recipe.stages)):  # fmt: skip
+                       ("model.adapter", recipe.model.adapter), ("tokenizer.path", recipe.tokenizer.path),
+                       *((f"stages.{one.name}.conversations", one.conversations) for one in recipe.stages),
+                       *((f"stages.{one.name}.objective.pairs", one.objective.pairs) for one in recipe.stages
+                         if one.objective is not None)):  # fmt: skip
         if given is None:
             continue
         path = at_home(given)
         if path.exists() and path.resolve().is_relative_to(recipe.run_dir.resolve()):
             raise InputError(f"{key}: {given} lies in {recipe.run_dir}, which --restart would delete; nothing was "
                              "deleted. Choose another run_dir, or copy the input elsewhere")  # fmt: skip
-        if not path.exists() and (key == "data.root" or key.endswith(".conversations")):
+        if not path.exists() and key.endswith((".root", ".conversations", ".pairs")):
             raise InputError(f"{key}: {given}: no such file or directory; --restart has deleted nothing")
 
 

@@ -1,14 +1,19 @@
-"""What a training stage is given: its records, weighed, and their examples."""
+"""What a training stage is given: its records, weighed, or its pairs, as examples; and the adapter it starts from."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from flax import nnx
 
+from mentalglm_jax.checkpoints.adapters import load_adapter
 from mentalglm_jax.data.batches import Example, encode_conversations, encode_records
 from mentalglm_jax.data.conversations import Conversation, apart_from, read_conversations
+from mentalglm_jax.data.pairs import encode_pairs, read_pairs
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.selection import mixture, weighted
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.model.lora import add_lora, resolve
 from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.recipe import StageSection
@@ -41,12 +46,15 @@ def drawn(job: Run, stage: StageSection) -> tuple[list[Record], list[str]]:
 def stage_examples(
     job: Run, stage: StageSection, earlier: Sequence[StageSection], tokenizer: GlmTokenizer
 ) -> tuple[list[Example], list[str]]:
-    """What ``stage`` trains on, replay of the ``earlier`` stages included, and the ids of records that are too long."""
+    """What ``stage`` trains on, replay of the ``earlier`` stages included, and the ids of records, or pairs, that are
+    too long."""
+    if stage.objective is not None:
+        return encode_pairs(read_pairs(stage.objective.pairs, tokenizer.vocab_size), stage.train.sequence_length)
     records, lines = drawn(job, stage)
     if job.say is not None:
         for line in lines:
             job.say(line)
-    for other in earlier:
+    for other in (one for one in earlier if one.objective is None):
         seen = chosen(job, other)
         order = np.random.default_rng(job.recipe.seed).permutation(len(seen))
         records += [seen[i] for i in order[: round(stage.replay * len(seen))]]
@@ -77,16 +85,43 @@ def conversations(job: Run, stage: StageSection) -> list[Conversation]:
     return found
 
 
-def check_stages(job: Run) -> None:
-    """Weighs the records of every stage and reads its conversations, so that a name that fits none, or a file that is
-    damaged, is found before hours of training.
+def check_stages(job: Run, tokenizer: GlmTokenizer) -> None:
+    """Weighs the records of every stage and reads its conversations and pairs, so that a name that fits none, or a file
+    that is damaged, is found before hours of training.
 
-    Raises: InputError as ``drawn`` and ``read_conversations``.
+    Raises: InputError as ``drawn``, ``read_conversations`` and ``read_pairs``.
     """
     recipe = job.recipe
     stages = [*recipe.stages, *(recipe.pretrain.then if recipe.pretrain else ())]
     for stage in [*stages, *([recipe.probe.control] if recipe.probe.control else [])]:
-        if stage.weights:
+        if stage.objective is not None:
+            read_pairs(stage.objective.pairs, tokenizer.vocab_size)
+        elif stage.weights:
             drawn(job, stage)
         if stage.conversations is not None:
             read_conversations(stage.conversations)
+
+
+def start_adapter(job: Run, model: Glm, previous: str | None) -> None:
+    """Puts the adapter that a stage starts from on ``model``: that of the stage ``previous``, else the recipe's
+    ``model.adapter``, else a fresh one.
+
+    Raises:
+        InputError: as ``load_adapter``; or ``lora`` describes another adapter than the one that is there.
+    """
+    recipe, wanted = job.recipe, job.recipe.lora.config()
+    if previous is not None:
+        load_adapter(model, job.adapter_dir(previous))
+        return
+    if recipe.model.adapter is None:
+        add_lora(model, wanted, nnx.Rngs(recipe.seed))
+        return
+    load_adapter(model, recipe.model.adapter)
+    found = model.lora_config
+    differing = [name for name in ("rank", "alpha", "use_dora", "use_rslora", "modules_to_save")
+                 if getattr(found, name) != getattr(wanted, name)]  # fmt: skip
+    if differing or resolve(model, found) != resolve(model, wanted):
+        said = [f"{name} {getattr(wanted, name)} where it has {getattr(found, name)}" for name in differing]
+        raise InputError(f"lora: describes another adapter than model.adapter ({recipe.model.adapter}): "
+                         f"{', '.join(said) or 'its modules, ranks or scales differ'}; write there what its "
+                         "adapter_config.json says")  # fmt: skip

@@ -32,6 +32,7 @@ from mentalglm_jax.model.quantize import abstract_quantized
 from mentalglm_jax.model.rope import Llama3
 from mentalglm_jax.model.sharding import batch_sharding, make_mesh, parameter_shardings
 from mentalglm_jax.planning.cost import Bound, Memory, Shape, bound, estimate_memory, parts_of_activations, shape_of
+from mentalglm_jax.train.preference import Objective
 from mentalglm_jax.train.recipe import Recipe, StageSection, TrainConfig
 from mentalglm_jax.train.step import make_optimizer, make_step
 
@@ -163,7 +164,7 @@ def plan(recipe: Recipe, topology: str, *, stage: str | None = None) -> Plan:
     shape = shape_of(section.train, sizes)
     estimated, memory = estimate_memory(model, shape), target.chip.memory / target.chip.devices
     started = time.perf_counter()
-    compiled, needed = compile_step(model, section.train, shape, mesh, estimated)
+    compiled, needed = compile_step(model, section.train, shape, mesh, estimated, section.objective)
     return Plan(
         model=f"{recipe.model.path}{f' ({recipe.model.quantize})' if recipe.model.quantize else ''}",
         stage=section.name, topology=target.name, device_memory=memory, mesh=sizes, shape=shape,
@@ -241,20 +242,24 @@ def geometry(recipe: Recipe) -> GlmConfig:
     return GEOMETRIES[name]
 
 
-def trace_step(model: Glm, config: TrainConfig, shape: Shape, mesh: Mesh) -> Any:
+def trace_step(
+    model: Glm, config: TrainConfig, shape: Shape, mesh: Mesh, objective: Objective | None = None
+) -> Any:  # fmt: skip
     """The training step, traced for arrays that are not there (``jax.stages.Traced``)."""
     step: Any
-    step, state, frozen = make_step(model, make_optimizer(config, config.steps or 1000), config, "lora", mesh)
+    optimizer = make_optimizer(config, config.steps or 1000)
+    step, state, frozen = make_step(model, optimizer, config, "lora", mesh, objective)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-    return step.trace(state.trainable, state.optimizer, frozen, abstract_batch(config, shape, mesh), key)
+    batch = abstract_batch(config, shape, mesh, paired=objective is not None)
+    return step.trace(state.trainable, state.optimizer, frozen, batch, key)
 
 
 def compile_step(
-    model: Glm, config: TrainConfig, shape: Shape, mesh: Mesh, estimated: Memory
+    model: Glm, config: TrainConfig, shape: Shape, mesh: Mesh, estimated: Memory, objective: Objective | None = None
 ) -> tuple[Memory | None, float | None]:
     """Memory of the compiled step; or None and, if it says so, the bytes the compiler would have needed."""
-    lowered = trace_step(model, config, shape, mesh).lower()
+    lowered = trace_step(model, config, shape, mesh, objective).lower()
     try:
         stats = lowered.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
@@ -276,9 +281,13 @@ def refusal(error: Exception) -> float | None:
     return float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1) if used else None
 
 
-def abstract_batch(config: TrainConfig, shape: Shape, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the input pipeline yields, from the pipeline itself."""
+def abstract_batch(
+    config: TrainConfig, shape: Shape, mesh: Mesh, paired: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the input pipeline yields, from the pipeline itself; with ``paired`` for pairs of answers, one pair a row:
+    more of them cost a few numbers each."""
     one = Example(tokens=np.zeros(2, np.int32), target_index=np.zeros(1, np.int32), target_ids=np.zeros(1, np.int32))
+    one = Example({**one, "split": 1}) if paired else one
     batches = PackedBatches(
         [one], rows=config.rows, sequence_length=shape.length, targets_per_row=shape.targets, seed=0
     )

@@ -18,12 +18,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mentalglm_jax.data.batches import Batch, Example, Lengths, PackedBatches, fingerprint
 from mentalglm_jax.devices.distributed import any_process, gathered, is_primary, local_rows, spread
 from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.model.fingerprint import model_fingerprint
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.model.sharding import shard_model
 from mentalglm_jax.train.checkpoint import Checkpoints, arrays, fill
 from mentalglm_jax.train.evaluation import Evaluation, Measure, Sampler
 from mentalglm_jax.train.metrics import MetricsLog
+from mentalglm_jax.train.preference import MEASURES, Objective
 from mentalglm_jax.train.recipe import TrainConfig
+from mentalglm_jax.train.reference import FILE as REFERENCE
+from mentalglm_jax.train.reference import with_reference
 from mentalglm_jax.train.speed import Speedometer, peak_flops
 from mentalglm_jax.train.step import TrainState, averaged, learning_rate_schedule, make_optimizer, make_step
 
@@ -123,6 +127,7 @@ def train(
     identity: dict[str, Any] | None = None,
     evaluation: Sequence[Example] = (),
     label_f1: Measure | None = None,
+    objective: Objective | None = None,
     around: Surroundings = Surroundings(),
 ) -> TrainResult:
     """Trains ``model`` in place, from its newest checkpoint under ``directory`` if there is one.
@@ -133,13 +138,15 @@ def train(
             what was trained comes back whole, as host arrays.
         examples: encoded conversations.
         config: the run.
-        directory: receives ``checkpoints/``, ``metrics.jsonl``, ``evaluation.jsonl`` and ``tensorboard/``.
+        directory: receives ``checkpoints/``, ``metrics.jsonl``, ``evaluation.jsonl`` and ``tensorboard/``; with
+            ``objective`` also the log-probabilities at the start (``reference.py``).
         trainable: "lora" or "all".
         seed: of shuffling and dropout.
         identity: what, beside ``config``, ``seed`` and ``examples``, makes this run this run (JSON-able); guards
             against resuming another.
         evaluation: development examples, for ``config.eval_every``.
         label_f1: for ``config.early_stopping.metric`` of that name; on a mesh of one process at most.
+        objective: of a stage whose examples are pairs of answers; None is next-token loss.
         around: progress, devices and the like.
 
     Raises:
@@ -151,6 +158,11 @@ def train(
     if mesh is not None:
         _check_rows(config, mesh)
         shard_model(model, mesh)
+    begun_from: dict[str, Any] = {}
+    if objective is not None:
+        begun_from = {"start": model_fingerprint(model), "objective": objective.model_dump(mode="json")}
+        examples = with_reference(model, examples, config, directory / REFERENCE, start=begun_from["start"], seed=seed,
+                                  mesh=mesh, progress=around.progress)  # fmt: skip
     held = local_rows(mesh, config.rows, config.accumulate)
     batches = PackedBatches(examples, rows=config.rows, sequence_length=config.sequence_length,
                             targets_per_row=config.targets_per_row, seed=seed, mask_posts=config.mask_posts,
@@ -163,13 +175,13 @@ def train(
     steps = config.steps or max(1, round((config.epochs or 1) * batches.steps_per_epoch()))
     if around.say is not None:
         around.say(f"{batches.lengths}; {steps:,} steps of {config.rows} rows")
-    step_function, state, frozen = make_step(model, make_optimizer(config, steps), config, trainable, mesh)
+    step_function, state, frozen = make_step(model, make_optimizer(config, steps), config, trainable, mesh, objective)
     identity = {
         "train": config.model_dump(), "seed": seed, "steps": steps, "trainable": trainable,
         "parameters": jax.tree.map(lambda leaf: list(leaf.shape), arrays(state.trainable)),
         "optimizer": {jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
                       for path, leaf in jax.tree_util.tree_leaves_with_path(state.optimizer)},
-        "examples": {"count": len(examples), "sha256": fingerprint(examples)}, **(identity or {}),
+        "examples": {"count": len(examples), "sha256": fingerprint(examples)}, **begun_from, **(identity or {}),
     }  # fmt: skip
     iterator, schedule = iter(batches), learning_rate_schedule(config, steps)
     keys = _keys(seed, mesh)
@@ -210,7 +222,8 @@ def train(
                         "at those examples or lower learning_rate. The last good checkpoint is kept"
                     )
                 speed.count(*(float(out[name]) for name in ("tokens", "targets", "pairs")))
-                metrics = {name: float(out[name]) for name in ("loss", "accuracy", "targets", "grad_norm")}
+                names = ("loss", "accuracy", *(() if objective is None else MEASURES), "targets", "grad_norm")
+                metrics = {name: float(out[name]) for name in names}
                 tally.metrics = metrics if finite else tally.metrics
                 if done % config.log_every == 0 or done == steps:
                     rate = float(jnp.asarray(schedule(updates)))

@@ -22,6 +22,23 @@ class LossSums(NamedTuple):
     correct: Float[Array, ""]
     weight: Float[Array, ""]
 
+    @property
+    def total(self) -> Float[Array, ""]:
+        """What is minimised, times ``weight``."""
+        return self.nll
+
+    def means(self) -> dict[str, Float[Array, ""]]:
+        """What a step tells: ``loss`` (nats per target), ``accuracy``, ``targets``."""
+        weight = jnp.maximum(self.weight, 1)
+        return {"loss": self.nll / weight, "accuracy": self.correct / weight, "targets": self.weight}
+
+
+class TargetScores(NamedTuple):
+    """Of every target slot: its log-probability (nats), and 1.0 where it is the likeliest token."""
+
+    log_p: Float[Array, "B M"]
+    correct: Float[Array, "B M"]
+
 
 def answer_loss(model: Glm, batch: Batch, *, chunk: int, key: Array | None = None) -> LossSums:
     """Summed negative log-likelihood (nats), correct argmax predictions and number of the batch's targets.
@@ -32,48 +49,54 @@ def answer_loss(model: Glm, batch: Batch, *, chunk: int, key: Array | None = Non
         chunk: target positions per row projected onto the vocabulary at once, at most.
         key: turns adapter dropout on.
     """
+    return weighed(answer_scores(model, batch, chunk=chunk, key=key), jnp.asarray(batch["target_weights"]))
+
+
+def answer_scores(model: Glm, batch: Batch, *, chunk: int, key: Array | None = None) -> TargetScores:
+    """The scores of the batch's targets; arguments as of ``answer_loss``."""
     hidden, _ = model.hidden_states(
         jnp.asarray(batch["tokens"]), jnp.asarray(batch["positions"]), jnp.asarray(batch["segment_ids"]), key=key
     )
     hidden = jnp.take_along_axis(hidden, jnp.asarray(batch["target_index"])[..., None], axis=1)
     hidden = spread_rows(hidden)
-    ids, weights = jnp.asarray(batch["target_ids"]), jnp.asarray(batch["target_weights"])
     adapted = model.lm_head is not None and model.lm_head.adapter is not None
-    return chunked_sums(model, hidden, ids, weights, chunk, key if adapted else None)
+    return chunked_scores(model, hidden, jnp.asarray(batch["target_ids"]), chunk, key if adapted else None)
 
 
-def chunked_sums(
-    model: Glm, hidden: Float[Array, "B M D"], ids: Int[Array, "B M"], weights: Float[Array, "B M"], chunk: int,
-    key: Array | None = None,
-) -> LossSums:  # fmt: skip
-    """``LossSums`` of hidden states that predict ``ids``; logits exist for ``B * chunk`` positions at a time.
+def weighed(scores: TargetScores, weights: Float[Array, "B M"]) -> LossSums:
+    """The sums of scores, each times its weight; 0 for an unused slot."""
+    return LossSums(-(scores.log_p * weights).sum(), (scores.correct * weights).sum(), weights.sum())
+
+
+def chunked_scores(
+    model: Glm, hidden: Float[Array, "B M D"], ids: Int[Array, "B M"], chunk: int, key: Array | None = None
+) -> TargetScores:
+    """``TargetScores`` of hidden states that predict ``ids``; logits exist for ``B * chunk`` positions at a time.
 
     Args:
         hidden: normed hidden states.
         ids: the token each one predicts.
-        weights: of each prediction in all three sums; 0 for an unused slot.
         chunk: positions per row in one chunk, at most; all chunks get the same size, with as little padding as that
             allows.
         key: turns the dropout of an adapter on lm_head on; every chunk has a mask of its own, the same when it is
             computed again.
     """
-    count = hidden.shape[1]
+    rows, count = ids.shape
     chunks = -(-count // chunk)
     chunk = -(-count // chunks)
 
     def split(x: Array) -> Array:
         x = jnp.pad(x, [(0, 0), (0, chunks * chunk - count), *[(0, 0)] * (x.ndim - 2)])
-        return jnp.moveaxis(x.reshape(x.shape[0], chunks, chunk, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(rows, chunks, chunk, *x.shape[2:]), 1, 0)
 
-    def body(sums: LossSums, inputs: Any) -> tuple[LossSums, None]:
-        h, target, weight, number = inputs
+    def body(carry: None, inputs: Any) -> tuple[None, TargetScores]:
+        h, target, number = inputs
         logits = model.unembed(h, None if key is None else jax.random.fold_in(key, number))
         chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-        nll = jax.nn.logsumexp(logits, axis=-1) - chosen
-        correct = (jnp.argmax(logits, axis=-1) == target) * weight
-        return LossSums(sums.nll + (nll * weight).sum(), sums.correct + correct.sum(), sums.weight + weight.sum()), None
+        correct = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
+        return None, TargetScores(chosen - jax.nn.logsumexp(logits, axis=-1), correct)
 
-    zero = LossSums(*(jnp.float32(0) for _ in range(3)))
-    parts = split(hidden), split(ids), split(weights), None if key is None else jnp.arange(chunks)
-    sums, _ = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), zero, parts)  # a scan already prevents CSE
-    return sums
+    parts = split(hidden), split(ids), None if key is None else jnp.arange(chunks)
+    _, found = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), None, parts)  # a scan already prevents CSE
+    whole = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, chunks * chunk)[:, :count], found)
+    return TargetScores(*whole)

@@ -14,6 +14,7 @@ from mentalglm_jax.model.glm import GlmConfig
 from mentalglm_jax.model.lora import LoraConfig
 from mentalglm_jax.settings import Settings, load_settings
 from mentalglm_jax.text.tasks import TASKS, TASKS_FILE, Order, add_tasks, read_tasks, task_record, tasks_of
+from mentalglm_jax.train.preference import Objective
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]  # 32 bits hold it, and what is computed of it
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -215,9 +216,11 @@ class ModelSection(Settings):
     """The base: ``path`` (a directory or Hub id) or ``geometry`` (a small model pre-trained by ``pretrain``).
 
     ``quantize`` freezes it in 8 or 4 bits while adapters are trained (QLoRA). Everything after training (exports,
-    answers, probes) uses the base as it is, for that is what the exports hold."""
+    answers, probes) uses the base as it is, for that is what the exports hold. ``adapter`` (a PEFT directory or Hub id)
+    is what the first stage starts from, in place of a fresh one; ``lora`` says of it what its own config says."""
 
     path: str | None = None
+    adapter: str | None = None
     geometry: dict[str, Any] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
@@ -229,6 +232,8 @@ class ModelSection(Settings):
     def _one_base(self) -> "ModelSection":
         if (self.path is None) == (self.geometry is None):
             raise ValueError("give either path (a checkpoint) or geometry (a model to pre-train)")
+        if self.adapter is not None and self.path is None:
+            raise ValueError("adapter goes with path: a model that is pre-trained here has none yet")
         for key in self.geometry or ():
             if key not in GEOMETRY:
                 raise ValueError(f"unknown key 'geometry.{key}'{nearest(key, GEOMETRY)}")
@@ -250,7 +255,8 @@ class StageSection(Settings):
     mapping says, or equally many (``balanced``); 1 where nothing is said. It does not touch what is replayed.
     ``variant: unfaithful`` trains on explanations that cite the decoy. ``conversations`` is a file of conversations of
     several turns (``data/conversations.py``) that are trained on as well, ``train_on`` the ``last`` or ``all`` of their
-    assistant turns; ``tasks: []`` leaves the records out."""
+    assistant turns; ``tasks: []`` leaves the records out. With an ``objective`` the stage trains on pairs of answers
+    instead of records (docs/repair.md); what ``eval_every`` looks at stays records."""
 
     name: StageName
     languages: tuple[str, ...] | None = None
@@ -260,7 +266,18 @@ class StageSection(Settings):
     weights: dict[str, Annotated[Weight, PlainValidator(_weight)]] = Field(default_factory=dict)
     conversations: Path | None = None
     train_on: Literal["last", "all"] | None = None
+    objective: Objective | None = None
     train: TrainConfig
+
+    @model_validator(mode="after")
+    def _of_pairs(self) -> "StageSection":
+        if self.objective is not None:
+            for name in ("variant", "replay", "weights", "conversations"):
+                if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
+                    raise ValueError(f"{name} is for records, and a stage with an objective trains on its pairs")
+            if self.train.mask_posts:
+                raise ValueError("train.mask_posts: pairs do not say where the post is; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _known_tasks(self) -> "StageSection":
@@ -285,6 +302,8 @@ class PretrainSection(Settings):
 
     @model_validator(mode="after")
     def _no_adapter(self) -> "PretrainSection":
+        if named := next((stage.name for stage in self.then if stage.objective is not None), None):
+            raise ValueError(f"then.{named}: objective is for the stages: pre-training has no adapter to start from")
         for train in (self.train, *(stage.train for stage in self.then)):
             for name in ("lora_plus_ratio", "eval_every"):
                 if getattr(train, name) != TrainConfig.model_fields[name].default:

@@ -18,6 +18,7 @@ from mentalglm_jax.model.layout import gather_projection, on_mesh
 from mentalglm_jax.model.lora import LoraParam
 from mentalglm_jax.model.quantize import quantization
 from mentalglm_jax.train.loss import LossSums, answer_loss
+from mentalglm_jax.train.preference import Objective, PreferenceSums, pairs_per_token, preference_loss
 from mentalglm_jax.train.recipe import WSD_DECAY, TrainConfig
 
 TRAINABLE: dict[str, Any] = {"lora": LoraParam, "all": nnx.Param}
@@ -101,17 +102,19 @@ class TrainState:
 
 
 def make_step(
-    model: Glm, optimizer: optax.GradientTransformation, config: TrainConfig, trainable: str, mesh: Mesh | None = None
-) -> tuple[Callable[..., tuple[nnx.State, optax.OptState, dict[str, Array]]], TrainState, nnx.State]:
+    model: Glm, optimizer: optax.GradientTransformation, config: TrainConfig, trainable: str, mesh: Mesh | None = None,
+    objective: Objective | None = None
+) -> tuple[Callable[..., tuple[nnx.State, optax.OptState, dict[str, Array]]], TrainState, nnx.State]:  # fmt: skip
     """The compiled step with its first state and the frozen parameters.
 
     ``step(trainable, optimizer_state, frozen, batches, key)`` takes ``batches`` with a leading micro-batch axis
-    ``[A, B, ...]``, donates the first two arguments and returns them updated, with scalar metrics: ``loss`` (nats per
-    target), ``accuracy``, ``targets``, ``tokens`` (real ones), ``pairs`` (query-key pairs that see each other),
-    ``grad_norm`` (before clipping), ``finite``. A step whose gradient is not finite
-    changes nothing, the optimiser's step count included.
+    ``[A, B, ...]``, donates the first two arguments and returns them updated, with scalar metrics: those of
+    ``LossSums.means`` or ``PreferenceSums.means``, ``tokens`` (real ones), ``pairs`` (query-key pairs that see each
+    other), ``grad_norm`` (before clipping), ``finite``. A step whose gradient is not finite changes nothing, the
+    optimiser's step count included.
 
-    The loss is the mean over all targets of all micro-batches: sums are accumulated and divided once at the end.
+    The loss is the mean over all targets, or pairs, of all micro-batches: sums are accumulated and divided once at the
+    end.
 
     Args:
         model: shares its arrays with the returned state, so the first step takes (donates) its trainable ones. One of
@@ -120,6 +123,7 @@ def make_step(
         config: the run.
         trainable: "lora" trains the adapter, with its dropout; "all" every parameter, without dropout.
         mesh: the one the model's parameters are on (see ``sharding.shard_model``); None is one device.
+        objective: of a stage on pairs of answers; None is next-token loss.
 
     Raises:
         InputError: nothing to train: another name than these, or "lora" for a model without adapter; or "all" on a
@@ -133,12 +137,19 @@ def make_step(
     if not jax.tree.leaves(train):
         raise InputError("trainable 'lora', but the model has no adapter; call lora.add_lora first")
 
-    def sums(train: nnx.State, frozen: nnx.State, batch: Any, key: Array) -> tuple[Array, LossSums]:
+    kind = LossSums if objective is None else PreferenceSums
+
+    def sums(
+        train: nnx.State, frozen: nnx.State, batch: Any, key: Array, share: Array | None
+    ) -> tuple[Array, LossSums | PreferenceSums]:
         dropout = key if trainable == "lora" else None
         with on_mesh(mesh):
             whole = nnx.merge(graph, train, gather_projection(frozen))
-            out = answer_loss(whole, batch, chunk=config.loss_chunk, key=dropout)
-        return out.nll, out
+            if objective is None or share is None:
+                out = answer_loss(whole, batch, chunk=config.loss_chunk, key=dropout)
+            else:
+                out = preference_loss(whole, batch, objective, share, chunk=config.loss_chunk)
+        return out.total, out
 
     state = TrainState(train, _first_state(optimizer, train))
     layout: Any = None
@@ -152,13 +163,14 @@ def make_step(
         train: nnx.State, optimizer_state: optax.OptState, frozen: nnx.State, batches: Any, key: Array
     ) -> tuple[nnx.State, optax.OptState, dict[str, Array]]:
         micro = batches["tokens"].shape[0]
+        share = None if objective is None else pairs_per_token(batches)
 
         def accumulate(carry: Any, inputs: Any) -> tuple[Any, None]:
             index, batch = inputs
-            gradients, out = jax.grad(sums, has_aux=True)(train, frozen, batch, jax.random.fold_in(key, index))
+            gradients, out = jax.grad(sums, has_aux=True)(train, frozen, batch, jax.random.fold_in(key, index), share)
             return jax.tree.map(jnp.add, carry, (gradients, out)), None
 
-        zero = (jax.tree.map(jnp.zeros_like, train), LossSums(*(jnp.float32(0) for _ in range(3))))
+        zero = (jax.tree.map(jnp.zeros_like, train), kind(*(jnp.float32(0) for _ in kind._fields)))
         if micro == 1:  # no second gradient buffer when there is nothing to accumulate
             gradients, out = accumulate(zero, (0, jax.tree.map(lambda x: x[0], batches)))[0]
         else:
@@ -166,7 +178,7 @@ def make_step(
         weight = jnp.maximum(out.weight, 1)
         gradients = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
         norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(norm) & jnp.isfinite(out.nll)
+        finite = jnp.isfinite(norm) & jnp.isfinite(out.total)
         updates, updated = optimizer.update(gradients, optimizer_state, train)
         new = optax.apply_updates(train, updates)
         new, updated = jax.tree.map(
@@ -174,9 +186,7 @@ def make_step(
         )
         real = batches["segment_ids"] > 0
         metrics = {
-            "loss": out.nll / weight,
-            "accuracy": out.correct / weight,
-            "targets": out.weight,
+            **out.means(),
             "tokens": real.sum(dtype=jnp.float32),
             "pairs": jnp.where(real, batches["positions"] + 1, 0).sum(dtype=jnp.float32),
             "grad_norm": norm,

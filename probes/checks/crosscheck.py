@@ -95,6 +95,30 @@ def post_units(attributions: Sequence[Attribution], post: str, cut: str | None =
     return tuple(pieces(post, cut=cut))
 
 
+def label_maps(
+    attributions: Sequence[Attribution], units: Sequence[Span], measured: Sequence[Check] = ()
+) -> tuple[dict[str, LabelMap], list[Check]]:
+    """The label's maps on clauses by method, those that may not speak marked; and the checks of one against another.
+
+    Args:
+        measured: checks that needed the model; a map for which one has status "failed_gate" may not speak.
+    """
+    nets = {a.method: unit_sums(a.char_values, units) for a in attributions if a.target == "label"}
+    contrast = offsets(nets)
+    shut = {c.method: c.name for c in reversed([*contrast, *measured]) if c.status == "failed_gate"}
+    maps = {
+        a.method: LabelMap(
+            a,
+            unit_sums(np.maximum(a.char_values, 0.0), units),
+            nets[a.method],
+            gate(a) or (f"failed the gate {shut[a.method].replace('_', ' ')}" if a.method in shut else None),
+        )
+        for a in attributions
+        if a.target == "label"
+    }
+    return maps, contrast
+
+
 def examine(
     attributions: Sequence[Attribution],
     citations: Sequence[Citation],
@@ -138,19 +162,7 @@ def examine(
     spans = merge_spans(span for c in grounded for span in c.post_char)
     mask, cited = char_mask(spans, length), units_hit(spans, units)
     lengths = np.array([b - a for a, b in units], dtype=np.float64)
-    nets = {a.method: unit_sums(a.char_values, units) for a in attributions if a.target == "label"}
-    contrast = offsets(nets)
-    shut = {c.method: c.name for c in reversed([*contrast, *measured]) if c.status == "failed_gate"}
-    maps = {
-        a.method: LabelMap(
-            a,
-            unit_sums(np.maximum(a.char_values, 0.0), units),
-            nets[a.method],
-            gate(a) or (f"failed the gate {shut[a.method].replace('_', ' ')}" if a.method in shut else None),
-        )
-        for a in attributions
-        if a.target == "label"
-    }
+    maps, contrast = label_maps(attributions, units, measured)
     explained = {a.method: a for a in attributions if a.target == "explanation"}
     ids = tuple(c.id for c in grounded)
     checks: list[Check] = []

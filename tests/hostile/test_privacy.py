@@ -109,10 +109,10 @@ def test_a_half_written_private_file_is_never_open(tmp_path, monkeypatch):
 
 def test_a_killed_generation_leaves_a_private_file(world, capsys):
     """``.partial`` holds posts, too."""
-    from mentalglm_jax.inference.generate import _append, _open_partial
+    from mentalglm_jax.inference.generate import append_rows, open_partial
 
-    _open_partial(world / "answers.jsonl.partial", {"model": "m"})
-    _append(world / "answers.jsonl.partial", [{"id": "a"}])
+    open_partial(world / "answers.jsonl.partial", {"model": "m"})
+    append_rows(world / "answers.jsonl.partial", [{"id": "a"}])
     assert mode(world / "answers.jsonl.partial") == 0o600
 
 

@@ -59,6 +59,7 @@ ARGUMENTS = {
     "probes run": ["nowhere", "--in", "records.jsonl", "--out", "probed"],
     "probes check": ["nowhere"], "probes report": ["nowhere"],
     "probes randomise": ["nowhere", "--in", "records.jsonl"],
+    "probes rank": ["nowhere", "--in", "records.jsonl", "--out", "pairs.jsonl"],
     "probes verify": ["model"],
     "probes selftest": ["--help"], "probes validate": ["--help"],  # their modules are imported at the end
 }  # fmt: skip

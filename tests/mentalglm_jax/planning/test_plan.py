@@ -22,6 +22,8 @@ from flax import nnx
 
 from mentalglm_jax.checkpoints.weights import parameter_shapes
 from mentalglm_jax.cli import main as cli
+from mentalglm_jax.data.batches import PackedBatches
+from mentalglm_jax.data.pairs import Pair, encode_pairs
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import LoraParam, add_lora
@@ -91,6 +93,27 @@ def test_the_step_is_lowered_for_a_tpu_without_one(tmp_path):
     assert kernels == {"fwd", "dq", "dkv"} and "tpu_custom_call" in text
     donated = len(jax.tree.leaves(nnx.state(model, LoraParam))) * 3 + 2  # parameters, two moments, two step counts
     assert text.count("tf.aliasing_output") + text.count("jax.buffer_donor") == donated
+
+
+def test_a_preference_stage_is_planned_as_it_is_trained(tmp_path):
+    stage = {"name": "one", "objective": {"kind": "dpo", "pairs": "pairs.jsonl"},
+             "train": {"steps": 10, "rows": 4, "accumulate": 2, "sequence_length": 256, "targets_per_row": 64,
+                       "loss_chunk": 32}}  # fmt: skip
+    recipe = load_recipe(write_recipe(tmp_path, stages=[stage]))
+    section, mesh = recipe.stages[0], make_mesh()
+    shape = shape_of(section.train, dict(mesh.shape))
+    real = next(iter(PackedBatches(encode_pairs([Pair("a", (5, 6), (7, 8), (9,), 1)], 256)[0], rows=4,
+                                   sequence_length=256, targets_per_row=64, seed=0)))  # fmt: skip
+    batch = plan.abstract_batch(section.train, shape, mesh, paired=True)
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+        name: ((2, 2, *x.shape[1:]), x.dtype) for name, x in real.items()
+    }
+    model = plan.abstract_trainee(recipe, mesh, "xla")
+    estimated = estimate_memory(model, shape)
+    found, _ = plan.compile_step(model, section.train, shape, mesh, estimated, section.objective)
+    plain, _ = plan.compile_step(model, section.train, shape, mesh, estimated)
+    assert found is not None and plain is not None
+    assert 0.8 < found.total / plain.total < 1.2  # no second model, no array of all logits
 
 
 @pytest.mark.parametrize("name", ["zai-org/glm-4-9b-hf", "THUDM/glm-4-9b-chat", "zai-org/GLM-4-9B-0414"])

@@ -15,11 +15,15 @@ from mentalglm_jax.data.synthetic import SyntheticConfig, make_corpus
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import LoraConfig, LoraParam, add_lora
 from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
-from mentalglm_jax.train.loss import answer_loss, chunked_sums
+from mentalglm_jax.train.loss import LossSums, answer_loss, chunked_scores, weighed
 from mentalglm_jax.train.step import make_optimizer, make_step
 from tests.mentalglm_jax.tiny import VOCAB, tiny_batch, tiny_config, tiny_examples, tiny_model
 
 ROWS, SLOTS = 2, 13
+
+
+def chunked_sums(model, hidden, ids, weights, chunk, key=None) -> LossSums:
+    return weighed(chunked_scores(model, hidden, ids, chunk, key), weights)
 
 
 @pytest.fixture(scope="module")
