@@ -86,6 +86,8 @@ HEAVY = (
     "mentalglm_jax/devices/test_distributed.py", "mentalglm_jax/test_init.py",
     "test_walls.py", "mentalglm_jax/inference/test_finish.py", "mentalglm_jax/data/test_splits.py",
     "test_command_lines.py", "mentalglm_jax/bench/test_bench.py",
+    "probes/intake/test_rows.py", "probes/intake/test_answer.py", "probes/intake/test_template.py",
+    "probes/models/test_prefix.py",
 )  # fmt: skip
 
 # No deadline: the first example of a property may compile. Derandomised: the same commit gives the same answer on every
