@@ -1,6 +1,6 @@
 """Does the explanation say what the model used? Token saliency against generated explanations, with statistics.
 
->>> from probes import Probe, align, cross_check, run_suite, summarise_swaps, write_report, selftest
+>>> from probes import Probe, align, cross_check, rows, run_suite, summarise_swaps, write_report, selftest
 
 Everything is loaded on first use (the names stand in ``__init__.pyi``): ``import probes`` costs nothing, reading a
 finished run does not load torch.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import os
 import re
@@ -23,22 +22,23 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from probes import tables
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning
+from probes.files import write_jsonl
 from probes.foreign import first_line, plain
-
-SAFETY = (
-    "A research instrument, not a diagnosis. If someone may be in danger, a person has to help: "
-    "call the local emergency number or a crisis line."
+from probes.terminal import (
+    LINE,
+    print_comparison,
+    print_json,
+    print_rows,
+    print_study,
+    print_summary,
+    progress,
+    say,
+    tell,
 )
 
-_LINE = 900  # characters of one line on stderr
 _ROWS_REFUSED = 3
-_PIPED = 240  # columns of a table that does not go to a terminal
 _INTERRUPTED = 130  # what typer returns, in place of raising, when a command was interrupted
 
 app = typer.Typer(
@@ -58,7 +58,7 @@ def _version(asked: bool) -> bool:
     if asked:
         from importlib.metadata import version
 
-        _say(f"probes, of mentalglm-jax {version('mentalglm-jax')}")
+        say(f"probes, of mentalglm-jax {version('mentalglm-jax')}")
         raise typer.Exit
     return asked
 
@@ -78,6 +78,77 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Directory = Annotated[Path, typer.Argument(help="A directory that `probes run --out` wrote", metavar="DIR")]
 
 
+Candidates = Annotated[Path | None, typer.Option(help='JSON file: {"label": "its sentence in an answer", ...}')]
+
+
+@app.command(epilog=_examples("probes rows ORG/NAME --in answered.jsonl --candidates labels.json --out rows.jsonl"))
+def rows(
+    model: Model,
+    in_: Annotated[Path, typer.Option("--in", help="JSONL: prompt (or messages), answer and post of each row")],
+    out: Annotated[Path, typer.Option(help="generations.jsonl to write")],
+    candidates: Candidates = None,
+    json_: AsJson = False,
+) -> None:
+    """Makes rows to probe of prompts (or conversations) and answers, with the model's tokenizer and chat template."""
+    from probes.intake.rows import Reader, lay, read_candidates, read_records
+
+    if out.exists():
+        raise ProbeInputError(f"{out}: is there already; delete it, or give another --out")
+    records, labels = read_records(in_), read_candidates(candidates)
+    _silence_loaders()
+    laid = lay(Reader(model), records, labels)
+    write_jsonl(out, laid.rows, private=True)
+    _end_rows(laid.rows, laid.left_out, out, json_)
+
+
+@app.command(
+    epilog=_examples(
+        "probes answer ORG/NAME --in posts.jsonl --prompt prompt.jinja --candidates labels.json --out g.jsonl"
+    )
+)
+def answer(
+    model: Model,
+    in_: Annotated[Path, typer.Option("--in", help="JSONL: a post per row, and what the prompt names beside")],
+    prompt: Annotated[Path, typer.Option(help="Jinja template of what the model is asked, with {{ post }} in it")],
+    out: Annotated[Path, typer.Option(help="generations.jsonl to write; an interrupted call continues in it")],
+    adapter: Adapter = None,
+    candidates: Candidates = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer", min=1)] = 256,
+    limit: Annotated[int | None, typer.Option(help="Only the first N rows", min=1)] = None,
+    dtype: Annotated[str, typer.Option(help="float32 | bfloat16")] = "float32",
+    device: Annotated[str, typer.Option(help="torch device; auto takes a GPU when there is one")] = "auto",
+    json_: AsJson = False,
+) -> None:
+    """Has a model answer every post greedily, and writes rows to probe."""
+    from probes.intake.rows import Reader, lay, read_candidates, read_records
+    from probes.intake.template import read_template
+
+    records, labels = read_records(in_)[:limit], read_candidates(candidates)
+    template = read_template(prompt)
+    _silence_loaders()
+    from probes.intake.answer import answer as ask
+    from probes.intake.answer import prompts
+    from probes.probe import Probe
+
+    reader = Reader(model)
+    laid = lay(reader, prompts(reader, records, template, prompt), labels, answered=False)
+    probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=_place(device))
+    with progress("answering") as advance:
+        found = ask(probe, laid.rows, out, max_new_tokens, advance)
+    _end_rows(found, laid.left_out, out, json_)
+
+
+def _end_rows(found: Sequence[dict[str, Any]], left_out: Sequence[dict[str, str]], out: Path, json_: bool) -> None:
+    """What a command that writes rows says at its end."""
+    labelled = sum(bool(row.get("label_text")) for row in found)
+    reasons = Counter(one["reason"] for one in left_out)
+    if json_:
+        print_json({"rows": len(found), "labelled": labelled, "left_out": dict(reasons), "out": str(out)})
+    else:
+        say(f"{out}: {len(found)} rows, a label in {labelled} of them")
+    _end_refused(reasons, f"the others are in {out}")
+
+
 @app.command(
     epilog=_examples(
         "probes run runs/demo/base --adapter runs/demo/adapter --in runs/demo/generations.jsonl --out probed",
@@ -95,27 +166,33 @@ def run(
     dtype: Annotated[str, typer.Option(help="float32 | bfloat16")] = "float32",
     device: Annotated[str, typer.Option(help="torch device; auto takes a GPU when there is one")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of bootstrap and tests")] = 0,
+    max_memory: Annotated[
+        float | None, typer.Option(help="GiB that weights and batches may take; default: as the engine likes it")
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """Probes every row of a file: saliency, citations, checks, summary.json and report.html."""
     from probes.models.encode import read_generations
     from probes.suite import prepare, run_suite
 
-    prepare(out, budget, limit, redact)  # before the model: a bad option or file should be said at once
+    # Before the model: a bad option or file should be said at once.
+    prepare(out, budget, limit, redact, max_memory)
     rows = read_generations(in_)
     _silence_loaders()
     from probes.probe import Probe
 
     probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=_place(device))
-    with _progress("probing posts") as advance:
-        summary = run_suite(probe, rows, out, budget, limit, redact, advance, seed=seed)
+    with progress("probing posts") as advance:
+        summary = run_suite(
+            probe, rows, out, budget, limit, redact, advance, seed=seed, max_memory=max_memory, tell=tell
+        )
     if not summary:
         return  # not the first of several processes
     if json_:
-        _print_json({**summary, "report": str(out / "report.html")})
+        print_json({**summary, "report": str(out / "report.html")})
     else:
-        _print_summary(summary)
-        _say(f"report   {out / 'report.html'}")
+        print_summary(summary)
+        say(f"report   {out / 'report.html'}")
     _end_refused(summary["skipped_by_reason"], f"the others are in {out}; its manifest.json names each")
 
 
@@ -135,11 +212,11 @@ def check(
         first = read_run(directory)
         found = None if against is None else compare(first.results, read_run(against).results)
         if json_:
-            _print_json(first.summary | (found or {}))
+            print_json(first.summary | (found or {}))
             return
-        _print_summary(first.summary)
+        print_summary(first.summary)
         if found is not None:
-            _console().print(tables.comparison(found))
+            print_comparison(found)
 
 
 @app.command(epilog=_examples("probes report runs/demo/probes --redact"))
@@ -157,9 +234,9 @@ def report(
     with _finished(directory):
         path = write_report(directory, out or directory / ("report.redacted.html" if redact else "report.html"), redact)
     if json_:
-        _print_json({"report": str(path)})
+        print_json({"report": str(path)})
     else:
-        _say(f"report   {path}")
+        say(f"report   {path}")
 
 
 @app.command(
@@ -192,9 +269,9 @@ def randomise(
     examples, skipped = lay_out(probe, rows)
     found = study(probe, examples, seed=seed, draws=draws)
     if json_:
-        _print_json(found)
+        print_json(found)
     else:
-        _console().print(tables.study(found))
+        print_study(found)
     _end_refused(Counter(one["reason"] for one in skipped), skipped[0]["said"] if skipped else "")
 
 
@@ -227,12 +304,12 @@ def rank(
     from probes.probe import Probe
 
     probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=_place(device))
-    with _progress("ranking posts") as advance:
+    with progress("ranking posts") as advance:
         found = write_pairs(probe, rows, out, rules, maps, advance, seed)
     if json_:
-        _print_json({**found, "out": str(out)})
+        print_json({**found, "out": str(out)})
     else:
-        _say(f"{out}: {told(found)}")
+        say(f"{out}: {told(found)}")
     _end_refused(found["skipped_by_reason"], "the others were ranked")
 
 
@@ -265,16 +342,16 @@ def verify(
             )
         opened = reopen(model)
         if json_:
-            _print_json(opened)
+            print_json(opened)
         else:
-            _say(f"{model}: transformers opens it, {opened['tensors']} tensors, {opened['parameters']:,} parameters")
+            say(f"{model}: transformers opens it, {opened['tensors']} tensors, {opened['parameters']:,} parameters")
         return
     found = compare_with_reference(model, adapter, reference)
     if json_:
-        _print_json(found)
+        print_json(found)
     else:
-        _say(f"max |Δ logit| {found['max_abs_logit_diff']:.2e} (largest logit {found['max_abs_logit']:.1f})")
-        _say(f"greedy answers identical: {found['greedy_identical']} of {found['greedy_total']}")
+        say(f"max |Δ logit| {found['max_abs_logit_diff']:.2e} (largest logit {found['max_abs_logit']:.1f})")
+        say(f"greedy answers identical: {found['greedy_identical']} of {found['greedy_total']}")
     if tolerance is not None and found["max_abs_logit_diff"] > tolerance:
         raise ProbeError(
             f"max |Δ logit| {found['max_abs_logit_diff']:.2e} is above {tolerance:.2e}: not the same model"
@@ -299,13 +376,12 @@ def validate(
     from probes.validation.validate import page
     from probes.validation.validate import validate as measure
 
-    console = _console(stderr=True)
-    rows = measure(quick, seed, lambda line: console.print(line, highlight=False))
+    rows = measure(quick, seed, tell)
     if docs is not None:
         from probes.files import write_text
 
         write_text(docs, page(rows, quick, seed))
-    _print_rows("Validation", rows, json_)
+    print_rows("Validation", rows, json_)
 
 
 def _place(device: str) -> str:
@@ -320,53 +396,11 @@ def _run_selftest(title: str, json_: bool) -> None:
     _silence_loaders()
     from probes.validation.selftest import selftest as measure
 
-    with _progress("checking") as advance:
+    with progress("checking") as advance:
         advance(0, 1)
         rows = measure()
         advance(1, 1)
-    _print_rows(title, rows, json_)
-
-
-def _print_rows(title: str, rows: Sequence[dict[str, Any]], json_: bool) -> None:
-    failed = [row["id"] for row in rows if not row["ok"]]
-    if json_:
-        _print_json({"ok": not failed, "rows": list(rows)})
-    else:
-        table = Table(title=title, title_justify="left", show_edge=False)
-        for name, side in (("id", "left"), ("what", "left"), ("value", "right"), ("bound", "right"), ("", "left")):
-            table.add_column(name, justify=side)  # type: ignore[arg-type]
-        for row in rows:
-            bound = "information" if row["bound"] is None else f"{row.get('side', '<=')} {row['bound']:.2g}"
-            table.add_row(row["id"], row["what"], f"{row['value']:.3g}", bound, "ok" if row["ok"] else "FAILED")
-        _console().print(table)
-    if failed:
-        raise ProbeError(f"{len(failed)} of {len(rows)} checks failed ({', '.join(failed)}): do not read verdicts here")
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    _console().print(tables.summary(summary))
-    _say(SAFETY)
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[Any]:
-    """A bar on stderr; a line at every quarter where stderr is not a terminal."""
-    console = _console(stderr=True)
-    quarter = -1
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(what, total=None)
-
-        def advance(done: int | float, total: int) -> None:
-            nonlocal quarter
-            bar.update(task, completed=done, total=total)
-            if not console.is_terminal and 4 * done // max(total, 1) > quarter:
-                quarter = 4 * done // max(total, 1)
-                console.print(f"{what}: {int(done)} of {total}", highlight=False)
-
-        yield advance
+    print_rows(title, rows, json_)
 
 
 def _silence_loaders() -> None:
@@ -375,26 +409,6 @@ def _silence_loaders() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def _console(stderr: bool = False) -> Console:
-    """Prints what it is given as it is: no markup, no emoji codes, no colours for what looks like a number. As wide as
-    the terminal; a file or a pipe has no width of its own."""
-    wide = (sys.stderr if stderr else sys.stdout).isatty() or "COLUMNS" in os.environ
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=None if wide else _PIPED)
-
-
-def _say(line: str) -> None:
-    _console().print(plain(line, _LINE), soft_wrap=True)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except (UnicodeEncodeError, LookupError):  # another locale, or half a surrogate pair
-        text = json.dumps(value, allow_nan=False)
-    sys.stdout.write(text + "\n")
 
 
 def _end_refused(skipped: Mapping[str, int], then: str) -> None:
@@ -418,14 +432,14 @@ def _usage(error: Exception, message: str) -> str:
 
 
 def _fail(reason: str, code: int) -> NoReturn:
-    sys.stderr.write(f"probes: {plain(reason.strip().splitlines()[0] if reason.strip() else 'failed', _LINE)}\n")
+    sys.stderr.write(f"probes: {plain(reason.strip().splitlines()[0] if reason.strip() else 'failed', LINE)}\n")
     sys.exit(code)
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """In place of ``warnings.showwarning``: one line."""
     name = "" if issubclass(category, ProbeWarning) else f"{category.__name__}: "
-    sys.stderr.write(f"warning: {name}{plain(message, _LINE)}\n")
+    sys.stderr.write(f"warning: {name}{plain(message, LINE)}\n")
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from probes.errors import ProbeError, ProbeInputError
 from probes.records import Attribution, Check, Example
 from probes.results.cache import Cache
 from probes.results.store import SCHEMA_VERSION, PostResult, cited_target
-from probes.saliency.settings import METHODS, NEED_FILLERS, Settings
+from probes.saliency.settings import NEED_FILLERS, Settings
 
 if TYPE_CHECKING:
     from probes.models.probed import Probed
@@ -61,14 +61,10 @@ def probe_post(
 
     citations = align(example)
     targets = ("label", "explanation") if example.explanation else ("label",)
-    # What each cited phrase is written from. Erasure reads every target from the same passes, so only it is asked.
+    # What each cited phrase is written from. Erasure has it for nothing, from the passes of the other targets; a
+    # gradient would have to go back once more for each.
     phrases = tuple(dict.fromkeys(cited_target(c) for c in citations)) if example.explanation else ()
-    calls: list[tuple[str, tuple[str, ...]]] = []
-    for method in plan.able(at):
-        if METHODS[method][0] in ("erase", "shap", "kernelshap"):  # one pass serves all targets
-            calls.append((method, targets + phrases * (method == "erase")))
-        else:
-            calls += [(method, (target,)) for target in targets]
+    calls = [(method, targets + phrases * (method == "erase")) for method in plan.able(at)]
     deeper = 6 if plan.deep else 1
     steps = Steps(cache, name, len(calls) + deeper, within)
     maps = _maps(probe, example, calls, settings, plan.fillers[at], steps)
@@ -126,9 +122,18 @@ class Steps:
         """The next step, where it gives checks."""
         return self.kept(lambda: [c.to_dict() for c in make()], lambda value: [Check.from_dict(c) for c in value])
 
-    def maps(self, make: Callable[[], Sequence[Attribution]]) -> list[Attribution]:
-        """The next step, where it gives maps."""
-        return self.kept(lambda: [a.to_dict() for a in make()], lambda value: [Attribution.from_dict(a) for a in value])
+    def maps(
+        self, make: Callable[[], Sequence[Attribution]], wanted: Sequence[tuple[str, str]] | None = None
+    ) -> list[Attribution]:
+        """The next step, where it gives maps: of these methods and targets (another version took other steps)."""
+
+        def read(value: Any) -> list[Attribution]:
+            found = [Attribution.from_dict(a) for a in value]
+            if wanted is not None and [(a.method, a.target) for a in found] != list(wanted):
+                raise ValueError("maps of another step")
+            return found
+
+        return self.kept(lambda: [a.to_dict() for a in make()], read)
 
 
 def _maps(
@@ -147,7 +152,11 @@ def _maps(
         _require_finite(found)
         return found
 
-    return [a for method, targets in calls for a in steps.maps(lambda m=method, t=targets: made(m, t))]
+    found: list[Attribution] = []
+    for method, targets in calls:
+        wanted = [(method, target) for target in targets]
+        found += steps.maps(lambda m=method, t=targets: made(m, t), wanted)
+    return found
 
 
 def _require_finite(maps: Sequence[Attribution]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import platform
 import random
@@ -24,6 +25,7 @@ from probes.citations.normalise import is_cjk
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning, RowRefused
 from probes.files import write_json
 from probes.foreign import plain
+from probes.models.trial import told
 from probes.post import Plan, Steps, probe_post, swap_pair
 from probes.records import Example
 from probes.report.page import write_report
@@ -64,6 +66,8 @@ def run_suite(
     progress: Progress | None = None,
     n_boot: int = 2000,
     seed: int = 0,
+    max_memory: float | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Suite:
     """Attributes, aligns and cross-checks every row, and writes the run directory (``probes.results.store``).
 
@@ -81,20 +85,22 @@ def run_suite(
         limit: only the first so many rows.
         redact: write no text of any post or explanation anywhere under ``out``.
         progress: called with (posts done, posts in all); between posts with a part of one, after each step.
+        max_memory: GiB that weights, kept prefix and batches may take together; None: as the engine likes it.
+        tell: called before the first post with a line that says how the model is scored and what that takes.
 
     Returns:
         what is written to ``summary.json`` (``probes.results.summary.summarise``), a dict that knows its run
         (``probes.results.store.Suite``); empty in processes other than the first.
 
     Raises:
-        ProbeInputError: unknown budget, rows of another format or model, no row that can be probed, or ``redact`` into
-            the directory of an unredacted run.
+        ProbeInputError: unknown budget, rows of another format or model, no row that can be probed, ``redact`` into
+            the directory of an unredacted run, or ``max_memory`` is too little for one row.
         ProbeError: a file can not be written.
     """
     from probes.saliency.attribute import Settings
 
     out = Path(out)
-    prepare(out, budget, limit, redact)
+    prepare(out, budget, limit, redact, max_memory)
     rank, world = _rank()
     settings = Settings(seed=seed, **BUDGETS[budget][1])
     rows = list(rows)[:limit]
@@ -112,7 +118,31 @@ def run_suite(
         if rank == 0:  # the processes of one launch share the directory; their first holds it
             stack.enter_context(held(out))
             write_json(out / "manifest.json", manifest | {"status": "running"})
-        return _carry_out(probe, examples, plan, settings, manifest, out, (rank, world), progress, n_boot)
+        stack.enter_context(probe.scorer.unchanged())
+        prepared = functools.cache(functools.partial(_try, probe, examples, max_memory, tell, manifest))
+        return _carry_out(probe, examples, plan, settings, manifest, out, (rank, world), progress, n_boot, prepared)
+
+
+def _try(
+    probe: Probe,
+    examples: Sequence[Example],
+    max_memory: float | None,
+    tell: Callable[[str], None] | None,
+    manifest: dict[str, Any],
+) -> None:
+    """Tries the model on the longest row, and on that with the longest prefix: one that cannot be probed is refused
+    before the first post. What was found goes into ``manifest``, and is told."""
+    scorer = probe.scorer
+    scorer.check(max(examples, key=lambda e: len(e.ids)))
+    scorer.check(max(examples, key=lambda e: e.post_tok[0]))
+    if max_memory is not None:
+        scorer.fit(int(max_memory * 2**30))
+    assert scorer.tried is not None
+    tried, memory = scorer.tried, scorer.memory
+    known = {name: gap for name, gap in tried.gaps.items() if math.isfinite(gap)}
+    manifest["engine"] = {**dataclasses.asdict(tried), "gaps": known, "memory": memory}
+    if tell is not None:
+        tell(told(tried, memory))
 
 
 def lay_out(probe: Probe, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Example], list[dict[str, str]]]:
@@ -155,8 +185,13 @@ def _carry_out(
     place: tuple[int, int],
     progress: Progress | None,
     n_boot: int,
+    prepared: Callable[[], None],
 ) -> Suite:
-    """What ``run_suite`` does once everything is laid out and the directory is ours."""
+    """What ``run_suite`` does once everything is laid out and the directory is ours.
+
+    Args:
+        prepared: to be called before the first post that is not in the cache.
+    """
     (rank, world), redact, seed = place, bool(manifest["redact"]), plan.seed
     cache = Cache(out, redact)
     made: dict[int, tuple[str, PostResult]] = {}
@@ -169,8 +204,7 @@ def _carry_out(
         name = cache.name(_depends(example, probe.fingerprint, plan, at, settings, redact))
         result = _awaited(cache, name, at, world) if at % world != rank else _cached(cache, name)
         if result is None:
-            # The longest row first: a model that cannot be probed is refused before the first post.
-            probe.scorer.check(max(examples, key=lambda e: len(e.ids)))
+            prepared()
             within = None if progress is None else functools.partial(_within, progress, done, len(examples))
             result = probe_post(probe, example, plan, at, settings, cache, name, within)
             result = result.redacted() if redact else result
@@ -312,17 +346,26 @@ def _cached(cache: Cache, name: str) -> PostResult | None:
         return None
 
 
-def prepare(out: str | Path, budget: str = "standard", limit: int | None = None, redact: bool = False) -> None:
+def prepare(
+    out: str | Path,
+    budget: str = "standard",
+    limit: int | None = None,
+    redact: bool = False,
+    max_memory: float | None = None,
+) -> None:
     """Refuses what can be refused before a model is loaded; changes nothing.
 
     Raises:
-        ProbeInputError: unknown budget, limit below 1, ``out`` is not for us, or ``redact`` over an unredacted run.
+        ProbeInputError: unknown budget, limit below 1, memory that is no size, ``out`` is not for us, or ``redact``
+            over an unredacted run.
     """
     out = Path(out)
     if budget not in BUDGETS:
         raise ProbeInputError(f"budget {budget!r}: choose from {', '.join(BUDGETS)}")
     if limit is not None and limit < 1:
         raise ProbeInputError(f"limit {limit}: at least 1")
+    if max_memory is not None and not 0 < max_memory < 2**20:
+        raise ProbeInputError(f"max memory {max_memory:g}: GiB, above 0")
     if out.exists() and not out.is_dir():
         raise ProbeInputError(f"{out}: a file is in the way; give a directory")
     if links := [name for name in ("cache", "private") if (out / name).is_symlink()]:

@@ -88,6 +88,8 @@ HEAVY = (
     "test_command_lines.py", "mentalglm_jax/bench/test_bench.py",
     "mentalglm_jax/train/test_preference.py", "mentalglm_jax/train/test_preference_trl.py",
     "mentalglm_jax/inference/test_samples.py", "probes/test_ranking.py",
+    "probes/intake/test_rows.py", "probes/intake/test_answer.py", "probes/intake/test_template.py",
+    "probes/models/test_prefix.py",
 )  # fmt: skip
 
 # No deadline: the first example of a property may compile. Derandomised: the same commit gives the same answer on every

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from mentalglm_jax.cli import output
-from probes import cli as probes_cli
+from probes import terminal
 from tests.hostile.attack import ENTRIES, child, refused, run
 from tests.hostile.commands import ALL, IDS
 
@@ -150,13 +150,13 @@ def test_tables_are_as_wide_as_the_terminal(capsys, monkeypatch):
     for columns, lines in (("60", 6), ("200", 1)):
         monkeypatch.setenv("COLUMNS", columns)
         output.say(table)
-        probes_cli._console().print(table)
+        terminal.console().print(table)
         out = capsys.readouterr().out
         assert max(map(len, out.splitlines())) <= int(columns)
         assert (out.count("a" * 60) == 2) == (lines == 1)
     monkeypatch.delenv("COLUMNS")  # a file or a pipe: nothing is folded to 80 columns
     output.say(table)
-    probes_cli._console().print(table)
+    terminal.console().print(table)
     assert capsys.readouterr().out.count("a" * 60) == 2
 
 

@@ -21,8 +21,8 @@ import torch
 
 from probes.citations.align import align
 from probes.citations.clauses import pieces
-from probes.models.encode import decode_bytes
 from probes.models.probed import Probed
+from probes.models.token_bytes import decode_bytes
 from probes.records import Check, Example, Span
 from probes.saliency.settings import SMALLEST_CHANGE
 

@@ -36,9 +36,9 @@ from probes import stats
 from probes.checks.agreement import cosine, pearson
 from probes.checks.crosscheck import post_units, unit_sums
 from probes.errors import RowRefused
-from probes.models.encode import decode_bytes
 from probes.models.probed import Probed
 from probes.models.score import Forward
+from probes.models.token_bytes import decode_bytes
 from probes.records import Attribution, Check, Example
 from probes.saliency.attribute import attribute
 from probes.saliency.perturb import MaskTable, subset_masks

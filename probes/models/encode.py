@@ -14,13 +14,11 @@ from typing import Any
 
 from probes.errors import ProbeInputError, RowRefused
 from probes.foreign import BOM, parse_json, plain, read_bytes
-from probes.models.tokenizer import normalisers, text_ids
+from probes.models.token_bytes import TokenBytes, decode_bytes
 from probes.records import Example, Segment, Span, comparable
 
 MAX_GENERATIONS_BYTES = 4 << 30  # of one file, which is held in memory
 _MAX_ID = 2**31 - 1
-_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
-_WINDOW = 512  # bytes decoded at a time
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"id": (str, int), "post": str, "prompt_ids": list, "output_ids": list}
 _QUOTES = frozenset("\"'“”‘’「」『』《》")
@@ -38,6 +36,7 @@ _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "user": (str, int),
     "pair": (str, int),
     "reasoning": str,
+    "post_span": list,
 }
 # What opens a model's reasoning, and what ends it; the answer follows the last of them. mentalglm_jax.text.thinking has
 # the same marks (the packages do not import each other; a test compares them).
@@ -100,8 +99,10 @@ def _format_problem(row: dict[str, Any]) -> str | None:
             return f"key {key!r} must hold non-negative integers only"
         if max(row[key], default=0) > _MAX_ID:
             return f"key {key!r} holds {plain(max(row[key]), 40)}, which no vocabulary has"
-    for key in ("cues", "decoys", "rationales"):
-        for span in row.get(key) or ():
+    spans = [(key, row.get(key) or ()) for key in ("cues", "decoys", "rationales")]
+    spans.append(("post_span", [] if row.get("post_span") is None else [row["post_span"]]))
+    for key, given in spans:
+        for span in given:
             if not (isinstance(span, list) and len(span) == 2 and all(type(at) is int for at in span)):
                 return f"key {key!r}: {plain(span, 60)} is not a [start, end)"
     if not all(isinstance(text, str) and text for text in (row.get("candidates") or {}).values()):
@@ -125,124 +126,11 @@ def _refuse_content(row: dict[str, Any], row_id: str) -> None:
                 raise RowRefused(row_id, said, f"{key} outside the post")
 
 
-def _byte_decoder() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes: stand-in character -> byte."""
-    kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    decoder = {chr(byte): byte for byte in kept}
-    rest = [byte for byte in range(256) if byte not in kept]
-    return decoder | {chr(256 + index): byte for index, byte in enumerate(rest)}
-
-
-class TokenBytes:
-    """The bytes of each token id.
-
-    Exact for byte-level BPE (GLM, Llama 3, Qwen ...), byte-fallback BPE (Llama 2) and SentencePiece (a marker stands
-    for the space). WordLevel and WordPiece keep words and lose what is between them: one space is put before every
-    word, and a post that does not read like that is refused when it is looked for (``encode``).
-
-    Attributes:
-        kind: byte-level | SentencePiece | WordLevel | WordPiece.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        """Takes a transformers fast tokenizer.
-
-        Raises:
-            ProbeInputError: none of these kinds, so that the text of a token can not be known.
-        """
-        self.tokenizer = tokenizer
-        self.added = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()}
-        core = getattr(tokenizer, "backend_tokenizer", None)
-        model = type(getattr(core, "model", None)).__name__
-        parts = f"{getattr(core, 'decoder', None)!r} {getattr(core, 'pre_tokenizer', None)!r}"
-        if "ByteLevel" in parts:
-            self.kind = "byte-level"
-        elif "ByteFallback" in parts or "Metaspace" in parts:
-            self.kind = "SentencePiece"
-        elif model in ("WordLevel", "WordPiece"):
-            self.kind = model
-        else:
-            raise ProbeInputError(
-                f"the tokenizer ({type(tokenizer).__name__}, {model}) is neither byte-level, byte-fallback, "
-                "SentencePiece, WordLevel nor WordPiece: what its tokens stand for in the text can not be known"
-            )
-        self._decoder = _byte_decoder()
-        self._joined = str(getattr(getattr(core, "model", None), "continuing_subword_prefix", None) or "##")
-
-    def __call__(self, index: int) -> bytes:
-        """Bytes of one id; empty for an id without a token (padding rows of the embedding)."""
-        if index in self.added:
-            return self.added[index].encode()
-        token = self.tokenizer.convert_ids_to_tokens(index)
-        if token is None:
-            return b""
-        if self.kind == "byte-level":
-            if not all(char in self._decoder for char in token):
-                raise ProbeInputError(
-                    f"the tokenizer is byte-level, but its token {index} ({plain(repr(token), 40)}) stands for no bytes"
-                )
-            return bytes(self._decoder[char] for char in token)
-        if self.kind in ("WordLevel", "WordPiece"):
-            joined = self.kind == "WordPiece" and token.startswith(self._joined)
-            return (token.removeprefix(self._joined) if joined else f" {token}").encode()
-        if (byte := _BYTE_TOKEN.fullmatch(token)) is not None:
-            return bytes([int(byte[1], 16)])
-        return token.replace("\u2581", " ").encode()
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text without any prefix.
-
-        Many SentencePiece tokenizers put a space before whatever they are given; that one is taken out again.
-        """
-        ids = self._plain(text)
-        if self.kind != "SentencePiece" or self._holds(ids, text):
-            return ids
-        front, whole = self._plain("\n"), self._plain("\n" + text)
-        tries = [self._plain(text[1:])] * text.startswith(" ") + [whole[len(front) :]] * (whole[: len(front)] == front)
-        return next((found for found in tries if self._holds(found, text)), ids)
-
-    def _plain(self, text: str) -> list[int]:
-        return text_ids(self.tokenizer, text)
-
-    def rules(self) -> str:
-        """The rules by which the tokenizer changes a text, in words; empty when it keeps what it is given."""
-        core = getattr(self.tokenizer, "backend_tokenizer", None)
-        return "" if core is None else ", ".join(normalisers(core))
-
-    def _holds(self, ids: list[int], text: str) -> bool:
-        return b"".join(map(self, ids)) == text.encode()
-
-
-def decode_bytes(data: bytes) -> tuple[str, list[int]]:
-    """UTF-8 with every invalid run as one U+FFFD (Python's ``errors="replace"``), keeping the way back.
-
-    Returns:
-        the text, and the byte offset of each of its characters followed by ``len(data)``.
-    """
-    text, offsets, at = [], [], 0
-    while at < len(data):
-        window, bad = data[at : at + _WINDOW], 0
-        try:
-            good = window.decode()
-        except UnicodeDecodeError as error:
-            good = window[: error.start].decode()
-            if error.end < len(window) or at + len(window) == len(data):  # else only the window cuts a character
-                bad = error.end - error.start
-        for char in good:
-            offsets.append(at)
-            at += len(char.encode())
-        text.append(good)
-        if bad:
-            offsets.append(at)
-            at += bad
-            text.append("\ufffd")
-    return "".join(text), [*offsets, len(data)]
-
-
 def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     """Lays out one row.
 
-    The post is found in the decoded prompt by exact match. It may repeat words of the template, and the question may
+    The post is where ``post_span`` says (characters ``[start, end)`` of the decoded prompt), else it is found in the
+    decoded prompt by exact match. It may repeat words of the template, and the question may
     repeat words of the post; of several places those that end before the question are preferred, of these the ones
     between quotation marks, of these the last.
 
@@ -361,16 +249,23 @@ def _answer(row: dict[str, Any], text: str, prompt_chars: int) -> int:
     return prompt_chars + answer
 
 
+def after_reasoning(answer: str) -> int:
+    """Where the answer proper begins: after the last mark that ends a reasoning, else 0."""
+    return max((match.end() for match in _THOUGHT.finditer(answer)), default=0)
+
+
 def _find_label(text: str, label: str, start: int, row_id: str) -> Span:
     """The first place of the label from ``start`` on; not inside a longer word ("low" in "following") if it can be."""
     places = [match.start() for match in re.finditer(f"(?={re.escape(label)})", text[start:])]
-    whole = (at + start for at in places if not _inside_word(text, at + start, at + start + len(label)))
+    whole = (at + start for at in places if not inside_word(text, at + start, at + start + len(label)))
     at = next(whole, None)
     return _find(text, label, start, row_id, "label_text") if at is None else (at, at + len(label))
 
 
-def _inside_word(text: str, start: int, end: int) -> bool:
-    def joined(left: str, right: str) -> bool:  # only where words are written apart
+def inside_word(text: str, start: int, end: int) -> bool:
+    """Whether ``text[start:end]`` is part of a longer word, in scripts that write words apart."""
+
+    def joined(left: str, right: str) -> bool:
         return all(char.isalnum() and unicodedata.east_asian_width(char) not in "WF" for char in (left, right))
 
     before = start > 0 and joined(text[start - 1], text[start])
@@ -400,7 +295,12 @@ def _spans(value: Sequence[Sequence[int]] | None) -> tuple[Span, ...] | None:
 
 
 def _find_post(row: dict[str, Any], prompt: str, row_id: str, token_bytes: TokenBytes) -> Span:
-    post = row["post"]
+    post, span = row["post"], row.get("post_span")
+    if span is not None:
+        if prompt[slice(*span)] != post or span[0] < 0:
+            said = f"post_span {span} of the decoded prompt is not the post"
+            raise RowRefused(row_id, said, "post_span is not where the post stands")
+        return span[0], span[1]
     starts = list(_places(post, prompt))
     if not starts:
         why, reason = "was it cut or rewritten before generation?", "the post is not in the prompt"

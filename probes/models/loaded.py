@@ -7,7 +7,7 @@ import hashlib
 from typing import Any
 
 from probes.errors import ProbeError, ProbeInputError
-from probes.models.encode import TokenBytes
+from probes.models.token_bytes import TokenBytes
 
 
 class LoadedModel:

@@ -106,14 +106,17 @@ def log_norm(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat([chunk.float().logsumexp(-1) for chunk in flat.split(_LOGIT_ROWS)]).view(logits.shape[:2])
 
 
-def attention_mask(plan: Plan, keep: torch.Tensor | None, post: Span, dtype: torch.dtype) -> torch.Tensor | None:
+def attention_mask(
+    plan: Plan, keep: torch.Tensor | None, post: Span, dtype: torch.dtype, begin: int = 0
+) -> torch.Tensor | None:
     """Who sees whom, with erased tokens unseen by all but themselves.
 
     Args:
         keep: bool ``[B, n]`` over the tokens ``post`` of the sequence, False where erased; None to erase nothing.
+        begin: first token that asks; those before it are in the model's cache.
     Returns:
-        additive ``[B or 1, 1, S, S]`` in ``dtype``; where no branch needs that, 0/1 int64 ``[B, S]``, which any model
-        honours; None where plain causal attention will do.
+        additive ``[B or 1, 1, S - begin, S]`` in ``dtype``; where no branch needs that, 0/1 int64 ``[B, S]``, which any
+        model honours; None where plain causal attention will do.
     """
     if keep is None and plan.allow is None:
         return None
@@ -123,11 +126,11 @@ def attention_mask(plan: Plan, keep: torch.Tensor | None, post: Span, dtype: tor
         flat = torch.ones(len(keep), size, dtype=torch.long, device=keep.device)
         flat[:, slice(*post)] = keep.long()
         return flat
-    allow = plan.allow[None, None]
+    allow = plan.allow[None, None, begin:]
     if keep is not None:
         seen = torch.ones(len(keep), size, dtype=torch.bool, device=keep.device)
         seen[:, slice(*post)] = keep
-        own = torch.eye(size, dtype=torch.bool, device=keep.device)
+        own = torch.eye(size, dtype=torch.bool, device=keep.device)[begin:]
         allow = allow & (seen[:, None, None, :] | own)
     zero = torch.zeros((), dtype=dtype, device=allow.device)
     return torch.where(allow, zero, zero + torch.finfo(dtype).min)

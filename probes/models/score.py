@@ -1,28 +1,33 @@
 """Teacher-forced scores of a label and an explanation, many perturbed posts at a time.
 
 One row of work is one packed sequence (``probes.models.pack``), so one pass gives log p of every candidate label and of
-the explanation. On the first example (and each longer one) every shortcut is tried against a plain call of the model
-(``probes.models.trial``): it is scored without packing ever after, or refused, where they differ.
+the explanation. What stands before the post is run once and kept (``probes.models.prefix``). On the first example (and
+each longer one) every shortcut is tried against a plain call of the model (``probes.models.trial``): where they differ
+it is scored without it ever after, or refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from probes.errors import ProbeError, ProbeInputError
 from probes.models.loaded import LoadedModel
 from probes.models.pack import Plan, attention_mask, log_norm, token_logprobs
-from probes.models.trial import stretches, try_model
+from probes.models.prefix import MIN_TOKENS, NoPrefix, Prefix, read_prefix
+from probes.models.trial import Trial, stretches, try_model
 from probes.records import Example, Span
 
 # Tokens of one batch. On a CPU larger batches leave the cache and get slower; on a GPU 8192 tokens of a 9B model with a
 # 150k vocabulary stay under 5 GB of saved activations and logits per 1000 tokens.
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 8192}
+_SLACK = 1.25  # of what a pass is counted to take: buffers of the kernels, blocks that the allocator cannot give back
 ERASERS = ("attention", "neutral", "resample")
 
 
@@ -33,11 +38,12 @@ class Forward:
         scorer: the engine it runs on.
         targets: names, the columns of every result.
         plans: the sequences of one row. columns: for each target its groups of log p.
-        tokens: length of one packed row.
+        prefix: the model's cache after the tokens before the post, or None where every pass runs them.
+        tokens: length of one packed row, without the prefix.
         rows_run: sequences evaluated so far.
     """
 
-    def __init__(self, scorer: Scorer, example: Example, targets: Sequence[str], packed: bool) -> None:
+    def __init__(self, scorer: Scorer, example: Example, targets: Sequence[str], packed: bool, keep: bool) -> None:
         self.scorer = scorer
         self.example = example
         self.targets = tuple(targets)
@@ -46,10 +52,13 @@ class Forward:
         probe = scorer.probe
         first, last = example.post_tok
         self.plans, self.columns = self._lay_out(packed)
-        self.tokens = sum(len(plan.ids) for plan in self.plans)
+        self.prefix = scorer.prefix(example.ids[:first]) if keep and first >= MIN_TOKENS else None
+        self._begin = 0 if self.prefix is None else first
+        self.tokens = sum(len(plan.ids) - self._begin for plan in self.plans)
         embedding = probe.model.get_input_embeddings()
         with torch.no_grad():
-            self._around = [(embedding(plan.ids[:first]), embedding(plan.ids[last:])) for plan in self.plans]
+            before = embedding(self.plans[0].ids[self._begin : first])
+            self._around = [(before, embedding(plan.ids[last:])) for plan in self.plans]
             self.post = embedding(self.plans[0].ids[first:last]).float()
             neutral = torch.tensor(probe.pad_id, device=probe.device)
             self.neutral = embedding(neutral).float().expand_as(self.post)
@@ -87,7 +96,11 @@ class Forward:
         Returns:
             float32 ``[B, targets]`` in nats, differentiable in ``post``.
         """
-        return self._run(post, None)
+        rows = self.scorer.batch_rows(self.tokens)
+        if len(post) <= rows or not post.requires_grad:
+            return self._run(post, None)
+        # More than fits at once: each part is run again when its gradient is asked for.
+        return torch.cat([checkpoint(self._run, part, None, use_reentrant=False) for part in post.split(rows)])
 
     def filler(self, texts: Sequence[str], draws: int, seed: int = 0) -> torch.Tensor:
         """Embeddings of what may stand in a post of this length instead: clauses of other posts, cut to its tokens.
@@ -178,8 +191,9 @@ class Forward:
         for plan, (before, after) in zip(self.plans, self._around, strict=True):
             parts = (before, post.to(probe.dtype), after)
             embeds = torch.cat([part.expand(batch, -1, -1) for part in parts], 1)
-            mask = attention_mask(plan, keep, self.example.post_tok, probe.dtype)
-            logits = self.scorer.logits(embeds, plan.positions, mask, plan.rows)
+            begin = self._begin
+            mask = attention_mask(plan, keep, self.example.post_tok, probe.dtype, begin)
+            logits = self.scorer.logits(embeds, plan.positions[begin:], mask, plan.rows - begin, self.prefix)
             found = token_logprobs(logits, plan.pick, plan.token)
             groups.append(found.new_zeros(batch, plan.groups).index_add(1, plan.group, found))
         return torch.cat(groups, 1)
@@ -209,34 +223,87 @@ def target_tokens(example: Example, target: str) -> Span:
 
 
 class Scorer:
-    """The batched engine: token budget, out-of-memory back-off, packing check. One per ``Probe``."""
+    """The batched engine: token budget, out-of-memory back-off, trial of the model. One per ``Probe``.
+
+    Attributes:
+        token_budget: tokens of one batch.
+        tried: what the trial found (``probes.models.trial.Trial``), None before the first row.
+    """
 
     def __init__(self, probe: LoadedModel) -> None:
         self.probe = probe
         self.inner = _inner(probe.model)
         self.token_budget = TOKEN_BUDGET.get(probe.device.type, TOKEN_BUDGET["cuda"])
-        self._packs = True
-        self._checked = 0
+        self.tried: Trial | None = None
+        self._packs, self._keeps = True, True
+        self._checked, self._checked_prefix = 0, 0
+        self._shared: dict[tuple[int, ...], Prefix] | None = None
         parameters = inspect.signature(self.inner.forward).parameters
         self._takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
         self._takes = frozenset(parameters)
 
     def logits(
-        self, embeds: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor
+        self,
+        embeds: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        rows: torch.Tensor,
+        prefix: Prefix | None = None,
     ) -> torch.Tensor:
-        """Logits ``[B, R, V]`` at ``rows`` for embeddings ``[B, S, D]``, positions ``[S]`` and a 2-D or 4-D mask."""
-        inputs: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": mask}
+        """Logits ``[B, R, V]`` at ``rows`` for embeddings ``[B, S, D]``, positions ``[S]`` and a 2-D or 4-D mask; where
+        there is a prefix, of the tokens after it."""
+        inputs = self._inputs(embeds, positions) | {"attention_mask": mask}
+        if prefix is not None:
+            inputs |= {"past_key_values": prefix.cache(len(embeds)), "use_cache": True}
+        return self.call(inputs, rows)
+
+    def _inputs(self, embeds: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"inputs_embeds": embeds}
         if self._takes_all or "position_ids" in self._takes:  # Bloom and the state-space models count for themselves
             inputs["position_ids"] = positions.expand(len(embeds), -1)
-        return self.call(inputs, rows)
+        return inputs
 
     def call(self, inputs: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:
         """Logits ``[B, R, V]`` at ``rows`` of the model on ``inputs``."""
         if self._takes_all or "use_cache" in self._takes:
-            inputs = inputs | {"use_cache": False}
+            inputs = {"use_cache": False} | inputs
         if "logits_to_keep" in self._takes:
             return self.probe.model(**inputs, logits_to_keep=rows).logits
         return self.probe.model(**inputs).logits[:, rows]
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """While the block lasts the model stays as it is: what one row's prefix left in its cache serves the next row
+        with that prefix. Outside, a prefix is run anew for every ``Forward``: somebody may draw new weights."""
+        before = self._shared
+        self._shared = {} if before is None else before
+        try:
+            yield
+        finally:
+            self._shared = before
+
+    def prefix(self, ids: Sequence[int]) -> Prefix:
+        """The model's cache after ``ids``.
+
+        Raises:
+            NoPrefix: it has none that can be kept.
+        """
+        if not self._takes_all and not {"past_key_values", "use_cache"} <= self._takes:
+            raise NoPrefix("it takes no past_key_values")
+        key = tuple(ids)
+        if self._shared is not None and key in self._shared:
+            return self._shared[key]
+        device = self.probe.device
+        with torch.no_grad():
+            embeds = self.probe.model.get_input_embeddings()(torch.tensor([key], device=device))
+            inputs = self._inputs(embeds, torch.arange(len(key), device=device))
+            if "logits_to_keep" in self._takes:
+                inputs["logits_to_keep"] = 1
+            found = read_prefix(self.probe.model, inputs)
+        if self._shared is not None:
+            self._shared.clear()
+            self._shared[key] = found
+        return found
 
     def forward(self, example: Example, targets: Sequence[str]) -> Forward:
         """The score function of one example.
@@ -249,7 +316,7 @@ class Scorer:
             ProbeInputError: the row has no such part.
         """
         self.check(example)
-        return Forward(self, example, targets, packed=self._packs)
+        return Forward(self, example, targets, self._packs, self._keeps)
 
     def check(self, example: Example) -> None:
         """Tries the model on a row unless a longer one was tried before (``probes.models.trial``). A data set's longest
@@ -259,14 +326,51 @@ class Scorer:
             ProbeInputError: the model cannot be probed, by name and reason.
         """
         targets = ["label"] * (example.segment("label") is not None) + stretches(example)
-        if len(example.ids) <= self._checked or not targets:
+        size, first = len(example.ids), example.post_tok[0]
+        if (size <= self._checked and first <= self._checked_prefix) or not targets:
             return
         try:
-            packs = try_model(self, lambda packed: Forward(self, example, targets, packed))
+            tried = try_model(self, lambda packed, keep: Forward(self, example, targets, packed, keep))
         except RuntimeError as error:
             self.back_off(error, self.token_budget)  # one row at a time: there is no smaller batch
             raise
-        self._packs, self._checked = self._packs and packs, len(example.ids)
+        self.tried = tried if self.tried is None else self.tried.worse(tried)
+        self._packs, self._keeps = self.tried.packs, not self.tried.unkept
+        self._checked, self._checked_prefix = max(self._checked, size), max(self._checked_prefix, first)
+
+    def fit(self, max_memory: int) -> None:
+        """Makes batches small enough. After ``check``, which measures what a token takes.
+
+        Args:
+            max_memory: bytes for weights, kept prefix and batches together.
+        Raises:
+            ProbeInputError: not even one row of the longest that was tried fits.
+        """
+        assert self.tried is not None
+        room = max_memory - self._weights - self.tried.prefix_bytes
+        self.token_budget = min(self.token_budget, int(room // (_SLACK * self.tried.token_bytes)))
+        if self.token_budget < self.tried.tokens:
+            least = self._weights + self.tried.prefix_bytes + _SLACK * self.tried.token_bytes * self.tried.tokens
+            raise ProbeInputError(
+                f"max memory {_gib(max_memory)}: weights and one row of {self.tried.tokens} tokens take "
+                f"{_gib(least)}; give at least that, or a model and rows that are smaller"
+            )
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """What scoring takes, in bytes: ``weights``, ``prefix``, ``batch``; and ``tokens`` of the longest row that
+        every pass runs, ``rows`` of such in a batch. After ``check``."""
+        assert self.tried is not None
+        rows = self.batch_rows(self.tried.tokens)
+        batch = int(_SLACK * self.tried.token_bytes * self.tried.tokens * rows)
+        found = {"weights": self._weights, "prefix": self.tried.prefix_bytes, "batch": batch}
+        return {**found, "tokens": self.tried.tokens, "rows": rows}
+
+    @property
+    def _weights(self) -> int:
+        held = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()
+                for one in (*self.probe.model.parameters(), *self.probe.model.buffers())}  # fmt: skip
+        return sum(held.values())
 
     def label_ids(self, example: Example) -> tuple[int, list[int], list[list[int]], bool]:
         """Token ids the label target compares.
@@ -334,12 +438,18 @@ class Scorer:
         result[torch.tensor(order, device=device)] = self.chunked(part, torch.arange(len(sequences)), longest)
         return result
 
-    def chunked(self, part: Callable[[torch.Tensor], torch.Tensor], items: torch.Tensor, tokens: int) -> torch.Tensor:
-        """``torch.cat`` of ``part`` over slices of ``items`` that fit the token budget, halved when memory runs out."""
+    def chunked(
+        self, part: Callable[[torch.Tensor], torch.Tensor], items: torch.Tensor, tokens: int, per_item: int = 1
+    ) -> torch.Tensor:
+        """``torch.cat`` of ``part`` over slices of ``items`` that fit the token budget, halved when memory runs out.
+
+        Args:
+            tokens: of one row. per_item: rows that ``part`` makes of an item; where fewer fit, it has to see to that.
+        """
         done: list[torch.Tensor] = []
         at = 0
         while at < len(items):
-            rows = self.batch_rows(tokens)
+            rows = max(1, self.batch_rows(tokens) // per_item)
             try:
                 done.append(part(items[at : at + rows]))
                 at += rows
@@ -367,6 +477,10 @@ class Scorer:
         self.token_budget = tokens * (self.batch_rows(tokens) // 2)
         if self.probe.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _gib(size: int | float) -> str:
+    return f"{size / 2**30:.2f} GiB"
 
 
 def _inner(model: Any) -> Any:

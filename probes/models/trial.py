@@ -9,9 +9,12 @@ what is hidden still matters, it is refused by name, before the first post.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import itertools
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,48 +32,150 @@ Forward = Any
 # half precision; in fp32 ten times the rounding of 50 tokens.
 BOUND = {torch.float64: 1e-3, torch.float32: 1e-3}
 HALF_BOUND = 0.05
+# The same with the prefix kept and without: one computation in two orders, so nothing but rounding may be between them;
+# relative to the larger of the number and 1. Gradients relative to their norm, over all post tokens.
+KEPT_BOUND = {torch.float64: 1e-5, torch.float32: 1e-5}
+_GRADIENT, _HALF_GRADIENT = 1e-3, 0.25
 # About a label's sentence or a cited phrase, which is scored alone. A bound for the whole explanation would forbid
 # rounding (which adds up over a long one), one for its mean would forgive a place that is wrong among many that are
 # right: what a window too short does.
 STRETCH = 10
 
 
-def try_model(scorer: Scorer, make: Callable[[bool], Forward]) -> bool:
+@dataclass(frozen=True)
+class Trial:
+    """What a model may be spared, and how far what was tried is apart.
+
+    Attributes:
+        packs: several continuations in one sequence.
+        unkept: why what stands before the post is run in every pass; empty where it is run once and kept.
+        gaps: nats between two ways to one number, by name.
+        bound: what they may be, in nats.
+        kept_bound: the same for "prefix kept", relative to the larger of the number and 1.
+        tokens: of the longest row that every pass runs; prefix_bytes: what is kept of its prefix.
+        token_bytes: memory of a pass with gradient, per token that it runs: what is saved for it, and the logits twice
+            more, for their softmax and its gradient.
+    """
+
+    packs: bool
+    unkept: str
+    gaps: Mapping[str, float]
+    bound: float
+    kept_bound: float
+    tokens: int
+    prefix_bytes: int
+    token_bytes: float
+
+    def worse(self, other: Trial) -> Trial:
+        """What holds for the rows of both."""
+        gaps = {name: max(self.gaps.get(name, 0.0), gap) for name, gap in other.gaps.items()}
+        return dataclasses.replace(
+            self,
+            packs=self.packs and other.packs,
+            unkept=self.unkept or other.unkept,
+            gaps={**self.gaps, **gaps},
+            tokens=max(self.tokens, other.tokens),
+            prefix_bytes=max(self.prefix_bytes, other.prefix_bytes),
+            token_bytes=max(self.token_bytes, other.token_bytes),
+        )
+
+
+def told(trial: Trial, memory: Mapping[str, int]) -> str:
+    """One line: how a model is scored, how sure that is, and what it takes (``Scorer.memory``)."""
+    gaps = ", ".join(f"{name} {gap:.1g}" for name, gap in trial.gaps.items() if math.isfinite(gap))
+    how = "all labels in one sequence" if trial.packs else "one sequence at a time"
+    prefix = f"run every time ({trial.unkept})" if trial.unkept else "run once"
+    sizes = ", ".join(f"{name} {memory[name] / 2**30:.2f} GiB" for name in ("weights", "prefix", "batch"))
+    return (
+        f"scored {how}, what stands before the post {prefix}; nats from a plain call of the model: {gaps} (allowed: "
+        f"{trial.bound:g}); batches of {memory['rows']} rows of {memory['tokens']} tokens; memory: {sizes}"
+    )
+
+
+def try_model(scorer: Scorer, make: Callable[[bool, bool], Forward]) -> Trial:
     """Tries a model on one row.
 
     Args:
-        make: packed or not -> the score function of the row's label and ``stretches``, as far as it has them.
-    Returns:
-        whether it may be scored packed.
+        make: packed or not, prefix kept or not -> the score function of the row's label and ``stretches``, as far as it
+            has them.
     Raises:
         ProbeInputError: the class of the model, and which number is not what it should be.
     """
     bound = BOUND.get(scorer.probe.dtype, HALF_BOUND)
-    single = make(False)
-    told = _numbers(single, _plain(scorer, single))
+    kept_bound = KEPT_BOUND.get(scorer.probe.dtype, HALF_BOUND)
+    single = make(False, False)
+    said = _numbers(single, _plain(scorer, single))
     keep = torch.ones(2, len(single.post), dtype=torch.bool, device=single.post.device)
     keep[1, :-1:2] = False  # never the last: it may end the prompt, and then cannot be hidden
     with torch.no_grad():
         whole = _guarded(scorer, "be scored from embeddings", lambda: single.groups(single.post[None], None))
-    gap = float((_numbers(single, whole) - told).abs().max())
+    gap = float((_numbers(single, whole) - said).abs().max())
     if not gap <= bound:
         raise _refusal(
             scorer, f"log-odds from embeddings and from token ids differ by {gap:.2g} nats: it looks at the ids as well"
         )
-    _gradient(scorer, single)
     hidden = _hidden(scorer, single, keep, bound)
-    packed = make(True)
-    if len(packed.plans) == len(single.plans):
-        return True
+    wanted = _numbers(single, torch.cat([whole, hidden]))
+    gaps = {"embeddings": gap}
+    packed = make(True, False)
+    packs = len(packed.plans) == len(single.plans)
+    if not packs:
+        gaps["packed"] = _gap(packed, keep, wanted)
+        packs = gaps["packed"] <= bound
+    base = packed if packs else single
+    slope = _gradient(scorer, base)
+    kept = _try_prefix(lambda: make(packs, True), keep, wanted, slope, kept_bound)
+    gaps["prefix kept"] = kept.gap
+    size = (
+        (kept.tokens, kept.prefix_bytes, kept.token_bytes)
+        if kept.tokens
+        else (base.tokens, 0, slope.bytes / base.tokens)
+    )
+    return Trial(packs, kept.reason, gaps, bound, kept_bound, *size)
+
+
+def _gap(forward: Forward, keep: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Nats between the numbers of ``forward`` and what they should be; infinite where the model's own code fails."""
     try:
         with torch.no_grad():
-            found = _numbers(packed, packed.groups(packed.post[None], keep))
+            found = _numbers(forward, forward.groups(forward.post[None], keep))
     except torch.OutOfMemoryError:
         raise
     except Exception:  # its own mask code, whatever that raises for a 4-D mask
-        return False
-    wanted = _numbers(single, torch.cat([whole, hidden]))
-    return bool(((found - wanted).abs() <= bound).all())
+        return math.inf
+    return float((found - wanted).abs().nan_to_num(math.inf).max())
+
+
+class _Kept(NamedTuple):
+    """How scoring with the prefix kept went: why not (empty: it can be), nats from scoring without; where it can be,
+    ``Trial``'s sizes."""
+
+    reason: str
+    gap: float
+    tokens: int = 0
+    prefix_bytes: int = 0
+    token_bytes: float = 0.0
+
+
+def _try_prefix(
+    make: Callable[[], Forward], keep: torch.Tensor, wanted: torch.Tensor, slope: _Slope, bound: float
+) -> _Kept:
+    try:
+        kept = make()
+        if kept.prefix is None:
+            return _Kept("", 0.0)
+        gap = _gap(kept, keep, wanted)
+        found = _slope(kept, slope.scale)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a cache of another kind, or the model's own code
+        return _Kept(_reason(error), math.inf)
+    if not gap <= bound * max(1.0, float(wanted.abs().max())):
+        return _Kept(f"log-odds with the prefix kept and without differ by {gap:.2g} nats", gap)
+    apart = float((found.gradient - slope.gradient).norm() / slope.gradient.norm())
+    if not apart <= (_GRADIENT if bound < HALF_BOUND else _HALF_GRADIENT):
+        return _Kept(f"gradients with the prefix kept and without differ by {apart:.1%}", gap)
+    return _Kept("", gap, kept.tokens, kept.prefix.size, found.bytes / kept.tokens)
 
 
 def stretches(example: Example) -> list[str]:
@@ -111,19 +216,40 @@ def _numbers(forward: Forward, groups: torch.Tensor) -> torch.Tensor:
     return torch.cat(found, 1)
 
 
-def _gradient(scorer: Scorer, forward: Forward) -> None:
+class _Slope(NamedTuple):
+    """The gradient ``[1, n, D]`` with the post's embeddings scaled, and the bytes that it took."""
+
+    scale: float
+    gradient: torch.Tensor
+    bytes: int
+
+
+def _gradient(scorer: Scorer, forward: Forward) -> _Slope:
     """A gradient that exists and is not zero, at the post or (a saturated score has none there) well below it."""
-    found = False
     for scale in (1.0, 0.3):
-        post = (scale * forward.post[None]).clone().requires_grad_()
-        gradient = _guarded(
-            scorer, "be differentiated", lambda post=post: torch.autograd.grad(forward(post).sum(), post)[0]
-        )
-        if not bool(torch.isfinite(gradient).all()):
+        found = _guarded(scorer, "be differentiated", lambda scale=scale: _slope(forward, scale))
+        if not bool(torch.isfinite(found.gradient).all()):
             raise _refusal(scorer, "the gradient of the log-odds is not finite")
-        found = found or bool(gradient.any())
-    if not found:
-        raise _refusal(scorer, "the gradient of the log-odds is zero everywhere")
+        if bool(found.gradient.any()):
+            return found
+    raise _refusal(scorer, "the gradient of the log-odds is zero everywhere")
+
+
+def _slope(forward: Forward, scale: float) -> _Slope:
+    post, model = (scale * forward.post[None]).clone().requires_grad_(), forward.scorer.probe.model
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    logits = sum(len(plan.rows) for plan in forward.plans) * model.get_input_embeddings().num_embeddings
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        score = forward(post).sum()
+    return _Slope(scale, torch.autograd.grad(score, post)[0], sum(saved.values()) + 2 * 4 * logits)
 
 
 def _hidden(scorer: Scorer, forward: Forward, keep: torch.Tensor, bound: float) -> torch.Tensor:
@@ -163,8 +289,11 @@ def _guarded(scorer: Scorer, what: str, run: Callable[[], Any]) -> Any:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the model's own code, whatever it raises
-        reason = (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
-        raise _refusal(scorer, f"it cannot {what} ({reason})") from error
+        raise _refusal(scorer, f"it cannot {what} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
 
 
 def _refusal(scorer: Scorer, what: str) -> ProbeInputError:

@@ -15,13 +15,11 @@ Captum's LLM wrappers are not used: with transformers >= 5.3 their default path 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from captum.attr import GradientShap, InputXGradient, IntegratedGradients, Saliency
+from captum.attr import GradientShap
 
 from probes.citations.align import align, merge_spans
 from probes.citations.clauses import clause_tokens, clauses
@@ -29,15 +27,13 @@ from probes.errors import ProbeInputError
 from probes.models.probed import Probed
 from probes.models.score import Forward
 from probes.records import Attribution, Example
+from probes.saliency.gradients import Passes, integrated_gradients, one_gradient
 from probes.saliency.perturb import perturb, seeded
-from probes.saliency.settings import METHODS, NEED_FILLERS, SMALLEST_CHANGE, Settings, record
+from probes.saliency.settings import METHODS, NEED_FILLERS, Settings, record
 
 __all__ = ["DEFAULT_METHODS", "METHODS", "Settings", "attribute", "clause_tokens", "clauses"]
 
 DEFAULT_METHODS = ("ig", "erase", "gradnorm")
-# Gauss-Legendre nodes per stretch of the path, and the stretches one starts with: 16 steps. Many short stretches beat
-# few long ones: with RMSNorm and a pad embedding of zero, all the change is in the first percent of the path.
-_NODES, _STRETCHES = 4, 4
 _SHAP_FILLERS = 4  # starts of gradient SHAP that are other text, beside the pad token and zero
 _SHAP_ROWS = 8  # samples of gradient SHAP per batch: fixed, so that what Captum draws does not depend on the memory
 
@@ -74,22 +70,19 @@ def attribute(
     results: list[Attribution] = []
     if not targets:
         return results
-    alone: dict[str, Forward] = {}
-    for name in methods:
-        kind, changes = METHODS[name]
-        chosen = dataclasses.replace(settings, **changes)
-        if kind in ("erase", "shap", "kernelshap"):
-            results += perturb(probe.scorer.forward(example, targets), kind, name, chosen, tuple(fillers))
-            continue
-        for target in targets:
-            if target not in alone:
-                alone[target] = probe.scorer.forward(example, (target,))
-            if kind == "ig":
-                results.append(_integrated_gradients(probe, alone[target], name, chosen, fillers))
+    with probe.scorer.unchanged():
+        passes = Passes(probe, example)
+        for name in methods:
+            kind, changes = METHODS[name]
+            chosen = dataclasses.replace(settings, **changes)
+            if kind in ("erase", "shap", "kernelshap"):
+                results += perturb(passes.of(targets), kind, name, chosen, tuple(fillers))
+            elif kind == "ig":
+                results += integrated_gradients(passes, targets, name, chosen, fillers)
             elif kind == "gradshap":
-                results.append(_gradient_shap(probe, alone[target], name, chosen, fillers))
+                results += [_gradient_shap(probe, passes.of((one,)), name, chosen, fillers) for one in targets]
             else:
-                results.append(_one_gradient(probe, alone[target], name, chosen))
+                results += one_gradient(passes, targets, name, chosen)
     return results
 
 
@@ -103,137 +96,6 @@ def expand_targets(example: Example, targets: Sequence[str]) -> tuple[str, ...]:
         spans = merge_spans(c.expl_char for c in align(example) if c.post_char)
         found += [f"explanation[{a}:{b}]" for a, b in spans]
     return tuple(dict.fromkeys(found))
-
-
-def _start(forward: Forward, settings: Settings, fillers: Sequence[str]) -> torch.Tensor:
-    """Post embeddings ``[n, D]`` where the path of integrated gradients begins."""
-    if settings.baseline == "filler":
-        return forward.filler(fillers, 1, settings.seed)[0]
-    return forward.neutral if settings.baseline == "pad" else torch.zeros_like(forward.post)
-
-
-def _integrated_gradients(
-    probe: Probed, forward: Forward, name: str, settings: Settings, fillers: Sequence[str]
-) -> Attribution:
-    """Captum's ``IntegratedGradients`` over stretches of the path, the stretches with the largest error cut in half.
-
-    The path is straight, so attributions of consecutive stretches add up to the attribution of the whole, and each
-    stretch has its own completeness error, (sum of its values) - (change of the score over it), at no extra gradient.
-    A score that jumps somewhere along the path gets its steps there, where doubling would put them everywhere.
-    """
-    began, rows_before = time.perf_counter(), forward.rows_run
-    ig = IntegratedGradients(lambda post: forward(post)[:, 0])
-    end = forward.post
-    start = _start(forward, settings, fillers)
-    scores: dict[float, float] = {}
-    steps = 0
-
-    def point(alpha: float) -> torch.Tensor:
-        return start + alpha * (end - start)
-
-    def fill(alphas: Sequence[float]) -> None:
-        new = sorted({alpha for alpha in alphas if alpha not in scores})
-
-        def part(chosen: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
-                return forward(torch.stack([point(alpha) for alpha in chosen.tolist()]))[:, 0].double().cpu()
-
-        if new:
-            found = probe.scorer.chunked(part, torch.tensor(new, dtype=torch.float64), forward.tokens)
-            scores.update(zip(new, found.tolist(), strict=True))
-
-    def integrate(stretches: Sequence[tuple[float, float]]) -> list[np.ndarray]:
-        def part(chosen: torch.Tensor) -> torch.Tensor:
-            values = ig.attribute(
-                torch.stack([point(b) for _, b in chosen.tolist()]),
-                torch.stack([point(a) for a, _ in chosen.tolist()]),
-                n_steps=_NODES,
-                internal_batch_size=max(len(chosen), probe.scorer.batch_rows(forward.tokens)),
-            )
-            return values.detach().double().sum(-1).cpu()
-
-        per_call = forward.tokens * min(_NODES, probe.scorer.batch_rows(forward.tokens))
-        found = probe.scorer.chunked(part, torch.tensor(stretches, dtype=torch.float64), per_call)
-        return list(found.numpy())
-
-    edges = np.linspace(0.0, 1.0, _STRETCHES + 1).tolist()
-    todo = list(itertools.pairwise(edges))
-    done: dict[tuple[float, float], np.ndarray] = {}
-    errors: dict[tuple[float, float], float] = {}
-    while True:
-        fill([alpha for stretch in todo for alpha in stretch])
-        done.update(zip(todo, integrate(todo), strict=True))
-        steps += _NODES * len(todo)
-        for a, b in todo:
-            errors[a, b] = float(done[a, b].sum()) - (scores[b] - scores[a])
-        allowed = settings.tolerance * max(abs(scores[1.0] - scores[0.0]), SMALLEST_CHANGE)
-        room = (settings.max_steps - steps) // (2 * _NODES)
-        worst = _worst(errors, allowed)[: max(room, 0)]
-        if not worst:
-            break
-        for stretch in worst:
-            del done[stretch], errors[stretch]
-        todo = [half for a, b in worst for half in ((a, (a + b) / 2), ((a + b) / 2, b))]
-    # Summed in path order, so that the result does not depend on the order of refinement.
-    values = np.sum([done[stretch] for stretch in sorted(done)], axis=0)
-    change = scores[1.0] - scores[0.0]
-    delta = float(values.sum()) - change
-    return record(
-        probe,
-        forward.example,
-        (name, forward.targets[0], settings),
-        char_values=forward.example.post_chars(values),
-        baseline=settings.baseline,
-        f=(scores[1.0], scores[0.0]),
-        delta=delta,
-        converged=sum(abs(error) for error in errors.values()) <= allowed,
-        counts=(forward.rows_run - rows_before, steps),
-        began=began,
-        params={
-            "n_steps": steps,
-            "edges": [0.0, *(b for _, b in sorted(done))],
-            "sum_abs_delta": float(sum(abs(error) for error in errors.values())),
-            "tolerance": settings.tolerance,
-            "label_retokenised": forward.label_retokenised,
-        },
-    )
-
-
-def _worst(errors: dict[tuple[float, float], float], allowed: float) -> list[tuple[float, float]]:
-    """Stretches to halve: the largest errors, until the rest sum to at most half of what is allowed."""
-    if sum(abs(error) for error in errors.values()) <= allowed:
-        return []
-    ranked = sorted(errors, key=lambda stretch: (-abs(errors[stretch]), stretch))
-    left = sum(abs(error) for error in errors.values())
-    for count, stretch in enumerate(ranked, start=1):
-        left -= abs(errors[stretch])
-        if left <= allowed / 2:
-            return ranked[:count]
-    return ranked
-
-
-def _one_gradient(probe: Probed, forward: Forward, name: str, settings: Settings) -> Attribution:
-    """``gradnorm`` and ``gxi``, from one gradient at the post as it is."""
-    began, rows_before = time.perf_counter(), forward.rows_run
-    with torch.no_grad():
-        f_input, f_baseline = forward(torch.stack([forward.post, forward.neutral]))[:, 0].double().tolist()
-    post = forward.post[None].clone().requires_grad_()
-    if name == "gxi":
-        values = InputXGradient(lambda post: forward(post)[:, 0]).attribute(post)[0].detach().double().sum(-1)
-    else:
-        gradient = Saliency(lambda post: forward(post)[:, 0]).attribute(post, abs=False)
-        values = gradient[0].detach().double().norm(dim=-1)
-    return record(
-        probe,
-        forward.example,
-        (name, forward.targets[0], settings),
-        char_values=forward.example.post_chars(values.cpu().numpy()),
-        baseline="pad",
-        f=(f_input, f_baseline),
-        counts=(forward.rows_run - rows_before, 1),
-        began=began,
-        params={"label_retokenised": forward.label_retokenised},
-    )
 
 
 def _gradient_shap(

@@ -20,7 +20,8 @@ from probes.errors import ProbeError
 from probes.foreign import foreign_code, parse_json, read_json
 from probes.models.adapter import read_config
 from probes.models.directory import Tensor, _once, check_adapter, check_model
-from probes.models.encode import TokenBytes, encode, read_generations
+from probes.models.encode import encode, read_generations
+from probes.models.token_bytes import TokenBytes
 from probes.models.tokenizer import _checked, load_tokenizer
 from probes.models.verify import read_reference
 from probes.results.cache import digest

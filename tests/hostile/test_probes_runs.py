@@ -22,7 +22,8 @@ from probes.citations.align import align
 from probes.citations.clauses import clauses, pieces, words
 from probes.citations.normalise import normalise
 from probes.errors import ProbeInputError
-from probes.models.encode import decode_bytes, encode, read_generations
+from probes.models.encode import encode, read_generations
+from probes.models.token_bytes import decode_bytes
 from probes.models.verify import read_reference
 from probes.results.cache import Cache, digest
 from probes.results.export import summary_csv
@@ -419,7 +420,7 @@ def test_200000_characters_take_no_minute(name):
 
 
 def test_a_post_of_equal_characters_is_found_in_linear_time():
-    from probes.models.encode import TokenBytes
+    from probes.models.token_bytes import TokenBytes
     from tests.probes.tiny import make_tokenizer
 
     tokens = TokenBytes(make_tokenizer(["a b"], 300))

@@ -58,6 +58,9 @@ ARGUMENTS = {
     "mentalglm data review import": ["review", "ratings.json"],
     "probes run": ["nowhere", "--in", "records.jsonl", "--out", "probed"],
     "probes check": ["nowhere"], "probes report": ["nowhere"],
+    "probes rows": ["model", "--in", "asked.jsonl", "--out", "rows.jsonl"],
+    "probes answer": ["model", "--in", "records.jsonl", "--prompt", "ask.jinja", "--out", "answered.jsonl",
+                      "--max-new-tokens", "1"],
     "probes randomise": ["nowhere", "--in", "records.jsonl"],
     "probes rank": ["nowhere", "--in", "records.jsonl", "--out", "pairs.jsonl"],
     "probes verify": ["model"],
@@ -116,6 +119,9 @@ def trapped(tmp_path_factory):
                        pad_token_id=tokenizer.pad_id)  # fmt: skip
     save_pretrained(Glm(config, rngs=nnx.Rngs(0)), directory / "model", tokenizer=tokenizer)
     (directory / "records.jsonl").write_text(json.dumps(RECORD) + "\n")
+    asked = {"messages": [{"role": "user", "content": RECORD["post"]}], "post": RECORD["post"], "answer": "low"}
+    (directory / "asked.jsonl").write_text(json.dumps(asked) + "\n")
+    (directory / "ask.jinja").write_text("{{ post }} High or low?")
     recipe = {"run_dir": "run", "model": {"path": "nowhere"}, "data": {"source": "jsonl", "root": "nowhere"},
               "stages": [{"name": "a", "train": {"steps": 1, "rows": 1, "sequence_length": 64}}]}  # fmt: skip
     (directory / "recipe.yaml").write_text(json.dumps(recipe))

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from probes.citations.clauses import choose_cut, clause_tokens, clauses, pieces, words
-from probes.models.encode import TokenBytes, encode
+from probes.models.encode import encode
+from probes.models.token_bytes import TokenBytes
 from tests.probes.tiny import make_row
 
 

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from probes.errors import ProbeError, ProbeInputError
-from probes.models.encode import TokenBytes, decode_bytes, encode, read_generations
+from probes.models.encode import encode, read_generations
+from probes.models.token_bytes import TokenBytes, decode_bytes
 from probes.probe import Probe
 from probes.records import Example, Segment
 from probes.saliency.attribute import Settings, attribute
@@ -145,7 +146,10 @@ def test_border_tokens_stay_as_they_are(tiny_probe: Probe, tokenizer, method: st
     own, seen = embedding.weight[list(fixed.ids[last - 2 : last])], []
 
     def watch(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        seen.append((kwargs["inputs_embeds"].detach(), kwargs["attention_mask"]))
+        if kwargs.get("past_key_values") is None:  # what stands before the post, run once
+            assert kwargs["inputs_embeds"].shape[1] == first
+        else:
+            seen.append((kwargs["inputs_embeds"].detach(), kwargs["attention_mask"]))
 
     tiny_probe.scorer.check(fixed)  # its plain calls on ids are not what is looked at
     handle = tiny_probe.model.register_forward_pre_hook(watch, with_kwargs=True)
@@ -153,10 +157,11 @@ def test_border_tokens_stay_as_they_are(tiny_probe: Probe, tokenizer, method: st
         found = attribute(tiny_probe, fixed, (method,), ("label",), Settings(), ("the sun shone", "we ate soup"))
     finally:
         handle.remove()
-    assert seen and all(torch.equal(e[:, last - 2 : last], own.expand(len(e), -1, -1)) for e, _ in seen)
+    border = slice(last - 2 - first, last - first)  # every pass begins at the post
+    assert seen and all(torch.equal(e[:, border], own.expand(len(e), -1, -1)) for e, _ in seen)
     for _, mask in seen:
         if mask is not None and mask.ndim == 4:
-            assert bool((mask[:, 0, fixed.prompt_len - 1, last - 2 : last] == 0).all())
+            assert bool((mask[:, 0, fixed.prompt_len - 1 - first, last - 2 : last] == 0).all())
         elif mask is not None:
             assert bool((mask[:, last - 2 : last] == 1).all())
     gone = np.flatnonzero(~fixed.varied)

@@ -14,7 +14,8 @@ from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
 from probes.checks.faithfulness import cited_effects
 from probes.checks.gates import judge
 from probes.errors import RowRefused
-from probes.models.encode import TokenBytes, encode
+from probes.models.encode import encode
+from probes.models.token_bytes import TokenBytes
 from probes.probe import Probe
 from probes.saliency.attribute import Settings, attribute
 from probes.suite import BUDGETS

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from probes.checks.swaps import Swap
-from probes.cli import _print_summary
 from probes.records import Check
 from probes.report.overview import MAIN, brief, facts, funnel, panel
 from probes.report.overview import tests as hypotheses
 from probes.report.view import card, p_value
 from probes.results.summary import summarise
+from probes.terminal import print_summary
 from tests.probes.worlds import post_result
 
 NECESSITY = Check("necessity", "erase", 3.0, 2.5, 2.0, 3.0, 0.3, None, 20, "ok", (), (2.0, 2.5, 3.0))
@@ -65,7 +65,7 @@ def test_an_adjusted_p_has_its_own_name(capsys: pytest.CaptureFixture[str]) -> N
     strips = panel(MAIN, summary, evidence, [(r.id, None) for r in results])
     assert strips is not None and [s["p"] for s in strips["strips"]] == ["p (Holm) = 0.044", "p (Holm) = 0.044", None]
     assert "p (Holm) = 0.044 for the weaker method" in dict(brief(summary))["How sure"]
-    _print_summary(summary)
+    print_summary(summary)
     shown = " ".join(capsys.readouterr().out.split())
     assert "0.011" not in shown and "labels given" in shown
     assert (p_value(0.0004), p_value(None, "p (Holm)")) == ("p < 0.001", "no p (Holm)")

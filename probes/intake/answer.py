@@ -1,0 +1,119 @@
+"""Greedy answers of any causal language model to a prompt of one's own, as rows that can be probed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from probes.errors import ProbeInputError
+from probes.files import write_jsonl
+from probes.intake.labels import read_explanation, read_label
+from probes.intake.rows import Reader
+from probes.intake.template import render
+from probes.models.encode import read_generations
+from probes.models.probed import Probed
+from probes.models.token_bytes import decode_bytes
+
+_KEPT_EVERY = 10  # answers
+_MARK = "\ue000\ue001\ue000"  # characters of private use: no text has them
+
+
+def prompts(reader: Reader, records: Sequence[Mapping[str, Any]], template: str, where: object) -> list[dict[str, Any]]:
+    """What the model is to be asked: each record by ``template`` (Jinja; its names are the record's keys), as the turn
+    of a user where the model has a chat template, else as plain text.
+
+    Returns:
+        records for ``probes.intake.rows``, with ``post`` as a place, without an answer.
+    Raises:
+        ProbeInputError: a record without a post, a template that fails or does not show the post as it is.
+    """
+    for record in records:
+        if not isinstance(record.get("post"), str) or not record["post"].strip():
+            raise ProbeInputError(f"record {record.get('id')!r}: key 'post' must be a text that is not empty")
+    texts = render(template, records, where, strict=True)
+    marked = render(template, [{**record, "post": _MARK} for record in records], where, strict=True)
+    found = []
+    for record, text, mark in zip(records, texts, marked, strict=True):
+        for one in (text, mark):
+            if isinstance(one, ProbeInputError):
+                raise one
+        at = str(mark).find(_MARK)
+        end = at + len(record["post"])
+        if at < 0 or text[at:end] != record["post"]:
+            raise ProbeInputError(
+                f"{where}: record {record.get('id')!r}: the prompt does not show the post as it is; write "
+                "{{ post }} once, without a filter"
+            )
+        asked = {"messages": [{"role": "user", "content": text}]} if reader.template is not None else {"prompt": text}
+        found.append({**record, **asked, "post": [at, end]})
+    return found
+
+
+def answer(
+    probe: Probed,
+    rows: Sequence[dict[str, Any]],
+    out: str | Path,
+    max_new_tokens: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Asks the model every row, one at a time and greedily, and reads label and explanation by rule.
+
+    Args:
+        rows: as ``probes.intake.rows.asked`` makes them, without ``output_ids``.
+        out: generations.jsonl; what an interrupted call left in it is taken up.
+    Returns:
+        the rows, in order, with what the model wrote.
+    Raises:
+        ProbeInputError: ``out`` holds something else.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    own = probe.model.generation_config
+    stops = own.eos_token_id if own.eos_token_id is not None else probe.tokenizer.eos_token_id
+    stops = list(stops) if isinstance(stops, (list, tuple)) else [] if stops is None else [stops]
+    # The model's own configuration may sample; a study wants the same answer tomorrow.
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops or None, pad_token_id=probe.pad_id
+    )
+    made = hashlib.blake2b(f"{probe.fingerprint} {max_new_tokens}".encode(), digest_size=8).hexdigest()
+    before = {row["id"]: row for row in read_generations(out)} if Path(out).exists() else {}
+    if foreign := [name for name, row in before.items() if row.get("answered_by") != made]:
+        raise ProbeInputError(f"{out}: row {foreign[0]!r} was not written by this model and call; give another --out")
+    found: list[dict[str, Any]] = []
+    for done, row in enumerate(rows):
+        kept = before.get(row["id"])
+        if kept is None or kept["prompt_ids"] != row["prompt_ids"]:
+            ids = torch.tensor([row["prompt_ids"]], device=probe.device)
+            with torch.no_grad():
+                output = probe.model.generate(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
+                )
+            kept = read_answer(probe, row, output[0, ids.shape[1] :].tolist(), stops) | {"answered_by": made}
+        found.append(kept)
+        if progress:
+            progress(done + 1, len(rows))
+        if (done + 1) % _KEPT_EVERY == 0:
+            write_jsonl(out, found, private=True)
+    write_jsonl(out, found, private=True)
+    return found
+
+
+def read_answer(
+    probe: Probed, row: Mapping[str, Any], output_ids: list[int], stops: Sequence[int] = ()
+) -> dict[str, Any]:
+    """``row`` with an answer: ids as the model wrote them, label and explanation by rule."""
+    said = output_ids[:-1] if output_ids and output_ids[-1] in stops else output_ids
+    text = decode_bytes(b"".join(map(probe.token_bytes, said)))[0]
+    key, at = read_label(text, row["candidates"])
+    return {
+        **row,
+        "output_ids": output_ids,
+        "output_text": text,
+        "finish": "stop" if len(said) < len(output_ids) else "length",
+        "parsed_label": key,
+        "label_text": None if at is None else text[slice(*at)],
+        "parsed_explanation": read_explanation(text, at),
+    }

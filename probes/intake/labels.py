@@ -1,0 +1,64 @@
+"""The label and the explanation of an answer, read by rule where nobody gives them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+
+from probes.models.encode import after_reasoning, inside_word
+from probes.records import Span
+
+_OPENING = " \t\r\n.,:;!?-–—*#|。，：；！？、>）)」』”\"'"  # what may stand between a label and its explanation
+
+
+def read_label(answer: str, candidates: Mapping[str, str]) -> tuple[str | None, Span | None]:
+    """The one candidate that an answer states, and where.
+
+    The rule: after the reasoning, in the first line that is not empty, else in all of it: the candidate whose sentence
+    stands there, in any case and with or without its last punctuation; where no sentence does, whose key does. Several
+    are none: a rule cannot tell "not high but low" from its opposite.
+
+    Returns:
+        key and span in ``answer``; (None, None) where no candidate or several are stated.
+    """
+    begin = after_reasoning(answer)
+    line = re.compile(r"[^\n]*\S[^\n]*").search(answer, begin)
+    scopes = [(begin, len(answer))] if line is None else [line.span(), (begin, len(answer))]
+    for scope in scopes:
+        for wanted in (candidates, {key: key for key in candidates}):
+            found = {key: span for key, text in wanted.items() if (span := find_label(answer, text, scope)) is not None}
+            # "risk" inside "no risk" is no statement of its own
+            found = {k: s for k, s in found.items() if not any(_within(s, other) for other in found.values())}
+            if len(found) == 1:
+                return next(iter(found.items()))
+            if found:
+                return None, None
+    return None, None
+
+
+def find_label(answer: str, text: str, scope: Span) -> Span | None:
+    """The first place of a label's text in ``answer[scope]`` that is not inside a longer word; in any case."""
+    bare = text
+    while bare and unicodedata.category(bare[-1]).startswith("P"):
+        bare = bare[:-1]
+    for part in dict.fromkeys((text, bare)):
+        for match in re.finditer(re.escape(part), answer[: scope[1]], re.IGNORECASE) if part.strip() else ():
+            if match.start() >= scope[0] and not inside_word(answer, *match.span()):
+                return match.span()
+    return None
+
+
+def read_explanation(answer: str, label: Span | None) -> str | None:
+    """What follows the label; where nothing does, what stands before it, after the reasoning. None without a label, and
+    where there is not a word of it."""
+    if label is None:
+        return None
+    after = answer[label[1] :].lstrip(_OPENING).rstrip()
+    before = answer[after_reasoning(answer) : label[0]].strip()
+    found = after if any(char.isalnum() for char in after) else before
+    return found if sum(char.isalnum() for char in found) > 1 else None
+
+
+def _within(span: Span, other: Span) -> bool:
+    return span != other and other[0] <= span[0] and span[1] <= other[1]

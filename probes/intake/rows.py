@@ -1,0 +1,326 @@
+"""Rows of generations.jsonl from what a researcher has: a prompt or a conversation, an answer, and where the post is.
+
+The prompt is tokenised as the model's clients do it: with its own tokenizer, and for a conversation with its own chat
+template. What the tokens say is compared with the text; a row whose tokens say something else is left out, by reason.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from probes.errors import ProbeInputError, ProbeWarning, RowRefused
+from probes.foreign import BOM, parse_json, plain, read_bytes, read_json
+from probes.intake.labels import find_label, read_explanation, read_label
+from probes.intake.template import chat_template, render
+from probes.models.directory import locate
+from probes.models.encode import MAX_GENERATIONS_BYTES, after_reasoning, encode
+from probes.models.token_bytes import TokenBytes, decode_bytes
+from probes.models.tokenizer import load_tokenizer
+from probes.records import Span
+
+# Of a record, what a row takes as it is.
+_KEPT = ("task", "question", "user", "pair", "rationales", "cues", "decoys", "reasoning", "finish")
+_TEXTS = ("prompt", "answer", "label", "label_text", "explanation")
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Rows as ``probes run`` takes them, and of each record left out its ``id``, ``reason`` and what is ``said``."""
+
+    rows: list[dict[str, Any]]
+    left_out: list[dict[str, str]]
+
+
+class Reader:
+    """A model's tokenizer and chat template.
+
+    Attributes:
+        token_bytes: the bytes of each token.
+        template: its chat template, or None.
+    """
+
+    def __init__(self, model: str | Path) -> None:
+        """Opens the tokenizer of a model directory or Hub id; no weight is read.
+
+        Raises:
+            ProbeInputError: there is none that can be used.
+        """
+        directory = locate(model)
+        self.name = str(model)
+        self.token_bytes = TokenBytes(load_tokenizer(directory))
+        self.template = chat_template(directory)
+
+    def conversations(self, given: Sequence[Sequence[Mapping[str, str]]]) -> list[str | ProbeInputError]:
+        """Each conversation as the chat template writes it, with the beginning of the answer.
+
+        Raises:
+            ProbeInputError: there is no template, or it cannot be rendered.
+        """
+        if not given:
+            return []
+        if self.template is None:
+            raise ProbeInputError(f"{self.name}: no chat template; give prompts as text (key 'prompt')")
+        special = self.token_bytes.tokenizer.special_tokens_map
+        named = {key: str(value) for key, value in special.items() if not isinstance(value, (list, tuple))}
+        usual = {"add_generation_prompt": True, "tools": None, "documents": None, **named}
+        contexts = [{"messages": [dict(turn) for turn in turns], **usual} for turns in given]
+        return render(self.template, contexts, f"{self.name}: its chat template")
+
+    def ids(self, prompt: str, templated: bool) -> list[int]:
+        """Tokens of a prompt. Before plain text stands, once, what the tokenizer puts before every text."""
+        ids = self.token_bytes.plain(prompt)
+        if templated:
+            return ids
+        alone, opened = self.token_bytes.plain("a"), list(self.token_bytes.tokenizer("a")["input_ids"])
+        size = next((at for at in range(len(opened)) if opened[at : at + len(alone)] == alone), 0)
+        before = opened[:size]
+        return ids if ids[:size] == before else [*before, *ids]
+
+
+def rows(
+    model: str | Path, records: Iterable[Mapping[str, Any]], candidates: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Records as rows of generations.jsonl, for ``run_suite``.
+
+    Args:
+        model: directory or Hub id of the model that answered; only its tokenizer is opened.
+        records: each with ``prompt`` (text as the model got it) or ``messages`` (``role``, ``content``; the last one
+            may be the assistant's, the answer), ``answer``, and ``post``: a text that stands in the prompt once, or
+            ``[start, end)`` in the prompt (in the last user message). Optional: ``id``; ``label`` (a key of the
+            candidates) or ``label_text`` (as it stands in the answer), else read by rule; ``candidates``;
+            ``explanation``, else what follows the label; ``reasoning``, ``task``, ``user``, ``pair``, ``rationales``,
+            ``cues``, ``decoys``.
+        candidates: label -> its sentence, for records that have none of their own.
+    Warns:
+        ProbeWarning: how many records were left out, and why.
+    Raises:
+        ProbeInputError: a record is none of these, none can be used, or the model's tokenizer cannot.
+    """
+    laid = lay(Reader(model), list(records), candidates)
+    if laid.left_out:
+        counted = Counter(one["reason"] for one in laid.left_out)
+        said = ", ".join(f"{reason} ({count})" for reason, count in counted.most_common())
+        warnings.warn(f"{len(laid.left_out)} records left out: {said}", ProbeWarning, stacklevel=2)
+    return laid.rows
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """Reads a JSONL file of records: one object per line that is not empty; its line number is the id of one without.
+
+    Raises:
+        ProbeInputError: ``file:line: reason``, or there is none.
+    """
+    found = []
+    for number, line in enumerate(read_bytes(path, MAX_GENERATIONS_BYTES).removeprefix(BOM).splitlines(), start=1):
+        if line.strip():
+            value = parse_json(line, f"{path}:{number}")
+            if not isinstance(value, dict):
+                raise ProbeInputError(f"{path}:{number}: a JSON {type(value).__name__}, not an object")
+            found.append({"id": str(number)} | value)
+    if not found:
+        raise ProbeInputError(f"{path}: no records; one JSON object per line is wanted")
+    return found
+
+
+def read_candidates(path: str | Path | None) -> dict[str, str]:
+    """Reads a JSON object label -> sentence; empty without a file.
+
+    Raises:
+        ProbeInputError: it is none.
+    """
+    if path is None:
+        return {}
+    found = read_json(path)
+    if not found or not all(isinstance(text, str) and text.strip() and key.strip() for key, text in found.items()):
+        raise ProbeInputError(f"{path}: must map each label to its sentence, a text")
+    return found
+
+
+def lay(
+    reader: Reader,
+    records: Sequence[Mapping[str, Any]],
+    candidates: Mapping[str, str] | None = None,
+    answered: bool = True,
+) -> Laid:
+    """See ``rows``. Not ``answered``: rows with the prompt only, for a model that is still to be asked."""
+    read = [_read(record, number, candidates, answered) for number, record in enumerate(records, start=1)]
+    ids = Counter(one["id"] for one in read)
+    if twice := [name for name, count in ids.items() if count > 1]:
+        raise ProbeInputError(f"id {plain(twice[0], 80)!r} is used {ids[twice[0]]} times; ids must be unique")
+    written = iter(reader.conversations([one["messages"] for one in read if "messages" in one]))
+    laid = Laid([], [])
+    for one in read:
+        try:
+            if "messages" in one:
+                text = next(written)
+                if isinstance(text, ProbeInputError):
+                    raise RowRefused(one["id"], str(text), "the chat template refuses the conversation")
+                one["prompt"], one["span"] = text, _in_prompt(one, text)
+            row = _asked(reader, one)
+            if answered:
+                row |= _answered(reader, one)
+                encode(row, reader.token_bytes)
+            laid.rows.append(row)
+        except RowRefused as error:
+            laid.left_out.append({"id": one["id"], "reason": error.reason, "said": str(error)})
+    if not laid.rows:
+        raise ProbeInputError(f"none of the {len(read)} records can be used: {laid.left_out[0]['said']}")
+    return laid
+
+
+def _read(
+    record: Mapping[str, Any], number: int, candidates: Mapping[str, str] | None, answered: bool
+) -> dict[str, Any]:
+    """A record whose format is right: ``span`` is the post's in ``text``, the prompt or the last user message."""
+    found = {**record, "id": str(record.get("id") if record.get("id") is not None else number)}
+    where = f"record {plain(found['id'], 80)!r}"
+    for key in _TEXTS:
+        if found.get(key) is not None and not isinstance(found[key], str):
+            raise ProbeInputError(f"{where}: key {key!r} has type {type(found[key]).__name__}, not text")
+    if (found.get("prompt") is None) == (found.get("messages") is None):
+        raise ProbeInputError(f"{where}: give 'prompt' or 'messages', one of them")
+    if found.get("messages") is not None:
+        _read_messages(found, where)
+    else:
+        found.pop("messages", None)
+        found["text"] = found["prompt"]
+    if answered and not found.get("answer"):
+        raise ProbeInputError(f"{where}: key 'answer' is missing or empty")
+    found["candidates"] = found.get("candidates") or dict(candidates or {})
+    good = isinstance(found["candidates"], dict) and all(
+        isinstance(text, str) and text.strip() and key.strip() for key, text in found["candidates"].items()
+    )
+    if not good:
+        raise ProbeInputError(f"{where}: key 'candidates' must map each label to its sentence")
+    found["span"] = _post(found, where)
+    return found
+
+
+def _read_messages(found: dict[str, Any], where: str) -> None:
+    turns = found["messages"]
+    good = isinstance(turns, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in turns
+    )
+    if not good:
+        raise ProbeInputError(f"{where}: key 'messages' must be a list of objects with 'role' and 'content' (text)")
+    if found.get("answer") is None and turns and turns[-1]["role"] == "assistant":
+        found["answer"], turns = turns[-1]["content"], turns[:-1]
+    asked = [turn["content"] for turn in turns if turn["role"] == "user"]
+    if not asked:
+        raise ProbeInputError(f"{where}: key 'messages' has no turn of the user")
+    found["messages"], found["text"] = turns, asked[-1]
+
+
+def _post(found: Mapping[str, Any], where: str) -> Span | None:
+    """Where the post is in ``text``; None where it has to be looked for in the prompt."""
+    post, text = found.get("post"), found["text"]
+    if isinstance(post, str) and post.strip():
+        return None
+    if isinstance(post, list) and len(post) == 2 and all(type(at) is int for at in post):
+        if 0 <= post[0] < post[1] <= len(text):
+            return post[0], post[1]
+        raise ProbeInputError(f"{where}: post {post} is not inside the text of {len(text)} characters")
+    raise ProbeInputError(f"{where}: key 'post' must be a text that is not empty, or a [start, end)")
+
+
+def _in_prompt(one: Mapping[str, Any], prompt: str) -> Span | None:
+    """The post's place in a rendered conversation, for one that was given as a place in the last user message."""
+    if one["span"] is None:
+        return None
+    text, (a, b) = one["text"], one["span"]
+    trimmed = text.strip()  # most templates do
+    at, lead = prompt.rfind(trimmed), len(text) - len(text.lstrip())
+    if at < 0 or a < lead or b - lead > len(trimmed):
+        said = "the chat template changes the user's message; give the post as text"
+        raise RowRefused(one["id"], said, "the chat template changes the user's message")
+    return at + a - lead, at + b - lead
+
+
+def _asked(reader: Reader, one: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as far as it is known before the model answers."""
+    prompt, row_id = one["prompt"], one["id"]
+    post, span = _placed(one, prompt)
+    prompt_ids = reader.ids(prompt, "messages" in one)
+    decoded, _ = decode_bytes(b"".join(map(reader.token_bytes, prompt_ids)))
+    return {
+        "id": row_id,
+        "post": post,
+        "post_span": list(_moved(reader, row_id, prompt, decoded, span)),
+        "prompt_ids": prompt_ids,
+        "candidates": one["candidates"],
+        **{key: one[key] for key in _KEPT if one.get(key) is not None},
+    }
+
+
+def _answered(reader: Reader, one: Mapping[str, Any]) -> dict[str, Any]:
+    answer = one["answer"]
+    output_ids = reader.token_bytes.encode(answer)
+    if b"".join(map(reader.token_bytes, output_ids)) != answer.encode():
+        raise _changed(reader, one["id"], "answer")
+    label, label_text, at = _label(one, answer)
+    explanation = one.get("explanation") or read_explanation(answer, at)
+    found = {"parsed_label": label, "label_text": label_text, "parsed_explanation": explanation}
+    return {"output_ids": output_ids, **found}
+
+
+def _placed(one: Mapping[str, Any], prompt: str) -> tuple[str, Span]:
+    """The post and its place in the prompt."""
+    if one["span"] is not None:
+        a, b = one["span"]
+        return prompt[a:b], (a, b)
+    post, count = one["post"], prompt.count(one["post"])
+    if count != 1:
+        where = "not in the prompt" if not count else "several times in the prompt"
+        raise RowRefused(one["id"], f"the post stands {where}; give it as [start, end)", f"the post stands {where}")
+    at = prompt.index(post)
+    return post, (at, at + len(post))
+
+
+def _moved(reader: Reader, row_id: str, prompt: str, decoded: str, span: Span) -> Span:
+    """A place of the prompt in what its tokens say, which may have special tokens before it and other spaces in it."""
+    kept = [at for at, char in enumerate(decoded) if char != " "]
+    wanted = prompt.replace(" ", "")
+    lead = len(kept) - len(wanted)
+    if lead < 0 or "".join(decoded[at] for at in kept[lead:]) != wanted:
+        raise _changed(reader, row_id, "prompt")
+    post = prompt[slice(*span)]
+    if not post.strip(" "):
+        raise RowRefused(row_id, "the post is empty", "the post is empty")
+    front = len(post) - len(post.lstrip(" "))
+    start = kept[lead + len(prompt[: span[0]].replace(" ", ""))] - front
+    if start < 0 or decoded[start : start + len(post)] != post:
+        raise _changed(reader, row_id, "post")
+    return start, start + len(post)
+
+
+def _changed(reader: Reader, row_id: str, what: str) -> RowRefused:
+    rules = reader.token_bytes.rules() or reader.token_bytes.kind
+    said = f"the tokenizer changes the {what}"
+    return RowRefused(row_id, f"{said} ({rules}); give it as its tokens read", said)
+
+
+def _label(one: Mapping[str, Any], answer: str) -> tuple[str | None, str | None, Span | None]:
+    """Key, text and place of the label in the answer: as given, or by rule."""
+    candidates, label, said = one["candidates"], one.get("label"), one.get("label_text")
+    if said is not None:
+        at = answer.rfind(said)
+        if not said.strip() or at < 0:
+            raise RowRefused(one["id"], "label_text is not in the answer", "label_text is not in the answer")
+        return label, said, (at, at + len(said))
+    if label is not None:
+        scope = (after_reasoning(answer), len(answer))
+        found = find_label(answer, candidates.get(label) or label, scope) or find_label(answer, label, scope)
+        if found is None:
+            said = f"label {plain(label, 40)!r} is not in the answer; give its words as 'label_text'"
+            raise RowRefused(one["id"], said, "the label is not in the answer")
+        return label, answer[slice(*found)], found
+    if "label" in one or "label_text" in one:  # null: there is none
+        return None, None, None
+    key, found = read_label(answer, candidates)
+    return key, None if found is None else answer[slice(*found)], found

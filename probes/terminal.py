@@ -1,0 +1,159 @@
+"""What the ``probes`` command writes: lines, tables, one JSON object, a bar.
+
+Results go to stdout, progress and reasons to stderr. No post and no explanation is ever printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from probes.errors import ProbeError
+from probes.foreign import plain
+
+SAFETY = (
+    "A research instrument, not a diagnosis. If someone may be in danger, a person has to help: "
+    "call the local emergency number or a crisis line."
+)
+
+LINE = 900  # characters of one line on stderr
+_PIPED = 240  # columns of a table that does not go to a terminal
+
+# Of the report's facts, those that the terminal tells as well.
+_TOLD = ("Labels given", "Mean |log-odds| of the label", "Label scores that are no plain contrast",
+         "Labels in other words", "Tokens at the ends not varied", "Posts cut into", "Rows left out",
+         "Swap pairs left out")  # fmt: skip
+
+
+def console(stderr: bool = False) -> Console:
+    """Prints what it is given as it is: no markup, no emoji codes, no colours for what looks like a number. As wide as
+    the terminal; a file or a pipe has no width of its own."""
+    wide = (sys.stderr if stderr else sys.stdout).isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=None if wide else _PIPED)
+
+
+def say(line: str) -> None:
+    """One line on stdout."""
+    console().print(plain(line, LINE), soft_wrap=True)
+
+
+def tell(line: str) -> None:
+    """One line on stderr."""
+    console(stderr=True).print(plain(line, LINE), soft_wrap=True)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):  # another locale, or half a surrogate pair
+        text = json.dumps(value, allow_nan=False)
+    sys.stdout.write(text + "\n")
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Any]:
+    """A bar on stderr; a line at every quarter where stderr is not a terminal."""
+    screen = console(stderr=True)
+    quarter = -1
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, TextColumn("left"), TimeRemainingColumn(), console=screen, disable=not screen.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=None)
+
+        def advance(done: int | float, total: int) -> None:
+            nonlocal quarter
+            bar.update(task, completed=done, total=total)
+            if not screen.is_terminal and 4 * done // max(total, 1) > quarter:
+                quarter = 4 * done // max(total, 1)
+                screen.print(f"{what}: {int(done)} of {total}", highlight=False)
+
+        yield advance
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """The numbers of a run."""
+    from probes.report.view import interval, p_value, percent
+
+    table = Table(title=f"{summary['n']} posts: {summary['conclusion']}", title_justify="left", show_edge=False)
+    for name, side in (("", "left"), ("value", "right"), ("95 %", "right"), ("beside", "left")):
+        table.add_column(name, justify=side, no_wrap=name in ("", "value"))  # type: ignore[arg-type]
+    for method, value in summary["mass_ratio"].items():
+        p = p_value(summary["p_holm"].get(method), "p (Holm)")
+        beside = f"by length {percent(summary['mass_ratio_null'][method])}, {p}"
+        name = f"label saliency in cited words ({method})"
+        table.add_row(name, percent(value), interval(summary["mass_ratio_ci"][method]), beside)
+    for method, value in summary["cue_auroc"].items():
+        if value is not None:
+            table.add_row(f"planted cues found, AUROC ({method})", f"{value:.3f}", "", "chance 0.5")
+    from probes.report import pairs
+    from probes.report.overview import facts
+
+    for title, value, note in facts(summary):
+        if title in _TOLD:
+            table.add_row(title[0].lower() + title[1:], value, "", note)
+    for title, value, note in pairs.facts(summary):
+        table.add_row(title[0].lower() + title[1:], value, "", note)
+    quotes = f"of {summary['n_quotes']} quotes"
+    table.add_row("quotes that are not in the post", percent(summary["fabricated_quote_rate"]), "", quotes)
+    table.add_row("explanations that cite nothing", str(summary["abstained"]), "", "")
+    if summary.get("cut_off"):
+        table.add_row("answers cut off by the token limit", str(summary["cut_off"]), "", "")
+    for name, count in summary["verdicts"].items():
+        chance = summary["verdicts_by_chance"].get(name)
+        table.add_row(name, str(count), "", "" if chance is None else f"{chance:.1f} expected from random citations")
+    console().print(table)
+    say(SAFETY)
+
+
+def print_comparison(found: dict[str, Any]) -> None:
+    """Two runs over the same posts."""
+    table = Table(title=f"{found['n_pairs']} pairs of posts", title_justify="left", show_edge=False)
+    for name, side in (("P(this run scores higher)", "left"), ("value", "right"), ("95 %", "right"), ("n", "right")):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for name, methods in found["by_check"].items():
+        for method, one in methods.items():
+            if one is not None:
+                ci = f"{one['ci'][0]:.2f}–{one['ci'][1]:.2f}"
+                table.add_row(f"{name.replace('_', ' ')} ({method})", f"{one['value']:.3f}", ci, str(one["n"]))
+    console().print(table)
+
+
+def print_study(found: dict[str, Any]) -> None:
+    """What randomised weights did to the maps."""
+    from probes.report.overview import randomisation
+
+    table = Table(title=f"{found['n']} posts, maps on clauses", title_justify="left", show_edge=False)
+    for name, side in (("drawn anew", "left"), ("method", "left"), ("r with the real map", "right"),
+                       ("AUROC of marked cues", "right")):  # fmt: skip
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for row in randomisation(found):
+        table.add_row(row["what"], row["method"], row["r"], row["cue"])
+    console().print(table)
+
+
+def print_rows(title: str, rows: Sequence[dict[str, Any]], json_: bool) -> None:
+    """Checks with their bounds; fails where one did."""
+    failed = [row["id"] for row in rows if not row["ok"]]
+    if json_:
+        print_json({"ok": not failed, "rows": list(rows)})
+    else:
+        table = Table(title=title, title_justify="left", show_edge=False)
+        for name, side in (("id", "left"), ("what", "left"), ("value", "right"), ("bound", "right"), ("", "left")):
+            table.add_column(name, justify=side)  # type: ignore[arg-type]
+        for row in rows:
+            bound = "information" if row["bound"] is None else f"{row.get('side', '<=')} {row['bound']:.2g}"
+            table.add_row(row["id"], row["what"], f"{row['value']:.3g}", bound, "ok" if row["ok"] else "FAILED")
+        console().print(table)
+    if failed:
+        raise ProbeError(f"{len(failed)} of {len(rows)} checks failed ({', '.join(failed)}): do not read verdicts here")

@@ -1,0 +1,79 @@
+"""A model is asked by a template of one's own; what it wrote is what is probed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from probes import cli
+from probes.errors import ProbeInputError
+from probes.intake.answer import answer, prompts
+from probes.intake.rows import Reader, lay
+from probes.models.encode import read_generations
+from probes.probe import Probe
+
+LABELS = {"high": "high", "low": "low"}
+RECORDS = [{"id": "a", "post": "I ate, it rained.", "place": "Rome"}, {"id": "b", "post": "The dog", "place": "Ur"}]
+TEMPLATE = "{{ place }} The dog says: {{ post }} Risk?"
+
+
+@pytest.fixture(scope="module")
+def reader(tiny_model_dir: Path) -> Reader:
+    return Reader(tiny_model_dir)
+
+
+def test_the_prompt_is_the_template_and_the_post_is_known(reader: Reader) -> None:
+    found = prompts(reader, RECORDS, TEMPLATE, "T")
+    assert found[0]["prompt"] == "Rome The dog says: I ate, it rained. Risk?"
+    laid = lay(reader, found, LABELS, answered=False)
+    assert [row["post"] for row in laid.rows] == ["I ate, it rained.", "The dog"]
+    assert laid.rows[1]["post_span"] == [17, 24]  # the second of two places
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ post | upper }}", "no post", "{{ post", "{{ 1 / 0 }}{{ post }}", "{{ plcae }}{{ post }}"]
+)
+def test_a_template_that_does_not_show_the_post_is_refused(reader: Reader, template: str) -> None:
+    with pytest.raises(ProbeInputError, match="T: "):
+        prompts(reader, RECORDS, template, "T")
+
+
+def test_what_the_model_writes_is_kept_to_the_id(tiny_model_dir: Path, tmp_path: Path, reader: Reader) -> None:
+    probe = Probe.from_pretrained(tiny_model_dir)
+    asked = lay(reader, prompts(reader, RECORDS, TEMPLATE, "T"), LABELS, answered=False).rows
+    found = answer(probe, asked, tmp_path / "out.jsonl", max_new_tokens=5)
+    for row in found:
+        ids = list(row["prompt_ids"])
+        for index in row["output_ids"]:
+            with torch.no_grad():
+                assert int(probe.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) == index
+            ids.append(index)
+        assert row["finish"] == ("length" if len(row["output_ids"]) == 5 else "stop")
+    assert read_generations(tmp_path / "out.jsonl") == found
+
+
+def test_an_interrupted_call_goes_on(tiny_model_dir: Path, tmp_path: Path, reader: Reader, monkeypatch: Any) -> None:
+    probe, out = Probe.from_pretrained(tiny_model_dir), tmp_path / "out.jsonl"
+    asked = lay(reader, prompts(reader, RECORDS, TEMPLATE, "T"), LABELS, answered=False).rows
+    whole = answer(probe, asked, out, max_new_tokens=3)
+    out.write_text(json.dumps(whole[0]) + "\n")
+    calls: list[int] = []
+    generate = probe.model.generate
+    monkeypatch.setattr(probe.model, "generate", lambda **given: calls.append(1) or generate(**given))
+    assert answer(probe, asked, out, max_new_tokens=3) == whole and len(calls) == 1
+    with pytest.raises(ProbeInputError, match="was not written by this model and call"):
+        answer(probe, asked, out, max_new_tokens=4)
+
+
+def test_the_command(tiny_model_dir: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "posts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in RECORDS))
+    (tmp_path / "ask.jinja").write_text(TEMPLATE)
+    out = tmp_path / "rows.jsonl"
+    arguments = ["answer", tiny_model_dir, "--in", tmp_path / "posts.jsonl", "--prompt", tmp_path / "ask.jinja",
+                 "--out", out, "--max-new-tokens", "3", "--json"]  # fmt: skip
+    cli.main(list(map(str, arguments)))
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"] == 2 and told["left_out"] == {}
+    assert [row["id"] for row in read_generations(out)] == ["a", "b"]
