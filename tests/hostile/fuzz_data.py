@@ -63,8 +63,9 @@ def _records(place: Path) -> Reader:
     multi = RECORD | {"task": "cognitive_distortion", "language": "zh", "labels": [], "rationales": [[0, 1]]}
     multi["labels"] = [tasks.TASKS["cognitive_distortion"].keys[0]]
     del multi["label"]
-    return Reader(in_rows(RECORD, ROW, MOOD, multi), from_file(place / "r.jsonl", lambda: _forgetting(
-        read_records, place / "r.jsonl", allow_extra=True)))  # fmt: skip
+    rows = (row | {"id": f"r{number}"} for number, row in enumerate((RECORD, ROW, MOOD, multi)))
+    file = place / "r.jsonl"
+    return Reader(in_rows(*rows), from_file(file, lambda: _forgetting(read_records, file, allow_extra=True)))
 
 
 def _forgetting(read: Callable[..., object], *arguments: Any, **named: Any) -> object:
@@ -77,7 +78,7 @@ def _forgetting(read: Callable[..., object], *arguments: Any, **named: Any) -> o
 
 @READERS.reads("generations.jsonl")
 def _generations(place: Path) -> Reader:
-    return Reader(in_rows(ROW, ROW | {"parsed_label": None}, MOOD | {"parsed_label": "calm"}),
+    return Reader(in_rows(ROW, ROW | {"id": "r2", "parsed_label": None}, MOOD | {"id": "r3", "parsed_label": "calm"}),
                   from_file(place / "g.jsonl", lambda: _forgetting(read_generations, place / "g.jsonl")))  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mentalglm_jax.data import near
 from mentalglm_jax.data.inspection import Inspection
-from mentalglm_jax.data.near import MOST, NearIndex, near_duplicates
+from mentalglm_jax.data.near import NearIndex, near_duplicates
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.splits import clusters
 
@@ -18,8 +18,9 @@ COUNT = 300
 
 @pytest.fixture
 def compared(monkeypatch):
-    """How many signatures each text was compared with."""
+    """How many signatures each text was compared with, where a bucket has room for eight."""
     calls, agreement = [], near.agreement
+    monkeypatch.setattr(near, "MOST", 8)
     monkeypatch.setattr(near, "agreement", lambda many, one: (calls.append(len(many)), agreement(many, one))[1])
     return calls
 
@@ -32,13 +33,13 @@ def alike(count=COUNT, post=POST) -> list[Record]:
 
 
 def most_compared() -> int:
-    """A bucket of each band, all full."""
-    return MOST * NearIndex(0.8)._count
+    """A bucket of each band, all full: fewer than there are texts."""
+    return near.MOST * NearIndex(0.8)._count
 
 
 def test_posts_that_are_all_near_are_one_cluster(compared):
     assert len(set(clusters(alike()))) == 1 == len(set(clusters(alike()[::-1])))
-    assert max(compared) <= most_compared() and sum(compared) < 2 * COUNT * COUNT // 4
+    assert max(compared) <= most_compared() < COUNT // 3
 
 
 def test_posts_that_are_all_near_are_inspected(compared):
@@ -46,7 +47,7 @@ def test_posts_that_are_all_near_are_inspected(compared):
     for record in alike():
         inspection.add(record)
     (overlap,) = inspection.report()["overlap"]
-    assert overlap["near"] == COUNT // 2 and len(overlap["near_ids"]) == 20
+    assert overlap["near"] > 0.95 * COUNT / 2 and len(overlap["near_ids"]) == 20
     assert max(compared) <= most_compared()
 
 
@@ -61,11 +62,11 @@ def test_one_post_thousands_of_times_is_inspected():
 
 
 def test_posts_that_share_a_band_and_are_not_near(compared):
-    """Half of each is the same: many share a band of their signatures, none is near another."""
-    draw, same = random.Random(0), " ".join(POST.split()[:9])
-    texts = [(f"{same} {draw.getrandbits(200):x}", "en") for _ in range(COUNT)]
+    """More than half of each is the same: many share a band of their signatures, none is near another."""
+    draw = random.Random(0)
+    texts = [(f"{POST[:50]} {draw.getrandbits(64):x}", "en") for _ in range(COUNT)]
     assert set(near_duplicates(texts, 0.8)) == {None}
-    assert sum(compared) > COUNT and max(compared) <= most_compared()
+    assert COUNT // 15 < max(compared) <= most_compared()
 
 
 def test_a_long_post_is_signed_in_little_memory(monkeypatch):

@@ -122,7 +122,7 @@ def _index(place: Path) -> Reader:
     folder = place / "sharded"
     folder.mkdir()
     for number in (1, 2):
-        save_file({f"model.{number}.weight": np.ones((2, 3), np.float32)}, folder / f"m-{number}.safetensors")
+        save_file({f"model.{number}.weight": np.ones((64, 64), np.float32)}, folder / f"m-{number}.safetensors")
     shutil.copy(place / "model" / "config.json", folder)
     sound = {"metadata": {"total_size": 48}, "weight_map": {f"model.{n}.weight": f"m-{n}.safetensors" for n in (1, 2)}}
     file = folder / "model.safetensors.index.json"
@@ -225,7 +225,7 @@ def _manifest(place: Path) -> Reader:
 @READERS.reads("summary.json")
 def _summary(place: Path) -> Reader:
     run = _finished(place)
-    return Reader(in_values(SUMMARY | {"a": [1, {"b": 2.5}]}), from_file(run / "summary.json", lambda: read_run(run)))
+    return Reader(in_values(SUMMARY), from_file(run / "summary.json", lambda: read_run(run)))
 
 
 @READERS.reads("an entry of the cache")
