@@ -99,16 +99,22 @@ class Steps:
         self._cache, self._name, self._count, self._within = cache, name, count, within
         self._done = 0
 
-    def kept(self, make: Callable[[], Any], read: Callable[[Any], Any] = lambda value: value) -> Any:
+    def kept(
+        self,
+        make: Callable[[], Any],
+        read: Callable[[Any], Any] = lambda value: value,
+        good: Callable[[Any], bool] = lambda found: True,
+    ) -> Any:
         """What the next step gives, JSON types only, made or read back.
 
         Args:
-            read: makes of JSON what is wanted; what it cannot read is made again.
+            read: makes of JSON what is wanted; what it cannot read is made again, and what is not ``good`` when read.
         """
         part = self._cache.part(self._name, self._done)
         stored, found = self._cache.read(part), None
         with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, ProbeInputError):
             found = None if stored is None else (read(stored["made"]),)
+            found = found if found and good(found[0]) else None
         if found is None:
             made = make()
             self._cache.write(part, {"made": made})
@@ -127,13 +133,10 @@ class Steps:
     ) -> list[Attribution]:
         """The next step, where it gives maps: of these methods and targets (another version took other steps)."""
 
-        def read(value: Any) -> list[Attribution]:
-            found = [Attribution.from_dict(a) for a in value]
-            if wanted is not None and [(a.method, a.target) for a in found] != list(wanted):
-                raise ValueError("maps of another step")
-            return found
+        def good(found: Sequence[Attribution]) -> bool:
+            return wanted is None or [(a.method, a.target) for a in found] == list(wanted)
 
-        return self.kept(lambda: [a.to_dict() for a in make()], read)
+        return self.kept(lambda: [a.to_dict() for a in make()], lambda v: [Attribution.from_dict(a) for a in v], good)
 
 
 def _maps(

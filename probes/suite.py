@@ -66,7 +66,7 @@ def run_suite(
     progress: Progress | None = None,
     n_boot: int = 2000,
     seed: int = 0,
-    max_memory: float | None = None,
+    max_memory: int | float | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Suite:
     """Attributes, aligns and cross-checks every row, and writes the run directory (``probes.results.store``).
@@ -126,7 +126,7 @@ def run_suite(
 def _try(
     probe: Probe,
     examples: Sequence[Example],
-    max_memory: float | None,
+    max_memory: int | float | None,
     tell: Callable[[str], None] | None,
     manifest: dict[str, Any],
 ) -> None:
@@ -351,7 +351,7 @@ def prepare(
     budget: str = "standard",
     limit: int | None = None,
     redact: bool = False,
-    max_memory: float | None = None,
+    max_memory: int | float | None = None,
 ) -> None:
     """Refuses what can be refused before a model is loaded; changes nothing.
 

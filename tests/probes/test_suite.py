@@ -1,8 +1,10 @@
 """The run over a data set: what is written, what survives a kill, what redaction leaves; and once with a real model."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probes.cli import _print_summary
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning, RowRefused
+from probes.models.trial import Trial
 from probes.records import Check, Example, Segment
 from probes.report.page import write_report
 from probes.results.store import SCHEMA_VERSION, PostResult, read_manifest, read_run
 from probes.saliency.attribute import Settings
 from probes.suite import BUDGETS, prepare, run_suite
+from probes.terminal import print_summary
 from tests.probes.worlds import attribution, clause_map, post_result
 
 WORLDS = {r.id: r for r in (post_result(s, k=5 + s % 2, cite=(s % 3,), invent=s == 2) for s in range(6))}
@@ -70,10 +73,19 @@ class FakeProbe:
         self.before: tuple[str, ...] = ("gradnorm",)
         self.stop_at: int | None = None
         self.scorer = self
-        self.tried: list[str] = []
+        self.checked: list[str] = []
+        self.tried = Trial(True, "", {"packed": 0.0, "prefix kept": math.inf}, 1e-3, 1e-5, 40, 0, 1e3)
+        self.memory = {"weights": 2**30, "prefix": 0, "batch": 2**29, "tokens": 40, "rows": 5}
+        self.room: list[int] = []
 
     def check(self, example: Example) -> None:
-        self.tried.append(example.id)
+        self.checked.append(example.id)
+
+    def fit(self, max_memory: int) -> None:
+        self.room.append(max_memory)
+
+    def unchanged(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def encode(self, row: dict) -> Example:
         if row["id"] == "bad":
@@ -137,7 +149,7 @@ def test_a_post_that_is_stopped_goes_on_where_it_was(probe, tmp_path, monkeypatc
     made, whole = [], probes.saliency.attribute.attribute
 
     def stopped(probe, example, methods, targets, settings, fillers=()):
-        if len(made) == 5:
+        if len(made) == 2:
             raise KeyboardInterrupt
         made.append((example.id, methods, targets))
         return whole(probe, example, methods, targets, settings, fillers)
@@ -146,14 +158,14 @@ def test_a_post_that_is_stopped_goes_on_where_it_was(probe, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run_suite(probe, rows("p0", "p1"), tmp_path / "a", redact=True)
     kept = list((tmp_path / "a" / "cache").glob("*.part-*"))
-    assert len(kept) == 5 and not any((WORLDS["p0"].post or "")[:4] in path.read_text("utf-8") for path in kept)
+    assert len(kept) == 2 and not any((WORLDS["p0"].post or "")[:4] in path.read_text("utf-8") for path in kept)
     again = list(made)
     monkeypatch.setattr(
         "probes.saliency.attribute.attribute",
         lambda *given, **named: made.append((given[1].id, *given[2:4])) or whole(*given, **named),
     )
     found = run_suite(probe, rows("p0", "p1"), tmp_path / "a", redact=True)
-    assert not set(made[5:]) & set(again)  # no map was made twice
+    assert not set(made[2:]) & set(again)  # no map was made twice
     assert found == run_suite(probe, rows("p0", "p1"), tmp_path / "b", redact=True)
     assert not list((tmp_path / "a" / "cache").glob("*.part-*"))
 
@@ -164,7 +176,7 @@ def test_run_directory(probe, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == FILES
     assert [one for one in seen if one[0] == int(one[0])] == [(i, 6) for i in range(7)]
     assert seen == sorted(seen) and len(seen) > 4 * 6  # within a post, too
-    assert probe.tried and not list((tmp_path / "cache").glob("*.part-*"))
+    assert probe.checked and not list((tmp_path / "cache").glob("*.part-*"))
     assert json.loads((tmp_path / "summary.json").read_text("utf-8")) == summary
     assert summary["n"] == 6 and summary["skipped"] == 0 and sum(summary["verdicts"].values()) == 6
     maps = [json.loads(line) for line in (tmp_path / "attributions.jsonl").read_text("utf-8").splitlines()]
@@ -226,6 +238,23 @@ def test_killed_anywhere_the_same_call_continues(probe, tmp_path):
     assert ours.keys() == theirs.keys()
     different = {name for name in ours if ours[name] != theirs[name]}
     assert different <= {"manifest.json", "report.html"}  # they hold the time of day
+
+
+def test_what_scoring_takes_is_told_before_the_first_post(probe, tmp_path):
+    told: list[tuple[str, int]] = []
+    for _ in range(2):  # the second call makes no post
+        run_suite(probe, rows(), tmp_path, max_memory=2.5, tell=lambda line: told.append((line, len(probe.calls))))
+    ((line, calls),) = told
+    assert calls == 0 and probe.room == [int(2.5 * 2**30)]
+    assert "batches of 5 rows of 40 tokens; memory: weights 1.00 GiB, prefix 0.00 GiB, batch 0.50 GiB" in line
+    engine = json.loads((tmp_path / "manifest.json").read_text("utf-8")).get("engine")
+    assert engine is None or engine["gaps"] == {"packed": 0.0}
+    run_suite(probe, rows(), tmp_path / "other")
+    engine = json.loads((tmp_path / "other" / "manifest.json").read_text("utf-8"))["engine"]
+    assert engine["gaps"] == {"packed": 0.0} and engine["memory"] == probe.memory and len(probe.room) == 1
+    for size in (0, -1.0, math.nan, math.inf):
+        with pytest.raises(ProbeInputError, match="max memory"):
+            run_suite(probe, rows(), tmp_path / "third", max_memory=size)
 
 
 def test_killed_between_the_files_it_is_not_taken_for_finished(probe, tmp_path, monkeypatch):
@@ -329,7 +358,7 @@ def test_cut_answers_are_told(probe, tmp_path, capsys):
     assert summary["cut_off"] == 1
     page = " ".join((tmp_path / "report.html").read_text("utf-8").split())
     assert re.search(r"<dt>Answers cut off</dt><dd[^>]*>1<", page)
-    _print_summary(summary)
+    print_summary(summary)
     assert re.search(r"answers cut off by the token limit\W+1\b", capsys.readouterr().out)
 
 
