@@ -113,7 +113,7 @@ def test_a_preference_stage_is_planned_as_it_is_trained(tmp_path):
     found, _ = plan.compile_step(model, section.train, shape, mesh, estimated, section.objective)
     plain, _ = plan.compile_step(model, section.train, shape, mesh, estimated)
     assert found is not None and plain is not None
-    assert 0.8 < found.total / plain.total < 1.2  # no second model, no array of all logits
+    assert found.total < 1.2 * plain.total  # no second model, no array of all logits
 
 
 @pytest.mark.parametrize("name", ["zai-org/glm-4-9b-hf", "THUDM/glm-4-9b-chat", "zai-org/GLM-4-9B-0414"])
