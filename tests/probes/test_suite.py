@@ -1,5 +1,6 @@
 """The run over a data set: what is written, what survives a kill, what redaction leaves; and once with a real model."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -10,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probes.cli import _print_summary
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning, RowRefused
 from probes.records import Check, Example, Segment
 from probes.report.page import write_report
 from probes.results.store import SCHEMA_VERSION, PostResult, read_manifest, read_run
 from probes.saliency.attribute import Settings
 from probes.suite import BUDGETS, prepare, run_suite
+from probes.terminal import print_summary
 from tests.probes.worlds import attribution, clause_map, post_result
 
 WORLDS = {r.id: r for r in (post_result(s, k=5 + s % 2, cite=(s % 3,), invent=s == 2) for s in range(6))}
@@ -74,6 +75,9 @@ class FakeProbe:
 
     def check(self, example: Example) -> None:
         self.tried.append(example.id)
+
+    def unchanged(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def encode(self, row: dict) -> Example:
         if row["id"] == "bad":
@@ -329,7 +333,7 @@ def test_cut_answers_are_told(probe, tmp_path, capsys):
     assert summary["cut_off"] == 1
     page = " ".join((tmp_path / "report.html").read_text("utf-8").split())
     assert re.search(r"<dt>Answers cut off</dt><dd[^>]*>1<", page)
-    _print_summary(summary)
+    print_summary(summary)
     assert re.search(r"answers cut off by the token limit\W+1\b", capsys.readouterr().out)
 
 

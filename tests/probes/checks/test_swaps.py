@@ -13,7 +13,6 @@ import pytest
 
 from probes.checks.swaps import LeftOut, Swap, counterpart, pairs, phrase, summarise_swaps, swap
 from probes.citations.clauses import pieces
-from probes.cli import _print_summary
 from probes.errors import ProbeInputError
 from probes.post import swap_pair
 from probes.probe import Probe
@@ -23,6 +22,7 @@ from probes.results.store import PostResult
 from probes.saliency.attribute import attribute
 from probes.saliency.settings import Settings
 from probes.suite import run_suite
+from probes.terminal import print_summary
 from probes.validation.selftest import closed_form_probe
 from tests.probes.worlds import attribution
 
@@ -123,7 +123,7 @@ def test_pairs_of_a_run_stand_in_summary_and_report(linear: Probe, tmp_path: Pat
 
 
 def test_pairs_are_told_in_the_terminal(linear: Probe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _print_summary(run_suite(linear, pair_rows(linear), tmp_path))
+    print_summary(run_suite(linear, pair_rows(linear), tmp_path))
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "labels that turn with a swapped phrase 1 of 2" in out
     assert "difference of swapped posts' maps at the phrase, erasure 100%" in out
