@@ -25,8 +25,9 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return found
 
 
-def table(summary: Mapping[str, Any], anchors: Mapping[str, str | None]) -> list[dict[str, Any]]:
-    """The swap pairs one by one: their posts with their cards, what the label does and what each map says of it.
+def table(summary: Mapping[str, Any], anchors: Mapping[str, str | None]) -> dict[str, Any]:
+    """The swap pairs one by one, as ``rows``: their posts with their cards, what the label does and what the map of
+    each of ``methods`` says of it.
 
     Args:
         anchors: id of a post -> its card, None where it has none.
@@ -49,4 +50,4 @@ def table(summary: Mapping[str, Any], anchors: Mapping[str, str | None]) -> list
                 "says": says,
             }
         )
-    return found
+    return {"rows": found, "methods": list(dict.fromkeys(method for row in found for method in row["says"]))}

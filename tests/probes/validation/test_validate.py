@@ -1,7 +1,10 @@
 """Gates, behaviour, randomisation, error rates, planted worlds: what `probes validate` is made of, in seconds."""
 
 import dataclasses
+import itertools
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +186,34 @@ def test_cascade_goes_down_to_the_embeddings_and_is_undone(tiny_probe: Probe, ti
     assert len({step["correlation"]["gradnorm"] for step in steps}) == len(steps)  # every step changes the model
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_probe.model.named_parameters())
     assert steps == cascade(tiny_probe, examples, ("gradnorm",))
+
+
+def test_an_interrupted_study_goes_on_where_it_was(tiny_probe: Probe, tiny_rows: list[dict[str, Any]]) -> None:
+    """Each step is made once, and what is drawn after what was kept is the same."""
+    examples = [tiny_probe.encode(row) for row in tiny_rows[:2]]
+    kept: list[str] = []
+
+    def run(most: int) -> dict[str, Any]:
+        """The study, with room for one more step than are kept."""
+        at = itertools.count()
+
+        def keep(make: Callable[[], Any]) -> Any:
+            number = next(at)
+            if number == most:
+                raise KeyboardInterrupt
+            if number == len(kept):
+                kept.append(json.dumps(make()))
+            return json.loads(kept[number])
+
+        return study(tiny_probe, examples, ("gradnorm",), keep=keep)
+
+    whole = study(tiny_probe, examples, ("gradnorm",))
+    count = len(whole["kinds"]) + len(whole["cascade"])
+    for most in range(1, count):
+        with pytest.raises(KeyboardInterrupt):
+            run(most)
+        assert len(kept) == most
+    assert run(count) == json.loads(json.dumps(whole)) and len(kept) == count
 
 
 def test_more_draws_of_the_weights_are_averaged_post_by_post(
