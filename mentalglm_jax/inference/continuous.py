@@ -52,10 +52,10 @@ class Token(NamedTuple):
 class _Picks(NamedTuple):
     """How each row picks its next token, the ``step``-th of its answer."""
 
-    seed: UInt32[Array | np.ndarray, " B"]
-    step: Int[Array | np.ndarray, " B"]
-    temperature: Float[Array | np.ndarray, " B"]
-    top_p: Float[Array | np.ndarray, " B"]
+    seed: UInt32[Array, " B"]
+    step: Int[Array, " B"]
+    temperature: Float[Array, " B"]
+    top_p: Float[Array, " B"]
 
 
 def _picked(
@@ -244,10 +244,11 @@ def _picks(rows: Sequence[tuple[Wanted, int] | None]) -> _Picks:
     idle = (Wanted((0,), 1), 0)
     given = [row or idle for row in rows]
     return _Picks(
-        np.asarray([wanted.seed for wanted, _ in given], np.uint32), np.asarray([step for _, step in given], np.int32),
-        np.asarray([wanted.temperature for wanted, _ in given], np.float32),
-        np.asarray([wanted.top_p for wanted, _ in given], np.float32),
-    )  # fmt: skip
+        jnp.asarray([wanted.seed for wanted, _ in given], jnp.uint32),
+        jnp.asarray([step for _, step in given], jnp.int32),
+        jnp.asarray([wanted.temperature for wanted, _ in given], jnp.float32),
+        jnp.asarray([wanted.top_p for wanted, _ in given], jnp.float32),
+    )
 
 
 def _read(picked: Sequence[Any], rows: Sequence[tuple[int, Wanted]]) -> dict[int, Token]:

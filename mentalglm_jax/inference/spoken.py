@@ -17,15 +17,16 @@ class Piece(NamedTuple):
 class Spoken:
     """Text of an answer under way. Its pieces together are ``answer_text`` of all its tokens, up to a stop text.
 
-    A piece holds whole characters; what opens an answer (GLM's line break) is left out; what may be the beginning of a
-    stop text is held back until it is known whether it is.
+    A piece holds whole characters; what opens and closes an answer (GLM's line break, Llama 2's spaces) is left out;
+    what may be the beginning of a stop text, or what closes the answer, is held back until it is known whether it is.
 
     Attributes:
         stopped: a stop text was found; what follows it is not said.
     """
 
     def __init__(self, tokenizer: GlmTokenizer, stops: Sequence[str] = ()):
-        self._tokenizer, self._stops, self._lead = tokenizer, tuple(stops), tokenizer.answer_lead
+        self._tokenizer, self._stops = tokenizer, tuple(stops)
+        self._lead, self._trail = tokenizer.answer_lead, tokenizer.answer_trail
         self.stopped = False
         self._count = 0  # tokens so far
         self._open: list[int] = []  # tokens whose bytes do not end a character yet
@@ -73,8 +74,10 @@ class Spoken:
         found = min((at for stop in self._stops if (at := self._text.find(stop)) >= 0), default=None)
         if found is not None:
             self.stopped, keep = True, found
+        elif last:
+            keep = len(self._text.removesuffix(self._trail))
         else:
-            keep = len(self._text) if last else len(self._text) - self._held_back()
+            keep = len(self._text) - self._held_back()
         piece, self._text = self._text[:keep], self._text[keep:]
         self._said += len(piece)
         told = tuple(number for number, at in self._begins if at < self._said)
@@ -82,9 +85,9 @@ class Spoken:
         return Piece(piece, told)
 
     def _held_back(self) -> int:
-        """How many of the last characters may be the beginning of a stop text."""
-        longest = max(map(len, self._stops), default=1) - 1
+        """How many of the last characters may be the beginning of a stop text, or all that closes the answer."""
+        longest = max([len(self._trail), *(len(stop) - 1 for stop in self._stops)])
         for count in range(min(longest, len(self._text)), 0, -1):
-            if any(stop.startswith(self._text[-count:]) for stop in self._stops):
+            if any(one.startswith(self._text[-count:]) for one in (*self._stops, self._trail)):
                 return count
         return 0

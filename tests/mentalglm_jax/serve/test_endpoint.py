@@ -241,9 +241,9 @@ def test_a_full_queue_is_told_so_and_those_who_leave_make_room(engines):
 def test_a_client_that_leaves_an_answer_under_way_ends_it(engines):
     with serving(rows=2) as served:
         engine = engines[-1]
-        Slow(engine)
+        Slow(engine, 0.3)  # the answer would take ten minutes
         with pytest.raises(openai.APITimeoutError):
-            served.client(timeout=1.0).chat.completions.create(model="small", messages=asked("a"), max_tokens=400)
+            served.client(timeout=1.0).chat.completions.create(model="small", messages=asked("a"), max_tokens=2000)
         eventually(lambda: engine.under_way == 0)
         assert len(engine._batch) == 0
 

@@ -115,11 +115,11 @@ def test_keys_of_practitioners(path):
 def test_the_examples_of_the_page_are_recipes(path):
     page = (Path(__file__).parents[3] / "docs" / "training.md").read_text("utf-8")
     blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         path.write_text(yaml.safe_dump(yaml.safe_load(RECIPE) | yaml.safe_load(block)), encoding="utf-8")
         (stage,) = load_recipe(path).stages
-        assert stage.weights or stage.train.early_stopping
+        assert stage.weights or stage.train.early_stopping or stage.conversations
 
 
 def test_values_and_defaults(path):
