@@ -23,7 +23,7 @@ from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
 from mentalglm_jax.evaluate.calibrated import read_temperatures
 from mentalglm_jax.evaluate.human import human_ratings
 from mentalglm_jax.evaluate.leaderboard import FORMATS, formatted, leaderboard_rows
-from mentalglm_jax.inference.generate import _open_partial
+from mentalglm_jax.inference.generate import open_partial
 from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.serve.requests import ApiError, prompt_of, read_request, wanted_of
 from mentalglm_jax.text import tasks
@@ -294,7 +294,7 @@ def _partial(place: Path) -> Reader:
     lines = in_rows(row, row | {"id": "r2"})
     sound = head + b"\n" + lines.sound + b"\n"
     return Reader(Mutator(sound, lambda draw: head + b"\n" + lines.damaged(draw) + b"\n"),
-                  from_file(place / "p", lambda: _open_partial(place / "p", {"model": "m"})))  # fmt: skip
+                  from_file(place / "p", lambda: open_partial(place / "p", {"model": "m"})))  # fmt: skip
 
 
 @READERS.reads("metrics.jsonl")
