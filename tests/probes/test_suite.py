@@ -1,6 +1,5 @@
 """The run over a data set: what is written, what survives a kill, what redaction leaves; and once with a real model."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -83,9 +82,6 @@ class FakeProbe:
 
     def fit(self, max_memory: int) -> None:
         self.room.append(max_memory)
-
-    def unchanged(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
     def unchanged(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
