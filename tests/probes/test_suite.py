@@ -1,5 +1,6 @@
 """The run over a data set: what is written, what survives a kill, what redaction leaves; and once with a real model."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
