@@ -43,8 +43,12 @@ def randomised(probe: Probed, kind: str, seed: int = 0) -> Iterator[None]:
     if kind not in kinds(probe):
         raise ProbeInputError(f"randomise {kind!r}: not one of {', '.join(kinds(probe))} for this model")
     if kind == "adapter_off":
-        with probe.model.disable_adapter():
-            yield
+        try:
+            with probe.model.disable_adapter():
+                probe.scorer.changed()
+                yield
+        finally:
+            probe.scorer.changed()
         return
     chosen = [(name, weight) for name, weight in probe.model.named_parameters() if _meant(name, weight, kind, probe)]
     kept = [weight.detach().clone() for _, weight in chosen]
@@ -57,11 +61,13 @@ def randomised(probe: Probed, kind: str, seed: int = 0) -> Iterator[None]:
                     weight.copy_(noise * (weight.norm() / noise.norm()))
                 else:
                     _redraw(weight, generator)
+        probe.scorer.changed()
         yield
     finally:
         with torch.no_grad():
             for (_, weight), before in zip(chosen, kept, strict=True):
                 weight.copy_(before)
+        probe.scorer.changed()
 
 
 def _meant(name: str, weight: Any, kind: str, probe: Probed) -> bool:
@@ -251,11 +257,13 @@ def cascade(
             with torch.no_grad():
                 for weight in parts[part]:
                     _redraw(weight, generator)
+            probe.scorer.changed()
             note(part, maps_now())
     finally:
         with torch.no_grad():
             for weight, whole in kept:
                 weight.copy_(whole)
+        probe.scorer.changed()
     return steps
 
 

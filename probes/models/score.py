@@ -282,6 +282,11 @@ class Scorer:
         finally:
             self._shared = before
 
+    def changed(self) -> None:
+        """The model has other weights from now on: what an earlier prefix left serves no row any more."""
+        if self._shared is not None:
+            self._shared.clear()
+
     def prefix(self, ids: Sequence[int]) -> Prefix:
         """The model's cache after ``ids``.
 

@@ -87,9 +87,6 @@ class FakeProbe:
     def unchanged(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def unchanged(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
     def encode(self, row: dict) -> Example:
         if row["id"] == "bad":
             raise RowRefused("bad", "its post 'secret' is not in the prompt", "the post is not in the prompt")

@@ -216,6 +216,20 @@ def test_an_interrupted_study_goes_on_where_it_was(tiny_probe: Probe, tiny_rows:
     assert run(count) == json.loads(json.dumps(whole)) and len(kept) == count
 
 
+def test_what_other_weights_left_in_a_cache_serves_nobody(
+    tiny_model_dir: Path, adapter_dir: Path, tiny_rows: list[dict[str, Any]]
+) -> None:
+    """A run keeps the pass over what stands before the post; weights that are drawn meanwhile must not meet it."""
+    probe = Probe.from_pretrained(tiny_model_dir, adapter=adapter_dir, merge=False)
+    examples = [probe.encode(row) for row in tiny_rows[:2]]
+    wanted = study(probe, examples, ("erase",))
+    before = attribute(probe, examples[0], ("erase",), ("label",))[0].values
+    with probe.scorer.unchanged():
+        attribute(probe, examples[0], ("erase",), ("label",))
+        assert study(probe, examples, ("erase",)) == wanted
+        np.testing.assert_array_equal(attribute(probe, examples[0], ("erase",), ("label",))[0].values, before)
+
+
 def test_more_draws_of_the_weights_are_averaged_post_by_post(
     tiny_probe: Probe, tiny_rows: list[dict[str, Any]]
 ) -> None:
