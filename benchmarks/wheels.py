@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 LIST = ROOT / "benchmarks" / "wheels.txt"
 IMAGE = ("jax", "jaxlib", "torch", "transformers", "peft", "flax", "optax", "orbax-checkpoint", "safetensors")
 MOST = 40_000_000  # bytes of all wheels together
+LARGE = {"pyarrow"}  # not brought along: 48 MB, for the tables that part `probes` writes at its end
 RECIPE: dict[str, Any] = {
     "run_dir": "bench", "data": {"source": "synthetic"}, "lora": {"rank": 4, "alpha": 8},
     "model": {"geometry": {"vocab_size": 160, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -118,7 +119,7 @@ def ours() -> list[str]:
 
 def wanted() -> list[str]:
     """``NAME==VERSION`` of every package that must be brought along."""
-    names = imported() & needed_by(ours()) - needed_by(IMAGE)
+    names = (imported() & needed_by(ours())) - needed_by(IMAGE) - LARGE
     return [f"{name}=={importlib.metadata.version(name)}" for name in sorted(names)]
 
 
