@@ -53,13 +53,21 @@ def load_settings(path: str | Path, model: type[S], overrides: Sequence[str] = (
     raw = parse_yaml(text.removeprefix("\ufeff"), str(path))
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections, this file is {type(raw).__name__}")
-    raw = _unshared(raw)
+    return _checked(_unshared(raw), model, overrides, str(path))
+
+
+def settings_of(model: type[S], overrides: Sequence[str]) -> S:
+    """``load_settings`` where there is no file. Raises: InputError as that."""
+    return _checked({}, model, overrides, "--set")
+
+
+def _checked(raw: dict[str, Any], model: type[S], overrides: Sequence[str], where: str) -> S:
     for override in overrides:
         _override(raw, override)
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise InputError(f"{path}: {first_problem(error, model)}") from None
+        raise InputError(f"{where}: {first_problem(error, model)}") from None
 
 
 def _unshared(node: Any) -> Any:

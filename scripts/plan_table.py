@@ -1,7 +1,8 @@
-"""Compiles every TPU recipe for its slice and rewrites the table of docs/plan.md.
+"""Compiles every TPU recipe for its slice and rewrites the tables of docs/plan.md.
 
-    make plan                                    all of them, one after the other: half an hour or so on 2 cores
+    make plan                                    all of them, one after the other: an hour or so on 2 cores
     make plan ARGS="tpu-v5e-8 tpu-v6e-1"         only these rows; the others keep their figures and their date
+    make plan ARGS="--answers tpu-v5e-8"         only these rows of the second table, of what answers
 
 Needs the [tpu] extra (the compiler), not a TPU. Each recipe runs in a process of its own, as `mentalglm plan --json`.
 """
@@ -10,7 +11,9 @@ import datetime
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "plan.md"
@@ -29,53 +32,90 @@ HEADER = (
     "|---|---|---|--:|--:|--:|--:|---|--:|---|---|",
 )
 START, END = "<!-- make plan: from here -->", "<!-- make plan: to here -->"
+ANSWERING = ("tpu-v5e-1-int8", "tpu-v5e-8", "tpu-v6e-1")
+ANSWERS_HEADER = (
+    "| recipe | slice | prompts × length, new tokens | weights | cache | prompts | tokens | label scores | of | fits "
+    "| at most tokens/s | compiled |",
+    "|---|---|---|--:|--:|--:|--:|--:|--:|---|--:|---|",
+)
+ANSWERS_START, ANSWERS_END = "<!-- answers: from here -->", "<!-- answers: to here -->"
 
 
 def main(names: list[str]) -> None:
     """Refreshes the rows of ``names`` (all without any)."""
-    if unknown := set(names) - set(SLICES):
-        sys.exit(f"plan_table: no recipe {', '.join(sorted(unknown))}; there are {', '.join(SLICES)}")
-    text = DOCUMENT.read_text("utf-8")
-    before, rest = text.split(START)
-    old, after = rest.split(END)
-    rows = {line.split("|")[1].strip(): line for line in old.splitlines() if line.startswith("| tpu-")}
-    for name in names or SLICES:
-        rows[name] = row(name, SLICES[name])
-        sys.stderr.write(rows[name] + "\n")
-        table = "\n".join([*HEADER, *(rows[name] for name in SLICES if name in rows)])
-        DOCUMENT.write_text(f"{before}{START}\n{table}\n{END}{after}", "utf-8")
+    answers = "--answers" in names
+    names = [name for name in names if name != "--answers"]
+    if unknown := set(names) - set(ANSWERING if answers else SLICES):
+        there = ", ".join(ANSWERING if answers else SLICES)
+        sys.exit(f"plan_table: no recipe {', '.join(sorted(unknown))}; there are {there}")
+    if not answers:
+        refresh(names or [*SLICES], [*SLICES], row, HEADER, START, END)
+    if answers or not names:
+        refresh(names or [*ANSWERING], [*ANSWERING], answers_row, ANSWERS_HEADER, ANSWERS_START, ANSWERS_END)
 
 
-def row(name: str, topology: str) -> str:
-    """One recipe, compiled."""
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "mentalglm_jax",
-        "plan",
-        f"configs/{name}.yaml",
-        "--topology",
-        topology,
-        "--json",
-    ]
+def refresh(
+    names: list[str], order: list[str], made: Callable[[str, str], str], header: tuple[str, ...], start: str, end: str
+) -> None:
+    """Makes the rows of ``names`` anew, one after the other, in the table between ``start`` and ``end``."""
+    for name in names:
+        line = made(name, SLICES[name])
+        sys.stderr.write(line + "\n")
+        before, rest = DOCUMENT.read_text("utf-8").split(start)
+        old, after = rest.split(end)
+        rows = {line.split("|")[1].strip(): line for line in old.splitlines() if line.startswith("| tpu-")}
+        rows[name] = line
+        table = "\n".join([*header, *(rows[name] for name in order if name in rows)])
+        DOCUMENT.write_text(f"{before}{start}\n{table}\n{end}{after}", "utf-8")
+
+
+def planned(name: str, topology: str, *options: str) -> dict[str, Any]:
+    """What `mentalglm plan` says of a recipe."""
+    command = [sys.executable, "-P", "-m", "mentalglm_jax", "plan", f"configs/{name}.yaml", "--topology", topology,
+               *options, "--json"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1) or not done.stdout:
         sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
-    found = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def gib(value: float | None) -> str:
+    """Bytes in GiB; of a program that the compiler refused nothing is known."""
+    return "–" if value is None else f"{value / 2**30:.2f}"
+
+
+def compiled(found: dict[str, Any]) -> str:
+    """When, and how long it took."""
+    return f"{datetime.date.today().isoformat()}, {found['compile_seconds']:.0f} s"
+
+
+def row(name: str, topology: str) -> str:
+    """One recipe's training step, compiled."""
+    found = planned(name, topology)
     memory, shape, least = found["compiled"] or found["estimated"], found["shape"], found["bound"]
     at_once = shape["rows"] * shape["data"] * shape["fsdp"]
-
-    def gib(value: float) -> str:
-        return f"{value / 2**30:.2f}"
-
-    cells = (
+    return line_of(
         name, topology, f"{at_once} × {shape['length']:,}", gib(memory["weights"]),
         gib(memory["adapters"] + memory["optimizer"]), gib(memory["activations"]),
         f"{gib(found['total'])} of {gib(found['device_memory'])}", "yes" if found["fits"] else "**no**",
-        f"{least['tokens_per_second']:,.0f}", least["limit"],
-        f"{datetime.date.today().isoformat()}, {found['compile_seconds']:.0f} s",
+        f"{least['tokens_per_second']:,.0f}", least["limit"], compiled(found)
     )  # fmt: skip
+
+
+def answers_row(name: str, topology: str) -> str:
+    """One recipe's answers, compiled."""
+    found = planned(name, topology, "--generate")
+    programs = found["programs"]
+    return line_of(
+        name, topology, f"{found['batch']} × {found['prompt_tokens']:,}, {found['new_tokens']}", gib(found["weights"]),
+        gib(found["cache"]), gib(programs["prompts"]), gib(programs["tokens"]), gib(programs["label scores"]),
+        gib(found["device_memory"]), "yes" if found["fits"] else "**no**", f"{found['tokens_per_second']:,.0f}",
+        compiled(found)
+    )  # fmt: skip
+
+
+def line_of(*cells: str) -> str:
+    """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 

@@ -74,6 +74,8 @@ HEAVY = (
     "mentalglm_jax/serve/test_endpoint.py", "mentalglm_jax/serve/test_commands.py",
     "mentalglm_jax/inference/test_generate.py", "mentalglm_jax/inference/test_continuous.py",
     "test_project.py", "mentalglm_jax/planning/test_plan.py",
+    "mentalglm_jax/pipeline/test_pod.py", "mentalglm_jax/inference/test_on_mesh.py",
+    "mentalglm_jax/train/test_device_order.py",
     "mentalglm_jax/model/test_sharding.py", "mentalglm_jax/checkpoints/test_convert.py", "probes/models/test_verify.py",
     "mentalglm_jax/train/test_bad_steps.py", "mentalglm_jax/train/test_checkpoint.py",
     "mentalglm_jax/train/test_step.py", "mentalglm_jax/train/test_loss.py", "mentalglm_jax/model/test_attention.py",

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -42,7 +41,8 @@ from mentalglm_jax.checkpoints.hf_files import (
 from mentalglm_jax.checkpoints.model_card import CARD, adapter_card
 from mentalglm_jax.checkpoints.peft_config import from_peft
 from mentalglm_jax.checkpoints.peft_keys import as_computed, base_copies
-from mentalglm_jax.devices.distributed import gathered
+from mentalglm_jax.devices.distributed import on_host
+from mentalglm_jax.devices.together import on_primary
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import check_owned, replace_dir, write_json, write_text
 from mentalglm_jax.foreign import DIRECTORY, at_home, inside, parse_json, read_json, short, some, there
@@ -71,7 +71,8 @@ def save_adapter(
     model: Glm, directory: str | Path, format: str = "peft", base_model_name_or_path: str | None = None,
     card: str | None = None,
 ) -> None:  # fmt: skip
-    """Writes the adapter of ``model`` as a PEFT directory, which replaces ``directory`` in one step when complete.
+    """Writes the adapter of ``model`` as a PEFT directory, which replaces ``directory`` in one step when complete. Of
+    several processes all must call it; the primary one writes.
 
     Args:
         format: "peft" for PEFT on transformers; "vllm" for vLLM, whatever the base; "vllm-split", "llama.cpp" and
@@ -101,11 +102,15 @@ def save_adapter(
         TensorSource(name, "F32", value.shape, lambda value=value: [value]) for name, value in sorted(tensors.items())
     ]
     owned = {CONFIG, WEIGHTS, CARD, TASKS_FILE, CALIBRATION}
-    with replace_dir(directory, partial(check_owned, owned=owned.__contains__)) as temporary:
-        write_json(temporary / CONFIG, described)
-        metadata = {"rope_theta": repr(model.config.rope_theta), "base": json.dumps(_identity(model.config))}
-        write_safetensors(temporary / WEIGHTS, sources, metadata)
-        write_text(temporary / CARD, card or adapter_card(config, base if base and is_hub_id(base) else None))
+
+    def write() -> None:
+        with replace_dir(directory, partial(check_owned, owned=owned.__contains__)) as temporary:
+            write_json(temporary / CONFIG, described)
+            metadata = {"rope_theta": repr(model.config.rope_theta), "base": json.dumps(_identity(model.config))}
+            write_safetensors(temporary / WEIGHTS, sources, metadata)
+            write_text(temporary / CARD, card or adapter_card(config, base if base and is_hub_id(base) else None))
+
+    on_primary(write)
 
 
 def load_adapter(model: Glm, directory: str | Path) -> None:
@@ -218,7 +223,7 @@ def _tensors(
         if not isinstance(linear.adapter, Adapter):
             continue
         specs = [config.spec_of(name) for name in module_names(path, model.config.num_hidden_layers)]
-        scales = np.asarray(linear.adapter.scale[...]).ravel()
+        scales = on_host(linear.adapter.scale[...]).ravel()
         for spec, rank, scale in zip(specs, linear.adapter.ranks, scales, strict=True):
             stated = np.float32(spec.scale if spec else 0)
             if scale != stated or rank != (spec.rank if spec else 0):
@@ -229,7 +234,7 @@ def _tensors(
     tensors: dict[str, np.ndarray] = {}
     for key, slot in _slots(model).items():
         if id(slot.variable) not in host:
-            host[id(slot.variable)] = np.asarray(jax.device_get(slot.variable[...]), np.float32)
+            host[id(slot.variable)] = np.asarray(on_host(slot.variable[...]), np.float32)
         tensors[key] = np.ascontiguousarray(slot.view(host[id(slot.variable)]))
     lows = {}
     for key, value in tensors.items():
@@ -382,19 +387,14 @@ def _fill(model: Glm, found: Mapping[str, _Entry], file: Path) -> None:
 
 def _unfilled(variable: nnx.Variable, key: str) -> np.ndarray:
     if key.endswith(".lora_magnitude_vector"):
-        return np.array(_whole(variable[...]))
+        return np.array(on_host(variable[...]))
     return np.zeros(variable.shape, np.float32)
-
-
-def _whole(array: jax.Array) -> np.ndarray:
-    """On this host, also where the array is spread over several."""
-    return np.asarray(jax.device_get(array) if array.is_fully_addressable else gathered(array))
 
 
 def _check_copy(model: Glm, copy: _Entry, file: Path) -> None:
     """Refuses a tensor that should repeat the embeddings or the head of the base and does not."""
     head = model.lm_head if "lm_head" in copy.name or "output_layer" in copy.name else None
-    ours = _whole(head.kernel[...]).T if isinstance(head, Linear) else _whole(model.embed_tokens.embedding[...])
+    ours = on_host(head.kernel[...]).T if isinstance(head, Linear) else on_host(model.embed_tokens.embedding[...])
     if copy.shape != ours.shape or not np.array_equal(copy.read().astype(ours.dtype), ours):
         raise InputError(
             f"{file}: {copy.name} differs from this model's: the adapter was trained on another base, or trained this "

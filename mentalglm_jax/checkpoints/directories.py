@@ -5,6 +5,7 @@ hold one tensor at a time and replace the target in one step.
 """
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -54,6 +55,8 @@ from mentalglm_jax.checkpoints.weights import (
     parameter_shapes,
     read_config,
 )
+from mentalglm_jax.devices.distributed import on_host
+from mentalglm_jax.devices.together import consumed
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import check_owned, replace_dir, write_json, write_text
 from mentalglm_jax.foreign import at_home, read_json, some, there
@@ -267,7 +270,8 @@ def save_pretrained(
     max_shard_bytes: int = 5_000_000_000,
     card: str | None = None,
 ) -> None:
-    """Writes a Hugging Face model directory, which replaces ``directory`` in one step when complete.
+    """Writes a Hugging Face model directory, which replaces ``directory`` in one step when complete. Of several
+    processes all must call it; the primary one writes.
 
     Args:
         merge: fold the adapter into the weights (summed in float32, cast once). False writes the base alone; the
@@ -295,16 +299,19 @@ def save_pretrained(
     if merge and has_lora(model):
         model = merge_lora(model)
 
-    def source(name: str, tensor: Tensor) -> TensorSource:
-        def blocks() -> Iterator[np.ndarray]:
+    def blocks() -> Iterator[np.ndarray]:  # of all tensors, in the order in which they are written
+        for tensor in tensors.values():
             for part in tensor.parts:
                 value = parameter(model, part.path)[...]
-                value = np.asarray(value if part.layer is None else _take(value, part.layer))
+                value = on_host(value if part.layer is None else _take(value, part.layer))
                 rows = value.T if part.path.endswith(".kernel") else value
                 rows = rows[part.first : part.first + part.stop - part.start]
                 yield (half_split(rows, part.head) if part.head else rows).astype(own)
 
-        return TensorSource(name, DTYPE_NAMES[own], tensor.shape, blocks)
+    made = blocks()
+
+    def source(name: str, tensor: Tensor) -> TensorSource:
+        return TensorSource(name, DTYPE_NAMES[own], tensor.shape, lambda: itertools.islice(made, len(tensor.parts)))
 
     sources = [source(*item) for item in tensors.items()] + tower_sources(tower, layout)
     ends = {}
@@ -312,7 +319,8 @@ def save_pretrained(
         ends = {"eos_token_id": list(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
     generation = generation_config(model.config, ends)
     contents = _Contents(config_dict, generation, tokenizer, tower and tower.directory, card=card)
-    _write(directory, contents, lambda temporary: write_shards(temporary, sources, max_shard_bytes))
+    consumed(made, lambda: _write(directory, contents, lambda temporary: write_shards(temporary, sources,
+                                                                                      max_shard_bytes)))  # fmt: skip
 
 
 def convert(

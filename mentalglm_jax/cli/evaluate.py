@@ -14,6 +14,7 @@ from mentalglm_jax.cli.options import (
     Dtype,
     Limit,
     MaxNewTokens,
+    OnMesh,
     Quantize,
     ReplaceSurrogates,
     RopeTheta,
@@ -24,6 +25,7 @@ from mentalglm_jax.cli.options import (
     make_known,
     make_known_of,
     merged,
+    place,
 )
 from mentalglm_jax.cli.output import SAFETY, print_json, say, stderr
 from mentalglm_jax.cli.progress import ConsoleReporter
@@ -31,6 +33,7 @@ from mentalglm_jax.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from mentalglm_jax.pipeline.run_dir import Run
+    from mentalglm_jax.train.recipe import MeshSection
 
 
 def evaluate(
@@ -63,6 +66,7 @@ def evaluate(
     quantize: Quantize = None,
     rope_theta: RopeTheta = None,
     replace_surrogates: ReplaceSurrogates = False,
+    set_: OnMesh = [],  # noqa: B006
     json_: AsJson = False,
 ) -> None:  # fmt: skip
     """Scores labels and explanations, read from the text and as label log-probabilities, with confidence intervals;
@@ -71,15 +75,18 @@ def evaluate(
     import tempfile
 
     from mentalglm_jax.data.surrogates import replacing_surrogates
+    from mentalglm_jax.devices.together import held_by_primary, on_primary
     from mentalglm_jax.evaluate.assess import assess
     from mentalglm_jax.evaluate.calibrated import read_temperatures, temperatures_of
     from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data, shown_name
     from mentalglm_jax.evaluate.report import write_report
     from mentalglm_jax.evaluate.tables import format_comparison, format_table
     from mentalglm_jax.files import working_in
+    from mentalglm_jax.train.recipe import opened_mesh
 
+    section = place(set_)
     make_known(tasks)
-    job = _run_of(Path(model))
+    job = _run_of(Path(model), section)
     floors = job if data is None and split != "train" else None  # of records of its own, by its own training records
     answered = finished(Path(model)) and (job is None or "generate" in job.result)
     own = job is not None and data is None and (split is not None or not answered)  # it answers records of its own
@@ -93,7 +100,7 @@ def evaluate(
         answered, data = False, job.records_file(split)
     elif job is not None and own:
         _refuse(f"{model}: answers as its recipe says", of_records, "--split or --data")
-        answered = _answer_own(job.dir)
+        answered = _answer_own(job.dir, section)
     elif answered:
         _refuse(f"{model}: holds finished answers", of_records, "a model")
     if not answered and data is None:
@@ -115,12 +122,12 @@ def evaluate(
         if answers is None:
             assert records is not None
             if out is not None:
-                alone.enter_context(working_in(out))
+                alone.enter_context(held_by_primary(lambda: working_in(out)))
             with tempfile.TemporaryDirectory() as scratch:
                 try:
                     if job is None:
                         speaker = load_model(model, adapter, None, dtype=dtype, quantize=quantize,
-                                             rope_theta=rope_theta)  # fmt: skip
+                                             rope_theta=rope_theta, mesh=opened_mesh(section))  # fmt: skip
                     else:
                         speaker = merged(job.load_final()), job.tokenizer()
                     answers = _answer(*speaker, records, out or Path(scratch), max_new_tokens=max_new_tokens,
@@ -134,9 +141,9 @@ def evaluate(
         result, compared = assess(answers, records, train=train, against=others, encoder=encoder, ratings=ratings)
         if out is not None:
             if answered:
-                alone.enter_context(working_in(out))
-            write_report(out, result, title=shown_name(model), compared=compared,
-                         against="" if against is None else shown_name(str(against)))  # fmt: skip
+                alone.enter_context(held_by_primary(lambda: working_in(out)))
+            on_primary(lambda: write_report(out, result, title=shown_name(model), compared=compared,
+                                            against="" if against is None else shown_name(str(against))))  # fmt: skip
     if json_:
         print_json({"tasks": result, "comparison": compared} if compared is not None else result)
         return
@@ -154,7 +161,7 @@ def _refuse(what: str, options: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{what}; {given[0]} goes with {where}")
 
 
-def _run_of(directory: Path) -> "Run | None":
+def _run_of(directory: Path, mesh: "MeshSection | None") -> "Run | None":
     """The run in ``directory``; None where there is none, or nothing but its answers can be read."""
     from mentalglm_jax.evaluate.inputs import finished
     from mentalglm_jax.pipeline.run_dir import Run
@@ -162,20 +169,20 @@ def _run_of(directory: Path) -> "Run | None":
     if not (directory / "run.json").is_file():
         return None
     try:
-        return Run.opened(directory)
+        return Run.opened(directory, mesh=mesh)
     except InputError:
         if finished(directory):
             return None
         raise
 
 
-def _answer_own(run_dir: Path) -> bool:
+def _answer_own(run_dir: Path, mesh: "MeshSection | None") -> bool:
     """The answers of a trained run to its evaluation records, with progress; True once they are finished."""
     from mentalglm_jax.pipeline.job import evaluate_run
 
     reporter = ConsoleReporter(stderr())
     try:
-        evaluate_run(run_dir, reporter)
+        evaluate_run(run_dir, reporter, mesh)
     finally:
         reporter.close()
     return True

@@ -14,6 +14,7 @@ from mentalglm_jax.cli.options import (
     Limit,
     MaxNewTokens,
     ModelName,
+    OnMesh,
     Quantize,
     ReplaceSurrogates,
     RopeTheta,
@@ -24,6 +25,7 @@ from mentalglm_jax.cli.options import (
     load_model,
     make_known,
     make_known_of,
+    place,
 )
 from mentalglm_jax.cli.output import SAFETY, print_json, say, stderr
 from mentalglm_jax.cli.progress import ConsoleReporter
@@ -57,6 +59,7 @@ def generate(
     quantize: Quantize = None,
     rope_theta: RopeTheta = None,
     replace_surrogates: ReplaceSurrogates = False,
+    set_: OnMesh = [],  # noqa: B006
     json_: AsJson = False,
 ) -> None:
     """Answers posts: label, its probability and an explanation, one row each. A post is all that is needed. Continues
@@ -67,6 +70,7 @@ def generate(
     from mentalglm_jax.evaluate.posts import answer_posts
     from mentalglm_jax.inference.generate import count_unread
     from mentalglm_jax.inference.samples import generate_samples
+    from mentalglm_jax.train.recipe import opened_mesh
 
     if samples is None and keep_label:
         raise InputError("--keep-label goes with --samples")
@@ -74,12 +78,14 @@ def generate(
         raise InputError("--samples needs --temperature above 0: at 0 all answers to a post are one")
     if samples is not None and label_probabilities:
         raise InputError("--label-probabilities: not with --samples, they are of a post, not of an answer")
+    section = place(set_)
     make_known(tasks)
     make_known_of(model, adapter)
     with replacing_surrogates(replace_surrogates):
         temperatures = temperatures_of(model, adapter)
         posts = read_posts(in_, task=task, language=language, column=text, limit=limit)
-    loaded, encoder = load_model(model, adapter, tokenizer, dtype=dtype, quantize=quantize, rope_theta=rope_theta)
+    loaded, encoder = load_model(model, adapter, tokenizer, dtype=dtype, quantize=quantize, rope_theta=rope_theta,
+                                 mesh=opened_mesh(section))  # fmt: skip
     reporter = ConsoleReporter(stderr())
     try:
         common = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "batch_size": batch_size,

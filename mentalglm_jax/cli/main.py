@@ -23,15 +23,15 @@ from mentalglm_jax.cli.data import data_app
 from mentalglm_jax.cli.evaluate import evaluate
 from mentalglm_jax.cli.generate import generate
 from mentalglm_jax.cli.leaderboard import leaderboard
-from mentalglm_jax.cli.options import AsJson, Overrides, TaskFile, naming
+from mentalglm_jax.cli.options import AsJson, OnMesh, Overrides, TaskFile, join_others, naming, place
 from mentalglm_jax.cli.output import SAFETY, TYPER, cell, complain, examples, forgiving, print_json, say, stderr, usage
 from mentalglm_jax.cli.progress import ConsoleReporter
 from mentalglm_jax.cli.serve import serve
 from mentalglm_jax.cli.sweep import sweep
-from mentalglm_jax.cli.tables import plan_table, summary_table
+from mentalglm_jax.cli.tables import answer_plan_table, plan_table, summary_table
 from mentalglm_jax.cli.tasks import tasks_app
 from mentalglm_jax.devices.compiled import keep_from_start
-from mentalglm_jax.errors import MentalGLMError
+from mentalglm_jax.errors import InputError, MentalGLMError
 from mentalglm_jax.foreign import first_line
 
 app = typer.Typer(**TYPER, pretty_exceptions_enable=False)
@@ -94,6 +94,7 @@ def run(recipe: RecipeFile, set_: Overrides = [], tasks: TaskFile = None, restar
     from mentalglm_jax.train.recipe import load_recipe
 
     loaded = load_recipe(recipe, [*set_, *naming(tasks)])
+    join_others(loaded.mesh)
     reporter = ConsoleReporter(stderr())
     try:
         summary = run_pipeline(loaded, reporter, restart=restart, allow_changed=allow_changed, profile=profile)
@@ -117,6 +118,7 @@ def train(recipe: RecipeFile, set_: Overrides = [], tasks: TaskFile = None, rest
     from mentalglm_jax.train.recipe import load_recipe
 
     loaded = load_recipe(recipe, [*set_, *naming(tasks)])
+    join_others(loaded.mesh)
     reporter = ConsoleReporter(stderr())
     try:
         result = run_pipeline(loaded, reporter, restart=restart, until="train", allow_changed=allow_changed,
@@ -127,27 +129,53 @@ def train(recipe: RecipeFile, set_: Overrides = [], tasks: TaskFile = None, rest
     print_json({"adapter": str(last), "stages": result}) if json_ else say(f"adapter  {last}")
 
 
-@app.command(epilog=examples("mentalglm plan configs/tpu-v5e-8.yaml --topology v5e:2x4"))
+@app.command(
+    epilog=examples(
+        "mentalglm plan configs/tpu-v5e-8.yaml --topology v5e:2x4",
+        "mentalglm plan configs/tpu-v5e-8.yaml --topology v5e:2x4 --generate --batch 16 --new-tokens 512",
+    )
+)
 def plan(
     recipe: RecipeFile,
     topology: Annotated[str, typer.Option(help="TPU slice, e.g. v5e:2x4, v5p:2x2x1 or v5e-8")],
     stage: Annotated[str | None, typer.Option(help="Training stage; default: the first")] = None,
+    device_order: Annotated[
+        bool,
+        typer.Option("--device-order", help="Also whether exchanges depend on the order of devices: compiles twice"),
+    ] = False,
+    generate: Annotated[bool, typer.Option("--generate", help="Answers and label scores instead of training")] = False,
+    batch: Annotated[int | None, typer.Option(min=1, help="With --generate: posts at a time; default: 16")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="With --generate: of prompts; default 1024")] = None,
+    new_tokens: Annotated[int | None, typer.Option(min=1, help="With --generate: of an answer; default: 512")] = None,
     set_: Overrides = [],  # noqa: B006
     tasks: TaskFile = None,
     json_: AsJson = False,
 ) -> None:
     """Does a recipe fit a TPU slice, and how fast can it be: asks the TPU compiler, needs no TPU. Exit code 1: no."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU that is there may be busy with a run; planning needs none
-    from mentalglm_jax.planning.plan import plan as make_plan
     from mentalglm_jax.train.recipe import load_recipe
 
+    sizes = {"batch": batch, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
+    sizes = {name: size for name, size in sizes.items() if size is not None}
+    if sizes and not generate:
+        raise InputError(f"--{next(iter(sizes)).replace('_', '-')} goes with --generate")
+    if generate and (stage is not None or device_order):
+        raise InputError(f"{'--device-order' if stage is None else '--stage'} is of training, --generate of what comes "
+                         "after it")  # fmt: skip
     loaded = load_recipe(recipe, [*set_, *naming(tasks)])
     with stderr().status(cell(f"compiling for {topology} (minutes for a 9B model) ...")):
-        found = make_plan(loaded, topology, stage=stage)
+        if generate:
+            from mentalglm_jax.planning.answering import plan_answers
+
+            found, table = plan_answers(loaded, topology, **sizes), answer_plan_table
+        else:
+            from mentalglm_jax.planning.plan import plan as make_plan
+
+            found, table = make_plan(loaded, topology, stage=stage, device_order=device_order), plan_table
     if json_:
         print_json(found.to_dict())
     else:
-        say(plan_table(found))
+        say(table(found))  # type: ignore[arg-type]
     if not found.fits:
         raise typer.Exit(1)
 
@@ -176,14 +204,16 @@ def export(
     base_name: Annotated[str | None, typer.Option(help="Hub id that adapter and card name as base, ORG/NAME")] = None,
     licence: Annotated[str | None, typer.Option("--license", help="Licence that the card states, e.g. mit; default: "
                                                                   "the base's")] = None,
+    set_: OnMesh = [],  # noqa: B006
     json_: AsJson = False,
 ) -> None:  # fmt: skip
     """Exports what a run trained, as an adapter or merged into its base, with a model card; uploads it if asked."""
     from mentalglm_jax.pipeline.export import describe, export_run
 
+    section = place(set_)
     out = out or run_dir / f"export-{to}"
     done = export_run(run_dir, to, out, stage=stage, push=push, public=public, base_name=base_name, licence=licence,
-                      dry_run=dry_run)  # fmt: skip
+                      dry_run=dry_run, mesh=section)  # fmt: skip
     if json_:
         print_json({"out": str(out), "files": done.files, "card": done.card, "url": done.pushed and done.pushed.url,
                     "private": done.pushed and done.pushed.private})  # fmt: skip

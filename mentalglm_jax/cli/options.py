@@ -2,10 +2,16 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mentalglm_jax.cli.output import hush
+
+if TYPE_CHECKING:
+    from mentalglm_jax.train.recipe import MeshSection
 
 
 def finite(value: float | None) -> float | None:
@@ -20,6 +26,7 @@ def finite(value: float | None) -> float | None:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
 Overrides = Annotated[list[str], typer.Option("--set", help="Override a value: --set a.b=c (repeatable)")]
+OnMesh = Annotated[list[str], typer.Option("--set", help="Devices, as in a recipe: --set mesh.fsdp=-1 (repeatable)")]
 SetNames = Annotated[
     list[str], typer.Option("--set-name", help="Upstream data set to read, e.g. sos_hl_1k (repeatable)")
 ]
@@ -70,19 +77,43 @@ def make_known_of(model: str, adapter: str | None) -> None:
 
 def load_model(
     model: str, adapter: str | None, tokenizer: Path | None, *, dtype: str, quantize: str | None,
-    rope_theta: float | None,
+    rope_theta: float | None, mesh: Any = None,
 ) -> tuple[Any, Any]:  # fmt: skip
     """A model that answers, its adapter merged unless its kernels are quantised, and its tokenizer."""
     from mentalglm_jax.checkpoints.directories import load
     from mentalglm_jax.checkpoints.hf_files import locate
     from mentalglm_jax.text.tokenizer import GlmTokenizer
 
-    loaded = load(model, adapter=adapter, dtype=dtype, quantize=quantize, rope_theta=rope_theta)
+    loaded = load(model, adapter=adapter, dtype=dtype, quantize=quantize, rope_theta=rope_theta, mesh=mesh)
     return loaded if quantize else merged(loaded), GlmTokenizer.load(tokenizer or locate(model))
 
 
 def merged(model: Any) -> Any:
-    """``model`` with its adapter, if it has one, folded in: it answers faster."""
+    """``model`` with its adapter, if it has one, folded in, in place: it answers faster."""
     from mentalglm_jax.model.lora import has_lora, merge_lora
 
-    return merge_lora(model) if has_lora(model) else model
+    return merge_lora(model, in_place=True) if has_lora(model) else model
+
+
+def place(set_: Sequence[str]) -> "MeshSection | None":
+    """What ``--set mesh.KEY=VALUE`` says, and ``join_others``; to be called before anything touches a device.
+
+    Raises:
+        InputError: another key, a wrong value, or as ``distributed.start``.
+    """
+    from mentalglm_jax.settings import settings_of
+    from mentalglm_jax.train.recipe import Places
+
+    section = settings_of(Places, set_).mesh if set_ else None
+    join_others(section)
+    return section
+
+
+def join_others(section: "MeshSection | None") -> None:
+    """Joins the processes of several hosts, where ``section`` says so; all but the first are quiet from then on."""
+    from mentalglm_jax.devices.distributed import is_primary, join
+
+    if section is not None:
+        join(section.cpu_devices, section.distributed)
+        if section.distributed and not is_primary():
+            hush()

@@ -52,8 +52,24 @@ def cell(text: object) -> Text:
     return Text(inert(str(text)))
 
 
+_hushed = False
+
+
+def hush() -> None:
+    """From here on results and progress are another process's to tell; reasons of a failure are still said."""
+    global _hushed
+    _hushed = True
+
+
+def hushed() -> bool:
+    """Whether ``hush`` was called."""
+    return _hushed
+
+
 def say(line: str | Table, console: Console | None = None, style: str | None = None) -> None:
     """Prints a line (or several, for line feeds between ours are meant) or a table on stdout, or on ``console``."""
+    if _hushed:
+        return
     console = console or stdout()
     if isinstance(line, str):
         for part in line.split("\n"):
@@ -79,6 +95,8 @@ def usage(error: Exception, message: str) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout; in ASCII where stdout cannot say all of it."""
+    if _hushed:
+        return
     text = json.dumps(value, ensure_ascii=False, default=str)
     try:
         text.encode(sys.stdout.encoding or "ascii")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from mentalglm_jax.cli.output import say
+from mentalglm_jax.cli.output import hushed, say
 
 FIRST, EVERY = 10.0, 30.0
 
@@ -37,7 +37,7 @@ class ConsoleReporter:
         """Starts a bar that counts once the stage reports; the bar of the stage before is closed. ``announced``: a log
         is told that the stage begins."""
         self.close()
-        if not self.console.is_terminal:
+        if hushed() or not self.console.is_terminal:
             if announced:
                 say(f"{name} ...", self.console)
             return _Lines(name, self.console, self._clock)

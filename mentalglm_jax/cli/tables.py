@@ -7,6 +7,7 @@ from rich.table import Table
 from mentalglm_jax.cli.output import cell
 
 if TYPE_CHECKING:
+    from mentalglm_jax.planning.answering import AnswerPlan
     from mentalglm_jax.planning.plan import Plan
 
 
@@ -64,7 +65,11 @@ def plan_table(found: "Plan") -> Table:
     if found.advice:
         table.add_row("turn", cell(found.advice))
     sizes = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items())
-    table.add_row("mesh", sizes, end_section=True)
+    table.add_row("mesh", sizes)
+    table.add_row("exchanges", ", ".join(f"{n} {kind}" for kind, n in found.collectives.items()) or "none")
+    if found.any_order is not None:
+        table.add_row("with the devices in reverse", "the same" if found.any_order else "others")
+    table.add_section()
     table.add_row("one step", f"{least.tokens:,} tokens: {shape.rows * shape.data * shape.fsdp} rows of {shape.length}"
                   f" x {shape.accumulate}")  # fmt: skip
     table.add_row("model FLOPs (4N, half of causal attention)", f"{least.model_flops:.3e}")
@@ -72,4 +77,28 @@ def plan_table(found: "Plan") -> Table:
     for name in ("compute", "bandwidth", "links"):
         table.add_row(f"at least, {name}", f"{getattr(least, name):.3f} s")
     table.add_row("at most", f"{least.tokens_per_second:,.0f} tokens/s (by {least.limit})")
+    return table
+
+
+def answer_plan_table(found: "AnswerPlan") -> Table:
+    """A plan of answers as one table."""
+    gib = 2**30
+    table = Table(title=cell(f"{found.model}, answers on {found.topology}"), title_justify="left", show_edge=False,
+                  header_style="bold")  # fmt: skip
+    table.add_column("per device")
+    table.add_column("", justify="right")
+    table.add_row("weights", f"{found.weights / gib:.2f} GiB")
+    table.add_row(f"cache, {found.slots:,} tokens a post", f"{found.cache / gib:.2f} GiB")
+    for name, size in found.programs.items():
+        table.add_row(f"in all, {name} (compiled)", "refused" if size is None else f"{size / gib:.2f} GiB")
+    if found.needed is not None:
+        table.add_row("would need", f"{found.needed / gib:.2f} GiB")
+    table.add_row("memory", f"{found.device_memory / gib:.2f} GiB")
+    table.add_row("fits", "yes" if found.fits else "no")
+    table.add_row("mesh", " x ".join(f"{axis} {size}" for axis, size in found.mesh.items()), end_section=True)
+    table.add_row(
+        "a batch", f"{found.batch} posts of up to {found.prompt_tokens:,} tokens, {found.new_tokens} new ones"
+    )
+    table.add_row("at least, a token of each", f"{1000 * found.step_seconds:.2f} ms (by memory bandwidth)")
+    table.add_row("at most", f"{found.tokens_per_second:,.0f} tokens/s")
     return table

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.model.sharding import batch_sharding
+from mentalglm_jax.model.sharding import batch_sharding, make_mesh, split_cpu
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -70,6 +70,40 @@ def barrier(name: str) -> None:
 def gathered(tree: Any) -> Any:
     """``tree`` with its arrays whole on every process (host arrays); as it is in a run of one process."""
     return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+
+
+def on_host(x: Any) -> np.ndarray:
+    """An array whole on this host, also where it is spread over several: then every process must ask."""
+    return np.asarray(jax.device_get(x) if getattr(x, "is_fully_addressable", True) else gathered(x))
+
+
+def open_mesh(
+    data: int = 1, fsdp: int = -1, tensor: int = 1, cpu_devices: int | None = None, distributed: bool = False
+) -> Mesh:
+    """The mesh that the keys of a recipe's ``mesh`` section ask for.
+
+    Raises:
+        InputError: as ``start`` and ``make_mesh``.
+    """
+    join(cpu_devices, distributed)
+    return make_mesh(data, fsdp, tensor)
+
+
+def join(cpu_devices: int | None, distributed: bool) -> None:
+    """What of such a section must happen before anything touches a device. Raises: InputError as ``start``."""
+    if cpu_devices is not None:
+        split_cpu(cpu_devices)
+    if distributed:
+        start()
+
+
+def placed(tree: Any, mesh: Mesh | None, *axes: Any) -> Any:
+    """Host arrays, the same on every process, on ``mesh``: their first axes cut by the mesh axes ``axes``, each device
+    with its part; without ``axes`` whole everywhere. As they are where there is no mesh."""
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__), tree)
 
 
 def local_rows(mesh: Mesh | None, rows: int, accumulate: int) -> list[int] | None:

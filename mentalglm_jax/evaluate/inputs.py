@@ -16,7 +16,7 @@ from mentalglm_jax.data.sources import of_task, present
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
 from mentalglm_jax.evaluate.readings import score_records
-from mentalglm_jax.inference.generate import generate_records, partial_file
+from mentalglm_jax.inference.generate import forget_partial, generate_records
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
@@ -107,7 +107,7 @@ def answer_records(
     values = score_records(model, tokenizer, records, written=rows if 2 * first > len(rows) else None,
                            out_path=out / LABEL_SCORES, batch_size=batch_size, system=system, temperatures=temperatures,
                            progress=stage("label log-probabilities"))  # fmt: skip
-    partial_file(out / GENERATIONS).unlink(missing_ok=True)
+    forget_partial(out / GENERATIONS)
     return Answers(rows, values)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from mentalglm_jax.data.records import Post
+from mentalglm_jax.devices.together import on_primary
 from mentalglm_jax.evaluate.answers import softmax
 from mentalglm_jax.evaluate.calibrated import temperature_of
 from mentalglm_jax.evaluate.readings import score_records
-from mentalglm_jax.inference.generate import generate_records, partial_file, write_rows
+from mentalglm_jax.inference.generate import forget_partial, generate_records, write_rows
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
@@ -52,6 +53,6 @@ def answer_posts(
         row["probabilities_calibrated"] = (by := temperature_of(score)) is not None
         values = softmax(values / (by or 1.0)).tolist()
         row["label_probabilities"] = dict(zip(score["label_logprobs"], values, strict=True))
-    write_rows(out, rows)
-    partial_file(out).unlink(missing_ok=True)
+    on_primary(lambda: write_rows(out, rows))
+    forget_partial(out)
     return rows

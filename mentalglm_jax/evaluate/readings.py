@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mentalglm_jax.data.records import Post, Record
+from mentalglm_jax.devices.together import on_primary, stopping_together
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer, by_task, scored
 from mentalglm_jax.evaluate.metrics import indicator, task_scores
@@ -52,6 +53,7 @@ def score_records(
     Raises:
         InputError: two records with one id, a record that ``written`` lacks, or a prompt beyond the model's context.
         RunError: ``out_path`` cannot be written.
+        Interrupted, Preempted: in a run of several processes, a signal arrived at one of them.
     """
     if len({record.id for record in records}) != len(records):
         ids = [record.id for record in records]
@@ -72,7 +74,9 @@ def score_records(
         if order == "explanation_first":
             prompts = [[*prompt, *explanation_ids(tokenizer, task, said[records[number].id], language)]
                        for prompt, number in zip(prompts, numbers, strict=True)]  # fmt: skip
-        scores = score_labels(model, prompts, list(candidates.values()), batch_size=batch_size)
+        with stopping_together("scoring labels") as check:
+            scores = score_labels(model, prompts, list(candidates.values()), batch_size=batch_size,
+                                  progress=lambda done, total: check())  # fmt: skip
         for number, values in zip(numbers, scores, strict=True):
             logprobs = {key: float(value) for key, value in zip(candidates, values, strict=True)}
             rows[number] = records[number].to_dict() | tasks.row_definition(task) | {
@@ -83,8 +87,8 @@ def score_records(
             progress(len(rows), len(records))
     ordered = [rows[number] for number in range(len(records))]
     if out_path is not None:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in ordered)
-        write_text(out_path, "".join(lines), private=True)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered)
+        on_primary(lambda: write_text(out_path, text, private=True))
     return ordered
 
 

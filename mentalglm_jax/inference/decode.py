@@ -4,6 +4,10 @@ Prompts are sorted by length, padded on the left to one of a few lengths (bucket
 ``prefill`` program per (rows, bucket), one ``first_token`` and one ``advance`` program per (rows, cache slots). Padding
 has segment id 0, so a prompt's answer does not depend on the prompts beside it; nor do its random draws, which are
 keyed by prompt.
+
+A model whose parameters lie on a mesh decodes there, on several hosts too: the rows of a batch are cut over ``data``,
+so that each copy of the model answers its own prompts. Over ``fsdp`` and ``tensor`` a batch's few activations are
+exchanged, and the weights stay where they are: gathering them, as training does, would read all of them per token.
 """
 
 import dataclasses
@@ -15,14 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from mentalglm_jax.devices.distributed import on_host, placed
+from mentalglm_jax.devices.together import check_same
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.glm import Glm, KVCache
+from mentalglm_jax.model.sharding import mesh_of
 
 Progress = Callable[[int, int], None]  # (prompts done, prompts in all)
 
-# Prompt tokens prefilled at once, padding included: bounds the attention scores of long prompts (rows * bucket ** 2).
+# Prompt tokens prefilled at once by each copy of the model, padding included: bounds the attention scores of long
+# prompts (rows * bucket ** 2).
 BATCH_TOKENS = 16384
 SHORTEST_PREFIX = 32
 # Tokens of an answer where the caller names no limit: the longest explanation that `mentalglm data build` keeps (300
@@ -159,16 +168,17 @@ class Decoding(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What does not change while a batch is decoded. ``rows`` numbers the prompts for their random keys."""
+    """What does not change while a batch is decoded. ``rows`` numbers the prompts for their random keys; ``key`` is the
+    data of the key that all of those are made of."""
 
-    key: Array
+    key: UInt32[Array, " W"]
     rows: UInt32[Array, " B"]
     eos_ids: Int[Array, " E"]
     vocab_limit: Int[Array, ""]
 
 
 def _pick(model: Glm, hidden: Array, step: Array, seen: Array | None, rules: Rules, sampling: Sampling) -> Array:
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(rules.key, rules.rows)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.wrap_key_data(rules.key), rules.rows)
     logits = model.unembed(hidden)
     logits = jnp.where(jnp.arange(logits.shape[-1]) < rules.vocab_limit, logits, -jnp.inf)
     return sampling.pick(logits, keys, step, seen)
@@ -261,7 +271,7 @@ def generate_ids(
         eos_ids: generation of a prompt stops after any of these; the stop token is part of the result.
         temperature, top_k, top_p, repetition_penalty: see ``Sampling``; 0 is greedy.
         seed: of the draws. Prompt ``i`` has its own random key, whatever batch it is decoded in.
-        batch_size: prompts decoded together.
+        batch_size: prompts decoded together; on a mesh the next multiple of ``data``.
         vocab_limit: ids from here on (padding rows of the embedding) are never generated; default: none are excluded.
         share_prefix: compute what all prompts begin with once. The same mathematics in another order of summation,
             which depends on the set of prompts: two tokens within rounding of each other may swap.
@@ -304,6 +314,7 @@ def batches(
 
     The others as in ``generate_ids``.
     """
+    check_same("posts", [*map(list, prompts)])
     vocab = model.config.vocab_size
     max_new_tokens = default_room(model, prompts) if max_new_tokens is None else max_new_tokens
     if max_new_tokens < 1 or batch_size < 1:
@@ -313,12 +324,14 @@ def batches(
     for name, prompt in zip(names, prompts, strict=True):
         check_ids(model, name, prompt, max_new_tokens, "max_new_tokens")
     graph, state = nnx.split(model)
-    key, stops = jax.random.key(seed), np.asarray([*eos_ids], np.int32)
-    skip, prefix = shared_prefix(graph, state, prompts) if share_prefix else (0, None)
+    mesh = mesh_of(model)
+    key, stops = np.asarray(jax.random.key_data(jax.random.key(seed))), np.asarray([*eos_ids], np.int32)
+    skip, prefix = shared_prefix(graph, state, prompts, mesh) if share_prefix else (0, None)
     before = 0 if prefix is None else prefix.segment_ids.shape[1]
     apart = laid_apart(state)
-    for alone, size, length in plan([len(prompt) - skip for prompt in prompts], max(1, batch_size // answers)):
-        tokens, segment_ids = left_pad([prompts[i][skip:] for i in alone], size, length)
+    lengths, at_once = [len(prompt) - skip for prompt in prompts], max(1, batch_size // answers)
+    for alone, size, length in plan(lengths, at_once, copies(mesh)):
+        tokens, segment_ids = on_rows(left_pad([prompts[i][skip:] for i in alone], size, length), mesh)
         hidden, cache = prefill(graph, state, tokens, segment_ids, prefix)
         if answers > 1:
             size, (hidden, cache) = size * answers, repeated(hidden, cache, answers)
@@ -329,17 +342,29 @@ def batches(
             seen = np.zeros((size, vocab), bool)
             for row, number in zip(seen, numbers, strict=False):
                 row[list(prompts[number // answers])] = True
-        rules = Rules(key, jnp.asarray(salts), jnp.asarray(stops), jnp.int32(vocab_limit))
+        salts, seen, filling = on_rows((salts, seen, np.arange(size) >= len(numbers)), mesh)
+        whole = placed((key, stops, np.int32(vocab_limit)), mesh)
+        rules = Rules(key=whole[0], rows=salts, eos_ids=whole[1], vocab_limit=whole[2])
         now = first_token(
-            graph, state, hidden, cache, np.arange(size) >= len(numbers), seen, rules, sampling=sampling,
+            graph, state, hidden, cache, filling, seen, rules, sampling=sampling,
             slots=bucket(before + length + max_new_tokens)
         )  # fmt: skip
         if stream is None:
             now = advance(graph, state, now, rules, np.int32(max_new_tokens), apart, sampling=sampling)
         else:
             now = _streamed(graph, state, now, rules, apart, sampling, max_new_tokens, numbers, stream)
-        output, count = np.asarray(now.output), np.asarray(now.lengths)
+        output, count = on_host(now.output), on_host(now.lengths)
         yield [(number, output[i, : count[i]].tolist()) for i, number in enumerate(numbers)]
+
+
+def copies(mesh: Mesh | None) -> int:
+    """How many copies of the model answer, each its own rows of a batch."""
+    return 1 if mesh is None else mesh.shape["data"]
+
+
+def on_rows(tree: Any, mesh: Mesh | None) -> Any:
+    """Host arrays ``[B, ...]``, the same on every process, with the rows over the copies of the model."""
+    return placed(tree, mesh, "data")
 
 
 def _streamed(
@@ -348,7 +373,7 @@ def _streamed(
 ) -> Decoding:  # fmt: skip
     """The same program, one token at a time."""
     for step in range(1, limit + 1):
-        token, count, done = (np.asarray(x) for x in (now.token, now.lengths, now.done))
+        token, count, done = (on_host(x) for x in (now.token, now.lengths, now.done))
         for i, number in enumerate(numbers):
             if count[i] == step:
                 stream(number, int(token[i]))
@@ -358,7 +383,9 @@ def _streamed(
     return now
 
 
-def shared_prefix(graph: Any, state: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, KVCache | None]:
+def shared_prefix(
+    graph: Any, state: Any, prompts: Sequence[Sequence[int]], mesh: Mesh | None = None
+) -> tuple[int, KVCache | None]:
     """How many tokens all prompts begin with, and their cache; (0, None) when that is not worth a program of its own.
     Every prompt keeps at least its last token."""
     if len(prompts) < 2:
@@ -368,7 +395,7 @@ def shared_prefix(graph: Any, state: Any, prompts: Sequence[Sequence[int]]) -> t
     count = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), longest)
     if (count := min(count, longest)) < SHORTEST_PREFIX:
         return 0, None
-    tokens, segment_ids = left_pad([prompts[0][:count]], 1, bucket(count))
+    tokens, segment_ids = placed(left_pad([prompts[0][:count]], 1, bucket(count)), mesh)
     return count, prefill(graph, state, tokens, segment_ids)[1]
 
 
@@ -395,15 +422,17 @@ def check_ids(model: Glm, name: str, ids: Sequence[int], more: int = 0, what: st
         )
 
 
-def plan(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], int, int]]:
-    """(numbers of the prompts, rows of the batch, padded length), the longest prompts first."""
+def plan(lengths: Sequence[int], batch_size: int, parts: int = 1) -> Iterator[tuple[list[int], int, int]]:
+    """(numbers of the prompts, rows of the batch, padded length), the longest prompts first; the rows can be cut into
+    ``parts``."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     whole = min(batch_size, 1 << (len(lengths) - 1).bit_length()) if lengths else 1
     while order:
         length = bucket(lengths[order[0]])
-        rows = whole
-        while rows > 1 and rows * length > BATCH_TOKENS:
-            rows = (rows + 1) // 2
+        each = -(-whole // parts)
+        while each > 1 and each * length > BATCH_TOKENS:
+            each = (each + 1) // 2
+        rows = each * parts
         yield order[:rows], rows, length
         order = order[rows:]
 

@@ -12,6 +12,7 @@ from typing import Any, overload
 
 from mentalglm_jax.data.cells import to_cell
 from mentalglm_jax.data.records import Post
+from mentalglm_jax.devices.together import check_same, held_by_primary, on_primary, stopping_together
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import working_on, write_bytes, write_text
 from mentalglm_jax.foreign import first_line, parse_json, read_bytes
@@ -31,8 +32,21 @@ from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 __all__ = [
-    "Calibration", "Sampling", "answer_text", "explanation_ids", "fit_calibration", "generate", "generate_ids",
-    "generate_records", "generation_row", "label_ids", "log_odds", "model_fingerprint", "partial_file", "score_labels",
+    "Calibration",
+    "Sampling",
+    "answer_text",
+    "explanation_ids",
+    "fit_calibration",
+    "forget_partial",
+    "generate",
+    "generate_ids",
+    "generate_records",
+    "generation_row",
+    "label_ids",
+    "log_odds",
+    "model_fingerprint",
+    "partial_file",
+    "score_labels",
     "write_rows",
 ]  # fmt: skip
 
@@ -161,17 +175,21 @@ def generate_records(
     batch_size: int = 32,
     system: str | None = None,
     keep_partial: bool = False,
+    fingerprint: str | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Answers every record, or post without label, and writes ``out_path`` (``write_rows``), in the order given.
 
     Finished batches are kept in ``<out_path>.partial``; after an interruption the same call goes on from there.
-    A record's draws depend on ``seed`` and its id only.
+    A record's draws depend on ``seed`` and its id only. Of several processes that share a model (``mesh_of``), all are
+    called with the same records, the primary one writes, and all return all rows.
 
     Args:
         system: a system turn before every post; None is the one of its task, if it has one.
         keep_partial: leave the finished batches there (``partial_file``), so that the same call gives the same rows
-            without generating again, until the caller has done what it wants them for and deletes the file.
+            without generating again, until the caller has done what it wants them for (``forget_partial``).
+        fingerprint: of ``model`` before its adapter was merged (``model_fingerprint``): the last bits of a sum depend
+            on the mesh, those of base and adapter do not, so that another mesh can go on. None is ``model``'s own.
 
     Returns:
         The rows written.
@@ -180,33 +198,41 @@ def generate_records(
         InputError: as ``generate_ids``, naming the record; two records with one id; or the partial file was left by
             another model or other options, or is damaged.
         RunError: the file system refused, or another process writes the same file.
+        Interrupted, Preempted: in a run of several processes, a signal arrived at one of them.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     prompts, max_new_tokens = prompts_of(model, tokenizer, records, system, max_new_tokens)
     out_path = Path(out_path)
-    made_by = {"model": model_fingerprint(model), "sampling": dataclasses.asdict(sampling), "seed": seed,
+    made_by = {"model": fingerprint or model_fingerprint(model), "sampling": dataclasses.asdict(sampling), "seed": seed,
                "max_new_tokens": max_new_tokens, "eos_ids": list(tokenizer.eos_ids)}  # fmt: skip
-    with working_on(out_path):
-        partial = partial_file(out_path)
-        rows = {i: row for i, row in open_partial(partial, made_by).items() if prompts.get(i) == row["prompt_ids"]}
+    partial = partial_file(out_path)
+    with held_by_primary(lambda: working_on(out_path)):
+        left = on_primary(lambda: open_partial(partial, made_by))
+        rows = {i: row for i, row in left.items() if prompts.get(i) == row["prompt_ids"]}
         todo = [record for record in records if record.id not in rows]
         if progress is not None and rows:
             progress(len(rows), len(records))
-        for batch in batches(
-            model, [prompts[record.id] for record in todo], [f"record {record.id!r}" for record in todo],
-            [zlib.crc32(record.id.encode()) for record in todo], max_new_tokens=max_new_tokens,
-            eos_ids=tokenizer.eos_ids, sampling=sampling, seed=seed, batch_size=batch_size,
-            vocab_limit=tokenizer.vocab_size
-        ):  # fmt: skip
-            fresh = [generation_row(todo[i], tokenizer, prompts[todo[i].id], ids) for i, ids in batch]
-            append_rows(partial, fresh)
-            rows |= {row["id"]: row for row in fresh}
-            if progress is not None:
-                progress(len(rows), len(records))
+        with stopping_together("generating") as check:
+            for batch in batches(
+                model, [prompts[record.id] for record in todo], [f"record {record.id!r}" for record in todo],
+                [zlib.crc32(record.id.encode()) for record in todo], max_new_tokens=max_new_tokens,
+                eos_ids=tokenizer.eos_ids, sampling=sampling, seed=seed, batch_size=batch_size,
+                vocab_limit=tokenizer.vocab_size
+            ):  # fmt: skip
+                fresh = [generation_row(todo[i], tokenizer, prompts[todo[i].id], ids) for i, ids in batch]
+                on_primary(lambda fresh=fresh: append_rows(partial, fresh))
+                rows |= {row["id"]: row for row in fresh}
+                if progress is not None:
+                    progress(len(rows), len(records))
+                check()
         ordered = [rows[record.id] for record in records]
-        write_rows(out_path, ordered)
-        if not keep_partial:
-            partial.unlink(missing_ok=True)
+
+        def finish() -> None:
+            write_rows(out_path, ordered)
+            if not keep_partial:
+                partial.unlink(missing_ok=True)
+
+        on_primary(finish)
         return ordered
 
 
@@ -227,10 +253,16 @@ def prompts_of(
     if len(prompts) != len(records):
         ids = [record.id for record in records]
         raise InputError(f"record {next(i for i in ids if ids.count(i) > 1)!r} is given twice; ids must differ")
+    check_same("posts", prompts)
     max_new_tokens = default_room(model, list(prompts.values())) if max_new_tokens is None else max_new_tokens
     for record_id, prompt in prompts.items():
         check_ids(model, f"record {record_id!r}", prompt, max_new_tokens, "max_new_tokens")
     return prompts, max_new_tokens
+
+
+def forget_partial(out_path: str | Path) -> None:
+    """Deletes what ``keep_partial`` left."""
+    on_primary(lambda: partial_file(Path(out_path)).unlink(missing_ok=True))
 
 
 _COLUMNS = ("id", "task", "language", "post", "label", "explanation", "finish", "status")

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.data.records import Post
+from mentalglm_jax.devices.together import held_by_primary, on_primary, stopping_together
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import working_on
 from mentalglm_jax.inference.decode import Progress, Sampling, batches
 from mentalglm_jax.inference.generate import (
     answer_text,
     append_rows,
+    forget_partial,
     generation_row,
     open_partial,
     partial_file,
@@ -74,15 +76,17 @@ def generate_samples(
                "keep_label": keep_label}  # fmt: skip
     common: dict[str, Any] = {"eos_ids": tokenizer.eos_ids, "seed": seed, "vocab_limit": tokenizer.vocab_size}
     total = len(posts) * (samples + keep_label)
-    with working_on(out_path):
+    with held_by_primary(lambda: working_on(out_path)), stopping_together("generating") as check:
         partial = partial_file(out_path)
-        rows = {i: row for i, row in open_partial(partial, made_by).items() if _known(i, row, prompts)}
+        left = on_primary(lambda: open_partial(partial, made_by))
+        rows = {i: row for i, row in left.items() if _known(i, row, prompts)}
 
         def add(fresh: list[Row]) -> None:
-            append_rows(partial, fresh)
+            on_primary(lambda: append_rows(partial, fresh))
             rows.update((row["id"], row) for row in fresh)
             if progress is not None:
                 progress(min(len(rows), total), total)
+            check()
 
         if keep_label:
             todo = [post for post in posts if _id(post, 0) not in rows]
@@ -107,8 +111,8 @@ def generate_samples(
                 add([_row(todo[i // samples], i % samples + 1, tokenizer, prompts,
                           [*(begun[todo[i // samples].id] or ()), *ids]) for i, ids in batch])  # fmt: skip
         kept, duplicates, other = _different(posts, rows, samples, keep_label)
-        write_rows(out_path, kept)
-        partial.unlink(missing_ok=True)
+        on_primary(lambda: write_rows(out_path, kept))
+        forget_partial(out_path)
     unlabelled = sum(value is None for value in begun.values())
     return kept, Counts(len(posts), len(kept), duplicates, other, unlabelled)
 

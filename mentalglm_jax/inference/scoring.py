@@ -11,15 +11,28 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from mentalglm_jax.devices.distributed import on_host, placed
+from mentalglm_jax.devices.together import check_same
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.inference.decode import Progress, check_ids, left_pad, plan, prefill, shared_prefix, with_room
+from mentalglm_jax.inference.decode import (
+    Progress,
+    check_ids,
+    copies,
+    left_pad,
+    on_rows,
+    plan,
+    prefill,
+    shared_prefix,
+    with_room,
+)
 from mentalglm_jax.model.glm import Glm, KVCache
+from mentalglm_jax.model.sharding import mesh_of
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
-def _score(
+def score_batch(
     graph: Any, state: Any, tokens: Int[Array, "B P"], segment_ids: Int[Array, "B P"], candidates: Int[Array, "K C"],
     lengths: Int[Array, " K"], prefix: KVCache | None
 ) -> Float[Array, "B K"]:  # fmt: skip
@@ -59,6 +72,7 @@ def score_labels(
     Raises:
         InputError: an empty prompt or candidate, an id the model does not have, or a text beyond the context.
     """
+    check_same("posts", [*map(list, prompts), *map(list, candidates)])
     if not candidates:
         raise InputError("score_labels: no candidate to score; give at least one")
     for number, candidate in enumerate(candidates):
@@ -71,13 +85,15 @@ def score_labels(
         row[: len(candidate)] = candidate
     lengths = np.asarray([len(candidate) for candidate in candidates], np.int32)
     graph, state = nnx.split(model)
+    mesh = mesh_of(model)
+    padded, lengths = placed((padded, lengths), mesh)
     scores = np.zeros((len(prompts), len(candidates)))
     done = 0
-    skip, prefix = shared_prefix(graph, state, prompts) if share_prefix else (0, None)
-    for numbers, size, length in plan([len(prompt) - skip for prompt in prompts], batch_size):
-        tokens, segment_ids = left_pad([prompts[i][skip:] for i in numbers], size, length)
-        found = _score(graph, state, tokens, segment_ids, padded, lengths, prefix)
-        scores[numbers] = np.asarray(found)[: len(numbers)]
+    skip, prefix = shared_prefix(graph, state, prompts, mesh) if share_prefix else (0, None)
+    for numbers, size, length in plan([len(prompt) - skip for prompt in prompts], batch_size, copies(mesh)):
+        tokens, segment_ids = on_rows(left_pad([prompts[i][skip:] for i in numbers], size, length), mesh)
+        found = score_batch(graph, state, tokens, segment_ids, padded, lengths, prefix)
+        scores[numbers] = on_host(found)[: len(numbers)]
         done += len(numbers)
         if progress is not None:
             progress(done, len(prompts))

@@ -370,22 +370,46 @@ def refuse_quantized(model: Glm, what: str) -> None:
         )
 
 
-def merge_lora(model: Glm) -> Glm:
-    """A copy of ``model`` without adapter whose kernels have it folded in; the original keeps base and adapter.
+def merge_lora(model: Glm, in_place: bool = False) -> Glm:
+    """``model`` without adapter, its kernels with it folded in.
+
+    Args:
+        in_place: change ``model`` itself, which needs no more memory than a layer. Else the original keeps base and
+            adapter.
 
     Raises:
         InputError: the base is quantised, so there is nothing to fold into.
     """
     refuse_quantized(model, "merge_lora")
-    merged = nnx.clone(model)  # merging a split would share the Variables, and the base would change too
+    merged = model if in_place else nnx.clone(model)  # merging a split would share the Variables with the original
     for _, linear in linears(merged):
         if isinstance(linear.adapter, Adapter | Replacement):
-            linear.kernel.set_value(linear.adapter.merged(linear.kernel[...]))
+            linear.kernel.set_value(_merged(linear.adapter, linear.kernel[...], in_place))
     if isinstance(merged.embed_tokens.adapter, Replacement):
         table = merged.embed_tokens.embedding
         table.set_value(merged.embed_tokens.adapter.merged(table[...]))
     remove_lora(merged)
     return merged
+
+
+def _merged(adapter: Adapter | Replacement, kernel: Array, in_place: bool) -> Array:
+    """``adapter.merged(kernel)``, which lies where ``kernel`` lay; ``in_place``: in its memory."""
+    graph, arrays = nnx.split(adapter)
+    where = kernel.sharding if isinstance(kernel, jax.Array) else None
+    return (_fold_in_place if in_place else _fold)(graph, arrays, kernel, where)
+
+
+def _fold_layers(graph: Any, arrays: Any, kernel: Array, where: Any) -> Array:
+    def one(inputs: Any) -> Array:
+        module: Any = nnx.merge(graph, inputs[0])
+        return module.merged(inputs[1])
+
+    merged = one((arrays, kernel)) if kernel.ndim == 2 else jax.lax.map(one, (arrays, kernel))
+    return merged if where is None else jax.lax.with_sharding_constraint(merged, where)
+
+
+_fold = jax.jit(_fold_layers, static_argnums=(0, 3))
+_fold_in_place = jax.jit(_fold_layers, static_argnums=(0, 3), donate_argnums=2)
 
 
 def parameter_count(tree: Any) -> int:

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.model.glm import PARAMETER_AXES
+from mentalglm_jax.model.glm import PARAMETER_AXES, Glm
 from mentalglm_jax.model.layout import BATCH_AXES, MESH_AXES
 
 
@@ -104,6 +104,13 @@ def shard_model(model: nnx.Module, mesh: Mesh, rules: ShardingRules = ShardingRu
     for keys, leaf in nnx.to_flat_state(state):
         leaf.set_value(_put(leaf[...], shardings[".".join(map(str, keys))]))
     nnx.update(model, state)
+
+
+def mesh_of(model: Glm) -> Mesh | None:
+    """The mesh that the parameters of ``model`` lie on; None where that is one device."""
+    sharding = getattr(model.embed_tokens.embedding[...], "sharding", None)
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) and mesh.axis_names == MESH_AXES and mesh.size > 1 else None
 
 
 def _put(x: jax.Array, sharding: NamedSharding) -> jax.Array:

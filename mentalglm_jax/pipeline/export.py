@@ -11,11 +11,15 @@ from mentalglm_jax.checkpoints.adapters import save_adapter
 from mentalglm_jax.checkpoints.directories import save_pretrained
 from mentalglm_jax.checkpoints.hf_files import is_hub_id, names_repository
 from mentalglm_jax.checkpoints.model_card import CARD, Licence, licence_named, licence_of
+from mentalglm_jax.devices.distributed import join
+from mentalglm_jax.devices.together import on_primary
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import at_home
+from mentalglm_jax.model.lora import merge_lora
 from mentalglm_jax.pipeline import hub
 from mentalglm_jax.pipeline.card import run_card
 from mentalglm_jax.pipeline.run_dir import Run
+from mentalglm_jax.train.recipe import MeshSection
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Export:
 def export_run(
     run_dir: Path, to: str, out: Path, stage: str | None = None, push: str | None = None, public: bool = False,
     base_name: str | None = None, licence: str | None = None, dry_run: bool = False,
+    mesh: MeshSection | None = None,
 ) -> Export:  # fmt: skip
     """Writes the adapter that a run trained, or the merged model, with a model card.
 
@@ -49,13 +54,16 @@ def export_run(
             name one, as a path says who works where; only a merged model that was pre-trained here has none.
         licence: of what is written, as the Hub calls it. None is the base's, as its card says.
         dry_run: with ``push``: do everything but the upload.
+        mesh: devices to spread the model over.
 
     Raises:
         InputError: not a run directory, an unknown format or stage, or the stage is not finished; a push that would
             publish a local path or a user's name.
         RunError: the Hub refused, or cannot be reached.
     """
-    job = Run.opened(run_dir)
+    if mesh is not None:
+        join(mesh.cpu_devices, mesh.distributed)
+    job = Run.opened(run_dir, mesh=mesh)
     recipe = job.recipe
     for given, option in ((public, "--public"), (dry_run, "--dry-run")):
         if given and push is None:
@@ -75,23 +83,32 @@ def export_run(
         raise InputError(f"{job.adapter_dir(stage)}: no adapter; is stage {stage!r} of this run finished?")
     named = None if licence is None else licence_named(licence)
     if push is not None and not dry_run:
-        hub.prepare(push, public)  # before the work, not after it
-    terms = named or _terms(job, base, ask=push is not None)
+        on_primary(lambda: hub.prepare(push, public))  # before the work, not after it
+
+    def card_of(written: str) -> str:
+        terms = named or _terms(job, base, ask=push is not None)
+        return run_card(job, written, stage=stage, base=base, licence=terms, repository=push)
+
     model = job.load_final(stage)
     written = vllm_format(model) if to == "vllm" else to
-    card = run_card(job, written, stage=stage, base=base, licence=terms, repository=push)
+    card = on_primary(lambda: card_of(written))
     if to == "merged":
-        save_pretrained(model, out, tokenizer=job.tokenizer(), card=card)
+        save_pretrained(merge_lora(model, in_place=True), out, tokenizer=job.tokenizer(), card=card)
     else:
         save_adapter(model, out, format=to, base_model_name_or_path=base_name, card=card)
-    job.pack_tasks(out)
-    if stage == recipe.stages[-1].name:
-        job.pack_calibration(out)
-    files = {path.name: path.stat().st_size for path in sorted(out.iterdir()) if path.is_file()}
-    if push is None:
-        return Export(out, files)
-    _refuse_private(job, out, files)
-    return Export(out, files, None if dry_run else hub.push(out, list(files), push, public))
+
+    def finish() -> tuple[dict[str, int], hub.Pushed | None]:
+        job.pack_tasks(out)
+        if stage == recipe.stages[-1].name:
+            job.pack_calibration(out)
+        files = {path.name: path.stat().st_size for path in sorted(out.iterdir()) if path.is_file()}
+        if push is None:
+            return files, None
+        _refuse_private(job, out, files)
+        return files, None if dry_run else hub.push(out, list(files), push, public)
+
+    files, pushed = on_primary(finish)
+    return Export(out, files, pushed and hub.Pushed(*pushed))
 
 
 def _terms(job: Run, base: str | None, ask: bool) -> Licence | None:

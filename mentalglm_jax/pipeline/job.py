@@ -5,7 +5,6 @@ not finish, and training and generation go on inside a stage where they stopped.
 reached through files and a child process only.
 """
 
-import contextlib
 import functools
 import json
 import os
@@ -18,7 +17,6 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from mentalglm_jax.checkpoints.adapters import save_adapter
 from mentalglm_jax.checkpoints.directories import save_pretrained
@@ -31,7 +29,9 @@ from mentalglm_jax.data.selection import limited
 from mentalglm_jax.data.synthetic import pretraining_chats
 from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.devices.compiled import keep_nothing
-from mentalglm_jax.devices.distributed import barrier, is_primary, start
+from mentalglm_jax.devices.distributed import barrier, is_primary, join
+from mentalglm_jax.devices.stopping import Interrupted
+from mentalglm_jax.devices.together import held_by_primary, on_primary
 from mentalglm_jax.errors import InputError, RunError, install
 from mentalglm_jax.evaluate.assess import assess
 from mentalglm_jax.evaluate.calibrated import fit_temperatures, read_temperatures, write_temperatures
@@ -44,7 +44,6 @@ from mentalglm_jax.inference.generate import answer_text, count_unread, generate
 from mentalglm_jax.interpreter import environment, module_command
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import merge_lora, parameter_count
-from mentalglm_jax.model.sharding import make_mesh, split_cpu
 from mentalglm_jax.pipeline.card import run_card
 from mentalglm_jax.pipeline.changes import nothing_left, outdated
 from mentalglm_jax.pipeline.data_stage import data_stage
@@ -54,8 +53,8 @@ from mentalglm_jax.planning.plan import expected
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.evaluation import Sampler
-from mentalglm_jax.train.loop import Interrupted, Surroundings, TrainResult, train
-from mentalglm_jax.train.recipe import Recipe, StageSection
+from mentalglm_jax.train.loop import Surroundings, TrainResult, train
+from mentalglm_jax.train.recipe import MeshSection, Recipe, StageSection, opened_mesh
 
 REFERENCE_ROWS = 8
 GREEDY_ROWS = 16
@@ -75,7 +74,7 @@ class Reporter(Protocol):
         ...
 
 
-class _Silent:
+class Silent:
     """A run of several processes is told by the first."""
 
     def stage(self, name: str) -> Callable[..., None]:
@@ -101,15 +100,10 @@ def run(
     """
     if recipe.compile_cache == "off":
         keep_nothing()
-    if recipe.mesh is not None and recipe.mesh.cpu_devices is not None:
-        split_cpu(recipe.mesh.cpu_devices)
-    if recipe.mesh is not None and recipe.mesh.distributed:
-        start()
-        if jax.process_count() > 1 and until != "train":
-            raise InputError("mesh.distributed: several processes train only; `mentalglm train` on all of them, then "
-                             "`mentalglm run` with mesh.distributed=false on one")  # fmt: skip
-    reporter = reporter if is_primary() else _Silent()
-    with working_in(recipe.run_dir) if is_primary() else contextlib.nullcontext():
+    if recipe.mesh is not None:
+        join(recipe.mesh.cpu_devices, recipe.mesh.distributed)
+    reporter = reporter if is_primary() else Silent()
+    with held_by_primary(lambda: working_in(recipe.run_dir)):
         job = Run(recipe, restart, allow_changed=allow_changed, profile=profile, say=reporter.say)
         barrier("the run directory is read")
         done = all(name in job.result for name, _ in _stages(recipe, until))
@@ -117,18 +111,24 @@ def run(
             raise nothing_left(job.changed_from, recipe)
         job.begin()
         _go(job, reporter, _stages(recipe, until), evaluated=until is None)
-    return job.result if until is not None else _own_json(job.dir / "summary.json")
+        return job.result if until is not None else on_primary(lambda: _own_json(job.dir / "summary.json"))
 
 
-def evaluate_run(directory: Path, reporter: Reporter) -> None:
+def evaluate_run(directory: Path, reporter: Reporter, mesh: MeshSection | None = None) -> None:
     """Answers and scores the evaluation split of a trained run, as ``run`` would; does nothing where that is done.
+
+    Args:
+        mesh: devices to spread the model over; it is not part of what a run is.
 
     Raises:
         InputError: not a run directory, its training is not finished, or its data has nothing to evaluate on.
         Interrupted: the same call continues.
     """
-    with working_in(directory):
-        job = Run.opened(directory, reporter.say)
+    if mesh is not None:
+        join(mesh.cpu_devices, mesh.distributed)
+    reporter = reporter if is_primary() else Silent()
+    with held_by_primary(lambda: working_in(directory)):
+        job = Run.opened(directory, reporter.say, mesh)
         job.check_trained()
         job.check_evaluable(probed=False)
         stages = [(name, function) for name, function in _stages(job.recipe, None) if name in ("generate", "evaluate")]
@@ -146,10 +146,7 @@ def _go(job: Run, reporter: Reporter, stages: Iterable[tuple[str, "Stage"]], eva
         job.forget(outdated(name))
         started, used = time.perf_counter(), _processor_seconds()
         try:
-            if name.startswith("train ") or is_primary():  # all processes train, one does everything else
-                result = function(job, reporter.stage(name))
-            else:
-                result = {}
+            result = function(job, reporter.stage(name))
             barrier(f"{name} is done")
         except KeyboardInterrupt:
             raise Interrupted(
@@ -167,11 +164,17 @@ def _processor_seconds() -> float:
     return sum(os.times()[:4])
 
 
+# Every process carries out every stage; what one alone may do (files, other programs) is done ``on_primary``.
 Stage = Callable[[Run, Callable[..., None]], dict[str, Any]]
 
 
+def _alone(stage: Stage) -> Stage:
+    """A stage that needs no devices: the primary process does it."""
+    return lambda job, progress: on_primary(lambda: stage(job, progress))
+
+
 def _stages(recipe: Recipe, until: str | None) -> Iterable[tuple[str, Stage]]:
-    yield "data", functools.partial(data_stage, evaluated=until is None)
+    yield "data", _alone(functools.partial(data_stage, evaluated=until is None))
     if recipe.pretrain is not None:
         yield "pretrain", _pretrain
     previous: str | None = None
@@ -185,12 +188,12 @@ def _stages(recipe: Recipe, until: str | None) -> Iterable[tuple[str, Stage]]:
         yield "train control", _training(recipe.probe.control, previous, directory="control")
     yield "export", _export
     if recipe.verify:
-        yield "verify", _verify
+        yield "verify", _alone(_verify)
     yield "generate", _generate
     yield "evaluate", _evaluate
     if probing:
         yield "probe", _probe
-    yield "summary", _summary
+    yield "summary", _alone(_summary)
 
 
 def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
@@ -212,7 +215,7 @@ def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         examples = encode_chats(((user, assistant) for user, assistant, _ in chats), tokenizer, length)
     else:
         examples = encode_posts((record.post for record in job.records("train")), tokenizer, length)
-    around = Surroundings(progress=progress, say=job.say, mesh=_mesh(recipe), profile=job.profile,
+    around = Surroundings(progress=progress, say=job.say, mesh=opened_mesh(recipe.mesh), profile=job.profile,
                           allow_changed=job.allow_changed)  # fmt: skip
     result = train(model, examples, recipe.pretrain.train, job.dir / "pretrain", trainable="all", seed=recipe.seed,
                    identity={"geometry": recipe.model.geometry}, around=around)  # fmt: skip
@@ -225,10 +228,6 @@ def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         said["say"] += [*_said(result, f"then {stage.name}")["say"], *_left_out(stage, too_long)]
     save_pretrained(model, job.dir / "base", tokenizer=tokenizer)
     return said
-
-
-def _mesh(recipe: Recipe) -> Mesh | None:
-    return None if recipe.mesh is None else make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor)
 
 
 def _said(result: TrainResult, first: str, best_by: str = "loss") -> dict[str, Any]:
@@ -256,7 +255,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         where = job.dir / (directory or f"stages/{stage.name}")
         earlier = recipe.stages[: recipe.stages.index(stage)] if stage in recipe.stages else ()
         examples, too_long = stage_examples(job, stage, earlier, tokenizer)
-        mesh = _mesh(recipe)
+        mesh = opened_mesh(recipe.mesh)
         if mesh is None and jax.device_count() > 1 and job.say is not None:
             job.say(f"{jax.device_count()} devices are here, the recipe has no mesh, one is used; "
                     "--set mesh.fsdp=-1 uses all")  # fmt: skip
@@ -283,10 +282,9 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         )  # fmt: skip
         said = _said(result, f"LoRA rank {recipe.lora.rank}", stage.train.best_by)
         said["say"] += _left_out(stage, too_long)
-        if is_primary():
-            card = run_card(job, "peft", stage=stage.name, base=job.base_id, now={f"train {stage.name}": said})
-            save_adapter(model, where / "adapter", card=card)
-            job.pack_tasks(where / "adapter")
+        card = run_card(job, "peft", stage=stage.name, base=job.base_id, now={f"train {stage.name}": said})
+        save_adapter(model, where / "adapter", card=card)
+        on_primary(lambda: job.pack_tasks(where / "adapter"))
         return {**said, "left_out": len(too_long)}
 
     return train_stage
@@ -319,16 +317,21 @@ def _eval_records(job: Run) -> list[Record]:
 def _export(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     """``adapter/``, ``merged/`` and what JAX computes with them, for ``probes verify``."""
     model, tokenizer = job.load_final(), job.tokenizer()
-    save_adapter(model, job.dir / "adapter", card=run_card(job, "peft", base=job.base_id))
-    save_pretrained(model, job.dir / "merged", tokenizer=tokenizer, card=run_card(job, "merged", base=job.base_id))
-    for name in ("adapter", "merged"):
-        job.pack_tasks(job.dir / name)
     records, order = _eval_records(job), job.recipe.answer_order
     texts = [tokenizer.chat(record.chat(order)).ids for record in _spread(records, REFERENCE_ROWS)]
     prompts = [tokenizer.prompt_ids(record.prompt, record.system) for record in _spread(records, GREEDY_ROWS)]
     greedy = generate_ids(model, prompts, max_new_tokens=min(job.recipe.generate.max_new_tokens or 64, 64),
                           eos_ids=tokenizer.eos_ids, vocab_limit=tokenizer.vocab_size)  # fmt: skip
     write_reference(job.dir / "reference_logits.npz", model, texts, prompts, greedy, tokenizer)
+    save_adapter(model, job.dir / "adapter", card=run_card(job, "peft", base=job.base_id))
+    save_pretrained(merge_lora(model, in_place=True), job.dir / "merged", tokenizer=tokenizer,
+                    card=run_card(job, "merged", base=job.base_id))  # fmt: skip
+
+    def pack() -> None:
+        for name in ("adapter", "merged"):
+            job.pack_tasks(job.dir / name)
+
+    on_primary(pack)
     return {}
 
 
@@ -371,7 +374,8 @@ def _verify(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
 
 def _generate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     section, tokenizer = job.recipe.generate, job.tokenizer()
-    rows = generate_records(merge_lora(job.load_final()), tokenizer, _eval_records(job),
+    model, fingerprint = job.load_merged()
+    rows = generate_records(model, tokenizer, _eval_records(job), fingerprint=fingerprint,
                             out_path=job.dir / "generations.jsonl", max_new_tokens=section.max_new_tokens,
                             batch_size=section.batch_size, progress=progress)  # fmt: skip
     found = count_unread(rows)
@@ -400,26 +404,30 @@ def _probed(job: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     section, values, where = job.recipe.generate, [], job.dir / LABEL_SCORES
     rows, temperatures = _read_jsonl(job.dir / "generations.jsonl"), {}
-    (job.dir / CALIBRATION).unlink(missing_ok=True)
+    on_primary(lambda: (job.dir / CALIBRATION).unlink(missing_ok=True))
     if section.label_scores:
-        model, tokenizer = merge_lora(job.load_final()), job.tokenizer()
+        model, tokenizer = merge_lora(job.load_final(), in_place=True), job.tokenizer()
         first = job.recipe.answer_order == "explanation_first"
         if not first and (held_out := limited(job.records_if_any("dev"), section.limit)):
             temperatures = fit_temperatures(score_records(model, tokenizer, held_out, batch_size=section.batch_size))
-            write_temperatures(job.dir, temperatures)
-        fair = {} if job.eval_split == "dev" else read_temperatures(job.dir)  # of other records
+            on_primary(lambda: write_temperatures(job.dir, temperatures))
+        fair = {} if job.eval_split == "dev" else on_primary(lambda: read_temperatures(job.dir))  # of other records
         values = score_records(model, tokenizer, _eval_records(job), out_path=where, progress=progress,
                                written=rows if first else None, temperatures=fair,
                                batch_size=section.batch_size)  # fmt: skip
-    result, _ = assess(Answers(rows, values), train=job.records("train"))
-    write_report(job.dir, result, title=job.dir.name, notes=job.result["data"].get("notes", ()))
-    lines = [f"{task}: temperature {one['temperature']:.2f} of {one['records']} development records"
-             + (_calibrated(result[task]) if task in result else "") for task, one in temperatures.items()]  # fmt: skip
-    return {"say": lines}
+
+    def report() -> list[str]:
+        result, _ = assess(Answers(rows, values), train=job.records("train"))
+        write_report(job.dir, result, title=job.dir.name, notes=job.result["data"].get("notes", ()))
+        said = "{}: temperature {:.2f} of {} development records"
+        return [said.format(task, one["temperature"], one["records"]) + _calibrated(result.get(task))
+                for task, one in temperatures.items()]  # fmt: skip
+
+    return {"say": on_primary(report)}
 
 
-def _calibrated(entry: dict[str, Any]) -> str:
-    reading = entry["label_reading"] or {}
+def _calibrated(entry: dict[str, Any] | None) -> str:
+    reading = (entry or {}).get("label_reading") or {}
     if not reading.get("calibrated"):
         return ""
     return f"; expected calibration error {reading['calibration']['ece']:.3f} → {reading['calibrated']['ece']:.3f}"
@@ -435,25 +443,29 @@ def _own_json(path: Path) -> dict[str, Any]:
 
 
 def _probe(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
-    budget = job.recipe.probe.budget
-    rows = _probed(job, _read_jsonl(job.dir / "generations.jsonl"))
+    section, base, generations = job.recipe.probe, str(job.base), job.dir / "generations.jsonl"
+    rows = _probed(job, _read_jsonl(generations))
+
+    def probed(adapter: Path, rows_file: Path, out: Path) -> dict[str, Any]:
+        return on_primary(lambda: _probes("run", base, "--adapter", adapter, "--in", rows_file, "--out", out,
+                                          "--budget", section.budget))  # fmt: skip
+
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text(job.dir / "probes_input.jsonl", text, private=True)
-    base = str(job.base)
-    found = _probes("run", base, "--adapter", job.dir / "adapter", "--in", job.dir / "probes_input.jsonl",
-                    "--out", job.dir / "probes", "--budget", budget)  # fmt: skip
+    on_primary(lambda: write_text(job.dir / "probes_input.jsonl", text, private=True))
+    found = probed(job.dir / "adapter", job.dir / "probes_input.jsonl", job.dir / "probes")
     result: dict[str, Any] = {"summary": found}
-    if job.recipe.probe.control is not None:
-        control, section = job.dir / "control", job.recipe.generate
+    if section.control is not None:
+        control, asked = job.dir / "control", job.recipe.generate
         ids = {row["id"] for row in rows}
         records = [record for record in job.records(job.eval_split) if record.id in ids]
-        generate_records(merge_lora(job.load_final("control")), job.tokenizer(), records,
-                         out_path=control / "generations.jsonl", max_new_tokens=section.max_new_tokens,
-                         batch_size=section.batch_size)  # fmt: skip
-        files = ("--adapter", control / "adapter", "--in", control / "generations.jsonl", "--out", control / "probes")
-        result["control"] = _probes("run", base, *files, "--budget", budget)
-        result["check"] = _probes("check", job.dir / "probes", "--against", control / "probes")
-    write_bytes(job.dir / "report.html", (job.dir / "probes" / "report.html").read_bytes(), private=True)
+        model, fingerprint = job.load_merged("control")
+        generate_records(model, job.tokenizer(), records, fingerprint=fingerprint,
+                         out_path=control / "generations.jsonl", max_new_tokens=asked.max_new_tokens,
+                         batch_size=asked.batch_size)  # fmt: skip
+        result["control"] = probed(control / "adapter", control / "generations.jsonl", control / "probes")
+        result["check"] = on_primary(lambda: _probes("check", job.dir / "probes", "--against", control / "probes"))
+    page = job.dir / "probes" / "report.html"
+    on_primary(lambda: write_bytes(job.dir / "report.html", page.read_bytes(), private=True))
     return result
 
 

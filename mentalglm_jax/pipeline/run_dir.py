@@ -15,16 +15,20 @@ from mentalglm_jax.checkpoints.adapters import load_adapter
 from mentalglm_jax.checkpoints.directories import load
 from mentalglm_jax.checkpoints.hf_files import CALIBRATION, is_hub_id
 from mentalglm_jax.data.records import SPLITS, Record, read_records
-from mentalglm_jax.devices.distributed import barrier, is_primary
+from mentalglm_jax.devices.distributed import barrier
+from mentalglm_jax.devices.together import on_primary
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import LOCK, check_owned, left_over_of, write_json
 from mentalglm_jax.foreign import at_home, read_json, some
+from mentalglm_jax.model.fingerprint import model_fingerprint
 from mentalglm_jax.model.glm import Glm
+from mentalglm_jax.model.lora import merge_lora
+from mentalglm_jax.model.sharding import shard_model
 from mentalglm_jax.pipeline.changes import outdated, reopened
 from mentalglm_jax.text.tasks import TASKS_FILE, add_tasks_beside, added_tasks, tasks_in, write_tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.checkpoint import differences, few
-from mentalglm_jax.train.recipe import Recipe, what_it_is
+from mentalglm_jax.train.recipe import MeshSection, Recipe, opened_mesh, what_it_is
 
 # What a run writes, by its path below the run directory. Deleting goes by this: whatever else is there is not a run's.
 _BESIDE = r"README\.md|tasks\.yaml|calibration\.json"
@@ -174,9 +178,8 @@ class Run:
         if self._known is not None and restart:
             _refuse_own_inputs(recipe)
             barrier("every process has seen what is to be deleted")
-            if is_primary() and (kept := clear(self.dir)) and say is not None:
+            if (kept := on_primary(lambda: clear(self.dir))) and say is not None:
                 say(f"{self.dir}: kept {some(kept)}, which a run does not write")
-            barrier("the old run is deleted")
             self._known = None
         elif self._known is not None:
             try:
@@ -200,10 +203,17 @@ class Run:
         self.result: dict[str, dict[str, Any]] = self._state["stages"]
 
     @classmethod
-    def opened(cls, directory: Path, say: Callable[[str], None] | None = None) -> "Run":
-        """The run in ``directory``, by its own recipe. Raises: InputError where there is none, or it is damaged."""
+    def opened(
+        cls, directory: Path, say: Callable[[str], None] | None = None, mesh: MeshSection | None = None
+    ) -> "Run":
+        """The run in ``directory``, by its own recipe, on ``mesh``, which is part of no run.
+
+        Raises:
+            InputError: there is none, or it is damaged.
+        """
         try:
             recipe = Recipe.model_validate({**read_json(directory / "run.json")["recipe"], "run_dir": directory})
+            recipe = recipe.model_copy(update={"mesh": mesh})
         except (InputError, ValueError, KeyError, TypeError):
             raise InputError(f"{directory}: not a run directory (no readable run.json)") from None
         return cls(recipe, say=say)
@@ -234,13 +244,12 @@ class Run:
 
     def forget(self, names: Sequence[str]) -> None:
         """Notes that what these stages made, or began, is out of date; they will be done again."""
-        if is_primary() and "train control" in names:
-            clear(self.dir, "control")  # it began from an adapter that will be another one
-        if is_primary() and "generate" in names:
-            (self.dir / "generations.jsonl.partial").unlink(missing_ok=True)
+        if "train control" in names:  # it began from an adapter that will be another one
+            on_primary(lambda: clear(self.dir, "control"))
+        if "generate" in names:
+            on_primary(lambda: (self.dir / "generations.jsonl.partial").unlink(missing_ok=True))
         if gone := [name for name in names if self.result.pop(name, None) is not None]:
-            if is_primary():
-                write_json(self._file, self._state)
+            on_primary(lambda: write_json(self._file, self._state))
             if self.say is not None:
                 self.say(f"to be done again: {', '.join(gone)}")
 
@@ -276,10 +285,10 @@ class Run:
 
     def begin(self) -> None:
         """Writes run.json, before anything else: whatever happens then, the directory is known to be a run's."""
-        if is_primary() and self._known != self._state:
-            write_json(self._file, self._state)
-        if is_primary() and "train control" in self.reopened:
-            clear(self.dir, "control")
+        if self._known != self._state:
+            on_primary(lambda: write_json(self._file, self._state))
+        if "train control" in self.reopened:
+            on_primary(lambda: clear(self.dir, "control"))
 
     def check_finished(self, stage: str) -> None:
         """Whether what a finished ``stage`` made is still there.
@@ -297,8 +306,7 @@ class Run:
     def finished(self, stage: str, result: dict[str, Any]) -> None:
         """Notes that ``stage`` is complete and what it found."""
         self.result[stage] = result
-        if is_primary():
-            write_json(self._file, self._state)
+        on_primary(lambda: write_json(self._file, self._state))
 
     @property
     def base(self) -> str | Path:
@@ -376,10 +384,19 @@ class Run:
         return model
 
     def load_final(self, stage: str | None = None) -> Glm:
-        """The base model with the adapter of ``stage``; None is the last one."""
-        model = self.load_base()
+        """The base model with the adapter of ``stage``, on the recipe's mesh; None is the last one."""
+        mesh = opened_mesh(self.recipe.mesh)
+        model = self.load_base(mesh=mesh)
         load_adapter(model, self.adapter_dir(stage or self.recipe.stages[-1].name))
+        if mesh is not None:
+            shard_model(model, mesh)
         return model
+
+    def load_merged(self, stage: str | None = None) -> tuple[Glm, str]:
+        """``load_final`` with the adapter merged, and the fingerprint of what it was before."""
+        model = self.load_final(stage)
+        fingerprint = model_fingerprint(model)
+        return merge_lora(model, in_place=True), fingerprint
 
     def adapter_dir(self, stage: str) -> Path:
         """Where the adapter trained by ``stage`` is kept."""

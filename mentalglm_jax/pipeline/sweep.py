@@ -10,7 +10,6 @@ import itertools
 import os
 import re
 import shlex
-import signal
 import statistics
 import subprocess
 import zlib
@@ -20,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mentalglm_jax.devices.stopping import StopSignal
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import make_dir, working_in, write_json
 from mentalglm_jax.foreign import read_json
 from mentalglm_jax.interpreter import environment, module_command
-from mentalglm_jax.train.loop import Interrupted, Preempted, StopSignal
 from mentalglm_jax.train.recipe import Recipe, load_recipe, what_it_is
 
 MOST_POINTS = 1000
@@ -203,8 +202,7 @@ def sweep(
                     done = f"{len(points) - len(queue)}/{len(points)} {point.label}"
                     say(f"{done}: {'failed: ' + reason if reason else 'done'}")
         if stop.requested:
-            kind = Interrupted if stop.number == signal.SIGINT else Preempted
-            raise kind(f"interrupted; what was finished is in {out}, the same command continues from there")
+            raise stop.error(f"interrupted; what was finished is in {out}, the same command continues from there")
         result = collected(points, states)
         write_json(out / "sweep.json", result)
         return result

@@ -31,6 +31,7 @@ from mentalglm_jax.model.lora import add_lora
 from mentalglm_jax.model.quantize import abstract_quantized
 from mentalglm_jax.model.rope import Llama3
 from mentalglm_jax.model.sharding import batch_sharding, make_mesh, parameter_shardings
+from mentalglm_jax.planning.collectives import by_kind, collectives
 from mentalglm_jax.planning.cost import Bound, Memory, Shape, bound, estimate_memory, parts_of_activations, shape_of
 from mentalglm_jax.train.preference import Objective
 from mentalglm_jax.train.recipe import Recipe, StageSection, TrainConfig
@@ -109,7 +110,9 @@ _KNOBS = {
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """What was found out; bytes are per device. ``compiled`` is None when the compiler was not asked, or refused;
-    ``needed`` is then what it said it would need, if it did."""
+    ``needed`` is then what it said it would need, if it did. ``collectives`` counts the exchanges between devices in
+    the program by kind; ``any_order`` says whether they are the same with the devices in reverse, where that was
+    asked."""
 
     model: str
     stage: str
@@ -123,6 +126,8 @@ class Plan:
     fits: bool
     advice: str
     bound: Bound
+    collectives: dict[str, int]
+    any_order: bool | None
     compile_seconds: float | None
     versions: dict[str, str]
 
@@ -143,34 +148,42 @@ class Plan:
         return {**found, "total": self.total}
 
 
-def plan(recipe: Recipe, topology: str, *, stage: str | None = None) -> Plan:
+def plan(recipe: Recipe, topology: str, *, stage: str | None = None, device_order: bool = False) -> Plan:
     """Compiles the training step of a recipe's stage for a TPU slice.
 
     Args:
         recipe: what would be trained; its data are not read, its model only as far as config.json.
         topology: e.g. "v5e:2x4", see ``hardware.parse_topology``.
         stage: name of the stage; None is the first.
+        device_order: compile it once more, with the devices in reverse.
 
     Raises:
         InputError: unknown topology, stage or model; the mesh does not fit the slice; rows cannot be spread over it.
         RunError: the TPU compiler is not installed.
     """
     target, section = parse_topology(topology), _stage(recipe, stage)
-    devices = tpu_devices(target)
+    devices, backend = tpu_devices(target), "splash" if recipe.model.dtype == "bfloat16" else "xla"
     mesh = make_mesh(*mesh_sizes(recipe), devices=devices)
-    model = abstract_trainee(recipe, mesh, backend="splash" if recipe.model.dtype == "bfloat16" else "xla")
+    model = abstract_trainee(recipe, mesh, backend)
     sizes = dict(mesh.shape)
     _check_rows(section.train, sizes)
     shape = shape_of(section.train, sizes)
     estimated, memory = estimate_memory(model, shape), target.chip.memory / target.chip.devices
     started = time.perf_counter()
-    compiled, needed = compile_step(model, section.train, shape, mesh, estimated, section.objective)
+    compiled, needed, program = compile_step(model, section.train, shape, mesh, estimated, section.objective)
+    sent, any_order = collectives(program), None
+    if device_order and compiled is not None:
+        back = make_mesh(*mesh_sizes(recipe), devices=devices[::-1])
+        again = compile_step(abstract_trainee(recipe, back, backend), section.train, shape, back, estimated,
+                             section.objective)  # fmt: skip
+        any_order = collectives(again[2]) == sent
     return Plan(
         model=f"{recipe.model.path}{f' ({recipe.model.quantize})' if recipe.model.quantize else ''}",
         stage=section.name, topology=target.name, device_memory=memory, mesh=sizes, shape=shape,
         estimated=estimated, compiled=compiled, needed=needed, fits=compiled is not None,
         advice="" if compiled is not None else knobs(model, shape, estimated), bound=bound(model, shape, target.chip),
-        compile_seconds=time.perf_counter() - started, versions=_versions(),
+        collectives=by_kind(sent), any_order=any_order,
+        compile_seconds=time.perf_counter() - started, versions=versions(),
     )  # fmt: skip
 
 
@@ -201,12 +214,18 @@ def tpu_devices(target: Topology) -> Sequence[Any]:
 
 def abstract_trainee(recipe: Recipe, mesh: Mesh | None, backend: str) -> Glm:
     """The model that a recipe trains, adapter included: shapes, dtypes and, with ``mesh``, shardings only."""
+    return abstract_model_on(recipe, mesh, backend, adapter=True)
+
+
+def abstract_model_on(recipe: Recipe, mesh: Mesh | None, backend: str, *, adapter: bool) -> Glm:
+    """``abstract_trainee``, with or without its adapter."""
     section, dtype = recipe.model, jnp.dtype(recipe.model.dtype)
     config = geometry(recipe)
 
     def build() -> Glm:
         model = abstract_quantized(config, section.quantize, param_dtype=dtype, remat=section.remat, backend=backend)
-        add_lora(model, recipe.lora.config(), nnx.Rngs(0))
+        if adapter:
+            add_lora(model, recipe.lora.config(), nnx.Rngs(0))
         return model
 
     model = nnx.eval_shape(build)
@@ -257,20 +276,27 @@ def trace_step(
 
 def compile_step(
     model: Glm, config: TrainConfig, shape: Shape, mesh: Mesh, estimated: Memory, objective: Objective | None = None
-) -> tuple[Memory | None, float | None]:
-    """Memory of the compiled step; or None and, if it says so, the bytes the compiler would have needed."""
+) -> tuple[Memory | None, float | None, str]:
+    """Memory of the compiled step, and its text; or None and, if it says so, the bytes that it would have needed."""
     lowered = trace_step(model, config, shape, mesh, objective).lower()
     try:
-        stats = lowered.compile().memory_analysis()
+        program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return None, refusal(error)
-    total = (
+        return None, refusal(error), ""
+    total = allocated(program)
+    memory = dataclasses.replace(estimated, activations=total - estimated.total + estimated.activations)
+    return memory, None, program.as_text() or ""
+
+
+def allocated(compiled: Any) -> float:
+    """Bytes per device that a compiled program needs in all."""
+    stats = compiled.memory_analysis()
+    return (
         stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
         + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
     )  # fmt: skip
-    return dataclasses.replace(estimated, activations=total - estimated.total + estimated.activations), None
 
 
 def refusal(error: Exception) -> float | None:
@@ -356,5 +382,5 @@ def _first(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}

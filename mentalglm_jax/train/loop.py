@@ -4,10 +4,8 @@ import contextlib
 import dataclasses
 import logging
 import math
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -17,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mentalglm_jax.data.batches import Batch, Example, Lengths, PackedBatches, fingerprint
 from mentalglm_jax.devices.distributed import any_process, gathered, is_primary, local_rows, spread
+from mentalglm_jax.devices.stopping import StopSignal
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.model.fingerprint import model_fingerprint
 from mentalglm_jax.model.glm import Glm
@@ -34,17 +33,6 @@ from mentalglm_jax.train.step import TrainState, averaged, learning_rate_schedul
 _log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 _PROFILED = range(3, 6)  # steps since the start: past compilation, few enough for a trace that opens
-
-
-class Interrupted(RunError):
-    """Ctrl-C: the state was saved; the same command continues."""
-
-
-class Preempted(Interrupted):
-    """SIGTERM, to this process or another of the run: as after Ctrl-C, but with an exit code that launchers can tell
-    from a failure: 75, EX_TEMPFAIL, "try again"."""
-
-    exit_code = 75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +64,7 @@ class Surroundings:
         say: called with one line before the first step: what packing made of the data.
         mesh: devices to spread model, optimiser and rows over, by the rules of ``sharding.py``; None is one device.
         wandb: project and name of a Weights & Biases run.
-        sample: rows to keep at every evaluation, e.g. answers; needs a run of one process.
+        sample: rows to keep at every evaluation, e.g. answers; called on every process.
         profile: write a trace of three steps to ``directory/profile``.
         allow_changed: go on from a checkpoint of another recipe, where its arrays fit.
     """
@@ -88,32 +76,6 @@ class Surroundings:
     sample: Sampler | None = None
     profile: bool = False
     allow_changed: bool = False
-
-
-class StopSignal:
-    """Turns SIGINT and SIGTERM into a flag while the ``with`` block runs; a second SIGINT acts at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.number: int | None = None  # of the signal
-        self._previous: dict[int, Any] = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested, self.number = True, number
-
-    def __enter__(self) -> "StopSignal":
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
-        except ValueError:  # not in the main thread (a notebook kernel's helper): signals stay as they are
-            pass
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
 
 def train(
@@ -241,8 +203,9 @@ def train(
                         if config.best_by == "label_f1" and label_f1 is not None:
                             found["label_f1"] = label_f1(_as_it_is(model, state))
                         tally.note(done, found, config)
+                        answers = _samples(around.sample, model, state)
                         if log is not None:
-                            log.write_evaluation(done, found, _samples(around.sample, model, state))
+                            log.write_evaluation(done, found, answers)
                 if done % config.save_every == 0 or done == steps or stopping or found is not None:
                     data = {"iterator": iterator.get_state(), "tally": dataclasses.asdict(tally)}
                     checkpoints.save(done, _tree(state), data, found)
@@ -252,9 +215,8 @@ def train(
     except OSError as error:
         raise RunError(f"{directory}: cannot write there ({error.strerror or error})") from error
     if stopping or stop.requested:
-        kind = Interrupted if stop.number == signal.SIGINT else Preempted
-        raise kind(f"interrupted at step {done} of {steps}; saved in {directory}, "
-                   "the same command continues from there")  # fmt: skip
+        raise stop.error(f"interrupted at step {done} of {steps}; saved in {directory}, "
+                         "the same command continues from there")  # fmt: skip
     if not tally.metrics:
         raise RunError(f"{directory}: none of {steps} steps had a finite gradient; lower learning_rate")
     return TrainResult(
@@ -350,7 +312,7 @@ def _last(config: TrainConfig, checkpoints: Checkpoints, state: TrainState) -> T
 
 
 def _samples(sample: Sampler | None, model: Glm, state: TrainState) -> list[dict[str, Any]]:
-    if sample is None or jax.process_count() > 1:
+    if sample is None:
         return []
     return sample(_as_it_is(model, state))
 

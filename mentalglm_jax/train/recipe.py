@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from jax.sharding import Mesh
 from pydantic import BeforeValidator, Field, PlainValidator, field_validator, model_validator
 
 from mentalglm_jax.data.synthetic import SyntheticConfig
+from mentalglm_jax.devices.distributed import open_mesh
 from mentalglm_jax.errors import InputError, nearest
 from mentalglm_jax.model.glm import GlmConfig
 from mentalglm_jax.model.lora import LoraConfig
@@ -338,17 +340,28 @@ class ProbeSection(Settings):
 
 
 class MeshSection(Settings):
-    """Devices of the training stages: ``data`` copies, ``fsdp`` and ``tensor`` parts (see ``sharding.py``); one size
-    may be -1 and takes what is left. ``cpu_devices`` splits a CPU into as many devices, each with its own rows: XLA
-    leaves cores idle between the small operations of a small model (accelerators are not affected). ``distributed``
-    joins the processes of several hosts (see ``distributed.py``). Not part of what a run is: the same run may go on on
-    other devices."""
+    """Devices of everything that needs the model: ``data`` copies, ``fsdp`` and ``tensor`` parts (see ``sharding.py``);
+    one size may be -1 and takes what is left. ``cpu_devices`` splits a CPU into as many devices, each with its own
+    rows: XLA leaves cores idle between the small operations of a small model (accelerators are not affected).
+    ``distributed`` joins the processes of several hosts (see ``distributed.py``). Not part of what a run is: the same
+    run may go on on other devices."""
 
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
     cpu_devices: Positive | None = None
     distributed: bool = False
+
+
+def opened_mesh(section: MeshSection | None) -> Mesh | None:
+    """The devices that the section names. Raises: InputError as ``distributed.open_mesh``."""
+    return None if section is None else open_mesh(**section.model_dump())
+
+
+class Places(Settings):
+    """What commands without a recipe take of one: where the model lies."""
+
+    mesh: MeshSection | None = None
 
 
 class WandbSection(Settings):

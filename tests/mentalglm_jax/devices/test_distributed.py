@@ -3,10 +3,7 @@
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,13 @@ from flax import nnx
 from mentalglm_jax.checkpoints.adapters import save_adapter
 from mentalglm_jax.checkpoints.directories import load, save_pretrained
 from mentalglm_jax.devices import distributed
+from mentalglm_jax.devices.stopping import Interrupted
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.model.lora import LoraConfig, LoraParam, add_lora
 from mentalglm_jax.model.sharding import make_mesh
-from mentalglm_jax.train.loop import Interrupted, Surroundings, train
+from mentalglm_jax.train.loop import Surroundings, train
+from tests.mentalglm_jax.pod import Pod
 from tests.mentalglm_jax.tiny import parameters, rows, tiny_config, tiny_examples, tiny_model
 
 EXAMPLES: list[Any] = [{**item, "post": (0, 3)} for item in tiny_examples(60)]
@@ -85,40 +84,20 @@ def adapted(directory: Path, **options: Any) -> Glm:
     return model
 
 
-class Pair:
+class Pair(Pod):
     """Two processes of ``main`` below that know each other."""
 
     def __init__(self, base: Path, directory: Path, *arguments: object):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        root = Path(__file__).parents[3]
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-        self.processes = []
-        for number in range(2):
-            environment = {**os.environ, "PYTHONPATH": str(root), "XLA_FLAGS": flags,
-                           "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2",
-                           "JAX_PROCESS_ID": str(number)}  # fmt: skip
-            command = [sys.executable, __file__, str(base), str(directory), *map(str, arguments)]
-            self.processes.append(subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE,
-                                                   stderr=subprocess.PIPE, text=True))  # fmt: skip
+        super().__init__(__file__, base, directory, *arguments)
 
     def kill_at(self, step: int) -> None:
         """Kills both when the first one says that it has done ``step``."""
-        stdout = self.processes[0].stdout
-        assert stdout is not None
-        seen = any(line == f"{step}\n" for line in stdout)
-        for process in self.processes:
-            process.kill()
-        errors = [process.communicate(timeout=60)[1][-3000:] for process in self.processes]
-        assert seen, errors
+        seen = any(line == f"{step}\n" for line in self.processes[0].stdout)
+        assert seen, [one.err[-3000:] for one in self.kill()]
+        self.kill()
 
     def results(self) -> list[dict[str, Any]]:
-        with ThreadPoolExecutor() as pool:  # both at once: neither leaves before the other is done, and pipes fill
-            found = list(pool.map(lambda process: process.communicate(timeout=1200), self.processes))
-        for process, (_, errors) in zip(self.processes, found, strict=True):
-            assert process.returncode == 0, errors[-4000:]
-        return [json.loads(output.splitlines()[-1]) for output, _ in found]
+        return [json.loads(output.splitlines()[-1]) for output in self.done()]
 
 
 def check(found: dict[str, np.ndarray], losses: list[float], wanted: dict[str, np.ndarray], reference: list[float]):

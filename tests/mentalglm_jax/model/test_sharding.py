@@ -15,11 +15,12 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from mentalglm_jax.checkpoints.directories import load, save_pretrained
+from mentalglm_jax.devices.stopping import Interrupted
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model import sharding
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.sharding import batch_sharding, logical_axes, make_mesh, parameter_shardings, shard_model
-from mentalglm_jax.train.loop import Interrupted, Surroundings, train
+from mentalglm_jax.train.loop import Surroundings, train
 from tests.mentalglm_jax.tiny import on_eight_devices, parameters, rows, tiny_config, tiny_examples, tiny_model
 
 STEPS = 4

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from mentalglm_jax.cli.main import main
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.selection import weighted
+from mentalglm_jax.devices.stopping import Interrupted
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.pipeline import job as pipeline
 from mentalglm_jax.pipeline.data_stage import data_stage
@@ -26,7 +27,6 @@ from mentalglm_jax.pipeline.export import export_run
 from mentalglm_jax.pipeline.job import run
 from mentalglm_jax.pipeline.run_dir import Run, written_by_run
 from mentalglm_jax.pipeline.stage_data import stage_examples
-from mentalglm_jax.train.loop import Interrupted
 from mentalglm_jax.train.metrics import _continued
 from mentalglm_jax.train.recipe import load_recipe
 

@@ -10,9 +10,9 @@ import yaml
 
 from mentalglm_jax.cli.main import main
 from mentalglm_jax.cli.sweep import sweep_table
+from mentalglm_jax.devices.stopping import Interrupted, Preempted
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.pipeline import sweep as sweeps
-from mentalglm_jax.train.loop import Interrupted, Preempted
 from tests.hostile import attack
 
 ONE = "stages=[{name: a, train: {steps: 1, rows: 1, sequence_length: 128, eval_every: 1, eval_samples: 0}}]"

@@ -10,6 +10,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,12 +25,15 @@ from mentalglm_jax.checkpoints.weights import parameter_shapes
 from mentalglm_jax.cli import main as cli
 from mentalglm_jax.data.batches import PackedBatches
 from mentalglm_jax.data.pairs import Pair, encode_pairs
+from mentalglm_jax.devices.hardware import TPUS
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import LoraParam, add_lora
 from mentalglm_jax.model.sharding import make_mesh, shard_model
 from mentalglm_jax.planning import plan
-from mentalglm_jax.planning.cost import estimate_memory, shape_of
+from mentalglm_jax.planning.answering import step_seconds
+from mentalglm_jax.planning.collectives import by_kind, collectives
+from mentalglm_jax.planning.cost import abstract_mesh, estimate_memory, shape_of
 from mentalglm_jax.train.recipe import load_recipe
 from mentalglm_jax.train.step import make_optimizer, make_step
 
@@ -221,17 +225,20 @@ def test_the_recipes_fit_by_arithmetic(path):
         assert total < topology.chip.memory / topology.chip.devices, (stage.name, total / 2**30)
 
 
+def run_plan(python: str | Path, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`mentalglm plan` of the small recipe in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [python, "-m", "mentalglm_jax", "plan", write_recipe(directory), *arguments, "--json"]
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+
+
 def compiles(python: str | Path, directory: Path) -> None:
     """A small model on four v5e chips, with the compiler that ``python`` has; and rows that no chip can hold."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-
-    def planned(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [python, "-m", "mentalglm_jax", "plan", write_recipe(directory), *arguments, "--json"]
-        return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
-
+    planned = partial(run_plan, python, directory)
     done = planned("--topology", "v5e:2x2", "--set", "stages.one.train.rows=8")
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
+    assert found["collectives"]["all-gather"] > 0 and found["any_order"] is None
     assert found["fits"] and found["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
     assert 0 < found["compiled"]["activations"] < found["total"] < 2**30
     far = ("--set", "stages.one.train.rows=65536", "--set", "stages.one.train.sequence_length=2048")
@@ -271,6 +278,31 @@ def test_the_tpu_compiler_compiles_it(tmp_path):
     compiles(sys.executable, tmp_path)
 
 
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_tpu_compiler_compiles_what_answers(tmp_path):
+    sizes = ("--batch", "8", "--prompt-tokens", "60", "--new-tokens", "60")
+    done = run_plan(sys.executable, tmp_path, "--topology", "v5e:2x2", "--generate", *sizes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert [*found["programs"]] == ["prompts", "first token", "tokens", "label scores"] and found["fits"]
+    assert (found["batch"], found["prompt_tokens"], found["slots"]) == (8, 64, 128)
+    assert found["cache"] == 8 * 128 * 2 * 2 * 2 * 64 * 2  # rows, slots, layers, k and v, heads, their size, bfloat16
+    assert found["weights"] + found["cache"] < found["programs"]["tokens"] <= found["total"] < 2**28
+    assert found["total"] == max(found["programs"].values())
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_exchanges_do_not_depend_on_the_order_of_devices(tmp_path):
+    done = run_plan(sys.executable, tmp_path, "--topology", "v5e:2x2", "--set", "stages.one.train.rows=8",
+                    "--device-order")  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["any_order"] is True
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_tpu_extra_is_all_it_needs(tmp_path):
@@ -306,3 +338,41 @@ def test_the_relatives_that_are_known_have_their_published_size():
     for name, config in relatives.items():
         assert sum(map(math.prod, parameter_shapes(config).values())) == PUBLISHED[name], name
         assert GlmConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--batch", "4"), "--batch goes with --generate"),
+        (("--generate", "--stage", "one"), "--stage is of training"),
+        (("--generate", "--prompt-tokens", "500"), "exceed the model's context of 512 tokens"),
+    ],
+)
+def test_options_of_answers(tmp_path, capsys, options, reason):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["plan", str(write_recipe(tmp_path)), "--topology", "v5e:2x2", *options])
+    assert stopped.value.code == 2 and reason in capsys.readouterr().err
+
+
+def test_a_token_takes_as_long_as_reading_what_it_needs(tmp_path):
+    """Kernels and head once, cut over the device's share, and the cache; nine billion in bfloat16 on a v6e chip."""
+    recipe = load_recipe(write_recipe(tmp_path), ["model.path=zai-org/glm-4-9b-hf"])
+    model = plan.abstract_model_on(recipe, make_mesh(), "xla", adapter=False)
+    kernels = 40 * (4096 * (4096 + 512) + 4096 * 4096 + 3 * 4096 * 13696) + 4096 * 151552
+    chip = TPUS["v6e"]
+    assert step_seconds(model, make_mesh(), 1e9, chip) == pytest.approx((2 * kernels + 1e9) / chip.bandwidth)
+    part = abstract_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    assert step_seconds(model, part, 1e9, chip) == pytest.approx((2 * kernels / 4 + 1e9) / chip.bandwidth)
+
+
+def test_exchanges_are_told_by_kind_and_shape():
+    program = """
+      %a = f32[8,16]{1,0:T(8,128)} all-reduce(%x), replica_groups={{0,1}}
+      %b = (bf16[4]{0}, bf16[8]{0}) all-gather-start(%y), dimensions={0}
+      %c = bf16[8]{0} all-gather-done(%b)
+      %d = f32[8,16]{0,1} all-reduce(%z), to_apply=%add
+      ROOT %e = f32[2]{0} fusion(%all-gather.1), calls=%reduce-scatter
+    """
+    found = collectives(program)
+    assert found == {"all-reduce f32[8,16]": 2, "all-gather (bf16[4], bf16[8])": 1}
+    assert by_kind(found) == {"all-gather": 1, "all-reduce": 2}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mentalglm_jax.data.batches import PackedBatches
+from mentalglm_jax.devices.stopping import Interrupted
 from mentalglm_jax.errors import RunError
 from mentalglm_jax.train import loop
-from mentalglm_jax.train.loop import Interrupted
 from tests.mentalglm_jax.runs import EXAMPLES, one_line, run, steps_saved
 from tests.mentalglm_jax.tiny import rows, same
 

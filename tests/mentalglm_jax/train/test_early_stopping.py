@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from mentalglm_jax.devices.stopping import Interrupted
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.train.loop import Interrupted, Surroundings, _Tally
+from mentalglm_jax.train.loop import Surroundings, _Tally
 from mentalglm_jax.train.recipe import EarlyStopping
 from tests.mentalglm_jax.runs import HELD_OUT, run, steps_saved
 from tests.mentalglm_jax.tiny import parameters, rows, same, tiny_config

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from mentalglm_jax.devices.stopping import Interrupted, StopSignal
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.train.loop import Interrupted, StopSignal, Surroundings, train
+from mentalglm_jax.train.loop import Surroundings, train
 from tests.mentalglm_jax.runs import EXAMPLES, MASKED, MODELS, one_line, run, steps_saved
 from tests.mentalglm_jax.tiny import parameters, rows, same, tiny_config, tiny_model
 

@@ -14,9 +14,10 @@ import pytest
 from flax import nnx
 
 from mentalglm_jax.data.batches import PackedBatches
+from mentalglm_jax.devices.stopping import Interrupted
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.glm import Glm
-from mentalglm_jax.train.loop import Interrupted, Surroundings, TrainResult, train
+from mentalglm_jax.train.loop import Surroundings, TrainResult, train
 from mentalglm_jax.train.loss import answer_loss
 from tests.mentalglm_jax.runs import EXAMPLES, HELD_OUT, MASKED, MODELS, one_line, run, steps_saved
 from tests.mentalglm_jax.tiny import parameters, rows, same, tiny_config, tiny_model
