@@ -88,6 +88,7 @@ HEAVY = (
     "test_command_lines.py", "mentalglm_jax/bench/test_bench.py",
     "mentalglm_jax/train/test_preference.py", "mentalglm_jax/train/test_preference_trl.py",
     "mentalglm_jax/inference/test_samples.py", "probes/test_ranking.py", "test_repair.py",
+    "mentalglm_jax/pipeline/test_preference_stage.py",
     "probes/intake/test_rows.py", "probes/intake/test_answer.py", "probes/intake/test_template.py",
     "probes/models/test_prefix.py",
 )  # fmt: skip
