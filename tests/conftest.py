@@ -89,7 +89,8 @@ HEAVY = (
     "test_walls.py", "mentalglm_jax/inference/test_finish.py", "mentalglm_jax/data/test_splits.py",
     "test_command_lines.py", "mentalglm_jax/bench/test_bench.py",
     "mentalglm_jax/train/test_preference.py", "mentalglm_jax/train/test_preference_trl.py",
-    "mentalglm_jax/inference/test_samples.py", "probes/test_ranking.py",
+    "mentalglm_jax/inference/test_samples.py", "probes/test_ranking.py", "test_repair.py",
+    "mentalglm_jax/pipeline/test_preference_stage.py",
     "probes/intake/test_rows.py", "probes/intake/test_answer.py", "probes/intake/test_template.py",
     "probes/models/test_prefix.py",
 )  # fmt: skip
