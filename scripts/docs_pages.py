@@ -18,17 +18,14 @@ import typer
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "reference"
 ENTRIES = {"mentalglm": "mentalglm_jax.cli.main", "probes": "probes.cli"}
-ABOUT = {
-    "mentalglm": "Every command of `mentalglm`, as `mentalglm COMMAND --help` tells it. Every command takes `--debug` too.",
-    "probes": "Every command of `probes`, as `probes COMMAND --help` tells it. Every command takes `--debug` too.",
-}
+ABOUT = "Every command of `{0}`, as `{0} COMMAND --help` tells it. Every command takes `--debug` too."
 COPIED = {"security.md": "SECURITY.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 
 
 def command_page(entry: str) -> str:
     """All commands of one command line: what each does, how it is called, its arguments and options, an example."""
     top = typer.main.get_command(importlib.import_module(ENTRIES[entry]).app)
-    parts = [f"# `{entry}`", ABOUT[entry], *(_command(path, one) for path, one in leaves(top, (entry,)))]
+    parts = [f"# `{entry}`", ABOUT.format(entry), *(_command(path, one) for path, one in leaves(top, (entry,)))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -66,8 +63,8 @@ def recipe_page() -> str:
 
     parts = [
         "# Keys of a recipe",
-        "Every key, what it may hold, and what it is when nothing is said. An unknown key is refused, with the nearest known "
-        "one. `--set a.b=value` sets any of them: `--set lora.rank=8`, `--set stages.english.train.steps=10`.",
+        "Every key, what it may hold, and what it is when nothing is said. An unknown key is refused, with the nearest "
+        "known one. `--set a.b=value` sets any of them: `--set lora.rank=8`, `--set stages.english.train.steps=10`.",
         "## A training recipe",
         *_sections(Recipe),
         "## A build recipe",

@@ -1,7 +1,7 @@
 """Trains the planted pair of `probes demo` anew: python scripts/train_pair.py [--out DIR]
 
-Two models of the same posts (probes/validation/planted.py): one quotes the word that decides its label, the other a word
-that plays no part. Half a minute on two cores. The weights depend a little on processor and versions of torch, so
+Two models of the same posts (probes/validation/planted.py): one quotes the word that decides its label, the other a
+word that plays no part. A minute on two cores. The weights depend a little on processor and versions of torch, so
 `about.json` says with which they were made; what has to hold of them is tested (tests/probes/test_demo.py).
 """
 

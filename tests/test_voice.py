@@ -1,4 +1,4 @@
-"""How pages and commands speak: short sentences, one spelling of "cannot", no word that only we know, pages of one sitting."""
+"""How pages and commands speak: short sentences, "cannot" in one word, no word that only we know, short pages."""
 
 import re
 from collections.abc import Iterator
