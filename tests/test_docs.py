@@ -22,6 +22,8 @@ REASONS = {
     "needs data that is not shipped": r"data\.root=PATH|model\.gguf",
     "compiles for a TPU": r"--topology",
     "needs several processes": r"accelerate launch|torchrun",
+    "goes on until it is stopped": r"mentalglm (chat|serve)",
+    "needs a server": r"127\.0\.0\.1",
     "takes minutes": r"make (demo|study|test\S*)|configs/(demo|study|build/c-imhi)\.yaml|probes validate",
 }
 TESTED = re.compile(r"tested by (tests/\S+\.py)")
@@ -93,7 +95,7 @@ def check(words: list[str]) -> None:
         files = [word for word in rest if word.endswith(".py")]
         assert files and all((ROOT / word).is_file() for word in files), words
     else:
-        assert program in ("git", "cd", "hf", "tensorboard"), f"{program}: say in tests/test_docs.py how it is checked"
+        assert program in ("git", "cd", "hf", "tensorboard", "lm_eval"), f"{program}: say in tests/test_docs.py how it is checked"
 
 
 @pytest.mark.parametrize("block", COMMANDS, ids=str)
