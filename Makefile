@@ -56,7 +56,9 @@ test-vllm: $(VLLM)/.installed-vllm  ## vLLM on what is written here, in .venv-vl
 	@$(VLLM)/bin/python -m pytest -m clients -p no:cacheprovider $(ARGS) tests/clients/test_vllm.py
 
 docs: $(VENV)/.installed-docs  ## these pages as a site that needs no network (build/site/index.html); a dead link fails it
-	@rm -rf build/site && $(BIN)/python scripts/docs_pages.py && $(BIN)/zensical build --strict --clean
+	@$(BIN)/python scripts/docs_pages.py
+	@said=$$($(BIN)/zensical build --strict --clean 2>&1); code=$$?; echo "$$said"; \
+	  if echo "$$said" | grep -q "griffe:"; then echo "make: a docstring cannot be read (see above)" >&2; exit 1; fi; exit $$code
 
 notebooks: $(VENV)/.installed-notebooks  ## run the notebooks on what `make demo` wrote (runs/demo) and keep their outputs
 	@$(BIN)/python scripts/run_notebooks.py $(ARGS)

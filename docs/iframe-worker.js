@@ -10,15 +10,20 @@ if (location.protocol === "file:") {
       this.ready = new Promise((resolve) => {
         frame.onload = () => {
           const inside = frame.contentWindow;
-          inside.postMessage = (data) => this.dispatchEvent(new MessageEvent("message", { data }));
+          inside.postMessage = (data) => this.tell("message", new MessageEvent("message", { data }));
           const script = inside.document.createElement("script");
           script.src = new URL(url, document.baseURI).href;
           script.onload = () => resolve(inside);
-          script.onerror = () => this.dispatchEvent(new Event("error"));
+          script.onerror = () => this.tell("error", new Event("error", { cancelable: true }));
           inside.document.body.append(script);
         };
       });
       document.body.append(frame);
+    }
+
+    tell(name, event) {
+      this[`on${name}`]?.(event);
+      this.dispatchEvent(event);
     }
 
     postMessage(data) {

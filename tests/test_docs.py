@@ -1,16 +1,20 @@
 """What the pages show works: every block of Python runs, every command line exists, links lead somewhere."""
 
 import contextlib
+import importlib
 import re
 import shlex
 import tomllib
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from tests.fences import ALL, PAGES, SHELL, Block, blocks
 from tests.hostile.attack import ENTRIES
+from tests.hostile.commands import commands
 from tests.test_command_lines import leaf
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +99,9 @@ def check(words: list[str]) -> None:
         files = [word for word in rest if word.endswith(".py")]
         assert files and all((ROOT / word).is_file() for word in files), words
     else:
-        assert program in ("git", "cd", "hf", "tensorboard", "lm_eval"), f"{program}: say in tests/test_docs.py how it is checked"
+        assert program in ("git", "cd", "hf", "tensorboard", "lm_eval"), (
+            f"{program}: say in tests/test_docs.py how it is checked"
+        )
 
 
 @pytest.mark.parametrize("block", COMMANDS, ids=str)
@@ -128,6 +134,40 @@ def test_every_piece_of_yaml_is_taken(block: Block):
         assert tasks_of(raw["tasks"], str(block))
     if "teacher" in raw:
         TeacherConfig.model_validate({"base_url": "http://localhost", "model": "m", **raw["teacher"]})
+
+
+# ---- generated pages -------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_has_every_command_option_key_and_name():
+    from mentalglm_jax.data.explain.build import BuildRecipe
+    from mentalglm_jax.train.recipe import Recipe
+    from scripts import docs_pages
+
+    for entry in ENTRIES:
+        page = docs_pages.command_page(entry)
+        for name in commands(entry):
+            assert f"\n## {entry} {name}\n" in page
+            section = page.partition(f"\n## {entry} {name}\n")[2].partition("\n## ")[0]
+            names = [name for one in leaf(entry, name).params for name in one.opts if name.startswith("--")]
+            assert not [name for name in names if name != "--help" and name not in section]
+            assert f"```sh\n{entry} {name}" in section
+    page = docs_pages.recipe_page()
+    todo = [Recipe, BuildRecipe]
+    while todo:
+        model = todo.pop()
+        assert not [key for key in model.model_fields if f"| <code>{key}</code> |" not in page]
+        todo += [one for field in model.model_fields.values() for one in sections_in(field.annotation)]
+    for package in ("mentalglm_jax", "probes"):
+        names = importlib.import_module(package).__all__
+        assert not [name for name in names if not re.search(rf"^::: \S+\.{name}$", docs_pages.api_page(package), re.M)]
+
+
+def sections_in(annotation: object) -> list[type[BaseModel]]:
+    """The models that a type names, however deep."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [one for argument in typing.get_args(annotation) for one in sections_in(argument)]
 
 
 # ---- Python ----------------------------------------------------------------------------------------------------------
@@ -180,8 +220,9 @@ def test_every_block_of_python_runs(page: Path, world: Path, monkeypatch, capsys
 
 # `make demo` in small: the same recipe with two steps of everything.
 SMALL = ["data.synthetic.n_train=12", "data.synthetic.n_test=3", "pretrain.chats=40", "pretrain.train.steps=2",
-         "train.steps=2", "probe.control.train.steps=2", "probe.posts=2", "generate.max_new_tokens=4", "model.geometry.hidden_size=64",
-         "model.geometry.head_dim=16", "model.geometry.intermediate_size=64", "mesh.cpu_devices=1"]  # fmt: skip
+         "train.steps=2", "probe.control.train.steps=2", "probe.posts=2", "generate.max_new_tokens=4",
+         "model.geometry.hidden_size=64", "model.geometry.head_dim=16", "model.geometry.intermediate_size=64",
+         "mesh.cpu_devices=1"]  # fmt: skip
 CHECKED_ONLY = ("make", "pip", "git", "cd", "python", ".venv/bin/python")  # what they name is looked up, see ``check``
 
 
@@ -215,8 +256,6 @@ def lived_in(tmp_path_factory) -> Path:
 
 
 def _done(words: list[str]) -> None:
-    import importlib
-
     code: object = 0
     try:
         importlib.import_module(ENTRIES[words[0]]).main(words[1:])

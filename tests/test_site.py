@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -104,18 +105,27 @@ def test_a_page_fits_and_asks_for_nothing(site, browser, page, width, scheme):
     assert (red + green + blue > 384) == (scheme == "light")
 
 
+FIELD = """[...document.querySelectorAll('*')].filter(one => one.shadowRoot)
+    .map(one => one.shadowRoot.querySelector('input[aria-label=Search]')).find(one => one)"""
+
+
 def test_the_search_works_from_the_disk(site, browser):
+    """A key of a recipe is found, on the page of the keys."""
     browser.open(site / "index.html", 1280)
+    browser.js("document.querySelector('.md-search__button').click()")
+    awaited(browser, f"!!({FIELD})")
+    browser.js(f"({FIELD}).focus()")
+    browser.send("Input.insertText", text="lora_plus_ratio")
+    awaited(browser, f"({FIELD}).getRootNode().textContent.includes('Keys of a recipe')")
+    assert not [url for url in browser.requests() if not url.startswith(("file:", "data:", "about:", "blob:"))]
+
+
+def awaited(browser, expression: str) -> None:
     for _ in range(100):
-        browser.js("""(() => {
-            const field = document.querySelector('input[placeholder], [role=search] input');
-            if (field && !field.value) { field.focus(); field.value = 'lora_plus_ratio';
-                field.dispatchEvent(new Event('input', {bubbles: true})); }
-        })()""")
-        if browser.js("document.body.innerText.includes('lora_plus_ratio')"):
-            break
-        browser.js("new Promise(done => setTimeout(done, 50))")
-    assert browser.js("document.body.innerText.includes('lora_plus_ratio')")
+        if browser.js(expression):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"never true: {expression}")
 
 
 def test_the_configuration_loads_no_fonts():
