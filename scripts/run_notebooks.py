@@ -64,7 +64,7 @@ def run(path: Path) -> None:
         "on": "runs/demo, as `make demo` writes it",
     }
     text = nbformat.writes(notebook)
-    if str(ROOT) in text or str(Path.home()) + os.sep in text:
+    if any(place in text for place in (str(ROOT), sys.prefix, str(Path.home()) + os.sep)):
         raise ValueError(f"{path}: an output names a directory of this machine")
     path.write_text(text + "\n", "utf-8")
 
@@ -75,6 +75,7 @@ def main() -> None:
     names = parser.parse_args().name or STUDIES
     if not (ROOT / "runs" / "demo" / "summary.json").is_file():
         sys.exit("run_notebooks: no finished run in runs/demo; run `make demo` first")
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # a progress bar that nobody would see
     for name in names:
         run(FOLDER / f"{name}.ipynb")
         sys.stdout.write(f"{name}\n")
