@@ -1,4 +1,4 @@
-"""The notebooks: they run from top to bottom on a tiny model, have one cell to change, and outputs of their own code."""
+"""The notebooks: they run from top to bottom on a tiny model, have one cell to change, and outputs of their code."""
 
 import json
 from pathlib import Path
