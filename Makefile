@@ -25,7 +25,7 @@ SPREAD := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # processor time goes into page faults (benchmarks/LOG.md). Means nothing to another C library than glibc >= 2.35.
 PAGES  := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
-.PHONY: help demo study repair test test-quick test-all test-clients test-vllm plan lint format clean
+.PHONY: help demo study repair test test-quick test-all test-clients test-vllm docs notebooks plan lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -54,6 +54,14 @@ test-clients: $(CLIENTS)/.installed-clients  ## llama.cpp, PEFT and lm-eval on w
 
 test-vllm: $(VLLM)/.installed-vllm  ## vLLM on what is written here, in .venv-vllm (3.4 GB, by hand)
 	@$(VLLM)/bin/python -m pytest -m clients -p no:cacheprovider $(ARGS) tests/clients/test_vllm.py
+
+docs: $(VENV)/.installed-docs  ## these pages as a site that needs no network (build/site/index.html); a dead link fails it
+	@$(BIN)/python scripts/docs_pages.py
+	@said=$$($(BIN)/zensical build --strict --clean 2>&1); code=$$?; echo "$$said"; \
+	  if echo "$$said" | grep -q "griffe:"; then echo "make: a docstring cannot be read (see above)" >&2; exit 1; fi; exit $$code
+
+notebooks: $(VENV)/.installed-notebooks  ## run the notebooks on what `make demo` wrote (runs/demo) and keep their outputs
+	@$(BIN)/python scripts/run_notebooks.py $(ARGS)
 
 plan: $(VENV)/.installed-tpu  ## ask the TPU compiler (no TPU needed) whether the TPU recipes fit; rewrites the table of docs/plan.md
 	@JAX_PLATFORMS=cpu $(BIN)/python scripts/plan_table.py $(ARGS)
@@ -95,6 +103,16 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.created
 $(VENV)/.installed-study: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "Installing into $(VENV), with the reader of GGUF files (once, a minute or more) ..."
 	@$(PINNED) --editable '.[probes,gguf]'
+	@touch $@
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing into $(VENV), with the site's builder (once, a minute or more) ..."
+	@$(PINNED) --editable '.[probes,docs]'
+	@touch $@
+
+$(VENV)/.installed-notebooks: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing into $(VENV), with Jupyter's kernel (once, a minute or more) ..."
+	@$(PINNED) --editable '.[probes,notebooks]'
 	@touch $@
 
 $(VENV)/.installed-tpu: pyproject.toml constraints.txt | $(VENV)/.created

@@ -19,6 +19,6 @@ from mentalglm_jax.devices.hardware import quiet_off_tpu  # noqa: E402
 quiet_off_tpu()
 del quiet_off_tpu
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,7 +11,6 @@ import contextlib
 import io
 import math
 import os
-import re
 import signal
 import sys
 import threading
@@ -30,12 +29,15 @@ from probes.terminal import (
     LINE,
     print_comparison,
     print_json,
+    print_pair,
     print_rows,
     print_study,
     print_summary,
     progress,
     say,
+    silence_loaders,
     tell,
+    usage,
 )
 
 _ROWS_REFUSED = 3
@@ -95,7 +97,7 @@ def rows(
     if out.exists():
         raise ProbeInputError(f"{out}: is there already; delete it, or give another --out")
     records, labels = read_records(in_), read_candidates(candidates)
-    _silence_loaders()
+    silence_loaders()
     laid = lay(Reader(model), records, labels)
     write_jsonl(out, laid.rows, private=True)
     _end_rows(laid.rows, laid.left_out, out, json_)
@@ -125,7 +127,7 @@ def answer(
 
     records, labels = read_records(in_)[:limit], read_candidates(candidates)
     template = read_template(prompt)
-    _silence_loaders()
+    silence_loaders()
     from probes.intake.answer import answer as ask
     from probes.intake.answer import prompts
     from probes.probe import Probe
@@ -178,7 +180,7 @@ def run(
     # Before the model: a bad option or file should be said at once.
     prepare(out, budget, limit, redact, max_memory)
     rows = read_generations(in_)
-    _silence_loaders()
+    silence_loaders()
     from probes.probe import Probe
 
     probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=_place(device))
@@ -194,6 +196,26 @@ def run(
         print_summary(summary)
         say(f"report   {out / 'report.html'}")
     _end_refused(summary["skipped_by_reason"], f"the others are in {out}; its manifest.json names each")
+
+
+@app.command(epilog=_examples("probes demo", "probes demo --out first-look"))
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory for numbers and reports")] = Path("probes-demo"),
+    json_: AsJson = False,
+) -> None:
+    """Probes two tiny models that come with the package: one quotes its reason, the other does not. About a minute."""
+    from probes.demo import MODELS, PAGE, prepare_demo
+    from probes.demo import demo as probe_both
+
+    prepare_demo(out)
+    silence_loaders()
+    with progress("probing posts") as advance:
+        found = probe_both(out, advance)
+    if json_:
+        print_json({"models": found, "report": str(out / PAGE)})
+        return
+    print_pair([(quotes, found[name]) for name, quotes in MODELS.items()])
+    say(f"report   {out / PAGE}")
 
 
 @app.command(epilog=_examples("probes check runs/demo/probes --against runs/demo/control/probes"))
@@ -259,12 +281,12 @@ def randomise(
     rows = [row for row in read_generations(in_) if row.get("label_text")][:limit]
     if not rows:
         raise ProbeInputError(f"{in_}: no row has a label to attribute (label_text is null in all of them)")
-    _silence_loaders()
+    silence_loaders()
     from probes.checks.randomise import study
     from probes.probe import Probe
     from probes.suite import lay_out
 
-    # Not merged: an adapter that has become part of the weights can not be switched off.
+    # Not merged: an adapter that has become part of the weights cannot be switched off.
     probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, merge=False, device=_place(device))
     examples, skipped = lay_out(probe, rows)
     found = study(probe, examples, seed=seed, draws=draws)
@@ -300,7 +322,7 @@ def rank(
 
     rules = Rules(by, margin, length_ratio, per_post)
     rows = read_generations(in_)
-    _silence_loaders()
+    silence_loaders()
     from probes.probe import Probe
 
     probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=_place(device))
@@ -331,7 +353,7 @@ def verify(
     json_: AsJson = False,
 ) -> None:
     """Reloads an export with transformers and PEFT and compares logits and greedy answers with the trainer's."""
-    _silence_loaders()
+    silence_loaders()
     from probes.models.verify import reopen
     from probes.models.verify import verify as compare_with_reference
 
@@ -372,7 +394,7 @@ def validate(
     json_: AsJson = False,
 ) -> None:
     """Experiments whose truth is known: planted models, error rates, power, aligner; exit code 1 if one fails."""
-    _silence_loaders()
+    silence_loaders()
     from probes.validation.validate import page
     from probes.validation.validate import validate as measure
 
@@ -393,7 +415,7 @@ def _place(device: str) -> str:
 
 
 def _run_selftest(title: str, json_: bool) -> None:
-    _silence_loaders()
+    silence_loaders()
     from probes.validation.selftest import selftest as measure
 
     with progress("checking") as advance:
@@ -401,14 +423,6 @@ def _run_selftest(title: str, json_: bool) -> None:
         rows = measure()
         advance(1, 1)
     print_rows(title, rows, json_)
-
-
-def _silence_loaders() -> None:
-    """transformers draws its own bars and warnings; on stderr they would bury ours."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def _end_refused(skipped: Mapping[str, int], then: str) -> None:
@@ -420,15 +434,6 @@ def _end_refused(skipped: Mapping[str, int], then: str) -> None:
     refused = {reason: count for reason, count in skipped.items() if reason != NO_LABEL}
     if refused:
         _fail(f"rows that cannot be probed: {in_words(refused)}; {then}", _ROWS_REFUSED)
-
-
-def _usage(error: Exception, message: str) -> str:
-    """What is wrong with a command line, of Click's ``message``: our names bare, what was typed in quotes."""
-    named = r"^(Missing \w+|Invalid value for|Option) '([^']+)'(?: / '-[^']+')*"
-    said = re.sub(named, r"\1 \2", message.partition("\n")[0])
-    said = f"{said[:1].lower()}{said[1:]}".strip().removesuffix(".")
-    context = getattr(error, "ctx", None)
-    return f"{said} ({context.command_path} --help says more)" if context is not None else said
 
 
 def _fail(reason: str, code: int) -> NoReturn:
@@ -479,7 +484,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stderr.write(f"{show() if callable(show) else ''}\n")
             sys.exit(2)
         elif callable(show):
-            _fail(_usage(error, str(show())), 2)
+            _fail(usage(error, str(show())), 2)
         elif isinstance(error, OSError) and error.filename is not None:  # a path too long, another's, a loop of links
             _fail(f"{error.filename}: {error.strerror}", 2)
         else:

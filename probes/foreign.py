@@ -185,7 +185,7 @@ def _children(node: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 
 def _half_pair(value: Any, key: str = "the text") -> str | None:
-    """Where a string is that UTF-8 can not hold."""
+    """Where a string is that UTF-8 cannot hold."""
     if isinstance(value, str):
         return key if any("\ud800" <= char <= "\udfff" for char in value) else None
     if isinstance(value, dict):

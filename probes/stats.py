@@ -9,7 +9,7 @@ What a p-value here does and does not say:
 * What is shifted are the map's smallest pieces (``atoms``): a token's value is the same on all its characters, and
   citations begin and end where tokens do. A shift by characters breaks that common alignment, and then 7-9 % of true
   nulls are rejected at 5 % (AUROC); a shift by pieces keeps it.
-* It can not be smaller than 1 / (number of shifts). A map that is constant on clauses, or a citation that always is a
+* It cannot be smaller than 1 / (number of shifts). A map that is constant on clauses, or a citation that always is a
   whole clause, has as many meaningful placements as the post has clauses, however many characters it has: a character
   shift breaks the common alignment at clause boundaries, and then rejects too often. Such maps are rotated by clause
   (``rotations``). One short post can therefore never be significant alone; posts are combined into ONE test on the mean

@@ -95,7 +95,7 @@ def run_suite(
     Raises:
         ProbeInputError: unknown budget, rows of another format or model, no row that can be probed, ``redact`` into
             the directory of an unredacted run, or ``max_memory`` is too little for one row.
-        ProbeError: a file can not be written.
+        ProbeError: a file cannot be written.
     """
     from probes.saliency.attribute import Settings
 
@@ -337,7 +337,7 @@ def _depends(example: Example, model_fp: str, plan: Plan, at: int, settings: Set
 
 
 def _cached(cache: Cache, name: str) -> PostResult | None:
-    """A finished post, or None when there is none or it can not be used (it is then made again, and that is said)."""
+    """A finished post, or None when there is none or it cannot be used (it is then made again, and that is said)."""
     value = cache.read(name)
     try:
         return None if value is None else PostResult.from_dict(value)

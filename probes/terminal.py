@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -157,3 +158,47 @@ def print_rows(title: str, rows: Sequence[dict[str, Any]], json_: bool) -> None:
         console().print(table)
     if failed:
         raise ProbeError(f"{len(failed)} of {len(rows)} checks failed ({', '.join(failed)}): do not read verdicts here")
+
+
+def print_pair(models: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """The verdicts of several models over the same posts, each beside the number that random citations would have had.
+
+    Args:
+        models: of each what its explanations quote, and its summary.
+    """
+    from probes.results.summary import VERDICTS
+
+    posts = " and ".join(dict.fromkeys(str(summary["n"]) for _, summary in models))
+    table = Table(title=f"{posts} posts each; in brackets: expected if the citations were placed at random",
+                  title_justify="left", show_edge=False)  # fmt: skip
+    table.add_column("the explanations quote")
+    for name in VERDICTS:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("all posts together")
+    for quotes, summary in models:
+        table.add_row(quotes, *(_count(summary, name) for name in VERDICTS), summary["conclusion"])
+    console().print(table)
+    say(SAFETY)
+
+
+def _count(summary: Mapping[str, Any], verdict: str) -> str:
+    chance = summary["verdicts_by_chance"]
+    expected = chance[verdict] if verdict in chance else max(0.0, summary["n"] - sum(chance.values()))
+    return f"{summary['verdicts'][verdict]} ({expected:.1f})"
+
+
+def usage(error: Exception, message: str) -> str:
+    """What is wrong with a command line, of Click's ``message``: our names bare, what was typed in quotes."""
+    named = r"^(Missing \w+|Invalid value for|Option) '([^']+)'(?: / '-[^']+')*"
+    said = re.sub(named, r"\1 \2", message.partition("\n")[0])
+    said = f"{said[:1].lower()}{said[1:]}".strip().removesuffix(".")
+    context = getattr(error, "ctx", None)
+    return f"{said} ({context.command_path} --help says more)" if context is not None else said
+
+
+def silence_loaders() -> None:
+    """transformers draws its own bars and warnings; on stderr they would bury ours."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""The notebooks: clean files that run from top to bottom on a tiny model, each with one cell to change."""
+"""The notebooks: they run from top to bottom on a tiny model, have one cell to change, and outputs of their code."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,13 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import mentalglm_jax
+from scripts.run_notebooks import FIGURE, SHOWN, STUDIES, code_of
 from tests.probes.planted import planted_rows
 from tests.probes.tiny import boilerplate, make_model, make_tokenizer, save_adapter
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
-# Those about a model that is already there; each runs here on a random one (`train_on_tpu` is tested by its own room).
-STUDIES = ("explain_one_post", "do_explanations_match_saliency", "what_did_the_adapter_learn", "compare_two_models")
 
 
 def parameters(notebook: Any) -> list[Any]:
@@ -22,10 +22,34 @@ def parameters(notebook: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_files_are_clean_and_have_one_cell_to_change(name):
+def test_outputs_are_of_the_code_that_is_there(name):
+    """`make notebooks` runs them again; until then a change of their code, or a new version, leaves old outputs."""
+    notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
+    ran, code = notebook.metadata.get("run"), [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if ran is None:  # not run yet: then nothing stands in it that could be of other code
+        assert name != STUDIES[0] and not any(cell.outputs or cell.execution_count for cell in code)
+        return
+    assert ran["code"] == code_of(notebook), "the code has changed since it ran: make notebooks"
+    assert ran["version"] == mentalglm_jax.__version__, "it ran with another version: make notebooks"
+    assert all(cell.execution_count for cell in code) and any(cell.outputs for cell in code)
+    assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
+    assert notebook.cells[0].source.endswith(SHOWN) and FIGURE in notebook.cells[0].attachments
+    assert NOTEBOOKS[name].stat().st_size < 3_000_000
+
+
+def test_a_change_of_code_is_noticed():
+    notebook = nbformat.read(NOTEBOOKS[STUDIES[0]], as_version=4)
+    before = code_of(notebook)
+    notebook.cells[0].source += " Words may change."
+    assert code_of(notebook) == before
+    next(cell for cell in notebook.cells if cell.cell_type == "code").source += "\nLIMIT = 3"
+    assert code_of(notebook) != before
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_files_have_one_cell_to_change(name):
     notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
     nbformat.validate(notebook)
-    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)
     (cell,) = parameters(notebook)
     assert cell.source.startswith("# Change only this cell")
     text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")

@@ -320,17 +320,26 @@ def test_no_dependency_reaches_over_the_wall(package):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_works_in_an_environment_of_its_own(package, tmp_path):
-    """A fresh environment with only this side's packages and the wheel: what a TPU host, or a probes user, may have."""
+    """A fresh environment with only this side's packages and the wheel, built by way of the source archive as a release
+    is: what a TPU host, or a probes user, may have."""
 
     def pip(*arguments: str) -> None:
         command = [python, "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), *arguments]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr[-3000:]
 
+    def there(*command: str | Path) -> None:
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        result = subprocess.run(command, cwd=tmp_path / "empty", capture_output=True, text=True, check=False)
+        assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
+
+    there(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", ROOT)
+    assert len(list((tmp_path / "dist").glob("*.tar.gz"))) == 1
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
     python = str(tmp_path / "env" / "bin" / "python")
     pip(*declared(package))
-    pip("--no-deps", str(ROOT))
+    pip("--no-deps", str(wheel))
     installed = subprocess.run(
         [python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True
     ).stdout.lower()
@@ -338,6 +347,7 @@ def test_works_in_an_environment_of_its_own(package, tmp_path):
     assert not present & OTHER_DISTRIBUTIONS[package]
     result = import_all(python, package, set(), tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
-    command = {"mentalglm_jax": "mentalglm", "probes": "probes"}[package]
-    result = subprocess.run([tmp_path / "env" / "bin" / command, "--help"], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    there(tmp_path / "env" / "bin" / {"mentalglm_jax": "mentalglm", "probes": "probes"}[package], "--help")
+    if package == "probes":
+        there(tmp_path / "env" / "bin" / "probes", "demo")
+        assert (tmp_path / "empty" / "probes-demo" / "report.html").is_file()

@@ -2,7 +2,7 @@
 
 A directory holds ``adapter_config.json`` (what PEFT 0.21 writes) and ``adapter_model.safetensors``, where a tensor is
 called ``base_model.model.<module>.lora_A.weight [r, in]``, ``.lora_B.weight [out, r]`` or, for DoRA,
-``.lora_magnitude_vector [out]``. What PEFT can say and this model can not is refused by name, never ignored.
+``.lora_magnitude_vector [out]``. What PEFT can say and this model cannot is refused by name, never ignored.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""PEFT's ``adapter_config.json`` <-> ``LoraConfig``. What PEFT can say and this model can not is refused by name."""
+"""PEFT's ``adapter_config.json`` <-> ``LoraConfig``. What PEFT can say and this model cannot is refused by name."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path

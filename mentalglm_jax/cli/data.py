@@ -75,7 +75,7 @@ def data_import(
         typer.Argument(
             metavar="TABLE",
             help="CSV, TSV, Excel, JSON, JSON Lines, Parquet or Arrow file; a folder of such, one per "
-            "split, or what `datasets` saved; or the id of a data set of the Hub",
+            "split, or what `datasets` saved; or a data set's Hub id",
         ),
     ],
     text: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the posts")],

@@ -17,8 +17,8 @@ def leaderboard(
     tasks: TaskFile = None,
     json_: AsJson = False,
 ) -> None:  # fmt: skip
-    """One table over several evaluated runs: mean and standard deviation over runs that differ only in their seed,
-    paired tests against the best; beside floors and, marked as such, published figures."""
+    """One table over several evaluated runs, beside floors and, marked as such, published figures. Runs that differ
+    only in their seed are one row: mean and standard deviation. Paired tests compare each row with the best."""
     from mentalglm_jax.errors import InputError
     from mentalglm_jax.evaluate.leaderboard import FORMATS, formatted, leaderboard_rows
     from mentalglm_jax.files import working_on, write_text

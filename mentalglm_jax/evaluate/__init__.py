@@ -1,6 +1,6 @@
 """Scores of generated answers: task metrics with confidence intervals, baselines to beat, checks of explanations.
 
-``answers`` reads files so that gold and prediction can not lose alignment; ``metrics`` and ``statistics`` are the
+``answers`` reads files so that gold and prediction cannot lose alignment; ``metrics`` and ``statistics`` are the
 numbers; ``readings`` the label log-probabilities and their calibration; ``baselines`` the floors; ``explanations`` what
 explanations quote, repeat and imply; ``scores`` puts them together; ``report`` shows them.
 """

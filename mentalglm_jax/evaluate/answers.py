@@ -1,4 +1,4 @@
-"""From files of answers to (gold, predicted) pairs that can not lose alignment.
+"""From files of answers to (gold, predicted) pairs that cannot lose alignment.
 
 Gold label and answer stand in one row and rows are told apart by id; an answer that could not be read, or is not there,
 is a wrong answer, never a dropped one.

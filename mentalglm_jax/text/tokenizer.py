@@ -352,7 +352,7 @@ class GlmTokenizer:
 
         Raises:
             InputError: no messages, an unknown role, an empty turn, or a conversation that does not end with the
-            assistant.
+                assistant.
         """
         if train not in ("last", "all"):
             raise InputError(f"train: {train!r} is neither 'last' nor 'all'")

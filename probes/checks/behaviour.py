@@ -105,7 +105,7 @@ def counterfactuals(
         fillers: clauses of other posts. extra_tokens: how much longer than the original answer the new one may get.
     Returns:
         (total variation distance of the label distribution, 1.0 if the new answer mentions the clause else 0.0) per
-        insertion; empty when the prompt can not be rebuilt from its text, or there is nothing to insert or no rival.
+        insertion; empty when the prompt cannot be rebuilt from its text, or there is nothing to insert or no rival.
     """
     label = example.segment("label")
     prompt, _ = decode_bytes(b"".join(probe.token_bytes(index) for index in example.ids[: example.prompt_len]))
@@ -114,7 +114,7 @@ def counterfactuals(
         return ()
     start, own, others, _ = probe.scorer.label_ids(example)
     if not others or start > example.prompt_len + 4:
-        return ()  # the answer begins with the explanation: its label can not be scored without generating first
+        return ()  # the answer begins with the explanation: its label cannot be scored without generating first
     rng, (a, b) = random.Random(seed), example.post_char
     lead = list(example.ids[example.prompt_len : start])
     ends = [end for _, end in pieces(example.post, cut=example.cut)][:-1] or [len(example.post)]

@@ -194,7 +194,7 @@ def max_sensitivity(
 ) -> list[Check]:
     """Largest change, over two replacements of the punctuation, of each label map on clauses: 1 - cosine, in [0, 2].
 
-    Abstains (no check) where the post has no punctuation to replace or the new post can not be laid out.
+    Abstains (no check) where the post has no punctuation to replace or the new post cannot be laid out.
     """
     names = [a.method for a in attributions if a.target == "label"]
     before = {a.method: a for a in attributions if a.target == "label"}

@@ -207,9 +207,9 @@ def _spread(maps: Sequence[Voice], cited: np.ndarray) -> str:
 
 
 def p_notes(checks: Sequence[Check]) -> list[str]:
-    """The per-post p-values of the mass ratio in words, Holm-adjusted, with what they can not reach.
+    """The per-post p-values of the mass ratio in words, Holm-adjusted, with what they cannot reach.
 
-    Tarone (1990): a test whose smallest possible p-value exceeds alpha can not reject, so it needs no correction.
+    Tarone (1990): a test whose smallest possible p-value exceeds alpha cannot reject, so it needs no correction.
     """
     mass = [
         c for c in checks if c.name == "mass_ratio" and c.method in FAMILIES and c.status == "ok" and c.p is not None

@@ -30,7 +30,7 @@ def linear(pattern: str, where: object) -> Any:
     """The pattern compiled by RE2, to be used with ``fullmatch``.
 
     Raises:
-        ProbeInputError: no regular expression, or one that RE2 can not bound (look-around, back-references).
+        ProbeInputError: no regular expression, or one that RE2 cannot bound (look-around, back-references).
     """
     import re2
 
@@ -48,7 +48,7 @@ def linear(pattern: str, where: object) -> Any:
         return re2.compile(pattern, options)
     except re2.error as error:
         raise ProbeInputError(
-            f"{where}: {plain(repr(pattern), 80)} can not be matched in bounded time ({first_line(error)}); "
+            f"{where}: {plain(repr(pattern), 80)} cannot be matched in bounded time ({first_line(error)}); "
             "list the module names instead"
         ) from error
 

@@ -36,7 +36,7 @@ class TokenBytes:
         """Takes a transformers fast tokenizer.
 
         Raises:
-            ProbeInputError: none of these kinds, so that the text of a token can not be known.
+            ProbeInputError: none of these kinds, so that the text of a token cannot be known.
         """
         self.tokenizer = tokenizer
         self.added = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()}
@@ -52,7 +52,7 @@ class TokenBytes:
         else:
             raise ProbeInputError(
                 f"the tokenizer ({type(tokenizer).__name__}, {model}) is neither byte-level, byte-fallback, "
-                "SentencePiece, WordLevel nor WordPiece: what its tokens stand for in the text can not be known"
+                "SentencePiece, WordLevel nor WordPiece: what its tokens stand for in the text cannot be known"
             )
         self._decoder = _byte_decoder()
         self._joined = str(getattr(getattr(core, "model", None), "continuing_subword_prefix", None) or "##")

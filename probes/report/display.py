@@ -1,7 +1,7 @@
 """What a notebook shows of our objects: safe whatever a post contains, complete without a network.
 
 A map or a report becomes a small table with inline styles and no script. What holds text (a post, a run) becomes the
-report page in an ``iframe`` that may run the page's own script but has no origin: it can not reach the notebook around
+report page in an ``iframe`` that may run the page's own script but has no origin: it cannot reach the notebook around
 it, its cookies or its kernel.
 """
 

@@ -59,7 +59,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     """Writes a figure; the ending chooses the format. In PDF and SVG text stays text, to be searched and edited.
 
     Raises:
-        ProbeError: the format is unknown or the file can not be written.
+        ProbeError: the format is unknown or the file cannot be written.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

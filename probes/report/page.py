@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ def write_report(
 
     Raises:
         ProbeInputError: not a finished run directory.
-        ProbeError: the file can not be written.
+        ProbeError: the file cannot be written.
     """
     run = suite if isinstance(suite, Run) else suite.run if isinstance(suite, Suite) else read_run(suite)
     write_text(path, render(run, redact, max_cards), private=not (redact or run.manifest.get("redact")))
@@ -102,6 +103,31 @@ def render_post(result: PostResult, evidence: Evidence | None = None) -> str:
             names=view.METHOD_NAMES,
         )
     )
+
+
+def write_pair(models: Sequence[tuple[str, str, Suite, str]], path: str | Path) -> Path:
+    """One page for several models over the same posts: the verdicts of each beside those of random citations.
+
+    Args:
+        models: of each its name, what its explanations quote, its run, and the link to its own report.
+    Raises:
+        ProbeError: the file cannot be written.
+    """
+    style, script = _code()
+    rows = [
+        {
+            "name": name,
+            "quotes": quotes,
+            "count": suite["n"],
+            "headline": overview.HEADLINES[suite["conclusion"]],
+            "bar": overview.verdict_bar(suite),
+            "link": link,
+        }
+        for name, quotes, suite, link in models
+    ]
+    page = _environment().get_template("pair.html").render(csp=_policy(style, script), style=style, models=rows)
+    write_text(path, page)
+    return Path(path)
 
 
 @functools.cache

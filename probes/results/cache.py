@@ -1,7 +1,7 @@
 """The cache of a run: one file per post, under a hash of all its numbers depend on, with a digest of what it holds.
 
 In a redacted run that hash is keyed. The key lies in ``DIR/private``, which is nobody else's business: without it a
-name can not be compared with that of a guessed text. Nothing else in ``DIR`` holds it.
+name cannot be compared with that of a guessed text. Nothing else in ``DIR`` holds it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Cache:
     """The finished posts of one run directory.
 
     Raises:
-        ProbeError: the key of a redacted run can not be kept.
+        ProbeError: the key of a redacted run cannot be kept.
     """
 
     def __init__(self, out: Path, redact: bool = False) -> None:

@@ -49,7 +49,7 @@ def export(run: Run, out: str | Path) -> list[Path]:
     """Writes every table of a run (``NAMES``) into a directory, each file atomically.
 
     Raises:
-        ProbeError: a file can not be written.
+        ProbeError: a file cannot be written.
     """
     out, private = Path(out), not run.manifest.get("redact")
     evidence = run.evidence or tuple(result.evidence() for result in run.results)

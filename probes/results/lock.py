@@ -25,7 +25,7 @@ def held(out: Path) -> Iterator[None]:
         ProbeWarning: the file system knows no locks; nothing is held then.
     Raises:
         ProbeInputError: another process is at work there (named), or something else has the lock's name.
-        ProbeError: the directory can not be written.
+        ProbeError: the directory cannot be written.
     """
     from filelock import FileLock, Timeout
 

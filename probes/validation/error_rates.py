@@ -98,7 +98,7 @@ def _made(
 def post_error_rates(draws: int, seed: int = 0) -> dict[tuple[str, str, str], tuple[float, int]]:
     """(check, method, kind of map) -> (share of p <= 0.05, posts where the check had a p-value that could reach it).
 
-    As many posts of 5 to 19 clauses as of 20 to 40, ``draws`` each: below 20 a test over clauses can not reach 0.05.
+    As many posts of 5 to 19 clauses as of 20 to 40, ``draws`` each: below 20 a test over clauses cannot reach 0.05.
     """
     rng = np.random.default_rng(seed)
     found: dict[tuple[str, str, str], list[bool]] = defaultdict(list)
@@ -224,7 +224,7 @@ def erasure_rates(draws: int, sets: int, seed: int = 0) -> dict[str, tuple[float
 
     hits: dict[str, list[bool]] = defaultdict(list)
     for _ in range(draws):
-        for check in checks(int(rng.integers(20, 27))):  # fewer clauses can not reach 0.05 alone
+        for check in checks(int(rng.integers(20, 27))):  # fewer clauses cannot reach 0.05 alone
             if check.p is not None:
                 hits[check.name].append(check.p <= LEVEL)
     for _ in range(sets):

@@ -24,7 +24,7 @@ def gate_rates(draws: int, seed: int) -> list[Row]:
     hits: dict[str, list[bool]] = {}
     passed: list[bool] = []
     for at in range(draws):
-        k = int(rng.integers(20, 27))  # fewer clauses have fewer than 20 rotations and can not reach 0.05
+        k = int(rng.integers(20, 27))  # fewer clauses have fewer than 20 rotations and cannot reach 0.05
         weights = smooth(rng, k, 2.0)
         probe = closed_form_probe({c: [float(w)] for c, w in zip(letters, weights, strict=False)}, lambda s: s[..., 0])
         ids, post = probe.token_bytes.encode, ", ".join(letters[:k])

@@ -25,6 +25,17 @@ _ZH = (
     "黑白大小多少高低长短新旧快慢早晚远近书笔纸灯门窗桌椅车船米面茶酒"
 )
 _SYLLABLES = [c + v for c in "bdfghklmnprstvz" for v in "aeiou"]
+# Words that a reader knows, for posts that are to be shown to people; the other languages are made up.
+_WORDS = {
+    "cue0": ["rested", "hopeful", "cheerful", "relaxed"],
+    "cue1": ["worthless", "desperate", "numb", "trapped"],
+    "decoy0": ["garden", "kitchen", "window", "carpet"],
+    "decoy1": ["bicycle", "station", "letter", "piano"],
+    "filler": [
+        "today", "again", "after", "dinner", "walked", "home", "early", "quiet", "morning", "still", "rain", "street",
+        "later", "coffee", "then", "music", "friend", "called", "evening", "read", "book", "slept", "outside", "cold",
+    ],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,7 @@ class World:
     """One planted truth.
 
     Attributes:
+        language: en | zh (made-up words) | words (English words that a reader knows, the same with every seed).
         faithful: the explanation quotes the cue; else it quotes the decoy.
         rule: one | twice (the cue stands twice) | and | or (two cue words; high when both, or either, are of class 1).
         decoy: how often the decoy is of the label's class; 0.5 is no correlation.
@@ -64,7 +76,7 @@ class World:
     def __post_init__(self) -> None:
         known = {
             "architecture": ARCHITECTURES,
-            "language": ("en", "zh"),
+            "language": ("en", "zh", "words"),
             "rule": RULES,
             "place": ("any", "early", "late"),
         }
@@ -83,12 +95,17 @@ class Planted:
     seconds: float
 
     def examples(self, count: int, seed: int = 1_000_003) -> list[Example]:
+        """``rows``, laid out."""
+        return [self.probe.encode(row) for row in self.rows(count, seed)]
+
+    def rows(self, count: int, seed: int = 1_000_003) -> list[dict[str, Any]]:
         """``count`` fresh posts with the answers the model itself writes (others are passed over)."""
-        found: list[Example] = []
+        found: list[dict[str, Any]] = []
         for round_ in range(20):
             rows = planted_rows(self.world, self.probe.tokenizer, 2 * count, seed + round_)
-            examples = [self.probe.encode(row | {"id": f"{round_}-{row['id']}"}) for row in rows]
-            found += [e for e, right in zip(examples, _answers(self.probe, examples), strict=True) if right]
+            rows = [row | {"id": f"{round_}-{row['id']}"} for row in rows]
+            right = _answers(self.probe, [self.probe.encode(row) for row in rows])
+            found += [row for row, good in zip(rows, right, strict=True) if good]
             if len(found) >= count:
                 return found[:count]
         raise ProbeError(f"planted model {self.world}: it did not learn its task ({len(found)} right answers)")
@@ -104,6 +121,8 @@ class Planted:
 
 def vocabulary(world: World) -> dict[str, list[str]]:
     """Words of the world: cue0, cue1, decoy0, decoy1, filler. All differ; another seed gives others."""
+    if world.language == "words":
+        return {name: words if name == "filler" else words[: world.words] for name, words in _WORDS.items()}
     rng = random.Random(world.seed)
     made: list[str] = []
     while len(made) < 4 * world.words + 24:

@@ -404,7 +404,7 @@ _SECTIONS = {
     ),
     "V9": ("Randomisation", "With the weights drawn anew the cue is found by chance and the map is another."),
     "V10": ("Error rates", "Share of p <= 0.05 where nothing is true, of every p-value that is printed."),
-    "V11": ("Power, redundancy, two cues, correlated decoys", "What the tests and methods can and can not find."),
+    "V11": ("Power, redundancy, two cues, correlated decoys", "What the tests and methods can and cannot find."),
     "V12": ("Aligner", "Quotes with characters changed, F1 of the span found; and quotes of another post."),
     "V13": ("Captum's wrapper", "The path this package refuses to use, on the installed versions."),
     "V14": ("Adapter", "The base decides by the decoy, the adapter by the cue."),

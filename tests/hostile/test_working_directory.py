@@ -61,6 +61,7 @@ ARGUMENTS = {
     "probes rows": ["model", "--in", "asked.jsonl", "--out", "rows.jsonl"],
     "probes answer": ["model", "--in", "records.jsonl", "--prompt", "ask.jinja", "--out", "answered.jsonl",
                       "--max-new-tokens", "1"],
+    "probes demo": ["--out", "records.jsonl"],
     "probes randomise": ["nowhere", "--in", "records.jsonl"],
     "probes rank": ["nowhere", "--in", "records.jsonl", "--out", "pairs.jsonl"],
     "probes verify": ["model"],

@@ -214,7 +214,7 @@ def test_clause_shaped_maps_need_clause_rotations():
         by_clause.append(p_greater(rotations(values, lengths, cited)))
     assert np.mean(np.array(by_character) <= 0.05) > 0.10
     assert np.mean(np.array(by_clause) <= 0.20) <= 0.23
-    assert min(by_clause) >= 1 / 8  # one short post alone can not be significant
+    assert min(by_clause) >= 1 / 8  # one short post alone cannot be significant
 
 
 def test_type_one_error_of_the_data_set_test():

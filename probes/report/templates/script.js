@@ -58,7 +58,7 @@
     document.addEventListener(type, hover(on));
   }
 
-  // Paper can not be unfolded.
+  // Paper cannot be unfolded.
   let folded = [];
   window.addEventListener("beforeprint", () => {
     folded = [...document.querySelectorAll("details:not([open])")];

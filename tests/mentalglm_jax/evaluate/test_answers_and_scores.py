@@ -181,7 +181,7 @@ def test_every_label_spelling_survives_the_way_to_the_score(task):
 
 
 def test_no_gold_is_lost_to_a_second_spelling(tmp_path):
-    """Counts of upstream's SAD and CAMS test files: the golds its scorer can not map (142 "emotion turmoil" and "other
+    """Counts of upstream's SAD and CAMS test files: the golds its scorer cannot map (142 "emotion turmoil" and "other
     stress causes", 107 "no causes") stay in, and an answer in its scorer's spelling is wrong, not absent."""
     for name, lost, count in (
         ("sad", {"emotion": "emotional turmoil", "other": None}, 684),

@@ -26,7 +26,7 @@ def test_hostile_names_and_posts_stay_text(attack):
         assert all(not name.startswith("on") for _, attributes in page.elements for name in attributes)
     for one in shown[2:]:
         (frame,) = Page(one._repr_html_()).all("iframe")
-        assert frame["sandbox"] == "allow-scripts"  # no allow-same-origin: it can not reach the notebook
+        assert frame["sandbox"] == "allow-scripts"  # no allow-same-origin: it cannot reach the notebook
         inside = Page(frame["srcdoc"] or "")
         assert len(inside.all("script")) == 1 and not inside.all("img") and inside.all("meta", charset="utf-8")
         assert "default-src 'none'" in inside.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]

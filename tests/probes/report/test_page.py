@@ -214,7 +214,7 @@ def test_redaction_leaves_no_words():
     plain, _ = page_of(result)
     assert secret in plain
     flagged = Run(MANIFEST | {"redact": True}, summarise([result], n_boot=0, draws=9), (result,))
-    assert secret not in render(flagged)  # a redacted run can not be unredacted by forgetting the flag
+    assert secret not in render(flagged)  # a redacted run cannot be unredacted by forgetting the flag
 
 
 def test_home_directories_are_not_passed_on(many):
