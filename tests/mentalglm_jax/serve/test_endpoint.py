@@ -241,9 +241,17 @@ def test_a_full_queue_is_told_so_and_those_who_leave_make_room(engines):
 def test_a_client_that_leaves_an_answer_under_way_ends_it(engines):
     with serving(rows=2) as served:
         engine = engines[-1]
+        served.client().chat.completions.create(model="small", messages=asked("a"), max_tokens=8)  # compiles
         Slow(engine, 0.3)  # the answer would take ten minutes
-        with pytest.raises(openai.APITimeoutError):
-            served.client(timeout=1.0).chat.completions.create(model="small", messages=asked("a"), max_tokens=2000)
+
+        def impatient():
+            with pytest.raises(openai.APITimeoutError):
+                served.client(timeout=5.0).chat.completions.create(model="small", messages=asked("a"), max_tokens=2000)
+
+        client = threading.Thread(target=impatient)
+        client.start()
+        eventually(lambda: engine.under_way == 1)
+        client.join()
         eventually(lambda: engine.under_way == 0)
         assert len(engine._batch) == 0
 
