@@ -305,7 +305,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     for row in rows:
         low, high = row.get("ci95") or (None, None)
-        row = {key: to_cell(value) if isinstance(value, str) else value for key, value in row.items()}
+        cells = {key: to_cell(value) if isinstance(value, str) else value for key, value in row.items()}
         spread = {f"{metric}_sd": value for metric, value in (row.get("sd") or {}).items()}
-        writer.writerow({**row, **spread, "ci95_low": low, "ci95_high": high, **(row.get("against_best") or {})})
+        writer.writerow({**cells, **spread, "ci95_low": low, "ci95_high": high, **(row.get("against_best") or {})})
     return out.getvalue()
