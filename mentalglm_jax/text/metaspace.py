@@ -58,7 +58,7 @@ def take_spaces(backend: Tokenizer, where: str) -> Spaces | None:
         scheme = before.get("prepend_scheme")
         known = before.get("replacement") == MARK and before.get("split") is False
         # "first": only at the very beginning of a text, and a conversation begins with a special token.
-        cut = {"always": "missing", "first": "", "never": ""}.get(scheme) if known else None
+        cut = {"always": "missing", "first": "", "never": ""}.get(str(scheme)) if known else None
     elif steps == [_TO_MARK] and before is None:
         cut = ""
     decoder = _listed(parts["decoder"], "decoders")
