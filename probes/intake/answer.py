@@ -36,10 +36,11 @@ def prompts(reader: Reader, records: Sequence[Mapping[str, Any]], template: str,
     marked = render(template, [{**record, "post": _MARK} for record in records], where, strict=True)
     found = []
     for record, text, mark in zip(records, texts, marked, strict=True):
-        for one in (text, mark):
-            if isinstance(one, ProbeInputError):
-                raise one
-        at = str(mark).find(_MARK)
+        if isinstance(text, ProbeInputError):
+            raise text
+        if isinstance(mark, ProbeInputError):
+            raise mark
+        at = mark.find(_MARK)
         end = at + len(record["post"])
         if at < 0 or text[at:end] != record["post"]:
             raise ProbeInputError(

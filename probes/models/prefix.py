@@ -43,8 +43,9 @@ class Prefix:
         kinds = {type(layer) for layer in cache.layers} - {DynamicLayer, DynamicSlidingWindowLayer}
         if kinds:
             raise NoPrefix(f"its cache holds {', '.join(sorted(kind.__name__ for kind in kinds))}")
-        self._cache, self.tokens = cache, tokens
-        filled = [layer for layer in cache.layers if layer.is_initialized]
+        self._cache: Any = cache
+        self.tokens = tokens
+        filled = [layer for layer in self._cache.layers if layer.is_initialized]
         self.size = sum(part.nbytes for layer in filled for part in (layer.keys, layer.values))
 
     def cache(self, batch: int) -> Any:

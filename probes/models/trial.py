@@ -51,7 +51,7 @@ class Trial:
         unkept: why what stands before the post is run in every pass; empty where it is run once and kept.
         gaps: nats between two ways to one number, by name.
         bound: what they may be, in nats.
-        kept_bound: the same for "prefix kept", relative to the larger of the number and 1.
+        kept_bound: the same for "prefix kept", relative to the larger of the number and 1, and never above ``bound``.
         tokens: of the longest row that every pass runs; prefix_bytes: what is kept of its prefix.
         token_bytes: memory of a pass with gradient, per token that it runs: what is saved for it, and the logits twice
             more, for their softmax and its gradient.
@@ -170,7 +170,7 @@ def _try_prefix(
         raise
     except Exception as error:  # a cache of another kind, or the model's own code
         return _Kept(_reason(error), math.inf)
-    if not gap <= bound * max(1.0, float(wanted.abs().max())):
+    if not gap <= min(bound * max(1.0, float(wanted.abs().max())), BOUND.get(kept.scorer.probe.dtype, HALF_BOUND)):
         return _Kept(f"log-odds with the prefix kept and without differ by {gap:.2g} nats", gap)
     apart = float((found.gradient - slope.gradient).norm() / slope.gradient.norm())
     if not apart <= (_GRADIENT if bound < HALF_BOUND else _HALF_GRADIENT):

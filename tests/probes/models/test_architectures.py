@@ -84,6 +84,15 @@ REFUSED = {
     "gemma4": "it cannot be",
 }
 
+# Whose prefix is run in every pass: states instead of tokens in the cache, by name.
+UNKEPT = {
+    "mamba": "it gives no past_key_values",
+    "mamba2": "it gives no past_key_values",
+    "jamba": "its cache holds LinearAttentionLayer",
+    "falcon_h1": "its cache holds LinearAttentionAndFullAttentionLayer",
+    "lfm2": "its cache holds LinearAttentionLayer",
+}
+
 
 def make(name: str, dtype: torch.dtype, tokenizer: Any) -> Probe:
     kind, settings = ARCHITECTURES[name]
@@ -116,6 +125,12 @@ def test_scores_are_the_models_own_or_it_is_refused(name: str, dtype: torch.dtyp
             probe.scorer.forward(example, ("label", "explanation"))
         return
     forward = probe.scorer.forward(example, ("label", "explanation"))
+    tried = probe.scorer.tried
+    assert tried is not None and (forward.prefix is None) == bool(tried.unkept)
+    if name in UNKEPT:
+        assert tried.unkept == UNKEPT[name]
+    elif dtype == torch.float32:  # in half precision rounding alone may be beyond the bound
+        assert tried.unkept == "" and tried.gaps["prefix kept"] <= 3e-5
     found = forward.kept(torch.ones(1, len(forward.post), dtype=torch.bool))[0]
     start, own, others, _ = probe.scorer.label_ids(example)
     head = list(example.ids[:start])
