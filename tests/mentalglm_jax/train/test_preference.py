@@ -16,11 +16,12 @@ from flax import nnx
 from pydantic import ValidationError
 
 from mentalglm_jax.data.batches import PackedBatches
+from mentalglm_jax.devices.stopping import Preempted
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.model.lora import LoraParam
 from mentalglm_jax.model.sharding import make_mesh
 from mentalglm_jax.train import reference
-from mentalglm_jax.train.loop import Preempted, Surroundings, train
+from mentalglm_jax.train.loop import Surroundings, train
 from mentalglm_jax.train.preference import LOSSES, MEASURES, Objective, pairs_per_token, preference_loss
 from mentalglm_jax.train.step import make_optimizer, make_step
 from tests.mentalglm_jax.pairs import LENGTH, objective, tiny_pair_examples, tiny_pairs
