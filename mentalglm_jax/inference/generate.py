@@ -110,9 +110,10 @@ def generate(
         repetition_penalty=repetition_penalty, seed=seed, batch_size=batch_size,
         vocab_limit=tokenizer.vocab_size, share_prefix=share_prefix, stream=say if stream else None, progress=progress
     )  # fmt: skip
-    for number, one in enumerate(spoken if stream is not None else ()):
-        if text := one.end().text:
-            stream(number, text)
+    if stream is not None:
+        for number, one in enumerate(spoken):
+            if text := one.end().text:
+                stream(number, text)
     answers = [answer_text(tokenizer, ids) for ids in outputs]
     return answers[0] if isinstance(prompts, str) else answers
 

@@ -156,8 +156,8 @@ def _programs(model: Glm, mesh: Mesh, rows: int, length: int, slots: int) -> Any
     hidden, cache = jax.tree.map(spread, jax.eval_shape(lambda *x: prefill(graph, *x), state, tokens, tokens))
     assert isinstance(cache, KVCache)
     key = np.asarray(jax.random.key_data(jax.random.key(0)))
-    rules = Rules(key=on(key.shape, key.dtype), rows=on((rows,), jnp.uint32, "data"), eos_ids=on((STOPS,), jnp.int32),
-                  vocab_limit=on((), jnp.int32))  # fmt: skip
+    rules = Rules._make((on(key.shape, key.dtype), on((rows,), jnp.uint32, "data"), on((STOPS,), jnp.int32),
+                         on((), jnp.int32)))  # fmt: skip
     finished, greedy = on((rows,), jnp.bool_, "data"), Sampling()
     yield "first token", first_token.lower(graph, state, hidden, cache, finished, None, rules, sampling=greedy,
                                            slots=slots)  # fmt: skip
