@@ -28,7 +28,8 @@ REASONS = {
     "needs several processes": r"accelerate launch|torchrun",
     "goes on until it is stopped": r"mentalglm (chat|serve)",
     "needs a server": r"127\.0\.0\.1",
-    "takes minutes": r"make (demo|study|test\S*)|configs/(demo|study|build/c-imhi)\.yaml|probes validate",
+    "takes minutes": r"two_stage\.py|configs/repair\.yaml|"
+    r"make (demo|study|test\S*)|configs/(demo|study|build/c-imhi)\.yaml|probes validate",
 }
 TESTED = re.compile(r"tested by (tests/\S+\.py)")
 PYTHON = [block for block in ALL if block.language == "python"]
