@@ -110,7 +110,7 @@ def stopping_together(what: str) -> Iterator[Callable[[], None]]:
         check()
 
 
-def consumed(pieces: Iterator[Any], work: Callable[[], None]) -> None:
+def consumed(pieces: Iterator[Any], work: Callable[[], object]) -> None:
     """Runs ``work`` on the primary process, which takes all ``pieces``, and takes them on the others too.
 
     For pieces that every process must help to make, such as arrays that lie on the devices of all. Where ``work``
