@@ -288,8 +288,8 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         cells = [to_cell(row["id"], name=True), row["task"], row["language"], to_cell(row["post"]), to_cell(said),
                  to_cell(row["parsed_explanation"] or ""), row["finish"], row["parse_status"]]  # fmt: skip
         chances = [f"{values[key]:.6f}" if key in values else "" for key in keys]
-        calibrated = ["yes" if row.get("probabilities_calibrated") else "no" for _ in said_how]
-        writer.writerow([*cells, *chances, *calibrated])
+        calibrated = "" if not values else "yes" if row.get("probabilities_calibrated") else "no"
+        writer.writerow([*cells, *chances, *(calibrated for _ in said_how)])
     write_bytes(path, text.getvalue().encode("utf-8-sig"), private=True)  # the mark by which Excel knows UTF-8
 
 

@@ -117,12 +117,13 @@ def test_a_table_for_a_spreadsheet(tokenizer, tmp_path):
     said = tasks.answer("distorted", ["blame", "filter"], "-- he says so", "en")
     rows = [generation_row(post, tokenizer, [1], [*tokenizer.encode("\n" + text), tokenizer.stop_id])
             for post, text in ((first, said), (second, "I do not know."))]  # fmt: skip
-    rows[0]["label_probabilities"] = {"filter": 0.25, "blame": 0.75}
+    rows[0] |= {"label_probabilities": {"filter": 0.25, "blame": 0.75}, "probabilities_calibrated": True}
     write_rows(tmp_path / "a.csv", rows)
     with (tmp_path / "a.csv").open(encoding="utf-8-sig", newline="") as file:
         table = list(csv.DictReader(file))
     assert [*table[0]] == ["id", "task", "language", "post", "label", "explanation", "finish", "status", "p(filter)",
-                           "p(blame)"]  # fmt: skip
+                           "p(blame)", "calibrated"]  # fmt: skip
+    assert [row["calibrated"] for row in table] == ["yes", ""]
     assert table[0]["post"] == "'=1+1" and table[0]["id"] == "'01" and table[0]["label"] == "filter;blame"
     assert table[0]["explanation"] == "'-- he says so" and table[0]["p(blame)"] == "0.750000"
     assert table[1]["post"] == "“quoted”, two\nlines" and table[1]["label"] == "" and table[1]["p(blame)"] == ""
