@@ -293,7 +293,7 @@ def compile_step(
 def allocated(compiled: Any) -> float:
     """Bytes per device that a compiled program needs in all."""
     stats = compiled.memory_analysis()
-    return (
+    return float(
         stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
         + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
     )  # fmt: skip

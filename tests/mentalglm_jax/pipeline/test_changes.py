@@ -151,8 +151,7 @@ def test_a_run_of_a_version_that_knew_fewer_keys_goes_on(goes_on):
 def test_of_several_processes_only_the_first_reports(small, tmp_path, monkeypatch):
     seen = Seen()
     monkeypatch.setattr("mentalglm_jax.pipeline.job.is_primary", lambda: False)
-    with pytest.raises(InputError, match="tokenizer"):  # which the first process would have put there
-        run(load_recipe(small, [f"run_dir={tmp_path / 'run'}"]), seen, until="train")
+    run(load_recipe(small, [f"run_dir={tmp_path / 'run'}"]), seen, until="train")
     assert (seen.stages, seen.lines) == ([], [])
 
 

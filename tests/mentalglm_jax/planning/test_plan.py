@@ -114,8 +114,8 @@ def test_a_preference_stage_is_planned_as_it_is_trained(tmp_path):
     }
     model = plan.abstract_trainee(recipe, mesh, "xla")
     estimated = estimate_memory(model, shape)
-    found, _ = plan.compile_step(model, section.train, shape, mesh, estimated, section.objective)
-    plain, _ = plan.compile_step(model, section.train, shape, mesh, estimated)
+    found, _, _ = plan.compile_step(model, section.train, shape, mesh, estimated, section.objective)
+    plain, _, _ = plan.compile_step(model, section.train, shape, mesh, estimated)
     assert found is not None and plain is not None
     assert found.total < 1.2 * plain.total  # no second model, no array of all logits
 
