@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 import typing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ REASONS = {
     "needs several processes": r"accelerate launch|torchrun",
     "goes on until it is stopped": r"mentalglm (chat|serve)",
     "needs a server": r"127\.0\.0\.1",
-    "takes minutes": r"two_stage\.py|configs/repair\.yaml|"
+    "takes minutes": r"two_stage\.py|configs/repair\.yaml|mentalglm bench|mentalglm_jax bench|"
     r"make (demo|study|test\S*)|configs/(demo|study|build/c-imhi)\.yaml|probes validate",
 }
 TESTED = re.compile(r"tested by (tests/\S+\.py)")
@@ -93,9 +94,12 @@ def check(words: list[str]) -> None:
     elif program == "make":
         assert {word for word in rest if "=" not in word} <= targets(), words
     elif program == "pip":
-        assert rest[0] == "install", words
+        assert rest[0] in ("install", "download"), words
+        assert all((ROOT / name).is_file() for flag, name in pairwise(rest) if flag == "-r"), words
         for extra in re.findall(r"\[([^\]]+)\]", " ".join(rest)):
             assert set(extra.split(",")) <= extras(), words
+    elif program == "python" and rest[:3] == ["-P", "-m", "mentalglm_jax"]:
+        check(["mentalglm", *rest[3:]])
     elif program in ("python", ".venv/bin/python"):
         files = [word for word in rest if word.endswith(".py")]
         assert files and all((ROOT / word).is_file() for word in files), words

@@ -173,7 +173,8 @@ def test_the_average_of_the_parameters(batch):
     for _ in range(4):
         plain(batch)
         kept(batch)
-        assert same(kept.values, plain.values)  # training itself does not notice
+        for name, value in plain.values.items():  # training itself does not notice; two programs may round in two ways
+            np.testing.assert_allclose(kept.values[name], value, rtol=0, atol=1e-6)
         average = {name: 0.75 * value + 0.25 * plain.values[name] for name, value in average.items()}
     found = averaged(kept.state.trainable, kept.state.optimizer)
     flat = {".".join(map(str, path)): np.array(leaf[...]) for path, leaf in nnx.to_flat_state(found)}
