@@ -127,8 +127,10 @@ def test_the_same_option_is_the_same_everywhere():
                 helps[name].add(parameter.help)
     two = {name for name, found in kinds.items() if len(found) > 1}
     assert two <= {"--against"}, two  # other answers to compare with; of `bench` the name of another program
-    for name in ("--adapter", "--json", "--set", "--replace-surrogates"):
+    for name in ("--adapter", "--json", "--replace-surrogates"):
         assert len(helps[name]) == 1, helps[name]
+    # Of a recipe any value; of a command without a recipe the devices.
+    assert len(helps["--set"]) == 2 and all("--set" in help_ and "(repeatable)" in help_ for help_ in helps["--set"])
     assert "Hub id" in next(iter(helps["--adapter"]))
 
 
