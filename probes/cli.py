@@ -74,12 +74,17 @@ def about(
     """Does the explanation say what the model used? Every command takes --debug for a traceback."""
 
 
+def _bound(value: float | None) -> float | None:
+    """Nothing is larger than NaN, so that nothing would fail."""
+    if value is not None and not 0 <= value < math.inf:
+        raise typer.BadParameter(f"{value} is not a number from 0 on")
+    return value
+
+
 Model = Annotated[str, typer.Argument(help="Hugging Face model directory or Hub id", metavar="MODEL")]
 Adapter = Annotated[str | None, typer.Option(help="PEFT adapter over MODEL: directory or Hub id")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
 Directory = Annotated[Path, typer.Argument(help="A directory that `probes run --out` wrote", metavar="DIR")]
-
-
 Candidates = Annotated[Path | None, typer.Option(help='JSON file: {"label": "its sentence in an answer", ...}')]
 
 
@@ -168,9 +173,7 @@ def run(
     dtype: Annotated[str, typer.Option(help="float32 | bfloat16")] = "float32",
     device: Annotated[str, typer.Option(help="torch device; auto takes a GPU when there is one")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of bootstrap and tests")] = 0,
-    max_memory: Annotated[
-        float | None, typer.Option(help="GiB that weights and batches may take; default: as the engine likes it")
-    ] = None,
+    max_memory: Annotated[float | None, typer.Option(callback=_bound, help="GiB for weights and batches")] = None,
     json_: AsJson = False,
 ) -> None:
     """Probes every row of a file: saliency, citations, checks, summary.json and report.html."""
@@ -306,8 +309,8 @@ def rank(
     out: Annotated[Path, typer.Option(help="Pairs of a chosen and a rejected answer to write: .jsonl")],
     adapter: Adapter = None,
     by: Annotated[str, typer.Option(help="Families that must prefer the chosen: both | gradient | erasure")] = "both",
-    margin: Annotated[float, typer.Option(help="By how much of the label's saliency, each of them")] = 0.2,
-    length_ratio: Annotated[float, typer.Option(help="Tokens of the longer answer over the shorter's, at most")] = 1.5,
+    margin: Annotated[float, typer.Option(callback=_bound, help="By how much of the label's saliency")] = 0.2,
+    length_ratio: Annotated[float, typer.Option(callback=_bound, help="Of two answers in tokens, at most")] = 1.5,
     per_post: Annotated[int, typer.Option(help="Pairs of one post, at most", min=1)] = 4,
     maps: Annotated[Path | None, typer.Option(help="Directory that keeps the maps for a later call")] = None,
     dtype: Annotated[str, typer.Option(help="float32 | bfloat16")] = "float32",
@@ -333,13 +336,6 @@ def rank(
     else:
         say(f"{out}: {told(found)}")
     _end_refused(found["skipped_by_reason"], "the others were ranked")
-
-
-def _bound(value: float | None) -> float | None:
-    """Nothing is larger than NaN, so that nothing would fail."""
-    if value is not None and not 0 <= value < math.inf:
-        raise typer.BadParameter(f"{value} is not a number from 0 on")
-    return value
 
 
 @app.command(epilog=_examples("probes verify runs/demo/merged --reference runs/demo/reference_logits.npz"))

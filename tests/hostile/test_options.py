@@ -36,5 +36,6 @@ def test_what_is_no_number(words, value, capsys):
 
 def test_every_such_option_is_known():
     assert {words[-1] for words in FOUND} == {
-        "--minutes", "--rope-theta", "--max-shard-gb", "--threshold", "--accept-at", "--temperature", "--tolerance"
+        "--minutes", "--rope-theta", "--max-shard-gb", "--threshold", "--accept-at", "--temperature", "--tolerance",
+        "--margin", "--length-ratio", "--max-memory"
     }  # fmt: skip

@@ -184,7 +184,9 @@ def test_samples_from_the_command_line(model, tokenizer, tmp_path, capsys):
     command = ["generate", str(tmp_path / "model"), "--in", str(tmp_path / "posts.jsonl"), "--out",
                str(tmp_path / "out.jsonl"), "--samples", "4", "--temperature", "1.3", "--keep-label", "--seed", "5",
                "--max-new-tokens", "40", "--json"]  # fmt: skip
-    main(command)
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 0
     found = json.loads(capsys.readouterr().out)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
     wanted, counts = draw(model, tokenizer, tmp_path / "own.jsonl", keep_label=True, temperature=1.3, seed=5)
