@@ -16,6 +16,7 @@ are those of the wheels that pip takes for Python 3.12 on Linux x86-64 (asked of
 import argparse
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -86,8 +87,8 @@ def part(folder: Path, module: str, spec: dict[str, Any]) -> set[str]:
 def told(folder: Path, what: str) -> set[str]:
     """Top-level modules that are there after ``what``."""
     out = folder / "modules.json"
-    done = subprocess.run([sys.executable, "-c", _TOLD.format(what=what, out=str(out))], cwd=ROOT, text=True,
-                          capture_output=True, check=False)  # fmt: skip
+    done = subprocess.run([sys.executable, "-P", "-c", _TOLD.format(what=what, out=str(out))], cwd=ROOT, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False)  # fmt: skip
     if done.returncode:
         sys.exit(f"wheels: a part of the benchmark failed: {done.stderr.strip().splitlines()[-1]}")
     return set(json.loads(out.read_text("utf-8")))
@@ -132,7 +133,7 @@ def stated() -> list[str]:
 def sizes(pins: list[str]) -> dict[str, int]:
     """Bytes of the wheel of every pin."""
     with tempfile.TemporaryDirectory() as scratch:
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:",
+        subprocess.run([sys.executable, "-P", "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:",
                         "--python-version", "3.12", "--platform", "manylinux_2_28_x86_64", "--platform",
                         "manylinux2014_x86_64", "--dest", scratch, *pins], check=True)  # fmt: skip
         found = {canonicalize_name(re.split(r"-\d", wheel.name)[0]): wheel.stat().st_size
