@@ -81,7 +81,7 @@ REFUSED = {
     "rwkv": "a token hidden by the attention mask still moves the log-odds",
     "recurrent_gemma": "a token hidden by the attention mask still moves the log-odds",
     "gemma3n": "it looks at the ids as well",
-    "gemma4": "it cannot be",
+    "gemma4": "it cannot (be|hide)",
 }
 
 # Whose prefix is run in every pass: states instead of tokens in the cache, by name.
