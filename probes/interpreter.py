@@ -28,7 +28,7 @@ def guard(package: str, command: str) -> None:
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # `site` has made its entries absolute since
     meant = {os.path.abspath(entry) for entry in given if os.path.isabs(entry)}
     dropped = {os.path.abspath(entry) for entry in given if not os.path.isabs(entry)} - meant
-    if "PYTHONPATH" not in os.environ:
+    if not os.environ.get("PYTHONPATH"):  # to Python an empty one is none
         dropped = set()
     sys.path[:] = [entry for entry in sys.path if os.path.isabs(entry) and entry not in dropped]
     clean = environment()
