@@ -251,7 +251,8 @@ LAUNCH = re.compile(r"^.*(?:torchrun|accelerate launch|python3? +-\S*m +(?:menta
 
 
 def test_every_launch_line_of_the_docs_is_safe():
-    texts = [path for folder in ("docs", "configs", "notebooks") for path in (ROOT / folder).rglob("*.*")]
+    texts = [path for folder in ("docs", "configs", "notebooks") for path in (ROOT / folder).rglob("*.*")
+             if "reference" not in path.parts]  # pages that `make docs` copies and makes  # fmt: skip
     lines = [line for path in texts if path.suffix in (".md", ".yaml", ".sh", ".ipynb")
              for line in LAUNCH.findall(path.read_text("utf-8"))]  # fmt: skip
     assert lines and not [line for line in lines if "PYTHONSAFEPATH=1" not in line and " -P " not in line]
