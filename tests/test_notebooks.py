@@ -34,7 +34,7 @@ def test_outputs_are_of_the_code_that_is_there(name):
     assert all(cell.execution_count for cell in code) and any(cell.outputs for cell in code)
     assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
     assert notebook.cells[0].source.endswith(SHOWN) and FIGURE in notebook.cells[0].attachments
-    assert NOTEBOOKS[name].stat().st_size < 3_000_000
+    assert NOTEBOOKS[name].stat().st_size < 1 << 20
 
 
 def test_a_change_of_code_is_noticed():

@@ -81,6 +81,10 @@ class PostResult(Shown):
     cut: str = "clause"
     pair: str | None = None
 
+    def __repr__(self) -> str:
+        """Without the post, its maps and its author: it ends in logs, and beside the picture in every notebook."""
+        return f"PostResult({self.id!r}, {len(self.attributions)} maps)"
+
     @classmethod
     def of(
         cls,
@@ -242,6 +246,9 @@ class Run(Shown):
     summary: dict[str, Any]
     results: tuple[PostResult, ...]
     evidence: tuple[Evidence, ...] | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({len(self.results)} posts, {self.summary['conclusion']})"
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:

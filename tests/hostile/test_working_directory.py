@@ -5,6 +5,7 @@ installed, with our own packages. Each writes its name down when it is executed.
 (one for each command line), then import every module of the package: what is imported late is imported, too.
 """
 
+import importlib
 import json
 import os
 import re
@@ -245,6 +246,22 @@ def test_every_child_in_the_sources_is_started_safely():
     texts = {path: path.read_text("utf-8").replace(NO_CHILD, "[sys.executable, ") for path in SOURCES}
     assert sum(text.count("sys.executable") for text in texts.values()) >= 5
     assert not [path for path, text in texts.items() if text.count("sys.executable") != len(SAFE.findall(text))]
+
+
+@pytest.mark.parametrize("package", ["mentalglm_jax", "probes"])
+def test_an_empty_search_path_is_none(package, monkeypatch):
+    """As to Python. A clone that is installed where it lies stays importable for commands that are given in it."""
+    module = importlib.import_module(f"{package}.interpreter")
+    monkeypatch.setattr(module, "_is_command", lambda *_: True)
+    monkeypatch.chdir(ROOT)
+    for name, value in {"PYTHONPATH": "", "PYTHONSAFEPATH": "1", "PATH": os.environ["PATH"]}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+    module.guard(package, package)
+    assert str(ROOT) in sys.path
+    monkeypatch.setenv("PYTHONPATH", ":/somewhere")  # an empty entry is the working directory
+    module.guard(package, package)
+    assert str(ROOT) not in sys.path
 
 
 LAUNCH = re.compile(r"^.*(?:torchrun|accelerate launch|python3? +-\S*m +(?:mentalglm_jax|probes)).*$", re.MULTILINE)

@@ -204,7 +204,9 @@ def test_results_come_back_equal(probe, tmp_path):
     run_suite(probe, rows(), tmp_path)
     run = read_run(tmp_path)
     assert [r.id for r in run.results] == list(WORLDS)
+    assert repr(run) == f"Run({len(WORLDS)} posts, {run.summary['conclusion']})"  # what a log and a notebook keep
     for result in run.results:
+        assert repr(result) == f"PostResult({result.id!r}, {len(result.attributions)} maps)"
         world = WORLDS[result.id]
         assert result.units == world.units and result.citations == world.citations
         assert result.measured[0] == NECESSITY and result.evidence().report.verdict == world.evidence().report.verdict
