@@ -43,7 +43,7 @@ def chat(
     rope_theta: RopeTheta = None,
 ) -> None:
     """A conversation in the terminal, answered word by word. /help lists what else can be typed; Ctrl-C stops an
-    answer."""
+    answer, Ctrl-D leaves."""
     loaded, encoder = load_model(model, adapter, tokenizer, dtype=dtype, quantize=quantize, rope_theta=rope_theta)
     session = _Session(loaded, encoder, system, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     shown = sys.stdin.isatty()
@@ -51,28 +51,30 @@ def chat(
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - lines can be edited and recalled
         say(f"{SAFETY}\n/help lists the commands", style="dim")
-    while (typed := _read("> " if shown else "")) is not None:
-        text, quoted = typed
-        if text.strip() == "/quit" and not quoted:
-            return
+    while True:
         try:
-            session.take(text, quoted)
+            typed = _read("> " if shown else "")
+            if typed is None or typed == ("/quit", False):
+                return
+            session.take(*typed)
         except InputError as error:
             complain(str(error))
+        except KeyboardInterrupt:  # at the prompt, or just before it: an answer that ends is no reason to lose a session
+            say("\nCtrl-D or /quit leaves", style="dim")
 
 
 def _read(prompt: str) -> tuple[str, bool] | None:
-    """A line, or several between two lines of three quotes, and which of the two it was; None at the end of the input
-    or after Ctrl-C."""
+    """A line without the spaces around it, or several between two lines of three quotes as they are, and which of the
+    two it was; None at the end of the input."""
     try:
-        line = input(prompt)
-        if line.strip() != QUOTES:
+        line = input(prompt).strip()
+        if line != QUOTES:
             return line, False
         lines: list[str] = []
         while (line := input("… " if prompt else "")).strip() != QUOTES:
             lines.append(line)
         return "\n".join(lines), True
-    except (EOFError, KeyboardInterrupt):
+    except EOFError:
         sys.stdout.write("\n")
         return None
 

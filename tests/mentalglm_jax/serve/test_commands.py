@@ -167,16 +167,20 @@ def test_a_session_in_a_terminal(terminal, model_dir):
     assert terminal.process.wait(60) == 0
 
 
-def test_an_interrupt_stops_the_answer_and_not_the_session(terminal):
-    """Before a program is compiled, in the answer, or at the prompt, where it leaves."""
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 2.0])
+def test_an_interrupt_stops_the_answer_and_not_the_session(terminal, seconds):
+    """Before a program is compiled, in the answer, or at the prompt: what follows works."""
     terminal.sendline("A post.")
-    time.sleep(0.3)
+    time.sleep(seconds)
     terminal.process.send_signal(signal.SIGINT)
     terminal.expect("\r\n> ")
     assert "Traceback" not in terminal.before
-    terminal.sendline("/help")
-    assert "/quit" in heard(terminal)
+    terminal.sendline("/nonsense")
+    terminal.expect("/nonsense: no such command")
+    terminal.expect("\r\n> ")
     terminal.process.send_signal(signal.SIGINT)
+    terminal.expect("Ctrl-D or /quit leaves\r\n> ")
+    terminal.sendline("/quit")
     assert terminal.process.wait(60) == 0
 
 
