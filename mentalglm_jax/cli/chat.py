@@ -59,7 +59,7 @@ def chat(
             session.take(*typed)
         except InputError as error:
             complain(str(error))
-        except KeyboardInterrupt:  # at the prompt, or just before it: an answer that ends is no reason to lose a session
+        except KeyboardInterrupt:  # at the prompt or just before it: the session is not lost
             say("\nCtrl-D or /quit leaves", style="dim")
 
 

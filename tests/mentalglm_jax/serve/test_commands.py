@@ -109,7 +109,7 @@ def terminal(model_dir):
     process = subprocess.Popen([PROGRAM, "chat", str(model_dir), "--max-new-tokens", "12"], stdin=theirs, stdout=theirs,
                                stderr=theirs, env={**os.environ, "TERM": "dumb"}, start_new_session=True)  # fmt: skip
     os.close(theirs)
-    child = fdpexpect.fdspawn(ours, encoding="utf-8", timeout=120)
+    child = fdpexpect.fdspawn(ours, encoding="utf-8", timeout=25)
     child.process = process
     child.expect("not a diagnosis")
     child.expect("\n> ")
