@@ -190,7 +190,7 @@ def test_a_body_that_never_comes(served, monkeypatch):
     began = time.monotonic()
     answer = raw(served, head)
     assert answer.startswith(b"HTTP/1.1 408 ") and b"did not arrive" in answer
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20
 
 
 def test_a_client_that_hangs_up_within_its_body(served):

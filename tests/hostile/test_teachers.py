@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,10 @@ def test_no_broken_character_becomes_data(world, broken):
 def test_an_interrupted_build_keeps_what_is_under_way(world):
     """Ctrl-C while three answers are being written: all are kept, the build goes on for the price of the rest."""
 
+    interrupted = threading.Event()
+
     def slow(asked: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(1.5)
+        interrupted.wait(60)
         return completion(asked, oracle(asked["messages"]))
 
     write_records(world.folder / "posts.jsonl", records(9))
@@ -140,6 +143,7 @@ def test_an_interrupted_build_keeps_what_is_under_way(world):
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
+        threading.Timer(2, interrupted.set).start()  # it says nothing until they are there
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1 and b"interrupted; what was finished is kept" in err and b"Traceback" not in err
         assert len(server.requests) == 3 and world.paid() == 3
@@ -155,12 +159,14 @@ def test_a_failure_of_any_kind_loses_no_answer_under_way(world, monkeypatch):
             raise OSError(28, "No space left on device")
         put(self, *entry)
 
-    def slow(asked: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(0.3)
+    all_there = threading.Barrier(3)
+
+    def together(asked: dict[str, Any]) -> dict[str, Any]:
+        all_there.wait(60)
         return completion(asked, oracle(asked["messages"]))
 
     monkeypatch.setattr(AnswerCache, "put", once)
-    with behaving(said("x"), default=slow) as server:
+    with behaving(together, together, together) as server:
         assert world.build(server.url, concurrency=3).code == 1
         assert len(server.requests) == 3 and world.paid() == 2
         assert accepted(world.build(server.url))["teacher"] == {"asked": 1, "cached": 2}

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,7 +21,7 @@ from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.sources import load_upstream
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.text import tasks
-from tests.mentalglm_jax.endpoint import endpoint, oracle, spoiling
+from tests.mentalglm_jax.endpoint import behaving, completion, endpoint, failing, oracle, spoiling
 
 WORDS = (
     "今天下班很晚地铁上人很多我一直在想明天的会议觉得自己什么都做不好可是同事说已经很不错了夜里醒来好几次窗外下着雨"
@@ -189,16 +190,24 @@ def test_a_post_that_the_filter_refuses_is_rejected_and_counted_and_asked_once(m
 
 
 def test_when_the_teacher_fails_what_is_under_way_is_kept_and_nothing_more_is_asked(made):
-    def slow(messages):
-        time.sleep(0.5)
-        return oracle(messages)
+    all_there, failed = threading.Barrier(3), threading.Event()
 
-    with endpoint(slow) as server:
-        with spoiling(server.url, ["401", "english"]) as url:
-            recipe = made(url, teacher={"concurrency": 3})
-            with pytest.raises(RunError, match="401: no"):
-                build(recipe, quiet)
-        assert len(server.requests) == 2 and len(list(recipe.cache.glob("??/*.json"))) == 2
+    def refuse(asked):
+        all_there.wait(60)
+        failed.set()
+        return failing(401, {"error": {"message": "no"}})(asked)
+
+    def answer(asked):
+        if not failed.is_set():
+            all_there.wait(60)
+            time.sleep(2)  # while the refusal is read
+        return completion(asked, oracle(asked["messages"]))
+
+    with behaving(refuse, default=answer) as server:
+        recipe = made(server.url, teacher={"concurrency": 3})
+        with pytest.raises(RunError, match="401: no"):
+            build(recipe, quiet)
+        assert len(server.requests) == 3 and len(list(recipe.cache.glob("??/*.json"))) == 2
 
 
 def test_a_build_that_stopped_never_pays_twice(made):
@@ -258,12 +267,15 @@ def test_what_the_server_does_not_count_costs_what_was_reserved(made):
 
 
 def test_as_many_requests_at_once_as_allowed(made):
-    running, most = [], []
+    running, most, four = [], [], threading.Event()
 
     def slow(messages):
         running.append(1)
         most.append(len(running))
-        time.sleep(0.1)
+        if len(running) == 4:
+            four.set()
+        assert four.wait(60)
+        time.sleep(0.1)  # for a fifth that there must not be
         running.pop()
         return oracle(messages)
 
