@@ -8,6 +8,7 @@ is ever printed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -454,6 +455,11 @@ def _finished(directory: Path) -> Iterator[None]:
         ) from error
 
 
+@functools.cache
+def _commands() -> Any:
+    return typer.main.get_command(app)  # read from the functions once
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: turns every error into one line on stderr and an exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -469,7 +475,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.simplefilter("always", ProbeWarning)
         warnings.showwarning = _warn
     try:
-        code = app(args=[word for word in given if word != "--debug"], prog_name="probes", standalone_mode=False)
+        words = [word for word in given if word != "--debug"]
+        code = _commands().main(args=words, prog_name="probes", standalone_mode=False)
     except Exception as error:
         if debug:
             raise

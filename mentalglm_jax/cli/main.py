@@ -5,13 +5,14 @@ Results go to stdout (``--json``: one JSON object and nothing else), progress an
 """
 
 import errno
+import functools
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -244,6 +245,12 @@ _NAMES = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOE
           errno.EINVAL)  # fmt: skip
 
 
+@functools.cache
+def _commands() -> Any:
+    """The commands with their options, read from the functions once."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: turns every error this package raises into one line and an exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -257,9 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.showwarning = lambda message, *rest, **named: complain(f"warning: {message}")
     try:
-        code = app(
-            args=arguments, prog_name="mentalglm", standalone_mode=False
-        )  # of typer.Exit; None where a command just ends
+        # of typer.Exit; None where a command just ends
+        code = _commands().main(args=arguments, prog_name="mentalglm", standalone_mode=False)
         if code == 130:  # what newer versions of Typer make of Ctrl-C
             raise KeyboardInterrupt
     except MentalGLMError as error:

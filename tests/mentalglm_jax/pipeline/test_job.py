@@ -139,9 +139,10 @@ def test_stages_hand_the_adapter_on(whole):
 
 @pytest.mark.parametrize(
     ("stage", "after"),
-    [("pretrain", 2), ("train english", 3), ("generate", 1),
+    [("train english", 3),
      *(pytest.param(*case, marks=pytest.mark.slow) for case in
-       [("data", 0), ("train english", 1), ("train chinese", 2), ("export", 0), ("evaluate", 0), ("summary", 0)])],
+       [("data", 0), ("pretrain", 2), ("train english", 1), ("train chinese", 2), ("export", 0), ("generate", 1),
+        ("evaluate", 0), ("summary", 0)])],
 )  # fmt: skip
 def test_interrupted_anywhere_the_same_call_continues_to_the_same_result(recipe_file, whole, tmp_path, stage, after):
     recipe = load_recipe(recipe_file, [f"run_dir={tmp_path / 'run'}"])
