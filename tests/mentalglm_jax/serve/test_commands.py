@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -19,8 +20,10 @@ from pexpect import fdpexpect
 
 from mentalglm_jax.checkpoints.adapters import save_adapter
 from mentalglm_jax.checkpoints.directories import load
+from mentalglm_jax.devices.hardware import free_memory
 from mentalglm_jax.inference.generate import generate
 from mentalglm_jax.model.lora import LoraConfig, add_lora, has_lora, merge_lora
+from mentalglm_jax.serve.server import check_cache
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from tests.hostile.attack import refused, run
 from tests.mentalglm_jax.serve.served import save_small_model
@@ -91,6 +94,32 @@ def test_serve_refuses_what_it_cannot_do(model_dir, tmp_path, capsys, monkeypatc
     refused(run(["mentalglm", "serve", model_dir, "--port", 0], capsys), "MENTALGLM_API_KEY: holds no key")
     monkeypatch.delenv("MENTALGLM_API_KEY")
     refused(run(["mentalglm", "serve", tmp_path / "nowhere", "--port", 0], capsys), "nowhere")
+
+
+def test_a_cache_that_cannot_fit_is_told_before_anything_is_served(model_dir, capsys, monkeypatch):
+    """One layer, two heads of 8, float32: 128 bytes a token and row, and 4 for whose it is; 16 rows of 6144 columns."""
+    one = 16 * 6144 * 132 + 4
+    large = ["mentalglm", "serve", model_dir, "--port", 0, "--batch-size", 12]
+    monkeypatch.setattr("mentalglm_jax.serve.server.free_memory", lambda device: 2 * one - 1)
+    refused(run(large, capsys), "the cache of 12 requests of 4096 tokens takes up to 0.02 GiB while it grows, and 0.02 "
+            "GiB are free; --batch-size 8 or --context 2048 fits")  # fmt: skip
+    monkeypatch.setattr("mentalglm_jax.serve.server.free_memory", lambda device: 1000)
+    refused(run(large, capsys), "free; free some, or take a smaller model")
+    tokens = load(str(model_dir))
+    for free, says in ((2 * one, "12 requests of 4096 tokens .* GiB are free$"), (None, "while it grows$")):
+        monkeypatch.setattr("mentalglm_jax.serve.server.free_memory", lambda device, free=free: free)
+        assert re.search(says, check_cache(tokens, 12, 8192))
+
+
+def test_free_memory_is_that_of_this_machine_or_of_its_device():
+    class Device:
+        def __init__(self, platform, stats):
+            self.platform, self.memory_stats = platform, lambda: stats
+
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < free_memory(Device("cpu", None)) < total
+    assert free_memory(Device("gpu", {"bytes_limit": 100, "bytes_in_use": 30})) == 70
+    assert free_memory(Device("tpu", None)) is None is free_memory(Device("tpu", {}))
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
