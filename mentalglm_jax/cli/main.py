@@ -44,7 +44,10 @@ app.command(
     )
 )(generate)
 app.command(
-    epilog=examples("mentalglm chat runs/demo/merged", "mentalglm chat zai-org/glm-4-9b-chat-hf --adapter ORG/NAME")
+    epilog=examples(
+        "mentalglm chat runs/demo/merged --task suicide_risk",
+        "mentalglm chat zai-org/glm-4-9b-chat-hf --adapter ORG/NAME",
+    )
 )(chat)
 app.command(
     epilog=examples(

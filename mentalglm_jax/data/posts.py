@@ -63,6 +63,14 @@ def read_posts(
     return posts
 
 
+def typed_post(text: str, *, task: str, language: str | None = None) -> Post:
+    """A post that somebody types, asked what ``task`` asks; its language is told like that of a file's row.
+
+    Raises: InputError: an unknown task, or a language that cannot be told or is not one of the task's.
+    """
+    return _post({"post": text}, "typed", task, language, None)
+
+
 def _rows(path: Path, column: str | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(line or row, its values by name)."""
     kind = path.suffix.lower()

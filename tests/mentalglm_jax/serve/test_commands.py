@@ -21,9 +21,10 @@ from pexpect import fdpexpect
 from mentalglm_jax.checkpoints.adapters import save_adapter
 from mentalglm_jax.checkpoints.directories import load
 from mentalglm_jax.devices.hardware import free_memory
-from mentalglm_jax.inference.generate import generate
+from mentalglm_jax.inference.generate import answer_text, generate, generate_ids
 from mentalglm_jax.model.lora import LoraConfig, add_lora, has_lora, merge_lora
 from mentalglm_jax.serve.server import check_cache
+from mentalglm_jax.text.tasks import forget_added
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from tests.hostile.attack import refused, run
 from tests.mentalglm_jax.serve.served import save_small_model
@@ -249,6 +250,47 @@ def test_control_characters_of_an_answer_do_nothing(model_dir, capsys, monkeypat
     outcome = run(["mentalglm", "chat", "anywhere"], capsys)
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("a\\x1b[2Jb\\x1b]0;title\\x07c\\rd\\x9be\\u202ef\nnext\n")
+
+
+OWN = """tasks:
+  week:
+    kind: single
+    question: {en: 'Good or bad?', zh: '好还是坏？'}
+    sentence: {en: 'It is {}.', zh: '是{}。'}
+    system: {en: 'Be brief.', zh: '请简短。'}
+    labels: {good: {}, bad: {}}
+"""
+
+
+def test_with_a_task_what_is_typed_is_a_post_of_its_own(model_dir, tmp_path, capsys, monkeypatch):
+    """Asked in its language and in the task's words; the one before it is not part of it."""
+    import io
+
+    (tmp_path / "t.yaml").write_text(OWN, encoding="utf-8")
+    posts = ["It rained.", "今天下雨了。", "12345", "It rained."]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(posts) + "\n/quit\n"))
+    asking = ["mentalglm", "chat", model_dir, "--task", "week", "--tasks", tmp_path / "t.yaml", "--max-new-tokens", 8]
+    try:
+        outcome = run(asking, capsys)
+    finally:
+        forget_added()
+    assert outcome.code == 0 and "the language of the post cannot be told" in outcome.err
+    tokenizer, model = GlmTokenizer.load(model_dir), load(str(model_dir))
+
+    def says(system, prompt):
+        turns = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+        (ids,) = generate_ids(model, [tokenizer.ask_ids(turns)], max_new_tokens=8, eos_ids=tokenizer.eos_ids,
+                              vocab_limit=tokenizer.vocab_size)  # fmt: skip
+        return shown(answer_text(tokenizer, ids)) + "\n"
+
+    english = says("Be brief.", 'Consider this post: "It rained." Question: Good or bad?')
+    chinese = says("请简短。", '考虑以下这个帖子："今天下雨了。" 问题：好还是坏？')
+    assert outcome.out == english + chinese + english and english != chinese
+
+
+def test_options_of_a_task(model_dir, capsys):
+    refused(run(["mentalglm", "chat", model_dir, "--task", "suicide_rosk"], capsys), "did you mean 'suicide_risk'")
+    refused(run(["mentalglm", "chat", model_dir, "--language", "en"], capsys), "--language goes with --task")
 
 
 def test_a_line_that_cannot_be_said_leaves_the_session_as_it_was(model_dir, capsys, monkeypatch):
