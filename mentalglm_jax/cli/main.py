@@ -6,6 +6,7 @@ Results go to stdout (``--json``: one JSON object and nothing else), progress an
 
 import errno
 import logging
+import math
 import os
 import sys
 import warnings
@@ -179,6 +180,9 @@ def plan(
         print_json(found.to_dict())
     else:
         say(table(found))  # type: ignore[arg-type]
+        if loaded.mesh is None and math.prod(found.mesh.values()) > 1:
+            say("the recipe has no mesh, so that a run would take one device; this plan is of `mesh: {fsdp: -1}`, "
+                "which takes all", stderr())  # fmt: skip
     if not found.fits:
         raise typer.Exit(1)
 
