@@ -259,9 +259,7 @@ def test_what_does_not_fit_is_told_by_the_exit_code(monkeypatch, capsys, tmp_pat
     assert stopped.value.code == code and json.loads(capsys.readouterr().out) == {"fits": fits}
 
 
-@pytest.mark.parametrize(
-    ("mesh", "chips", "told"), [([], 4, True), ([], 1, False), (["--set", "mesh.fsdp=-1"], 4, False)]
-)
+@pytest.mark.parametrize(("mesh", "chips", "told"), [("null", 4, True), ("null", 1, False), ("{fsdp: -1}", 4, False)])
 def test_a_recipe_without_a_mesh_is_told_that_it_would_take_one_device(
     monkeypatch, capsys, tmp_path, mesh, chips, told
 ):  # fmt: skip
