@@ -2,7 +2,9 @@
 
 import contextlib
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,13 +15,19 @@ from mentalglm_jax.cli.options import (
     ModelName,
     Quantize,
     RopeTheta,
+    TaskFile,
     Temperature,
     Tokenizer,
     load_model,
+    make_known,
+    make_known_of,
 )
 from mentalglm_jax.cli.output import SAFETY, complain, inert, say
 from mentalglm_jax.data.surrogates import half_pair
 from mentalglm_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from mentalglm_jax.data.records import Post
 
 QUOTES = '"""'
 COMMANDS = {
@@ -33,6 +41,9 @@ COMMANDS = {
 def chat(
     model: ModelName,
     adapter: Adapter = None,
+    task: Annotated[str | None, typer.Option(help="What is typed is a post, asked what this task asks")] = None,
+    tasks: TaskFile = None,
+    language: Annotated[str | None, typer.Option(help="With --task: of the posts; default: told of each")] = None,
     system: Annotated[str | None, typer.Option(help="System turn before the conversation")] = None,
     tokenizer: Tokenizer = None,
     max_new_tokens: MaxNewTokens = None,
@@ -44,8 +55,18 @@ def chat(
 ) -> None:
     """A conversation in the terminal, answered word by word. /help lists what else can be typed; Ctrl-C stops an
     answer, Ctrl-D leaves."""
+    ask = None
+    if task is not None:
+        from mentalglm_jax.data.posts import typed_post
+        from mentalglm_jax.text.tasks import get_task
+
+        make_known(tasks)
+        make_known_of(model, adapter)
+        ask = partial(typed_post, task=get_task(task).name, language=language)
+    elif given := [name for name, value in (("--tasks", tasks), ("--language", language)) if value is not None]:
+        raise InputError(f"{given[0]} goes with --task")
     loaded, encoder = load_model(model, adapter, tokenizer, dtype=dtype, quantize=quantize, rope_theta=rope_theta)
-    session = _Session(loaded, encoder, system, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    session = _Session(loaded, encoder, system, ask, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     shown = sys.stdin.isatty()
     if shown:
         with contextlib.suppress(ImportError):
@@ -80,10 +101,11 @@ def _read(prompt: str) -> tuple[str, bool] | None:
 
 
 class _Session:
-    """A conversation."""
+    """A conversation; with ``ask`` each text is a post and a conversation of its own."""
 
-    def __init__(self, model: Any, tokenizer: Any, system: str | None, **options: Any):
-        self._model, self._tokenizer, self._options = model, tokenizer, options
+    def __init__(self, model: Any, tokenizer: Any, system: str | None, ask: "Callable[[str], Post] | None",
+                 **options: Any):  # fmt: skip
+        self._model, self._tokenizer, self._ask, self._options = model, tokenizer, ask, options
         self._head = [{"role": "system", "content": system}] if system else []
         self._turns: list[dict[str, str]] = []
 
@@ -110,6 +132,11 @@ class _Session:
         from mentalglm_jax.inference.decode import generate_ids
         from mentalglm_jax.inference.spoken import Spoken
 
+        head = self._head
+        if self._ask is not None:
+            post = self._ask(text)
+            text = post.prompt
+            head = head or ([{"role": "system", "content": post.system}] if post.system else [])
         turns = [*self._turns, {"role": "user", "content": text}]
         spoken, said = Spoken(self._tokenizer), list[str]()
 
@@ -120,7 +147,7 @@ class _Session:
 
         try:
             generate_ids(
-                self._model, [self._tokenizer.ask_ids([*self._head, *turns])], eos_ids=self._tokenizer.eos_ids,
+                self._model, [self._tokenizer.ask_ids([*head, *turns])], eos_ids=self._tokenizer.eos_ids,
                 vocab_limit=self._tokenizer.vocab_size, stream=lambda _, token: tell(spoken.add(token).text),
                 **self._options,
             )  # fmt: skip
@@ -130,5 +157,5 @@ class _Session:
         except InputError as error:
             raise InputError(f"{error}; /reset begins anew") from None
         sys.stdout.write("\n")
-        if answer := "".join(said):
+        if self._ask is None and (answer := "".join(said)):
             self._turns = [*turns, {"role": "assistant", "content": answer}]

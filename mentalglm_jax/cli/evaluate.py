@@ -77,7 +77,7 @@ def evaluate(
     from mentalglm_jax.data.surrogates import replacing_surrogates
     from mentalglm_jax.devices.together import held_by_primary, on_primary
     from mentalglm_jax.evaluate.assess import assess
-    from mentalglm_jax.evaluate.calibrated import read_temperatures, temperatures_of
+    from mentalglm_jax.evaluate.calibrated import read_scalings, scalings_of
     from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data, shown_name
     from mentalglm_jax.evaluate.report import write_report
     from mentalglm_jax.evaluate.tables import format_comparison, format_table
@@ -114,10 +114,10 @@ def evaluate(
         if floors is not None and train_data is None and floors.records_file("train").is_file():
             train = [record for record in floors.records("train") if task in (None, record.task)]
         others = None if against is None else read_answers(against).of_task(task)
-        temperatures = {}
+        scalings = {}
         # Never told of records that may be those it was fitted on.
         if not answered and not any(record.split == "dev" for record in records or ()):
-            temperatures = temperatures_of(model, adapter) if job is None else read_temperatures(job.dir)
+            scalings = scalings_of(model, adapter) if job is None else read_scalings(job.dir)
     with contextlib.ExitStack() as alone:  # nobody else works in --out meanwhile
         if answers is None:
             assert records is not None
@@ -131,7 +131,7 @@ def evaluate(
                     else:
                         speaker = merged(job.load_final()), job.tokenizer()
                     answers = _answer(*speaker, records, out or Path(scratch), max_new_tokens=max_new_tokens,
-                                      batch_size=batch_size, system=system, temperatures=temperatures)  # fmt: skip
+                                      batch_size=batch_size, system=system, scalings=scalings)  # fmt: skip
                 except KeyboardInterrupt:
                     if out is not None:
                         raise

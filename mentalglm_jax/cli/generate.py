@@ -66,7 +66,7 @@ def generate(
     where an interrupted call stopped."""
     from mentalglm_jax.data.posts import read_posts
     from mentalglm_jax.data.surrogates import replacing_surrogates
-    from mentalglm_jax.evaluate.calibrated import temperatures_of
+    from mentalglm_jax.evaluate.calibrated import scalings_of
     from mentalglm_jax.evaluate.posts import answer_posts
     from mentalglm_jax.inference.generate import count_unread
     from mentalglm_jax.inference.samples import generate_samples
@@ -82,7 +82,7 @@ def generate(
     make_known(tasks)
     make_known_of(model, adapter)
     with replacing_surrogates(replace_surrogates):
-        temperatures = temperatures_of(model, adapter)
+        scalings = scalings_of(model, adapter)
         posts = read_posts(in_, task=task, language=language, column=text, limit=limit)
     loaded, encoder = load_model(model, adapter, tokenizer, dtype=dtype, quantize=quantize, rope_theta=rope_theta,
                                  mesh=opened_mesh(section))  # fmt: skip
@@ -93,7 +93,7 @@ def generate(
         counts = None
         if samples is None:
             rows = answer_posts(loaded, encoder, posts, out, probabilities=label_probabilities is not False,
-                                temperatures=temperatures, progress=reporter.stage, **common)  # fmt: skip
+                                scalings=scalings, progress=reporter.stage, **common)  # fmt: skip
         else:
             rows, counts = generate_samples(loaded, encoder, posts, out_path=out, samples=samples,
                                             keep_label=keep_label, progress=reporter.stage("samples"),

@@ -7,6 +7,7 @@ Results go to stdout (``--json``: one JSON object and nothing else), progress an
 import errno
 import functools
 import logging
+import math
 import os
 import sys
 import warnings
@@ -45,7 +46,10 @@ app.command(
     )
 )(generate)
 app.command(
-    epilog=examples("mentalglm chat runs/demo/merged", "mentalglm chat zai-org/glm-4-9b-chat-hf --adapter ORG/NAME")
+    epilog=examples(
+        "mentalglm chat runs/demo/merged --task suicide_risk",
+        "mentalglm chat zai-org/glm-4-9b-chat-hf --adapter ORG/NAME",
+    )
 )(chat)
 app.command(
     epilog=examples(
@@ -177,6 +181,9 @@ def plan(
         print_json(found.to_dict())
     else:
         say(table(found))  # type: ignore[arg-type]
+        if loaded.mesh is None and math.prod(found.mesh.values()) > 1:
+            say("the recipe has no mesh, so that a run would take one device; this plan is of `mesh: {fsdp: -1}`, "
+                "which takes all", stderr())  # fmt: skip
     if not found.fits:
         raise typer.Exit(1)
 

@@ -31,17 +31,18 @@ def serve(
     """Answers on http://127.0.0.1:PORT/v1 as OpenAI's chat completions do: streaming, log-probabilities, many at a
     time. For this machine only; Ctrl-C ends it."""
     from mentalglm_jax.evaluate.inputs import shown_name
-    from mentalglm_jax.serve.server import address, listen, make_server, read_key
+    from mentalglm_jax.serve.server import address, check_cache, listen, make_server, read_key
 
     key = read_key(api_key_file)
     with listen(port) as at:  # before a model is loaded for minutes
         loaded, encoder = load_model(model, adapter, tokenizer, dtype=dtype, quantize=quantize, rope_theta=rope_theta)
+        room = check_cache(loaded, batch_size, context)
         named = name or shown_name(adapter or model)
         server = make_server(loaded, encoder, name=named, rows=batch_size, waiting=queue, context=context, key=key)
         if json_:
             print_json({"url": address(at), "model": named})
         else:
-            say(f"{named}: {address(at)} (Ctrl-C ends it)")
+            say(f"{named}: {address(at)} (Ctrl-C ends it); {room}")
         sys.stdout.flush()
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[at])

@@ -63,6 +63,14 @@ def read_posts(
     return posts
 
 
+def typed_post(text: str, *, task: str, language: str | None = None) -> Post:
+    """A post that somebody types, asked what ``task`` asks; its language is told like that of a file's row.
+
+    Raises: InputError: an unknown task, or a language that cannot be told or is not one of the task's.
+    """
+    return _post({"post": text}, "typed", task, language, None)
+
+
 def _rows(path: Path, column: str | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(line or row, its values by name)."""
     kind = path.suffix.lower()
@@ -97,7 +105,8 @@ def _post(row: Any, made_id: str, task: str | None, language: str | None, column
         raise InputError(f"expected a JSON object, got {type(row).__name__}")
     name = task or _text(row, "task")
     if name is None:
-        raise InputError("says no task; say what the posts are asked with --task")
+        own = ", ".join(task.name for task in tasks.added_tasks())
+        raise InputError(f"says no task; say what the posts are asked with --task{f' (here: {own})' if own else ''}")
     given = _text(row, "task")
     labelled = row.get("label") is not None or row.get("labels") is not None
     if given == name and labelled and "post" in row and column is None:

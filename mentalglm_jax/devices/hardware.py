@@ -7,11 +7,13 @@ page says nothing of single links: 24 TB/s through the middle of its 16 x 16 x 1
 a link and direction, taken as 50 for each of six.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from mentalglm_jax.errors import InputError
 
@@ -128,6 +130,23 @@ def parse_topology(text: str) -> Topology:
         sides = "two sides, e.g. 2x4" if flat else "three sides, e.g. 2x2x1"
         raise InputError(f"topology {text!r}: a {name} slice has {sides}")
     return Topology(TPUS[name], sizes)
+
+
+def free_memory(device: Any) -> int | None:
+    """Bytes that are free on a device of JAX's, on a CPU those of the machine (``MemAvailable``, also that of a
+    container's limit); None where nobody says."""
+    if "bytes_limit" in (stats := device.memory_stats() or {}):
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    if device.platform != "cpu":
+        return None
+    found = []
+    with contextlib.suppress(OSError):
+        kib = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        found += [int(kib[1]) * 1024] if kib else []
+    with contextlib.suppress(OSError, ValueError):  # ValueError: "max", there is no limit
+        most, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        found.append(most - used)
+    return min(found, default=None)
 
 
 def tpu_here() -> bool:

@@ -18,7 +18,7 @@ from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.surrogates import whole_texts
 from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.evaluate.calibrated import temperature_of
+from mentalglm_jax.evaluate.calibrated import scaling_of
 from mentalglm_jax.foreign import parse_json
 from mentalglm_jax.text import tasks
 
@@ -31,7 +31,7 @@ class Answer:
     """One row as far as scores need it. ``labels`` is None when the answer could not be read or is missing.
 
     ``probabilities`` (of the task's labels, in label-table order, summing to 1) are known in the label
-    log-probability reading only; ``calibrated`` are the same where the row says a temperature (``calibrated.py``).
+    log-probability reading only; ``calibrated`` are those after the scaling that the row says (``calibrated.py``).
     """
 
     record: Record
@@ -108,7 +108,7 @@ def scored(row: Mapping[str, Any], threshold: float = THRESHOLD) -> Answer:
 
     Raises:
         InputError: not a record, log-probabilities that are not one finite number for each label of the task, or a
-            temperature that is none.
+            scaling that is none.
     """
     record = Record.from_dict(row, allow_extra=True)
     task, given = tasks.get_task(record.task), row.get("label_logprobs")
@@ -120,11 +120,11 @@ def scored(row: Mapping[str, Any], threshold: float = THRESHOLD) -> Answer:
     if not all(type(value) in (int, float) and math.isfinite(value) for value in given.values()):
         raise InputError(f"record {record.id!r}: label_logprobs: a value is not a finite number")
     values = np.asarray([given[key] for key in task.keys], float)
-    probabilities, temperature = softmax(values), temperature_of(row)
+    probabilities, scaling = softmax(values), scaling_of(row)
     best = int(probabilities.argmax())
     chosen = [key for place, key in enumerate(task.keys)
               if place == best or (task.arity == "multi" and probabilities[place] >= threshold)]  # fmt: skip
-    calibrated = None if temperature is None else tuple(softmax(values / temperature).tolist())
+    calibrated = None if scaling is None else tuple(scaling.probabilities(values).tolist())
     return Answer(record, tuple(chosen), None, "scored", tuple(probabilities.tolist()), calibrated)
 
 

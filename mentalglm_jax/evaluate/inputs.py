@@ -15,6 +15,7 @@ from mentalglm_jax.data.roots import iter_record_files, record_files_or_sets
 from mentalglm_jax.data.sources import of_task, present
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
+from mentalglm_jax.evaluate.calibrated import Scaling
 from mentalglm_jax.evaluate.readings import score_records
 from mentalglm_jax.inference.generate import forget_partial, generate_records
 from mentalglm_jax.model.glm import Glm
@@ -83,7 +84,7 @@ def read_answers(path: str | Path) -> Answers:
 
 def answer_records(
     model: Glm, tokenizer: GlmTokenizer, records: Sequence[Record], out: Path, *, max_new_tokens: int | None = None,
-    batch_size: int = 32, system: str | None = None, temperatures: Mapping[str, float] | None = None,
+    batch_size: int = 32, system: str | None = None, scalings: Mapping[str, Scaling] | None = None,
     progress: Callable[[str], Callable[..., None]] | None = None,
 ) -> Answers:  # fmt: skip
     """Both readings of ``records`` by ``model``, also written to ``out``; after an interruption the same call has the
@@ -93,7 +94,7 @@ def answer_records(
 
     Args:
         system: a system turn before every post; None is the one of its task, if it has one.
-        temperatures: of tasks; not where ``records`` are those they were fitted on.
+        scalings: of tasks; not where ``records`` are those they were fitted on.
         progress: starts a stage and returns its ``progress(done, total)``.
 
     Raises:
@@ -105,7 +106,7 @@ def answer_records(
                             progress=stage("generate"))  # fmt: skip
     first = sum(tasks.explains_first(row["task"], row["language"], row["output_text"]) for row in rows)
     values = score_records(model, tokenizer, records, written=rows if 2 * first > len(rows) else None,
-                           out_path=out / LABEL_SCORES, batch_size=batch_size, system=system, temperatures=temperatures,
+                           out_path=out / LABEL_SCORES, batch_size=batch_size, system=system, scalings=scalings,
                            progress=stage("label log-probabilities"))  # fmt: skip
     forget_partial(out / GENERATIONS)
     return Answers(rows, values)

@@ -12,6 +12,7 @@ from mentalglm_jax.data.records import Post, Record
 from mentalglm_jax.devices.together import on_primary, stopping_together
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer, by_task, scored
+from mentalglm_jax.evaluate.calibrated import Scaling, scaling_for
 from mentalglm_jax.evaluate.metrics import indicator, task_scores
 from mentalglm_jax.files import write_text
 from mentalglm_jax.inference.generate import explanation_ids, label_ids, score_labels
@@ -29,7 +30,7 @@ def score_records(
     *,
     written: Sequence[Mapping[str, Any]] | None = None,
     system: str | None = None,
-    temperatures: Mapping[str, float] | None = None,
+    scalings: Mapping[str, Scaling] | None = None,
     out_path: str | Path | None = None,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
@@ -45,8 +46,8 @@ def score_records(
     Args:
         written: rows of ``generations.jsonl`` for the same records, of a model that explains first.
         system: a system turn before every post; None is the one of its task, if it has one.
-        temperatures: of tasks (``read_temperatures``); a row whose label is scored after the prompt says that of its
-            task as ``temperature``.
+        scalings: of tasks (``read_scalings``); a row whose label is scored where its task's was fitted says that one
+            as ``temperature`` and, for several labels, ``bias``.
         out_path: also written there.
         progress: called with the numbers of records done and in all.
 
@@ -70,6 +71,7 @@ def score_records(
     rows: dict[int, dict[str, Any]] = {}
     for (task, language, order), numbers in groups.items():
         candidates = label_ids(tokenizer, task, language, order)
+        scaling = scaling_for(scalings, tasks.get_task(task), order)
         prompts = [tokenizer.prompt_ids(records[number].prompt, system or records[number].system) for number in numbers]
         if order == "explanation_first":
             prompts = [[*prompt, *explanation_ids(tokenizer, task, said[records[number].id], language)]
@@ -81,8 +83,8 @@ def score_records(
             logprobs = {key: float(value) for key, value in zip(candidates, values, strict=True)}
             rows[number] = records[number].to_dict() | tasks.row_definition(task) | {
                 "label_logprobs": logprobs, "answer_order": order}  # fmt: skip
-            if order == "label_first" and task in (temperatures or {}):
-                rows[number]["temperature"] = (temperatures or {})[task]
+            if scaling is not None:
+                rows[number] |= scaling.to_dict()
         if progress is not None:
             progress(len(rows), len(records))
     ordered = [rows[number] for number in range(len(records))]
@@ -115,7 +117,7 @@ def calibration(task: tasks.Task, answers: Sequence[Answer], calibrated: bool = 
     there. Answers without probabilities (missing rows) are left to the scores, which count them as wrong.
 
     Args:
-        calibrated: of the probabilities after their temperature.
+        calibrated: of the probabilities after their scaling.
 
     Returns:
         n (answers); ece: expected calibration error over 10 bins of equal width (Guo et al. 2017, arXiv 1706.04599);

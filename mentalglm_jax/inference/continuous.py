@@ -116,9 +116,8 @@ def _laid_anew(cache: KVCache, length: Int[Array, ""], *, rows: int, slots: int)
     segment_ids = jnp.pad(cache.segment_ids, [(0, more), (0, 0)])
     wide = with_room(KVCache(k, v, segment_ids, cache.length), slots)
     by = length - cache.length
-    k, v = (jnp.roll(x, by, axis=2) for x in (wide.k, wide.v))
-    # What went over the left edge comes back on the right: nobody's, for a row's tokens stand right before ``length``.
-    segment_ids = jnp.where(jnp.arange(slots) < length, jnp.roll(wide.segment_ids, by, axis=1), 0)
+    # What comes back at the other edge is of rows that were left: a row's own tokens stand right before ``length``.
+    k, v, segment_ids = (jnp.roll(x, by, axis) for x, axis in ((wide.k, 2), (wide.v, 2), (wide.segment_ids, 1)))
     return KVCache(k, v, segment_ids, length)
 
 
@@ -238,6 +237,14 @@ class ContinuousBatch:
     def clear(self) -> None:
         """Ends all rows, also after a step that failed."""
         self._rows, self._cache = {}, None
+
+
+def cache_bytes(model: Glm, rows: int, context: int) -> int:
+    """Bytes of the largest cache that a ``ContinuousBatch`` of ``rows`` can come to hold, no prompt with its room being
+    longer than ``context`` tokens (at least 2). While it grows, or moves its columns, there are two."""
+    slots = bucket(max(bucket(context - 1) + 1, context))
+    empty = functools.partial(KVCache.empty, model.config, 1 << (rows - 1).bit_length(), slots, model.dtype)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(empty)))
 
 
 def _picks(rows: Sequence[tuple[Wanted, int] | None]) -> _Picks:

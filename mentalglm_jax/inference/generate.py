@@ -16,15 +16,9 @@ from mentalglm_jax.devices.together import check_same, held_by_primary, on_prima
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import working_on, write_bytes, write_text
 from mentalglm_jax.foreign import first_line, parse_json, read_bytes
+from mentalglm_jax.inference.calibration import Calibration, fit_calibration, log_odds
 from mentalglm_jax.inference.decode import Progress, Sampling, batches, check_ids, default_room, generate_ids
-from mentalglm_jax.inference.scoring import (
-    Calibration,
-    explanation_ids,
-    fit_calibration,
-    label_ids,
-    log_odds,
-    score_labels,
-)
+from mentalglm_jax.inference.scoring import explanation_ids, label_ids, score_labels
 from mentalglm_jax.inference.spoken import Spoken
 from mentalglm_jax.model.fingerprint import model_fingerprint
 from mentalglm_jax.model.glm import Glm

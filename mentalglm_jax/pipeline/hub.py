@@ -54,10 +54,13 @@ def push(directory: Path, names: Sequence[str], repository: str, public: bool) -
 
 def licence_on_hub(base: str) -> Licence | None:
     """What the card of a Hub model says of its licence; None where it cannot be read."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
 
+    there = False
+    with contextlib.suppress(Exception):  # a download tries for half a minute, and says so on stderr
+        there = HfApi().model_info(base, timeout=10).id is not None
     try:
-        return licence_of(Path(hf_hub_download(base, CARD)).parent, base)
+        return licence_of(Path(hf_hub_download(base, CARD, local_files_only=not there)).parent, base)
     except Exception:  # offline, gated, no such model, no card: the client and its transport raise many types
         return None
 

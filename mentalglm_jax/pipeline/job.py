@@ -34,7 +34,8 @@ from mentalglm_jax.devices.stopping import Interrupted
 from mentalglm_jax.devices.together import held_by_primary, on_primary
 from mentalglm_jax.errors import InputError, RunError, install
 from mentalglm_jax.evaluate.assess import assess
-from mentalglm_jax.evaluate.calibrated import fit_temperatures, read_temperatures, write_temperatures
+from mentalglm_jax.evaluate.calibrated import read_scalings, write_scalings
+from mentalglm_jax.evaluate.development import fit_on_development
 from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
 from mentalglm_jax.evaluate.readings import label_f1, score_records
 from mentalglm_jax.evaluate.report import write_report
@@ -47,7 +48,7 @@ from mentalglm_jax.model.lora import merge_lora, parameter_count
 from mentalglm_jax.pipeline.card import run_card
 from mentalglm_jax.pipeline.changes import nothing_left, outdated
 from mentalglm_jax.pipeline.data_stage import data_stage
-from mentalglm_jax.pipeline.run_dir import Run
+from mentalglm_jax.pipeline.run_dir import DEV_GENERATIONS, Run
 from mentalglm_jax.pipeline.stage_data import chosen, stage_examples, start_adapter
 from mentalglm_jax.planning.plan import expected
 from mentalglm_jax.text import tasks
@@ -403,17 +404,19 @@ def _probed(job: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     section, values, where = job.recipe.generate, [], job.dir / LABEL_SCORES
-    rows, temperatures = _read_jsonl(job.dir / "generations.jsonl"), {}
+    rows, found = _read_jsonl(job.dir / "generations.jsonl"), {}
     on_primary(lambda: (job.dir / CALIBRATION).unlink(missing_ok=True))
     if section.label_scores:
-        model, tokenizer = merge_lora(job.load_final(), in_place=True), job.tokenizer()
+        (model, fingerprint), tokenizer = job.load_merged(), job.tokenizer()
         first = job.recipe.answer_order == "explanation_first"
-        if not first and (held_out := limited(job.records_if_any("dev"), section.limit)):
-            temperatures = fit_temperatures(score_records(model, tokenizer, held_out, batch_size=section.batch_size))
-            on_primary(lambda: write_temperatures(job.dir, temperatures))
-        fair = {} if job.eval_split == "dev" else on_primary(lambda: read_temperatures(job.dir))  # of other records
+        if held_out := limited(job.records_if_any("dev"), section.limit):
+            found = fit_on_development(model, tokenizer, held_out, explains_first=first, fingerprint=fingerprint,
+                                       out_path=job.dir / DEV_GENERATIONS, max_new_tokens=section.max_new_tokens,
+                                       batch_size=section.batch_size, progress=progress)  # fmt: skip
+            on_primary(lambda: write_scalings(job.dir, found))
+        fair = {} if job.eval_split == "dev" else on_primary(lambda: read_scalings(job.dir))  # of other records
         values = score_records(model, tokenizer, _eval_records(job), out_path=where, progress=progress,
-                               written=rows if first else None, temperatures=fair,
+                               written=rows if first else None, scalings=fair,
                                batch_size=section.batch_size)  # fmt: skip
 
     def report() -> list[str]:
@@ -421,7 +424,7 @@ def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         write_report(job.dir, result, title=job.dir.name, notes=job.result["data"].get("notes", ()))
         said = "{}: temperature {:.2f} of {} development records"
         return [said.format(task, one["temperature"], one["records"]) + _calibrated(result.get(task))
-                for task, one in temperatures.items()]  # fmt: skip
+                for task, one in found.items()]  # fmt: skip
 
     return {"say": on_primary(report)}
 

@@ -38,7 +38,8 @@ _ADAPTER = rf"adapter/(?:adapter_config\.json|adapter_model\.safetensors|{_BESID
 _TRAINED = (
     rf"(?:(?:checkpoints|tensorboard|profile|wandb)/.+|(?:metrics|evaluation)\.jsonl|reference\.safetensors|{_ADAPTER})"
 )
-_GENERATED = r"generations\.jsonl(?:\.partial)?"
+DEV_GENERATIONS = "dev_generations.jsonl"  # of a model that explains first, for its calibration
+_GENERATED = r"(?:dev_)?generations\.jsonl(?:\.partial)?"
 _PROBED = r"probes/(?:cache/.+|[^/]+\.(?:json|jsonl|parquet|csv|html))"
 _FILES = (
     r"(?:run|summary|evaluation|calibration)\.json|evaluation\.(?:csv|html)|(?:label_scores|probes_input)\.jsonl|model_card\.md"
@@ -248,6 +249,8 @@ class Run:
             on_primary(lambda: clear(self.dir, "control"))
         if "generate" in names:
             on_primary(lambda: (self.dir / "generations.jsonl.partial").unlink(missing_ok=True))
+        if "evaluate" in names:
+            on_primary(lambda: (self.dir / f"{DEV_GENERATIONS}.partial").unlink(missing_ok=True))
         if gone := [name for name in names if self.result.pop(name, None) is not None]:
             on_primary(lambda: write_json(self._file, self._state))
             if self.say is not None:

@@ -26,6 +26,7 @@ class Reply:
 
     def __init__(self, asked: ChatRequest, tokenizer: GlmTokenizer, name: str, prompt_tokens: int):
         self._asked, self._tokenizer, self._prompt = asked, tokenizer, prompt_tokens
+        self._counts = asked.stream_options is not None and asked.stream_options.include_usage
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": name}
 
     def whole(self, said: Sequence[Said]) -> dict[str, Any]:
@@ -49,14 +50,17 @@ class Reply:
             found.append(self._chunk({"content": said.text}, self._logprobs(said.tokens), None))
         if said.finish is not None:
             found.append(self._chunk({}, None, said.finish))
-            if self._asked.stream_options is not None and self._asked.stream_options.include_usage:
-                found.append({**self._head, "object": "chat.completion.chunk", "choices": [],
-                              "usage": self._usage(said.count)})  # fmt: skip
+            if self._counts:
+                found.append(self._piece([], self._usage(said.count)))
         return found
 
     def _chunk(self, delta: dict[str, Any], logprobs: Any, finish: str | None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+        return self._piece([choice], None)
+
+    def _piece(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> dict[str, Any]:
+        said = {"usage": usage} if self._counts else {}  # where it is asked for every chunk has the key, as OpenAI's
+        return {**self._head, "object": "chat.completion.chunk", "choices": choices, **said}
 
     def _usage(self, count: int) -> dict[str, int]:
         return {"prompt_tokens": self._prompt, "completion_tokens": count, "total_tokens": self._prompt + count}

@@ -120,6 +120,14 @@ class ChatRequest(_Part):
     metadata: Annotated[dict[str, str], Field(max_length=16)] = {}
 
 
+# Parameters of OpenAI's that this package has no work for, with the value that asks for none.
+_ONLY = {
+    "n": "1", "presence_penalty": "0", "frequency_penalty": "0", "logit_bias": "{}", "tools": "[]", "functions": "[]",
+    "tool_choice": "'none'", "function_call": "'none'", "response_format": "{'type': 'text'}",
+    "modalities": "['text']", "store": "false", "service_tier": "'auto'",
+}  # fmt: skip
+
+
 def read_request(body: bytes) -> ChatRequest:
     """Raises: ApiError 400: not JSON, an unknown parameter, or a value that is not one of its parameter."""
     try:
@@ -159,14 +167,20 @@ def _refused(error: ValidationError) -> ApiError:
         elif part in fields or problem["type"] == "extra_forbidden":
             place += f".{part}" if place else part
     param = str(problem["loc"][0]) if problem["loc"] else None
+    if param in _ONLY:
+        return ApiError(400, f"{param} is not supported here; leave it out, or give {_ONLY[param]}, got "
+                        f"{short(problem['input'])}", param=param, code="unsupported_value")  # fmt: skip
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
         known = ChatRequest.model_fields if len(problem["loc"]) == 1 else Message.model_fields
         return ApiError(
-            400, f"unknown parameter {short(place)}{nearest(name, known)}; it would be ignored", param=param
+            400,
+            f"unknown parameter {short(place)}{nearest(name, known)}; it would be ignored",
+            param=param,
+            code="unknown_parameter",
         )
     if problem["type"] == "missing":
-        return ApiError(400, f"{place} is missing", param=param)
+        return ApiError(400, f"{place} is missing", param=param, code="missing_required_parameter")
     said = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return ApiError(400, f"{short(place)[1:-1]} {said}, got {short(problem['input'])}", param=param)
 

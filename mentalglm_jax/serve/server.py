@@ -5,9 +5,12 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from mentalglm_jax.devices.hardware import GIB, free_memory
 from mentalglm_jax.errors import InputError, RunError, install
 from mentalglm_jax.foreign import read_text
-from mentalglm_jax.inference.continuous import ContinuousBatch
+from mentalglm_jax.inference.continuous import ContinuousBatch, cache_bytes
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.serve.app import make_app
 from mentalglm_jax.serve.engine import Engine
@@ -51,6 +54,31 @@ def listen(port: int) -> socket.socket:
         raise RunError(f"port {port} cannot be used ({error.strerror}); choose another with --port, 0 takes a free "
                        "one") from None  # fmt: skip
     return found
+
+
+def check_cache(model: Glm, rows: int, context: int) -> str:
+    """A line on how much memory the cache of ``make_server`` may take. The model is loaded already.
+
+    Raises: InputError: it cannot fit, so that some requests would fail once others are under way.
+    """
+    context = max(2, min(context, model.config.max_position_embeddings))
+    free = free_memory(jax.devices()[0])
+
+    def needed(rows: int, context: int) -> int:
+        return 2 * cache_bytes(model, rows, context)
+
+    said = (f"the cache of {rows} request{'s' if rows > 1 else ''} of {context} tokens takes up to "
+            f"{needed(rows, context) / GIB:.2f} GiB while it grows")  # fmt: skip
+    if free is None:
+        return said
+    if needed(rows, context) <= free:
+        return f"{said}; {free / GIB:.1f} GiB are free"
+    fewer = next((one for one in range(rows - 1, 0, -1) if needed(one, context) <= free), None)
+    shorter = next((one for one in (context >> by for by in range(1, 32)) if one > 255 and needed(rows, one) <= free),
+                   None)  # fmt: skip
+    fits = [f"--batch-size {fewer}"] * bool(fewer) + [f"--context {shorter}"] * bool(shorter)
+    raise InputError(f"{said}, and {free / GIB:.2f} GiB are free; "
+                     f"{' or '.join(fits) + ' fits' if fits else 'free some, or take a smaller model'}")  # fmt: skip
 
 
 def make_server(

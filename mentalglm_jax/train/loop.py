@@ -107,7 +107,7 @@ def train(
         identity: what, beside ``config``, ``seed`` and ``examples``, makes this run this run (JSON-able); guards
             against resuming another.
         evaluation: development examples, for ``config.eval_every``.
-        label_f1: for ``config.early_stopping.metric`` of that name; on a mesh of one process at most.
+        label_f1: for ``config.early_stopping.metric`` of that name; every process calls it at the same steps.
         objective: of a stage whose examples are pairs of answers; None is next-token loss.
         around: progress, devices and the like.
 

@@ -439,9 +439,6 @@ class Recipe(Settings):
         if by_label is not None and self.answer_order == "explanation_first":
             raise ValueError(f"stage {by_label}: early_stopping.metric label_f1 reads the label right after the post, "
                              "where answer_order explanation_first has none; use loss")  # fmt: skip
-        if by_label is not None and self.mesh is not None and self.mesh.distributed:
-            raise ValueError(f"stage {by_label}: early_stopping.metric label_f1 needs one process, and "
-                             "mesh.distributed joins several; use loss")  # fmt: skip
         if "control" in names:
             raise ValueError("a stage cannot be named 'control': probe.control trains under that name")
         return self

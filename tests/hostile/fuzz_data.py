@@ -20,7 +20,7 @@ from mentalglm_jax.data.written import check_replaceable
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer as Said
 from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
-from mentalglm_jax.evaluate.calibrated import read_temperatures
+from mentalglm_jax.evaluate.calibrated import read_scalings
 from mentalglm_jax.evaluate.human import human_ratings
 from mentalglm_jax.evaluate.leaderboard import FORMATS, formatted, leaderboard_rows
 from mentalglm_jax.inference.generate import open_partial
@@ -199,7 +199,7 @@ def _conversations(place: Path) -> Reader:
 @READERS.reads("calibration.json")
 def _calibration(place: Path) -> Reader:
     sound = {"suicide_risk": {"temperature": 1.5, "records": 40}, "stress": {"temperature": 0.5, "records": 20}}
-    return Reader(in_values(sound), from_file(place / "calibration.json", lambda: read_temperatures(place)))
+    return Reader(in_values(sound), from_file(place / "calibration.json", lambda: read_scalings(place)))
 
 
 @READERS.reads("a request of a client")

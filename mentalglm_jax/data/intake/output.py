@@ -1,5 +1,6 @@
 """What an import writes: records per split, the task where it is new, a recipe, a datasheet, a manifest."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,11 @@ from mentalglm_jax.markdown import escaped
 from mentalglm_jax.text import tasks
 
 RECIPE = "recipe.yaml"
-_LENGTHS = (512, 1024, 2048, 4096, 8192)
-_ROOM = 1.5  # of a row's length over its longest record, as far as its tokens can be told without a tokenizer
+_LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+_ROWS = 8  # one for each device of the slice that the comments name
+_STEPS = 60  # below which an adapter learns little at this learning rate: a small table is read more often
+_EPOCHS = range(3, 11)
+_ROOM = 1.5  # of a row's length over its longest record: the tokenizer may be another
 _PLAIN = re.compile(r"[\w./-]+")
 
 _RECIPE = """# Made by `mentalglm data import`: {records} posts in {languages}, {labels} labels. Yours to edit.
@@ -31,9 +35,12 @@ model: {{path: {model}, dtype: bfloat16, remat: full}}    # float32 on a CPU
 
 lora: {{rank: 16, alpha: 32, dropout: 0.05, target_modules: all-linear}}
 
+mesh: {{data: 1, fsdp: -1, tensor: 1}}    # all devices that are there share weights and rows
+
 stages:
-  - name: posts
-    train: {{epochs: 3, rows: 16, accumulate: 16, sequence_length: {length}, learning_rate: 1.0e-4, save_every: 200}}
+  - name: posts    # a row holds several posts; rows / accumulate of them are on the devices at a time
+    train: {{epochs: {epochs}, rows: {rows}, accumulate: 1, sequence_length: {length}, learning_rate: 1.0e-4,
+            save_every: 200}}
 
 generate: {{batch_size: 16}}
 
@@ -83,16 +90,23 @@ def write_import(
 
 
 def _recipe(out: Path, records: Sequence[Record], task: tasks.Task, model: str, seed: int) -> str:
-    texts = (record.prompt + record.answer() for record in records)
-    longest = max(sum(1.0 if one > "\u2e80" else 0.35 for one in text) for text in texts)  # Chinese, English characters
-    length = next((one for one in _LENGTHS if one >= _ROOM * longest), _LENGTHS[-1])
+    lengths = [_tokens(record.prompt + record.answer()) for record in records]
+    length = next((one for one in _LENGTHS if one >= _ROOM * max(lengths)), _LENGTHS[-1])
+    trained = sum(tokens for tokens, record in zip(lengths, records, strict=True) if record.split == "train")
+    steps = max(1, round(trained / length / _ROWS))
     return _RECIPE.format(
         records=len(records), languages=" and ".join(sorted({record.language for record in records})),
         labels=len(task.labels), recipe=_quoted(str(out / RECIPE)), run=_quoted(f"runs/{out.name}"), seed=seed,
         tasks="" if task.name in tasks.BUILT_IN else f"tasks: {_quoted(str(out / tasks.TASKS_FILE))}\n",
-        root=_quoted(str(out)), model=_quoted(model),
+        root=_quoted(str(out)), model=_quoted(model), rows=_ROWS,
+        epochs=min(max(math.ceil(_STEPS / steps), _EPOCHS[0]), _EPOCHS[-1]),
         length=length, task=_quoted(task.name),
     )  # fmt: skip
+
+
+def _tokens(text: str) -> float:
+    """About how many tokens a text has, told from its Chinese and its other characters."""
+    return sum(1.0 if one > "\u2e80" else 0.35 for one in text)
 
 
 def _quoted(text: str) -> str:

@@ -79,6 +79,8 @@ def test_tasks_beside_the_file_and_in_the_row(tmp_path):
     tasks.write_tasks(tmp_path / "tasks.yaml", [weather])
     (tmp_path / "p.txt").write_text("rain\n")
     assert read_posts(tmp_path / "p.txt", task="weather", language="en")[0].task == "weather"
+    with pytest.raises(InputError, match=r"with --task \(here: weather\)"):
+        read_posts(tmp_path / "p.txt", language="en")
     tasks.forget_added()
     (tmp_path / "tasks.yaml").unlink()
     row = {"post": "rain", "task": "weather", "language": "en", "task_definition": tasks.task_record(weather)}

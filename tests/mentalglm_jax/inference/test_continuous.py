@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.inference.continuous import ContinuousBatch, Wanted
+from mentalglm_jax.inference.continuous import ContinuousBatch, Wanted, cache_bytes
 from mentalglm_jax.inference.decode import generate_ids
 from mentalglm_jax.inference.generate import answer_text, generate
 from mentalglm_jax.inference.spoken import Spoken
@@ -96,6 +96,42 @@ def test_the_cache_moves_when_its_columns_run_out(tiny):
     assert max(size for _, size in slots) <= 64
     alone = generate_ids(tiny, prompts, max_new_tokens=25, eos_ids=EOS)
     assert [[token.id for token in one] for one in found] == alone
+
+
+def test_after_every_move_a_row_sees_its_own_tokens_and_no_more(tiny):
+    """A row that is left keeps its columns, and moves carry these round the edge: none comes into a living row."""
+    batch, moves, carried = ContinuousBatch(tiny, rows=2), 0, False
+    short, long = [5, 6, 7], [5, *[7] * 59]
+
+    def look():
+        segments = np.asarray(batch._cache.segment_ids)
+        for number, row in batch._rows.items():
+            own = np.zeros(segments.shape[1], int)
+            own[batch._length - row.used : batch._length] = 1
+            np.testing.assert_array_equal(segments[number], own)
+        return bool(segments[[one for one in range(len(segments)) if one not in batch._rows], batch._length :].any())
+
+    batch.join(Wanted(short, 110))
+    for more in (20, 45, 5):
+        second, _ = batch.join(Wanted(long, 30))
+        look()
+        batch.step()
+        batch.leave(second)
+        for _ in range(more):
+            before = batch._length
+            batch.step()
+            moves += batch._length <= before
+            carried |= look()
+    assert moves == 1 and carried
+
+
+@pytest.mark.parametrize(("rows", "context"), [(1, 2), (3, 90), (4, 33), (5, 100)])
+def test_the_largest_cache_is_known_beforehand(tiny, rows, context):
+    batch, largest = ContinuousBatch(tiny, rows=rows), 0
+    for count in [max(1, context // 3)] * (rows - 1) + [context - 1]:
+        batch.join(Wanted([5] * count, context - count))
+        largest = max(largest, sum(x.nbytes for x in jax.tree.leaves(batch._cache)))
+    assert largest == cache_bytes(tiny, rows, context)
 
 
 def test_draws_are_those_of_generate_ids_with_the_same_seed(tiny):

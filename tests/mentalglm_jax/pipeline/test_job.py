@@ -477,17 +477,22 @@ def test_order_weights_and_replay_reach_the_training_examples(recipe_file, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_run_that_explains_first(recipe_file, tmp_path):
+def test_a_run_that_explains_first(recipe_file, tmp_path, monkeypatch):
     """Trained just long enough to begin every answer with its explanation; the label is then scored after it."""
+    monkeypatch.setattr("mentalglm_jax.evaluate.calibrated.LEAST", 1)
     steps = ["pretrain.then.answers.train.steps=60", "pretrain.then.answers.train.learning_rate=1e-2",
              "pretrain.then.answers.languages=[zh, en]", "pretrain.then.answers.train.save_every=100",
-             "stages.english.train.steps=1", "stages.chinese.train.steps=1"]  # fmt: skip
+             "stages.english.train.steps=1", "stages.chinese.train.steps=1", "data.synthetic.n_dev=4"]  # fmt: skip
     recipe = load_recipe(recipe_file, [f"run_dir={tmp_path / 'run'}", "answer_order=explanation_first", *steps])
     run(recipe, Script())
     rows = [json.loads(line) for line in (tmp_path / "run/generations.jsonl").read_text("utf-8").splitlines()]
     assert all(row["output_text"].startswith(("Reasoning:", "推理：")) for row in rows)
     values = [json.loads(line) for line in (tmp_path / "run/label_scores.jsonl").read_text("utf-8").splitlines()]
     assert {row["answer_order"] for row in values} == {"explanation_first"}
+    kept = json.loads((tmp_path / "run/merged/calibration.json").read_text("utf-8"))["suicide_risk"]
+    answered = (tmp_path / "run/dev_generations.jsonl").read_text("utf-8").splitlines()
+    assert kept["answer_order"] == "explanation_first" and len(answered) == kept["records"] > 0
+    assert {row["temperature"] for row in values} == {kept["temperature"]}
     assert "scored after the explanation" in (tmp_path / "run/evaluation.html").read_text("utf-8")
     data = tmp_path / "run/data/faithful/test.jsonl"
     main_exit = ["evaluate", str(tmp_path / "run/merged"), "--data", str(data), "--max-new-tokens", "8",

@@ -85,7 +85,6 @@ BAD = {
     "another word": ("stages.a.train_on=first", "stages.0.train_on.*'last' or 'all'"),
     "a metric of its own": ("stages.b.train.early_stopping.metric=f1", "early_stopping.metric.*'label_f1'"),
     "labels after explanations": ("answer_order=explanation_first", "stage b: early_stopping.metric label_f1"),
-    "several hosts": ("mesh.distributed=true", "stage b: early_stopping.metric label_f1 needs one process"),
 }
 
 

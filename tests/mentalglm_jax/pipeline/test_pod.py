@@ -13,10 +13,12 @@ import pytest
 from mentalglm_jax.checkpoints.directories import load
 from mentalglm_jax.checkpoints.hf_files import TensorFiles
 from mentalglm_jax.data.posts import read_posts
+from mentalglm_jax.data.records import Record, write_records
 from mentalglm_jax.evaluate.posts import answer_posts
 from mentalglm_jax.pipeline.job import run
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.recipe import load_recipe
+from tests.mentalglm_jax.pipeline.conftest import QUESTION
 from tests.mentalglm_jax.pipeline.test_changes import Seen
 from tests.mentalglm_jax.pod import Pod
 
@@ -74,8 +76,16 @@ def test_posts_are_shared_out_and_written_once(small, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_whole_job_on_two_processes(small, tmp_path):
-    """Trained, exported, answered, scored: as by one process, told by the first."""
-    changes = ["train.rows=4", "generate={max_new_tokens: 8, batch_size: 4}"]
+    """Trained until the label F1 of development records stops it, exported, answered, scored: as by one process, told
+    by the first."""
+    shutil.copytree(small.parent / "data", tmp_path / "data")
+    write_records(tmp_path / "data" / "dev.jsonl", [
+        Record(f"dev{n}", "suicide_risk", "en", f"Every night I dream of {what} again.", QUESTION,
+               "low" if n % 2 else "high", split="dev") for n, what in enumerate(("rain", "soup", "fog", "tea", "ice"))
+    ])  # fmt: skip
+    changes = ["train.rows=4", "generate={max_new_tokens: 8, batch_size: 4}", f"data.root={tmp_path / 'data'}",
+               "stages.b.train.eval_every=1", "stages.b.train.early_stopping={patience: 1, metric: label_f1}",
+               ]  # fmt: skip
     pod = Pod(*mentalglm("run", small, "--set", f"run_dir={tmp_path / 'pod'}", "--json",
                          *(word for change in changes for word in ("--set", change))), devices=2)  # fmt: skip
     run(load_recipe(small, [f"run_dir={tmp_path / 'one'}", *changes]), Seen())
@@ -92,6 +102,9 @@ def test_the_whole_job_on_two_processes(small, tmp_path):
     np.testing.assert_allclose(arrays[0]["logits"], arrays[1]["logits"], rtol=0, atol=1e-5)
     np.testing.assert_array_equal(arrays[0]["greedy_ids"], arrays[1]["greedy_ids"])
     assert names(tmp_path / "pod") == names(tmp_path / "one")
+    stopped = [[(row["step"], row["label_f1"]) for row in rows(tmp_path / name / "stages/b/evaluation.jsonl")]
+               for name in ("pod", "one")]  # fmt: skip
+    assert stopped[0] == stopped[1] != []
 
 
 @pytest.fixture(scope="module")

@@ -277,6 +277,20 @@ def test_what_does_not_fit_is_told_by_the_exit_code(monkeypatch, capsys, tmp_pat
     assert stopped.value.code == code and json.loads(capsys.readouterr().out) == {"fits": fits}
 
 
+@pytest.mark.parametrize(("mesh", "chips", "told"), [("null", 4, True), ("null", 1, False), ("{fsdp: -1}", 4, False)])
+def test_a_recipe_without_a_mesh_is_told_that_it_would_take_one_device(
+    monkeypatch, capsys, tmp_path, mesh, chips, told
+):  # fmt: skip
+    found = SimpleNamespace(fits=True, mesh={"data": 1, "fsdp": chips, "tensor": 1})
+    monkeypatch.setattr(plan, "plan", lambda *_, **__: found)
+    monkeypatch.setattr(cli, "plan_table", lambda found: "a table")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["plan", str(write_recipe(tmp_path)), "--topology", "v5e:2x2", "--set", f"mesh={mesh}"])
+    said = capsys.readouterr()
+    assert stopped.value.code == 0 and said.out == "a table\n"
+    assert ("has no mesh, so that a run would take one device" in " ".join(said.err.split())) == told
+
+
 needs_libtpu = pytest.mark.skipif(
     not any(importlib.metadata.distributions(name="libtpu")),
     reason="needs the TPU compiler, which exists for Linux x86-64: pip install '.[tpu]'",

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -19,8 +20,11 @@ from pexpect import fdpexpect
 
 from mentalglm_jax.checkpoints.adapters import save_adapter
 from mentalglm_jax.checkpoints.directories import load
-from mentalglm_jax.inference.generate import generate
+from mentalglm_jax.devices.hardware import free_memory
+from mentalglm_jax.inference.generate import answer_text, generate, generate_ids
 from mentalglm_jax.model.lora import LoraConfig, add_lora, has_lora, merge_lora
+from mentalglm_jax.serve.server import check_cache
+from mentalglm_jax.text.tasks import forget_added
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from tests.hostile.attack import refused, run
 from tests.mentalglm_jax.serve.served import save_small_model
@@ -91,6 +95,32 @@ def test_serve_refuses_what_it_cannot_do(model_dir, tmp_path, capsys, monkeypatc
     refused(run(["mentalglm", "serve", model_dir, "--port", 0], capsys), "MENTALGLM_API_KEY: holds no key")
     monkeypatch.delenv("MENTALGLM_API_KEY")
     refused(run(["mentalglm", "serve", tmp_path / "nowhere", "--port", 0], capsys), "nowhere")
+
+
+def test_a_cache_that_cannot_fit_is_told_before_anything_is_served(model_dir, capsys, monkeypatch):
+    """One layer, two heads of 8, float32: 128 bytes a token and row, and 4 for whose it is; 16 rows of 6144 columns."""
+    one = 16 * 6144 * 132 + 4
+    large = ["mentalglm", "serve", model_dir, "--port", 0, "--batch-size", 12]
+    monkeypatch.setattr("mentalglm_jax.serve.server.free_memory", lambda device: 2 * one - 1)
+    refused(run(large, capsys), "the cache of 12 requests of 4096 tokens takes up to 0.02 GiB while it grows, and 0.02 "
+            "GiB are free; --batch-size 8 or --context 2048 fits")  # fmt: skip
+    monkeypatch.setattr("mentalglm_jax.serve.server.free_memory", lambda device: 1000)
+    refused(run(large, capsys), "free; free some, or take a smaller model")
+    tokens = load(str(model_dir))
+    for free, says in ((2 * one, "12 requests of 4096 tokens .* GiB are free$"), (None, "while it grows$")):
+        monkeypatch.setattr("mentalglm_jax.serve.server.free_memory", lambda device, free=free: free)
+        assert re.search(says, check_cache(tokens, 12, 8192))
+
+
+def test_free_memory_is_that_of_this_machine_or_of_its_device():
+    class Device:
+        def __init__(self, platform, stats):
+            self.platform, self.memory_stats = platform, lambda: stats
+
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < free_memory(Device("cpu", None)) < total
+    assert free_memory(Device("gpu", {"bytes_limit": 100, "bytes_in_use": 30})) == 70
+    assert free_memory(Device("tpu", None)) is None is free_memory(Device("tpu", {}))
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
@@ -220,6 +250,47 @@ def test_control_characters_of_an_answer_do_nothing(model_dir, capsys, monkeypat
     outcome = run(["mentalglm", "chat", "anywhere"], capsys)
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("a\\x1b[2Jb\\x1b]0;title\\x07c\\rd\\x9be\\u202ef\nnext\n")
+
+
+OWN = """tasks:
+  week:
+    kind: single
+    question: {en: 'Good or bad?', zh: '好还是坏？'}
+    sentence: {en: 'It is {}.', zh: '是{}。'}
+    system: {en: 'Be brief.', zh: '请简短。'}
+    labels: {good: {}, bad: {}}
+"""
+
+
+def test_with_a_task_what_is_typed_is_a_post_of_its_own(model_dir, tmp_path, capsys, monkeypatch):
+    """Asked in its language and in the task's words; the one before it is not part of it."""
+    import io
+
+    (tmp_path / "t.yaml").write_text(OWN, encoding="utf-8")
+    posts = ["It rained.", "今天下雨了。", "12345", "It rained."]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(posts) + "\n/quit\n"))
+    asking = ["mentalglm", "chat", model_dir, "--task", "week", "--tasks", tmp_path / "t.yaml", "--max-new-tokens", 8]
+    try:
+        outcome = run(asking, capsys)
+    finally:
+        forget_added()
+    assert outcome.code == 0 and "the language of the post cannot be told" in outcome.err
+    tokenizer, model = GlmTokenizer.load(model_dir), load(str(model_dir))
+
+    def says(system, prompt):
+        turns = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+        (ids,) = generate_ids(model, [tokenizer.ask_ids(turns)], max_new_tokens=8, eos_ids=tokenizer.eos_ids,
+                              vocab_limit=tokenizer.vocab_size)  # fmt: skip
+        return shown(answer_text(tokenizer, ids)) + "\n"
+
+    english = says("Be brief.", 'Consider this post: "It rained." Question: Good or bad?')
+    chinese = says("请简短。", '考虑以下这个帖子："今天下雨了。" 问题：好还是坏？')
+    assert outcome.out == english + chinese + english and english != chinese
+
+
+def test_options_of_a_task(model_dir, capsys):
+    refused(run(["mentalglm", "chat", model_dir, "--task", "suicide_rosk"], capsys), "did you mean 'suicide_risk'")
+    refused(run(["mentalglm", "chat", model_dir, "--language", "en"], capsys), "--language goes with --task")
 
 
 def test_a_line_that_cannot_be_said_leaves_the_session_as_it_was(model_dir, capsys, monkeypatch):

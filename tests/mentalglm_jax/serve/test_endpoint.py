@@ -90,10 +90,15 @@ def test_streamed_pieces_usage_and_end(served: Served):
     assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]][-1] == "length"
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == len(ids)
     assert len({chunk.id for chunk in chunks}) == 1
+    assert all("usage" in chunk.model_fields_set and chunk.usage is None for chunk in chunks[:-1])
     raw = httpx.post(f"{served.url}/chat/completions", json={"model": "small", "messages": asked("a"), "max_tokens": 2,
                                                              "stream": True})  # fmt: skip
     assert raw.headers["content-type"].startswith("text/event-stream")
-    assert raw.text.endswith("data: [DONE]\n\n") and "access-control-allow-origin" not in raw.headers
+    assert (
+        raw.text.endswith("data: [DONE]\n\n")
+        and "usage" not in raw.text
+        and "access-control-allow-origin" not in raw.headers
+    )
 
 
 @pytest.mark.parametrize("streamed", [False, True])

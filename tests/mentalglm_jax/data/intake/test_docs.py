@@ -10,8 +10,11 @@ from flax import nnx
 
 from mentalglm_jax.checkpoints.directories import save_pretrained
 from mentalglm_jax.cli.main import main
+from mentalglm_jax.data.intake.output import write_import
+from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.roots import iter_root
 from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.planning.plan import mesh_sizes
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
 from mentalglm_jax.train.recipe import load_recipe
@@ -60,7 +63,21 @@ def test_the_recipe_of_an_import_is_read_as_it_is(tmp_path, monkeypatch, capsys)
         tasks.get_task("week").prompt(record.post, record.question, record.language) for record in found
     }
     longest = max(len(record.prompt) + len(record.answer()) for record in found if record.language == "zh")
-    assert recipe.stages[0].train.sequence_length >= longest
+    train = recipe.stages[0].train
+    assert train.sequence_length >= longest
+    # The plan that the command prints asks for eight devices, and what is trained is what is planned.
+    assert mesh_sizes(recipe) == (1, -1, 1) and recipe.mesh is not None and train.rows // train.accumulate % 8 == 0
+
+
+@pytest.mark.parametrize(("posts", "epochs"), [(46, 10), (20_000, 3)])
+def test_the_recipe_of_a_small_table_reads_it_more_often(tmp_path, posts, epochs):
+    question = tasks.get_task("suicide_risk").question("en")
+    records = [Record(f"r{n}", "suicide_risk", "en", f"I have slept badly since May, {n} nights.", question, "low")
+               for n in range(posts)]  # fmt: skip
+    write_import(tmp_path / "mine", records, tasks.get_task("suicide_risk"),
+                 {"splits": {}, "languages": {"en": posts}, "task": "suicide_risk", "explanations": 0, "rows": posts,
+                  "source": {"name": "x"}, "notes": []}, model="somewhere", seed=0)  # fmt: skip
+    assert load_recipe(tmp_path / "mine" / "recipe.yaml").stages[0].train.epochs == epochs
 
 
 def write_tiny(directory: Path) -> None:
@@ -71,6 +88,7 @@ def write_tiny(directory: Path) -> None:
     save_pretrained(Glm(config, rngs=nnx.Rngs(0)), directory, tokenizer=tokenizer)
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.slow  # trains; a tiny model of random weights stands in for the demo's base, and one epoch for fifty
 def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
