@@ -25,7 +25,8 @@ class Reply:
     """
 
     def __init__(self, asked: ChatRequest, tokenizer: GlmTokenizer, name: str, prompt_tokens: int):
-        self._asked, self._tokenizer, self._prompt = asked, tokenizer, prompt_tokens
+        self._told, self._tokenizer, self._prompt = asked.logprobs, tokenizer, prompt_tokens  # not its messages
+        self._counted = asked.stream_options is not None and asked.stream_options.include_usage
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": name}
 
     def whole(self, said: Sequence[Said]) -> dict[str, Any]:
@@ -49,7 +50,7 @@ class Reply:
             found.append(self._chunk({"content": said.text}, self._logprobs(said.tokens), None))
         if said.finish is not None:
             found.append(self._chunk({}, None, said.finish))
-            if self._asked.stream_options is not None and self._asked.stream_options.include_usage:
+            if self._counted:
                 found.append({**self._head, "object": "chat.completion.chunk", "choices": [],
                               "usage": self._usage(said.count)})  # fmt: skip
         return found
@@ -62,7 +63,7 @@ class Reply:
         return {"prompt_tokens": self._prompt, "completion_tokens": count, "total_tokens": self._prompt + count}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        if not self._asked.logprobs:
+        if not self._told:
             return None
         content = [
             {**self._entry(one.id, one.logprob or 0.0), "top_logprobs": [self._entry(*other) for other in one.others]}
