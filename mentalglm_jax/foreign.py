@@ -377,8 +377,8 @@ def parse_yaml(text: str, where: str, what: str = "not valid YAML") -> Any:
     """The value of a short YAML text: a recipe, or what ``--set`` sets one of its keys to.
 
     Raises:
-        InputError: ``what``; or too long, nested more than ``MAX_DEPTH`` deep, a key that stands twice, or aliases that
-            multiply it beyond ``MAX_YAML_NODES``.
+        InputError: ``what``; or too long, nested more than ``MAX_DEPTH`` deep, a key that stands twice, half of a
+            surrogate pair, or aliases that multiply it beyond ``MAX_YAML_NODES``.
     """
     if len(text) > MAX_YAML_BYTES:
         raise InputError(f"{where}: {len(text)} characters are too many for a recipe")
@@ -417,11 +417,23 @@ def _expanded(node: Any, known: dict[int, int], above: tuple[int, ...]) -> int:
     if len(above) > MAX_DEPTH:
         raise ValueError(f"more than {MAX_DEPTH} levels")
     if id(node) not in known:
+        if isinstance(node, yaml.ScalarNode):
+            node.value = _whole(node.value)
         children = [] if isinstance(node, yaml.ScalarNode) else node.value
         if isinstance(node, yaml.MappingNode):
             children = [child for pair in node.value for child in pair]
         known[id(node)] = 1 + sum(_expanded(child, known, (*above, id(node))) for child in children)
     return known[id(node)]
+
+
+def _whole(text: str) -> str:
+    """A YAML text with pairs of surrogates, which JSON's escapes write, as their characters."""
+    if not any("\ud800" <= character <= "\udfff" for character in text):
+        return text
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise ValueError("half of a surrogate pair, which is no text") from None
 
 
 @functools.lru_cache(maxsize=20_000)

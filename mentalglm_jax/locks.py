@@ -8,6 +8,7 @@ there, and takes over what a dead process of this machine left. The file says wh
 import contextlib
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from mentalglm_jax.errors import RunError
 
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_UNKNOWN = "another process"
 
 
 @contextlib.contextmanager
@@ -26,11 +28,13 @@ def held(file: Path, subject: Path) -> Iterator[None]:
         subject: what is protected, for the message.
 
     Raises:
-        RunError: another process (or another thread of this one) holds it: says which, on which host; or the file
-            system refused.
+        RunError: another process (or another thread of this one) holds it: says which, on which host; something else
+            has the lock's name; or the file system refused.
     """
     lock = FileLock(file, timeout=0)
     try:
+        if _in_the_way(file):
+            raise RunError(f"{subject}: {file} is a link, a pipe or a directory, not the lock of a process; delete it")
         lock.acquire(blocking=False)
         if not isinstance(lock, SoftFileLock):
             _sign(file)
@@ -55,6 +59,19 @@ def _release(lock: BaseFileLock, file: Path) -> None:
         lock.release()
 
 
+def _in_the_way(file: Path) -> bool:
+    """Whether another file would be emptied in place of the lock: the one behind a link, also a hard one.
+
+    A lock that goes by its file (``SoftFileLock``) has two names while it is held; it is signed.
+    """
+    try:
+        found = os.lstat(file)
+    except OSError:
+        return False
+    foreign = found.st_nlink > 1 and found.st_size > 0 and _holder(file) == _UNKNOWN
+    return not stat.S_ISREG(found.st_mode) or foreign
+
+
 def _sign(file: Path) -> None:
     """In the form of ``SoftFileLock``, which signs by itself."""
     with open(file, "w", encoding="utf-8", opener=lambda name, _: os.open(name, os.O_WRONLY | NO_LINK)) as signed:
@@ -67,9 +84,9 @@ def _holder(file: Path) -> str:
         with file.open("rb") as opened:
             process, host, *_ = opened.read(400).decode().splitlines()
     except (OSError, ValueError):
-        return "another process"
+        return _UNKNOWN
     if not (process.isdecimal() and len(process) < 20 and host.isprintable()):
-        return "another process"
+        return _UNKNOWN
     if host == socket.gethostname():
         return f"process {process} on {host}"
     return f"process {process} on {host} (another machine: if it is gone, delete {file})"

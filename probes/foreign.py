@@ -113,7 +113,9 @@ def read_bytes(path: str | Path, limit: int | None = None) -> bytes:
             raise ProbeInputError(f"{path}: {status.st_size} bytes is too large for this file (at most {most})")
         with os.fdopen(descriptor, "rb") as file:
             descriptor = None
-            data = file.read(most + 1)
+            data = file.read(min(status.st_size, most) + 1)  # not as much as it may have
+            if len(data) > status.st_size:  # it has grown, or is one of the system's that state no size
+                data += file.read(most + 1 - len(data))
     except (OSError, ValueError) as error:
         raise ProbeInputError(f"{path}: cannot read ({getattr(error, 'strerror', None) or error})") from error
     finally:

@@ -214,12 +214,15 @@ def rank(
         place), ``skipped_by_reason`` (rows).
 
     Raises:
-        ProbeInputError: as ``lay_out``; or a file is in the way.
+        ProbeInputError: as ``lay_out``; or a file, or a link in place of the maps, is in the way.
         ProbeError: no pair at all, and then nothing is written; a file cannot be written.
     """
     out = Path(out)
     own = maps is None
-    cache = Cache(out.with_name(f"{out.name}.maps") if maps is None else Path(maps))
+    place = out.with_name(f"{out.name}.maps") if maps is None else Path(maps)
+    if links := [one for one in (place, place / "cache") if one.is_symlink() and (own or one != place)]:
+        raise ProbeInputError(f"{links[0]}: is a link; maps are kept, and deleted, in a directory itself; remove it")
+    cache = Cache(place)
     groups, skipped = grouped(probe, rows, rules, cache, progress, seed)
     found = [(group, *pairs_of(group, group.answers, rules)) for group in groups]
     summary = _summary(found, rules, seed) | {"answers": len(rows), "skipped_by_reason": skipped}
@@ -434,8 +437,7 @@ def _rows(found: Sequence[tuple[Group, list[Found], str]], rules: Rules) -> list
 
 def _forget(cache: Cache) -> None:
     """Removes the maps of a call that is done; what else is there stays."""
-    for path in cache.directory.glob("*.json"):
-        path.unlink(missing_ok=True)
+    cache.forget()
     for directory in (cache.directory, cache.directory.parent):
         with contextlib.suppress(OSError):
             directory.rmdir()

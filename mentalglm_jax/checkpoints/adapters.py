@@ -323,9 +323,14 @@ def _translate(
 
     names = [key.removeprefix(PREFIX).removesuffix(".lora_A.weight") for key in found if key.endswith(".lora_A.weight")]
     lows, config = to_native(raw, file, names, read, model, spoken)
-    left = {f"{PREFIX}{native_name(key.removeprefix(PREFIX), spoken)}": entry for key, entry in found.items()}
-    made = {key: _Entry(key, value.shape, "F32", lambda value=value: value) for key, value in _keyed(lows).items()}
-    return left | made, config
+    native = {key: _Entry(key, value.shape, "F32", lambda value=value: value) for key, value in _keyed(lows).items()}
+    for key, entry in found.items():
+        ours = f"{PREFIX}{native_name(key.removeprefix(PREFIX), spoken)}"
+        if ours in native:
+            raise InputError(f"{file.parent / WEIGHTS}: {entry.name} and another tensor are both this model's "
+                             f"{ours.removeprefix(PREFIX)}; one is right")  # fmt: skip
+        native[ours] = entry
+    return native, config
 
 
 def _shapes(model: Glm, config: LoraConfig, specs: Mapping[str, tuple[Spec | None, ...]]) -> dict[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.sharding import batch_sharding, make_mesh, split_cpu
 
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -40,7 +41,10 @@ def start() -> None:
         address, count, number = (os.environ[name] for name in _VARIABLES)
         if not (count.isdigit() and number.isdigit() and int(number) < int(count)):
             raise InputError(f"mesh.distributed: JAX_PROCESS_ID {number!r} is not one of JAX_NUM_PROCESSES {count!r}")
-        jax.distributed.initialize(address, int(count), int(number))
+        # JAX listens on every address of the host, for whoever asks; a run on one machine concerns nobody outside it.
+        host = address.rpartition(":")[0]
+        bind = address if host in _LOOPBACK and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ else None
+        jax.distributed.initialize(address, int(count), int(number), coordinator_bind_address=bind)
     except (RuntimeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(

@@ -28,6 +28,8 @@ from mentalglm_jax.train.recipe import Recipe, load_recipe, what_it_is
 
 MOST_POINTS = 1000
 _LONGEST_NAME = 100
+# A log is a file of this sweep: neither what a link leads to, nor a pipe that is waited for.
+_OWN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def sweep(
 def _child(arguments: Sequence[str], log: Path, stopped: Callable[[], int | None]) -> int:
     try:
         make_dir(log.parent, private=True)
-        file = os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+        file = os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OWN, 0o600), "ab")
     except OSError as error:
         raise RunError(f"{log}: cannot write ({error.strerror or error})") from error
     # A session of its own: Ctrl-C reaches this process alone, which passes it on once; twice would cost the run what

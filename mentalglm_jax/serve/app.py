@@ -11,10 +11,12 @@ import hmac
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mentalglm_jax.errors import InputError, install
+from mentalglm_jax.inference.continuous import Wanted
 from mentalglm_jax.serve.engine import Answer, Engine, Said
 from mentalglm_jax.serve.replies import Reply, model_object
 from mentalglm_jax.serve.requests import ApiError, prompt_of, read_request, wanted_of
@@ -22,9 +24,41 @@ from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 _HOST = re.compile(rb"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 LARGEST_BODY = 4 << 20  # bytes
+LARGEST_BODIES = 64 << 20  # bytes of all bodies that are being read
+_SMALL = 64 << 10  # bytes of a body that do not count: a request of the usual size is never refused for others
 BODY_SECONDS = 30.0  # for a body to arrive
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class _Held:
+    """Bytes of the bodies that are in memory. One of 4 MiB takes 200 times as much while it becomes tokens, which is
+    why that is done for one at a time."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self.thread = ThreadPoolExecutor(1, "reader")
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[Callable[[int], None]]:
+        """For one request, as long as its body is needed; yields what is told of every part that arrives.
+
+        Raises: ApiError 429 of that: the bodies are too large together.
+        """
+        held = counted = 0
+
+        def more(size: int) -> None:
+            nonlocal held, counted
+            held += size
+            self._bytes += max(held - _SMALL, 0) - counted
+            counted = max(held - _SMALL, 0)
+            if counted and self._bytes > LARGEST_BODIES:
+                raise ApiError(429, "too many large requests are being read; ask again later", code="queue_full")
+
+        try:
+            yield more
+        finally:
+            self._bytes -= counted
 
 
 class _Guard:
@@ -102,10 +136,11 @@ def make_app(engine: Engine, tokenizer: GlmTokenizer, *, name: str, context: int
         task = asyncio.create_task(engine.work())
         yield
         task.cancel()
+        held.thread.shutdown(wait=False, cancel_futures=True)
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    since = int(time.time())
+    since, held = int(time.time()), _Held()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=working)
 
     def refusal(error: ApiError) -> Response:
@@ -139,7 +174,7 @@ def make_app(engine: Engine, tokenizer: GlmTokenizer, *, name: str, context: int
             raise ApiError(404, f"there is no model {asked[:200]!r} here, only {name!r}", code="model_not_found",
                            param="model")  # fmt: skip
 
-    async def body_of(request: Request) -> bytes:
+    async def body_of(request: Request, more: Callable[[int], None]) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise ApiError(415, "the body must be JSON, with 'Content-Type: application/json'")
@@ -148,6 +183,7 @@ def make_app(engine: Engine, tokenizer: GlmTokenizer, *, name: str, context: int
             async with asyncio.timeout(BODY_SECONDS):
                 async for part in request.stream():
                     body += part
+                    more(len(part))
                     if len(body) > LARGEST_BODY:
                         raise ApiError(413, f"the body is larger than {LARGEST_BODY >> 20} MiB")
         except TimeoutError:
@@ -158,15 +194,25 @@ def make_app(engine: Engine, tokenizer: GlmTokenizer, *, name: str, context: int
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        asked = read_request(await body_of(request))
-        check_name(asked.model)
-        prompt = await asyncio.to_thread(prompt_of, asked, tokenizer)
-        reply = Reply(asked, tokenizer, name, len(prompt))
-        answer = engine.ask(wanted_of(asked, prompt, context), tuple(asked.stop))
-        if asked.stream:
+        wanted, stops, reply, stream = await taken(request)
+        answer = engine.ask(wanted, stops)
+        if stream:
             return Stream(answer, _events(answer, reply))
         said = await _unless_gone(request, answer)
         return Response(status_code=499) if said is None else JSONResponse(reply.whole(said))
+
+    async def taken(request: Request) -> tuple[Wanted, tuple[str, ...], Reply, bool]:
+        """What of a request is needed while it waits and is answered: not its body."""
+        with held.one() as more:
+            body = await body_of(request, more)
+            return await asyncio.get_running_loop().run_in_executor(held.thread, understood, body)
+
+    def understood(body: bytes) -> tuple[Wanted, tuple[str, ...], Reply, bool]:
+        asked = read_request(body)
+        check_name(asked.model)
+        prompt = prompt_of(asked, tokenizer)
+        reply = Reply(asked, tokenizer, name, len(prompt))
+        return wanted_of(asked, prompt, context), tuple(asked.stop), reply, asked.stream
 
     return _Guard(app, key)
 

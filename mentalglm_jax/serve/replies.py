@@ -25,7 +25,7 @@ class Reply:
     """
 
     def __init__(self, asked: ChatRequest, tokenizer: GlmTokenizer, name: str, prompt_tokens: int):
-        self._asked, self._tokenizer, self._prompt = asked, tokenizer, prompt_tokens
+        self._told, self._tokenizer, self._prompt = asked.logprobs, tokenizer, prompt_tokens  # not its messages
         self._counts = asked.stream_options is not None and asked.stream_options.include_usage
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": name}
 
@@ -66,7 +66,7 @@ class Reply:
         return {"prompt_tokens": self._prompt, "completion_tokens": count, "total_tokens": self._prompt + count}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        if not self._asked.logprobs:
+        if not self._told:
             return None
         content = [
             {**self._entry(one.id, one.logprob or 0.0), "top_logprobs": [self._entry(*other) for other in one.others]}

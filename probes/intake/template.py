@@ -20,6 +20,8 @@ from probes.interpreter import environment
 
 MAX_MEMORY = 1 << 30
 MAX_RENDERED = 1 << 22  # characters of one text
+# Bytes of all texts as JSON: what comes back must not fill the memory that the process itself was not allowed to.
+_FLOOR, _GROWTH = 32 << 20, 8  # of any call, and for one byte of template and contexts
 MAX_TEMPLATE = 1 << 20  # bytes
 _SECONDS = 5  # of processor time, and one more for every
 _PER_SECOND = 500  # texts, which take milliseconds each
@@ -70,7 +72,8 @@ def render(
     Returns:
         for each context its text, or why there is none (a role or a missing name that the template refuses).
     Raises:
-        ProbeInputError: it is no template, or took more time or memory than it may.
+        ProbeInputError: it is no template, took more time or memory than it may, or makes far more of the contexts than
+            they hold.
         ProbeError: no process can be started.
     """
     seconds = _SECONDS + len(contexts) // _PER_SECOND
@@ -125,6 +128,7 @@ def _render(task: Mapping[str, Any]) -> list[dict[str, str]]:
     # No strftime_now: a template that asks for the date then writes its own, and a prompt is the same tomorrow.
     sandbox.globals["raise_exception"] = raise_exception
     compiled, found = sandbox.from_string(task["template"]), []
+    most = left = _FLOOR + _GROWTH * len(json.dumps(task))
     for context in task["contexts"]:
         try:
             text = compiled.render(**context)
@@ -133,6 +137,9 @@ def _render(task: Mapping[str, Any]) -> list[dict[str, str]]:
             continue
         if len(text) > MAX_RENDERED:
             raise ValueError(f"{len(text)} characters for one row")
+        left -= len(json.dumps(text))
+        if left < 0:
+            raise ValueError(f"{len(found) + 1} of {len(task['contexts'])} texts take more than {most >> 20} MiB")
         found.append({"text": text})
     return found
 

@@ -33,6 +33,7 @@ DTYPES = ("F64", *DIRECTORY["dtypes"])
 _EXACT = (*DTYPES, "BOOL", "I64", "I32")  # beside the weights, some checkpoints hold masks and positions
 _COUNT = re.compile(r"(^|_)(depth|layers?|blocks?|heads?|experts?)(_|$)")
 _MAX_ID = 2**31 - 1
+_TABLES = 512 << 20  # bytes
 
 
 class Tensor(NamedTuple):
@@ -254,14 +255,23 @@ def _check_ids(path: Path, values: dict[str, Any]) -> None:
                     fields.refuse(key, f"must be a token id (0 to {_MAX_ID})")
 
 
-def check_size(directory: Path, parameters: int, tensors: dict[str, Tensor]) -> None:
-    """Refuses a config whose model is more than twice what its files hold (tied embeddings count twice).
+def check_size(directory: Path, model: Any, tensors: dict[str, Tensor]) -> None:
+    """Refuses a config whose model is more than twice what its files hold (tied embeddings count twice), or whose
+    tables of positions and masks, which no file holds, take more than the weights and half a GiB.
 
+    Args:
+        model: as the config describes it, on the meta device.
     Raises:
         ProbeInputError: the sizes in config.json are not those of the weights.
     """
     stored = sum(tensor.size for tensor in tensors.values())
+    parameters = sum(weight.numel() for weight in model.parameters())
+    computed = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    where = directory / "config.json"
     if parameters > 2 * stored + 1_000_000:
+        raise ProbeInputError(f"{where}: describes a model of {parameters:,} parameters, the files hold {stored:,}")
+    if computed > 4 * stored + _TABLES:
         raise ProbeInputError(
-            f"{directory / 'config.json'}: describes a model of {parameters:,} parameters, the files hold {stored:,}"
+            f"{where}: describes a model with {computed >> 20:,} MiB of position tables and masks; are "
+            "max_position_embeddings, n_positions and the like those of the weights?"
         )

@@ -72,7 +72,7 @@ def _config(directory: Path, tensors: dict[str, Tensor], adapter: Path | None) -
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
-    check_size(directory, sum(weight.numel() for weight in model.parameters()), tensors)
+    check_size(directory, model, tensors)
     theta = None if adapter is None else _trained_theta(adapter)
     if theta is None:
         return config

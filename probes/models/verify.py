@@ -28,7 +28,9 @@ _ARRAYS = {
     "eos_ids": (1, "i"),
 }
 _BATCH_TOKENS = 4096
-_MAX_BYTES = 8 << 30  # of the file, and of one array in it
+_MAX_BYTES = 8 << 30  # of the file
+# What its arrays may take: they are written as they are, and whoever packs them saves little but their padding.
+_FLOOR, _GROWTH = 16 << 20, 16  # bytes of any file, and for one of its bytes
 # What numpy and zipfile raise for bytes that are none of theirs.
 _DAMAGE = (OSError, ValueError, EOFError, LookupError, TypeError, SyntaxError, RuntimeError)
 
@@ -68,6 +70,7 @@ def read_reference(path: str | Path) -> dict[str, np.ndarray]:
 def _arrays(path: Path, file: io.BytesIO) -> dict[str, np.ndarray]:
     """The arrays of ``_ARRAYS`` that an archive holds. Shapes are read, and bounded, before anything is unpacked."""
     arrays: dict[str, np.ndarray] = {}
+    left = _FLOOR + _GROWTH * file.getbuffer().nbytes
     try:
         with zipfile.ZipFile(file) as archive:
             for name in [name for name in _ARRAYS if f"{name}.npy" in archive.namelist()]:
@@ -76,8 +79,11 @@ def _arrays(path: Path, file: io.BytesIO) -> dict[str, np.ndarray]:
                     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
                     shape, _, dtype = (read or np.lib.format.read_array_header_2_0)(member)
                 size = math.prod(shape) * dtype.itemsize
-                if dtype.hasobject or size > _MAX_BYTES or size > archive.getinfo(f"{name}.npy").file_size:
+                left -= size
+                if dtype.hasobject or size > archive.getinfo(f"{name}.npy").file_size:
                     raise ValueError(f"array {name} of {dtype}{list(shape)} is not in it")
+                if left < 0:
+                    raise ValueError(f"array {name} of {dtype}{list(shape)} is far larger than the file")
                 with archive.open(f"{name}.npy") as member:
                     arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
     except (*_DAMAGE, zlib.error, zipfile.BadZipFile) as error:

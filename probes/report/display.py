@@ -80,7 +80,7 @@ def report_html(report: Report) -> str:
     head = "".join(f'<th style="{_WORD if i < 2 else _CELL}">{word}</th>' for i, word in enumerate(heads))
     notes = "".join(f"<li>{_text(note)}</li>" for note in report.notes)
     return (
-        f'<div style="{_BOX}"><strong>{_text(report.example_id)}: {report.verdict}</strong>'
+        f'<div style="{_BOX}"><strong>{_text(report.example_id)}: {_text(report.verdict)}</strong>'
         f'<ul style="margin: 4px 0; padding-left: 20px">{notes}</ul>'
         f'<table style="border-collapse: collapse"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
         "</div>"

@@ -214,10 +214,10 @@ def _bars(a: Attribution | None, units: Sequence[Span]) -> list[dict[str, float]
     if a is None or not np.isfinite(a.char_values).all():
         return None
     sums = np.array([a.char_values[x:y].sum() for x, y in units])
-    nulls = [sums if a.unit == "clause" else _window_sums(a.char_values, span) for span in units]
     top = max(np.abs(sums).max(initial=0.0), 1e-12)
     bars = []
-    for value, null in zip(sums, nulls, strict=True):
+    for value, span in zip(sums, units, strict=True):
+        null = sums if a.unit == "clause" else _window_sums(a.char_values, span)
         low, high = np.clip(100 * np.quantile(null, [0.25, 0.75]) / top, 0, 100)
         bars.append(
             {"value": float(value), "width": float(100 * abs(value) / top), "low": float(low), "high": float(high)}

@@ -55,6 +55,12 @@ class Cache:
         for path in self.directory.glob(f"{name.removesuffix('.json')}.part-*.json"):
             path.unlink(missing_ok=True)
 
+    def forget(self) -> None:
+        """Removes all that is kept; what has another name is somebody else's."""
+        for path in self.directory.glob("*.json"):
+            if _NAME.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
     def read(self, name: str) -> dict[str, Any] | None:
         """What is kept under a name; None when nothing is.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
+import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +32,7 @@ def held(out: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     path = out / LOCK
-    if path.is_symlink() or (path.exists() and not path.is_file()):
+    if _in_the_way(path):
         raise ProbeInputError(f"{path}: is in the way (a link, pipe or directory); delete it")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -54,6 +56,18 @@ def held(out: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             (out / HOLDER).unlink()
         lock.release()
+
+
+def _in_the_way(path: Path) -> bool:
+    """Whether another file would be emptied in place of the lock: the one behind a link, also a hard one. A lock that
+    goes by its file has two names while it is held, and begins with a process's number."""
+    try:
+        found = os.lstat(path)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1 and found.st_size > 0:
+            return re.match(rb"[0-9]{1,19}\n", path.read_bytes()[:400]) is None
+    except OSError:
+        return False
+    return not stat.S_ISREG(found.st_mode)
 
 
 def refuse_held(out: Path) -> None:

@@ -34,6 +34,10 @@ from probes.results.cache import digest, entry
 # tokens stay, offset of erasure, one cut for a data set, swap pairs; 6: rows left out by reason, labels in other words,
 # gates and fillers at equal length, quotes that turn what they quote
 SCHEMA_VERSION = 6
+# Of a post or an explanation, in characters: beyond what a model can be asked at once. A redacted post is a number
+# alone, and what is shown of it is made by that number.
+MOST_CHARACTERS = 1 << 18
+_MOST_CITED = 100  # characters cited for one of the post: a few citations may overlap
 _REPAIRS = "the same `probes run` command repairs it"
 
 
@@ -195,10 +199,11 @@ class PostResult(Shown):
             return all(type(a) is int and type(b) is int and 0 <= a < b <= length for a, b in spans or ())
 
         lengths = (self.length, self.explanation_length)
-        require(all(type(n) is int and n >= 0 for n in lengths), "a length")
+        require(all(type(n) is int and 0 <= n <= MOST_CHARACTERS for n in lengths), "a length")
         require(texts(self.id, self.task, self.label), "id, task or label")
         require(texts(self.label_text, self.post, self.explanation, self.user, none=True), "a text")
         require(self.post is None or len(self.post) == self.length, "the post")
+        require(self.post is not None or self.explanation is None, "an explanation without its post")
         require(self.explanation is None or len(self.explanation) == self.explanation_length, "the explanation")
         for spans in (self.units, self.cues, self.decoys, self.rationales, self.not_varied):
             require(within(spans, self.length), "a span")
@@ -208,6 +213,8 @@ class PostResult(Shown):
             require(texts(one.id, one.kind, one.text_hash) and numbers(one.score), "a citation")
             require(within((one.expl_char,), self.explanation_length), "a citation")
             require(within(one.post_char, self.length), "a citation")
+        cited = sum(b - a for one in self.citations for a, b in one.post_char)
+        require(cited <= _MOST_CITED * self.length, "what is cited")
         for one in self.attributions:
             require(texts(one.method, one.target, one.unit, one.baseline, one.dtype, one.model_fp), "a map")
             require(numbers(one.f_input, one.f_baseline, one.delta, one.rel_delta, one.seconds, one.seed), "a map")

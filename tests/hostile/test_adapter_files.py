@@ -2,6 +2,7 @@
 allocated for it."""
 
 import json
+import re
 import shutil
 import struct
 import time
@@ -11,9 +12,21 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mentalglm_jax.checkpoints.adapters import load_adapter
+from mentalglm_jax.checkpoints.peft_config import to_peft
 from mentalglm_jax.model.glm import abstract_model
 from tests.hostile.attack import refused
-from tests.hostile.foreign_files import CONFIG, JSON_ATTACKS, called, edit, fifo, key_text, link, text, write_adapter
+from tests.hostile.foreign_files import (
+    CONFIG,
+    JSON_ATTACKS,
+    LORA,
+    called,
+    edit,
+    fifo,
+    key_text,
+    link,
+    text,
+    write_adapter,
+)
 
 A, W = "adapter_config.json", "adapter_model.safetensors"
 MANY = {f"layers.{n}.q_proj": 2 for n in range(20_000)}
@@ -103,4 +116,28 @@ def test_adapter(adapter, model, tmp_path, attack):
     outcome = called(lambda: load_adapter(model, tmp_path / "copy"))
     assert time.monotonic() - began < 5
     refused(outcome, says)
+    assert model.lora_config is None
+
+
+E, Q = "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.lora_B.weight"
+TWO_NAMES = {
+    "the rows of a part beside those of the whole": ({Q: (16, 2)}, {}),
+    "embeddings": ({E: (2560, 16), "transformer.embedding.word_embeddings.weight": (2560, 16)},
+                   {"modules_to_save": ["word_embeddings", "embed_tokens"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", TWO_NAMES)
+def test_two_tensors_that_are_one_by_our_names(model, tmp_path, attack):
+    """An adapter in the names of another layout, and a tensor that has ours already: which of them counts?"""
+    more, changes = TWO_NAMES[attack]
+    stem = "transformer.encoder.layers.{}.self_attention.query_key_value.lora_"
+    shapes = {stem.format(n) + half: shape for n in (0, 1) for half, shape in
+              (("A.weight", (2, 16)), ("B.weight", (32, 2)))} | more  # fmt: skip
+    config = to_peft(LORA, None) | {"target_modules": ["query_key_value"]} | changes
+    (tmp_path / A).write_text(json.dumps(config))
+    found = {f"base_model.model.{name}": np.ones(shape, np.float32) for name, shape in shapes.items()}
+    save_file(found, tmp_path / W)
+    said = rf"another tensor are both this model's {re.escape(next(iter(more)))}; one is right"
+    refused(called(lambda: load_adapter(model, tmp_path)), said)
     assert model.lora_config is None

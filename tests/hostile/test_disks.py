@@ -143,13 +143,26 @@ def test_a_lock_file_with_foreign_content(tmp_path, content):
     assert says.isprintable() and len(says) < 500 and ("another" in says)
 
 
-def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "mine").write_text("mine")
-    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "mine")
-    with pytest.raises(RunError, match="cannot lock it"), working_in(tmp_path / "run"):
+@pytest.mark.parametrize("kind", ["a link", "a second name", "a pipe", "a directory"])
+def test_a_lock_file_that_is_another_file(tmp_path, kind):
+    lock, mine = tmp_path / "run" / ".lock", tmp_path / "mine"
+    lock.parent.mkdir()
+    mine.write_text("mine")
+    put = {"a link": lambda: lock.symlink_to(mine), "a second name": lambda: lock.hardlink_to(mine),
+           "a pipe": lambda: os.mkfifo(lock), "a directory": lock.mkdir}  # fmt: skip
+    put[kind]()
+    with pytest.raises(RunError, match=r"\.lock is a link, a pipe or a directory"), working_in(tmp_path / "run"):
         pass
-    assert (tmp_path / "mine").read_text() == "mine"
+    assert mine.read_text() == "mine"
+
+
+def test_a_lock_with_two_names_that_is_one(tmp_path):
+    """As ``filelock`` has it where the file system knows no locks."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "claim").write_text("1\nhost\n")
+    (tmp_path / "run" / ".lock").hardlink_to(tmp_path / "claim")
+    with working_in(tmp_path / "run"):
+        pass
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next_of_the_same_target_only(tmp_path):

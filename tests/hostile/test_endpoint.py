@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2 as httpx
 import pytest
@@ -235,3 +237,41 @@ def test_a_post_cannot_open_a_turn(served, words):
     assert done["usage"]["prompt_tokens"] == len(ids)
     assert sum(i in served.tokenizer.special_ids for i in ids) == 4
     assert served.tokenizer.decode(ids).strip("\n") == said
+
+
+def test_large_bodies_together(served, monkeypatch):
+    """One of 4 MiB takes 800 MiB while it becomes tokens; a hundred at a time took the machine."""
+    monkeypatch.setattr(app, "LARGEST_BODIES", 1 << 20)
+    refused(post(served, messages=user("x" * (3 << 20))), 429, "too many large requests")
+    refused(post(served, model="x" * 60_000), 400, "model .*at most 256")  # small ones are read all the same
+
+
+def test_what_is_held_is_counted_and_given_back():
+    held = app._Held()
+    with held.one() as first, held.one() as second, held.one() as third:
+        for _ in range(15):
+            first(4 << 20)
+        with pytest.raises(app.ApiError, match="too many large requests"):
+            second(5 << 20)
+        third(app._SMALL)
+    with held.one() as again:
+        again(app.LARGEST_BODIES)
+
+
+def test_one_body_at_a_time_becomes_tokens(served, monkeypatch):
+    there, gate, most, real = [], threading.Event(), [0], app.prompt_of
+
+    def slow(asked, tokenizer):
+        there.append(asked)
+        most[0] = max(most[0], len(there))
+        if len(there) > 1:
+            gate.set()
+        gate.wait(0.5)  # for another, which must not come
+        there.pop()
+        return real(asked, tokenizer)
+
+    monkeypatch.setattr(app, "prompt_of", slow)
+    with ThreadPoolExecutor(4) as clients:
+        answers = list(clients.map(lambda _: post(served), range(4)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert most == [1]

@@ -13,6 +13,7 @@ from mentalglm_jax.data.records import Record, iter_records, read_records
 from mentalglm_jax.data.sources import load_upstream
 from mentalglm_jax.data.surrogates import replacing_surrogates
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import parse_yaml
 from mentalglm_jax.train.recipe import DataSection
 from tests.hostile.attack import refused, run
 
@@ -120,3 +121,14 @@ def test_the_switch_has_one_name():
 def test_a_record_made_in_code_is_checked_too():
     with pytest.raises(InputError, match=re.escape("record 'a': post: character 4 is half")):
         Record.from_dict(ROW | {"post": "abc\ud83d"})
+
+
+@pytest.mark.parametrize("text", ['["\\ud800"]', '{"\\udc00": 1}', 'lora: {target_modules: ["a\\ud800"]}'])
+def test_a_recipe_with_half_a_pair(text):
+    with pytest.raises(InputError, match=r"r\.yaml: not valid YAML \(half of a surrogate pair"):
+        parse_yaml(text, "r.yaml")
+
+
+def test_a_recipe_that_was_written_as_json():
+    """Its escapes are pairs of surrogates, each of which YAML takes for a character."""
+    assert parse_yaml(json.dumps({"name": "😭", "😭": 1}), "r.yaml") == {"name": "😭", "😭": 1}

@@ -6,6 +6,10 @@ import threading
 
 import pytest
 
+from probes.errors import ProbeInputError
+from probes.probe import Probe
+from probes.ranking import _forget, rank
+from probes.results.cache import Cache
 from probes.results.export import NAMES
 from tests.hostile.attack import refused, run
 from tests.hostile.probes_files import clean, place, probe  # noqa: F401
@@ -54,3 +58,25 @@ def test_rows_that_come_through_a_pipe(place, capsys, command):  # noqa: F811
     os.close(int(name.rpartition("/")[2]))
     thread.join()
     refused(outcome, rf"{name}: .* pipe.* <\(command\) does, has to be saved to a file first")
+
+
+@pytest.mark.parametrize("where", ["pairs.jsonl.maps", "pairs.jsonl.maps/cache"])
+def test_a_link_in_place_of_the_maps_of_a_ranking(where, tmp_path):
+    """They are deleted when all is done, and so would be what is behind it."""
+    probe_without_model = object.__new__(Probe)  # it is said before the first row is looked at
+    (tmp_path / "mine" / "cache").mkdir(parents=True)
+    (tmp_path / where).parent.mkdir(exist_ok=True)
+    (tmp_path / where).symlink_to(tmp_path / "mine")
+    with pytest.raises(ProbeInputError, match=rf"{where}: is a link; maps are kept, and deleted, in a directory"):
+        rank(probe_without_model, [], tmp_path / "pairs.jsonl")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")  # named by the user, and kept
+    with pytest.raises(ProbeInputError, match="none of the 0 rows"):
+        rank(probe_without_model, [], tmp_path / "pairs.jsonl", maps=tmp_path / "link")
+
+
+def test_files_of_others_among_the_maps_stay(tmp_path):
+    cache = Cache(tmp_path)
+    cache.write(name := cache.name(["a post"]), {"maps": []})
+    (tmp_path / "cache" / "notes.json").write_text("mine")
+    _forget(cache)
+    assert [path.name for path in cache.directory.iterdir()] == ["notes.json"] and name != "notes.json"

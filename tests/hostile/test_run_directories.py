@@ -7,7 +7,9 @@ import os
 import pytest
 import yaml
 
+from mentalglm_jax.errors import RunError
 from mentalglm_jax.pipeline.run_dir import clear, written_by_run
+from mentalglm_jax.pipeline.sweep import _child
 from tests.hostile.attack import refused, run
 
 STAGE = {"name": "a", "train": {"steps": 1, "rows": 1, "sequence_length": 64}}
@@ -203,3 +205,13 @@ def test_a_run_does_not_go_on_through_a_link(tried, tmp_path, name):
     (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
     refused(tried(), rf"run/{name}: is a link, and a run writes and deletes in its own directory only")
     assert (tmp_path / "elsewhere" / "2023" / "photo").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["a link", "a pipe"])
+def test_the_log_of_a_sweep_is_its_own(tmp_path, kind):
+    (tmp_path / "mine").write_text("mine")
+    log = tmp_path / "log.txt"
+    log.symlink_to(tmp_path / "mine") if kind == "a link" else os.mkfifo(log)
+    with pytest.raises(RunError, match=r"log\.txt: cannot write"):
+        _child(["--version"], log, lambda: None)
+    assert (tmp_path / "mine").read_text() == "mine"

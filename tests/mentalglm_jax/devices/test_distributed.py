@@ -58,6 +58,24 @@ def test_a_start_that_cannot_work_says_why(environment, values, reason):
     assert f"mesh.distributed: {reason}" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "stated", "bound"),
+    [
+        ("127.0.0.1:1234", {}, "127.0.0.1:1234"),
+        ("localhost:1234", {}, "localhost:1234"),
+        ("10.0.0.2:1234", {}, None),
+        ("127.0.0.1:1234", {"JAX_COORDINATOR_BIND_ADDRESS": "0.0.0.0:1234"}, None),
+    ],
+)
+def test_a_run_on_one_machine_listens_to_nobody_else(environment, monkeypatch, address, stated, bound):
+    """JAX's own default is every address of the host. None leaves it, or what the environment says."""
+    called = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **named: called.append(named))
+    environment(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="0", **stated)
+    distributed.start()
+    assert called == [{"coordinator_bind_address": bound}]
+
+
 def test_one_process_needs_nobody():
     assert distributed.is_primary() and distributed.any_process(True) and not distributed.any_process(False)
     assert distributed.local_rows(make_mesh(), 8, 2) is None
