@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import re
 import shlex
 import tomllib
@@ -225,7 +226,7 @@ def test_every_block_of_python_runs(page: Path, world: Path, monkeypatch, capsys
 
 # `make demo` in small: the same recipe with two steps of everything.
 SMALL = ["data.synthetic.n_train=12", "data.synthetic.n_test=3", "pretrain.chats=40", "pretrain.train.steps=2",
-         "train.steps=2", "probe.control.train.steps=2", "probe.posts=2", "generate.max_new_tokens=4",
+         "train.steps=2", "probe.control=null", "probe.posts=0", "generate.max_new_tokens=4",
          "model.geometry.hidden_size=64", "model.geometry.head_dim=16", "model.geometry.intermediate_size=64",
          "mesh.cpu_devices=1"]  # fmt: skip
 CHECKED_ONLY = ("make", "pip", "git", "cd", "python", ".venv/bin/python")  # what they name is looked up, see ``check``
@@ -243,21 +244,31 @@ def lived_in(tmp_path_factory) -> Path:
         for run_dir in ("runs/demo", "runs/a", "runs/b"):
             settings = [f"--set={one}" for one in (*SMALL, f"run_dir={run_dir}", f"seed={len(run_dir)}")]
             if run_dir != "runs/demo":
-                settings += ["--set=probe.posts=0", "--set=probe.control=null", "--set=verify=false"]
+                settings += ["--set=verify=false"]
             tasks.forget_added()
             _done(["mentalglm", "run", "configs/demo.yaml", *settings])
         for name, target in {"MODEL": "runs/demo/base", "ADAPTER": "runs/demo/adapter", "RUN": "runs/demo",
-                             "generations.jsonl": "runs/demo/generations.jsonl",
                              "TRAIN.jsonl": "runs/demo/data/faithful/train.jsonl"}.items():  # fmt: skip
             Path(name).symlink_to(target)
         records = Path("runs/demo/data/faithful/test.jsonl").read_text("utf-8")
         Path("RECORDS.jsonl").write_text(records, "utf-8")
+        # After two steps no answer states a label: what is probed are the right answers, put into the model's mouth.
+        Path("right.jsonl").write_text("".join(map(_right, records.splitlines()[:2])), "utf-8")
+        _done(["probes", "rows", "MODEL", "--in", "right.jsonl", "--out", "generations.jsonl"])
         Path("records").mkdir()
         Path("records/train.jsonl").write_text(Path("TRAIN.jsonl").read_text("utf-8"), "utf-8")
         Path("posts.txt").write_text("I cannot sleep.\nWe had dinner.\n", "utf-8")
         (task,) = [block for block in blocks(ROOT / "docs" / "tasks.md") if block.language == "yaml"]
         Path("tasks.yaml").write_text(task.text, "utf-8")
     return directory
+
+
+def _right(line: str) -> str:
+    """A line for `probes rows`: a record with its right answer."""
+    record = json.loads(line)
+    answer = f"{record['label']}. {record['explanation']}"
+    asked = {"prompt": f"{record['question']} {record['post']}", "post": record["post"], "answer": answer}
+    return json.dumps(asked | {"id": record["id"], "candidates": {"high": "high", "low": "low"}}) + "\n"
 
 
 def _done(words: list[str]) -> None:

@@ -67,7 +67,10 @@ def read_generations(path: str | Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        row = parse_json(line, where)
+        try:
+            row = parse_json(line, where)
+        except ProbeInputError as error:  # posts, most often, in place of what was made of them
+            raise ProbeInputError(f"{error}; `probes answer` and `probes rows` write such a file") from None
         if not isinstance(row, dict):
             raise ProbeInputError(f"{where}: a JSON {type(row).__name__}, not an object")
         problem = _format_problem(row)
@@ -80,7 +83,7 @@ def read_generations(path: str | Path) -> list[dict[str, Any]]:
         seen[str(row["id"])] = number
         rows.append(row)
     if not rows:
-        raise ProbeInputError(f"{path}: no rows; write it with `mentalglm generate`")
+        raise ProbeInputError(f"{path}: no rows; `mentalglm generate`, `probes answer` and `probes rows` write such a file")
     return rows
 
 

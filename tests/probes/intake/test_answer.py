@@ -77,3 +77,35 @@ def test_the_command(tiny_model_dir: Path, tmp_path: Path, capsys: Any) -> None:
     told = json.loads(capsys.readouterr().out)
     assert told["rows"] == 2 and told["left_out"] == {}
     assert [row["id"] for row in read_generations(out)] == ["a", "b"]
+
+
+def test_what_cannot_be_probed_is_said_with_what_to_look_at(tiny_model_dir: Path, tmp_path: Path, capsys: Any) -> None:
+    """A stranger's first call: a table of posts, a prompt, and candidates that the model does not write."""
+    (tmp_path / "posts.csv").write_text("post\nI ate.\nThe dog ran.\n")
+    (tmp_path / "ask.jinja").write_text("Post: {{ post }} Risk?")
+    (tmp_path / "labels.json").write_text('{"unsaid one": "never said by it", "unsaid two": "nor this"}')
+    call = ["answer", tiny_model_dir, "--in", tmp_path / "posts.csv", "--prompt", tmp_path / "ask.jinja", "--out",
+            tmp_path / "g.jsonl", "--candidates", tmp_path / "labels.json", "--max-new-tokens", 3]  # fmt: skip
+    cli.main(list(map(str, call)))
+    said = capsys.readouterr().out
+    cut = sum(row["finish"] == "length" for row in read_generations(tmp_path / "g.jsonl"))
+    assert "2 rows, a label in 0 of them" in said and "--candidates" in said
+    assert (f"{cut} of them ended at the limit of tokens (--max-new-tokens)" in said) == (cut > 0)
+
+
+def test_a_prompt_in_place_of_its_file_is_told(tiny_model_dir: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "posts.txt").write_text("I ate.\n")
+    call = ["answer", tiny_model_dir, "--in", tmp_path / "posts.txt", "--prompt", "Risk? {{ post }}"]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*map(str, call), "--out", str(tmp_path / "g.jsonl")])
+    assert end.value.code == 2 and "a file is wanted that holds this text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["post\nI ate.\n", "I ate.\n"])
+def test_posts_given_to_run_are_told_what_makes_rows(
+    tiny_model_dir: Path, tmp_path: Path, capsys: Any, text: str
+) -> None:
+    (tmp_path / "posts.csv").write_text(text)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["run", str(tiny_model_dir), "--in", str(tmp_path / "posts.csv"), "--out", str(tmp_path / "out")])
+    assert end.value.code == 2 and "`probes answer` and `probes rows` write such a file" in capsys.readouterr().err
