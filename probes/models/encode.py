@@ -83,7 +83,9 @@ def read_generations(path: str | Path) -> list[dict[str, Any]]:
         seen[str(row["id"])] = number
         rows.append(row)
     if not rows:
-        raise ProbeInputError(f"{path}: no rows; `mentalglm generate`, `probes answer` and `probes rows` write such a file")
+        raise ProbeInputError(
+            f"{path}: no rows; `mentalglm generate`, `probes answer` and `probes rows` write such a file"
+        )
     return rows
 
 

@@ -1,6 +1,9 @@
 """A model is asked by a template of one's own; what it wrote is what is probed."""
 
 import json
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,17 @@ import pytest
 import torch
 
 from probes import cli
+from probes.demo import PAIR
 from probes.errors import ProbeInputError
 from probes.intake.answer import answer, prompts
-from probes.intake.rows import Reader, lay
+from probes.intake.rows import Reader, lay, read_candidates
+from probes.intake.template import read_template
 from probes.models.encode import read_generations
 from probes.probe import Probe
+from probes.results.store import read_run
+from tests.fences import ROOT, blocks
 
+ROWS = read_generations(PAIR / "faithful" / "generations.jsonl")[:2]
 LABELS = {"high": "high", "low": "low"}
 RECORDS = [{"id": "a", "post": "I ate, it rained.", "place": "Rome"}, {"id": "b", "post": "The dog", "place": "Ur"}]
 TEMPLATE = "{{ place }} The dog says: {{ post }} Risk?"
@@ -109,3 +117,28 @@ def test_posts_given_to_run_are_told_what_makes_rows(
     with pytest.raises(SystemExit) as end:
         cli.main(["run", str(tiny_model_dir), "--in", str(tmp_path / "posts.csv"), "--out", str(tmp_path / "out")])
     assert end.value.code == 2 and "`probes answer` and `probes rows` write such a file" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: Any) -> None:
+    """From a model directory and a table of posts to a report, as README.md and docs/probe-any-model.md say; on a
+    model of the pair that ships, which is asked in its own words."""
+    monkeypatch.chdir(tmp_path)
+    for page in (ROOT / "README.md", ROOT / "docs" / "probe-any-model.md"):
+        (block,) = [one for one in blocks(page) if "probes answer" in one.text]
+        Path("posts.csv").write_text("id,post\n" + "".join(f'{row["id"]},"{row["post"]}"\n' for row in ROWS))
+        for line in block.text.splitlines():
+            if line.startswith("echo "):
+                subprocess.run(["sh", "-c", line], check=True)
+                continue
+            words = shlex.split(line.replace("MODEL", str(PAIR / "faithful")), comments=True)
+            if words[:2] == ["probes", "answer"]:  # what was echoed is right for a chat model
+                asked = prompts(Reader(PAIR / "faithful"), ROWS, read_template("ask.jinja"), "ask.jinja")
+                assert all(row["post"] in one["prompt"] for one, row in zip(asked, ROWS, strict=True))
+                assert set(read_candidates("labels.json")) == {"positive", "negative"}
+                Path("ask.jinja").write_text("[gMASK]<sop><|user|>post: {{ post }} risk?<|assistant|>")
+                Path("labels.json").write_text(json.dumps(ROWS[0]["candidates"]))
+            cli.main(words[1:])
+        found = read_run("probed")
+        assert found.summary["n"] == len(ROWS) and Path("probed/report.html").is_file()
+        for path in tmp_path.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -228,5 +228,5 @@ def test_a_table_that_cannot_be_read_is_refused(tmp_path: Path, name: str, data:
 
 
 def test_a_record_without_a_post_says_what_it_has(reader: Reader) -> None:
-    with pytest.raises(ProbeInputError, match="key 'post' must .*; it has prompt, answer, text"):
+    with pytest.raises(ProbeInputError, match=r"key 'post' must .*; it has prompt, answer, text"):
         lay(reader, [{"prompt": POST, "answer": "low", "text": POST}], LABELS)
