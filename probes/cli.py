@@ -185,12 +185,12 @@ def run(
     json_: AsJson = False,
 ) -> None:
     """Probes every row of a file: saliency, citations, checks, summary.json and report.html."""
-    from probes.models.encode import read_generations
+    from probes.intake.rows import read_rows
     from probes.suite import prepare, run_suite
 
     # Before the model: a bad option or file should be said at once.
     prepare(out, budget, limit, redact, max_memory)
-    rows = read_generations(in_)
+    rows = read_rows(in_)
     silence_loaders()
     from probes.probe import Probe
 

@@ -1,9 +1,9 @@
 """Runs the notebooks and keeps their outputs: python scripts/run_notebooks.py [NAME ...]     (or: make notebooks)
 
 They run on what `make demo` left in runs/demo, one on what `make study` fetched, a few minutes in all. Each then holds
-its outputs, a picture of its last figure on top, and in its metadata what it was run with. tests/test_notebooks.py fails
-when its code has changed since, or a function or class of ours that it calls by name: what those call in turn is left to
-the version. Without names: all studies (`train_on_tpu` needs a TPU and is kept without outputs).
+its outputs, a picture of its last figure on top, and in its metadata what it was run with. tests/test_notebooks.py
+fails when its code has changed since, or a function or class of ours that it calls by name. What those call in turn is
+left to the version. Without names: all studies (`train_on_tpu` needs a TPU and is kept without outputs).
 """
 
 import argparse

@@ -103,7 +103,7 @@ def asked() -> dict[str, Any]:
     """A model of the pair that ships, which is to answer itself."""
     rows = read_generations(PAIR / "faithful" / "generations.jsonl")[:2]
     question = "[gMASK]<sop><|user|>post: {{ post }} risk?<|assistant|>"
-    posts = [row["post"] for row in rows]
+    posts = {row["id"]: row["post"] for row in rows}
     return {"MODEL": str(PAIR / "faithful"), "POSTS": posts, "QUESTION": question, "LABELS": rows[0]["candidates"]}
 
 

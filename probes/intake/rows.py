@@ -20,7 +20,7 @@ from probes.foreign import BOM, parse_json, plain, read_bytes, read_json
 from probes.intake.labels import find_label, read_explanation, read_label
 from probes.intake.template import chat_template, render
 from probes.models.directory import locate
-from probes.models.encode import MAX_GENERATIONS_BYTES, after_reasoning, encode
+from probes.models.encode import MAX_GENERATIONS_BYTES, after_reasoning, encode, read_generations
 from probes.models.token_bytes import TokenBytes, decode_bytes
 from probes.models.tokenizer import load_tokenizer
 from probes.records import Span
@@ -110,6 +110,20 @@ def rows(
         said = ", ".join(f"{reason} ({count})" for reason, count in counted.most_common())
         warnings.warn(f"{len(laid.left_out)} records left out: {said}", ProbeWarning, stacklevel=2)
     return laid.rows
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """``read_generations``, which says what to do where posts were given in place of rows.
+
+    Raises:
+        ProbeInputError: as there.
+    """
+    try:
+        return read_generations(path)
+    except ProbeInputError as error:
+        if Path(path).suffix.lower() in (*_TABLES, ".txt"):
+            raise ProbeInputError(f"{error}; `probes answer` and `probes rows` make rows of such a file") from None
+        raise
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:

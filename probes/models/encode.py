@@ -67,10 +67,7 @@ def read_generations(path: str | Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        try:
-            row = parse_json(line, where)
-        except ProbeInputError as error:  # posts, most often, in place of what was made of them
-            raise ProbeInputError(f"{error}; `probes answer` and `probes rows` write such a file") from None
+        row = parse_json(line, where)
         if not isinstance(row, dict):
             raise ProbeInputError(f"{where}: a JSON {type(row).__name__}, not an object")
         problem = _format_problem(row)
@@ -83,9 +80,7 @@ def read_generations(path: str | Path) -> list[dict[str, Any]]:
         seen[str(row["id"])] = number
         rows.append(row)
     if not rows:
-        raise ProbeInputError(
-            f"{path}: no rows; `mentalglm generate`, `probes answer` and `probes rows` write such a file"
-        )
+        raise ProbeInputError(f"{path}: no rows; write it with `mentalglm generate`")
     return rows
 
 

@@ -116,7 +116,9 @@ def test_posts_given_to_run_are_told_what_makes_rows(
     (tmp_path / "posts.csv").write_text(text)
     with pytest.raises(SystemExit) as end:
         cli.main(["run", str(tiny_model_dir), "--in", str(tmp_path / "posts.csv"), "--out", str(tmp_path / "out")])
-    assert end.value.code == 2 and "`probes answer` and `probes rows` write such a file" in capsys.readouterr().err
+    assert (
+        end.value.code == 2 and "`probes answer` and `probes rows` make rows of such a file" in capsys.readouterr().err
+    )
 
 
 def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: Any) -> None:
