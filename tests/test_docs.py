@@ -284,7 +284,7 @@ def lived_in(tmp_path_factory) -> Path:
 def _right(row: dict[str, typing.Any]) -> str:
     """A line for `probes rows`: what was asked, with the right answer."""
     answer = f"{row['candidates'][row['label']]} Reasoning: {row['explanation']}"
-    asked = {"prompt": f"{row['question']} {row['post']}", "post": row["post"], "answer": answer}
+    asked = {"prompt": f"{row['post']} {row['question']}", "post": row["post"], "answer": answer}
     return json.dumps(asked | {"id": row["id"], "candidates": row["candidates"]}) + "\n"
 
 
