@@ -123,6 +123,7 @@ def main() -> None:
     for wanted, command in {STUDIES[name] for name in names}:
         if not (ROOT / wanted).is_file():
             sys.exit(f"run_notebooks: {wanted} is not there; run `{command}` first")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: on a busy machine threads only wait for each other
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # a progress bar that nobody would see
     for name in names:
         run(FOLDER / f"{name}.ipynb")
