@@ -25,7 +25,7 @@ SPREAD := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # processor time goes into page faults (benchmarks/LOG.md). Means nothing to another C library than glibc >= 2.35.
 PAGES  := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
-.PHONY: help demo study repair test test-quick test-all test-clients test-vllm docs notebooks plan lint format clean
+.PHONY: help demo study repair test test-quick test-all test-clients test-vllm docs notebooks picture plan lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -62,6 +62,9 @@ docs: $(VENV)/.installed-docs  ## these pages as a site that needs no network (b
 
 notebooks: $(VENV)/.installed-notebooks  ## run the notebooks on what `make demo` wrote (runs/demo) and keep their outputs
 	@$(BIN)/python scripts/run_notebooks.py $(ARGS)
+
+picture: $(VENV)/.installed-probes  ## photograph the report that `make demo` wrote (docs/report.png); needs Chromium
+	@$(BIN)/python scripts/picture.py $(ARGS)
 
 plan: $(VENV)/.installed-tpu  ## ask the TPU compiler (no TPU needed) whether the TPU recipes fit; rewrites the table of docs/plan.md
 	@JAX_PLATFORMS=cpu $(BIN)/python scripts/plan_table.py $(ARGS)

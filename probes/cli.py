@@ -92,7 +92,9 @@ Candidates = Annotated[Path | None, typer.Option(help='JSON file: {"label": "its
 @app.command(epilog=_examples("probes rows ORG/NAME --in answered.jsonl --candidates labels.json --out rows.jsonl"))
 def rows(
     model: Model,
-    in_: Annotated[Path, typer.Option("--in", help="JSONL: prompt (or messages), answer and post of each row")],
+    in_: Annotated[
+        Path, typer.Option("--in", help="JSONL, .csv or .tsv: prompt (or messages), answer and post of each row")
+    ],
     out: Annotated[Path, typer.Option(help="generations.jsonl to write")],
     candidates: Candidates = None,
     json_: AsJson = False,
@@ -116,7 +118,9 @@ def rows(
 )
 def answer(
     model: Model,
-    in_: Annotated[Path, typer.Option("--in", help="JSONL: a post per row, and what the prompt names beside")],
+    in_: Annotated[
+        Path, typer.Option("--in", help="JSONL, .csv or .tsv with a key post, or .txt with a post per line")
+    ],
     prompt: Annotated[Path, typer.Option(help="Jinja template of what the model is asked, with {{ post }} in it")],
     out: Annotated[Path, typer.Option(help="generations.jsonl to write; an interrupted call continues in it")],
     adapter: Adapter = None,
@@ -154,6 +158,10 @@ def _end_rows(found: Sequence[dict[str, Any]], left_out: Sequence[dict[str, str]
         print_json({"rows": len(found), "labelled": labelled, "left_out": dict(reasons), "out": str(out)})
     else:
         say(f"{out}: {len(found)} rows, a label in {labelled} of them")
+        if labelled < len(found):
+            cut = sum(row.get("finish") == "length" and not row.get("label_text") for row in found)
+            ended = f"; {cut} of them ended at the limit of tokens (--max-new-tokens)" if cut else ""
+            say(f"without a label nothing can be probed{ended}: compare output_text with --candidates")
     _end_refused(reasons, f"the others are in {out}")
 
 
@@ -178,12 +186,12 @@ def run(
     json_: AsJson = False,
 ) -> None:
     """Probes every row of a file: saliency, citations, checks, summary.json and report.html."""
-    from probes.models.encode import read_generations
+    from probes.intake.rows import read_rows
     from probes.suite import prepare, run_suite
 
     # Before the model: a bad option or file should be said at once.
     prepare(out, budget, limit, redact, max_memory)
-    rows = read_generations(in_)
+    rows = read_rows(in_)
     silence_loaders()
     from probes.probe import Probe
 

@@ -1,15 +1,20 @@
 """Runs the notebooks and keeps their outputs: python scripts/run_notebooks.py [NAME ...]     (or: make notebooks)
 
-They run on what `make demo` left in runs/demo, a few minutes in all. Each then holds its outputs, a picture of its last
-figure on top, and in its metadata what it was run with; tests/test_notebooks.py fails when its code has changed since.
-Without names: all studies (`train_on_tpu` needs a TPU and is kept without outputs).
+They run on what `make demo` left in runs/demo, one on what `make study` fetched, a few minutes in all. Each then holds
+its outputs, a picture of its last figure on top, and in its metadata what it was run with. tests/test_notebooks.py
+fails when its code has changed since, or a function or class of ours that it calls by name. What those call in turn is
+left to the version. Without names: all studies (`train_on_tpu` needs a TPU and is kept without outputs).
 """
 
 import argparse
+import ast
 import datetime
 import hashlib
+import importlib
+import inspect
 import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +25,57 @@ import mentalglm_jax
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
-STUDIES = ("explain_one_post", "do_explanations_match_saliency", "what_did_the_adapter_learn", "compare_two_models")
+DEMO, MODEL = ("runs/demo/summary.json", "make demo"), ("runs/study/smollm2/config.json", "make study")
+# Each study with a file that must be there, and what writes it.
+STUDIES = {
+    "explain_one_post": DEMO,
+    "do_explanations_match_saliency": DEMO,
+    "what_did_the_adapter_learn": DEMO,
+    "compare_two_models": DEMO,
+    "probe_a_real_model": MODEL,
+}
 FIGURE = "figure.png"
 SHOWN = f"\n\n![The figure this notebook ends in](attachment:{FIGURE})"
+OURS = ("probes", "mentalglm_jax")
 
 
 def code_of(notebook: Any) -> str:
-    """A digest of what the notebook runs."""
-    cells = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    return hashlib.sha256(cells.encode()).hexdigest()[:16]
+    """A digest of what the notebook runs: its own code, and what it names of our packages."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    parts = [*cells, *(bare(one) for _, one in sorted(called("\n".join(cells)).items()))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def called(code: str) -> dict[str, Any]:
+    """The functions and classes of our packages that a piece of code imports, or takes from a module it imports."""
+    tree, found, modules = ast.parse(code), {}, {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in OURS:
+            for name in node.names:
+                one = getattr(importlib.import_module(str(node.module)), name.name)
+                if inspect.ismodule(one):
+                    modules[name.asname or name.name] = one
+                else:
+                    found[f"{node.module}.{name.name}"] = one
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            module = modules[node.value.id]
+            found[f"{module.__name__}.{node.attr}"] = getattr(module, node.attr)
+    return {name: one for name, one in found.items() if inspect.isfunction(one) or inspect.isclass(one)}
+
+
+def bare(one: Any) -> str:
+    """The source of a function or class without docstrings, comments and empty lines."""
+    source = textwrap.dedent(inspect.getsource(one))
+    words: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if (
+            isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef))
+            and ast.get_docstring(node) is not None
+        ):
+            words.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    lines = [line.rstrip() for number, line in enumerate(source.splitlines(), start=1) if number not in words]
+    return "\n".join(line for line in lines if line and not line.lstrip().startswith("#"))
 
 
 def run(path: Path) -> None:
@@ -61,7 +108,7 @@ def run(path: Path) -> None:
         "code": code_of(notebook),
         "version": mentalglm_jax.__version__,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "on": "runs/demo, as `make demo` writes it",
+        "on": f"{Path(STUDIES[path.stem][0]).parent}, as `{STUDIES[path.stem][1]}` writes it",
     }
     text = nbformat.writes(notebook)
     if any(place in text for place in (str(ROOT), sys.prefix, str(Path.home()) + os.sep)):
@@ -72,9 +119,11 @@ def run(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="*", choices=[*STUDIES, []], default=[], help="which (default: all studies)")
-    names = parser.parse_args().name or STUDIES
-    if not (ROOT / "runs" / "demo" / "summary.json").is_file():
-        sys.exit("run_notebooks: no finished run in runs/demo; run `make demo` first")
+    names = parser.parse_args().name or list(STUDIES)
+    for wanted, command in {STUDIES[name] for name in names}:
+        if not (ROOT / wanted).is_file():
+            sys.exit(f"run_notebooks: {wanted} is not there; run `{command}` first")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: on a busy machine threads only wait for each other
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # a progress bar that nobody would see
     for name in names:
         run(FOLDER / f"{name}.ipynb")

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import re
 import shlex
 import tomllib
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from pydantic import BaseModel
 
 from tests.fences import ALL, PAGES, SHELL, Block, blocks
@@ -29,6 +31,7 @@ REASONS = {
     "needs several processes": r"accelerate launch|torchrun",
     "goes on until it is stopped": r"mentalglm (chat|serve)",
     "needs a server": r"127\.0\.0\.1",
+    "other programs": r"vllm serve|convert_hf_to_gguf",
     "takes minutes": r"two_stage\.py|configs/repair\.yaml|mentalglm bench|mentalglm_jax bench|"
     r"make (demo|study|test\S*)|configs/(demo|study|build/c-imhi)\.yaml|probes validate",
 }
@@ -73,6 +76,9 @@ def check(words: list[str]) -> None:
     """Fails where a command line names what is not there: a command, an option, a target, an extra, a file."""
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
+    if words[0] == "until":
+        words = words[1 : [word.endswith(";") for word in words].index(True) + 1]
+        words[-1] = words[-1].removesuffix(";")
     if words[:2] == ["accelerate", "launch"]:
         words = ["probes", *words[words.index("probes") + 1 :]]
     program, *rest = words
@@ -102,11 +108,20 @@ def check(words: list[str]) -> None:
         check(["mentalglm", *rest[3:]])
     elif program in ("python", ".venv/bin/python"):
         files = [word for word in rest if word.endswith(".py")]
+        if files and files[0] in ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py"):  # llama.cpp's
+            return
         assert files and all((ROOT / word).is_file() for word in files), words
     else:
-        assert program in ("git", "cd", "hf", "tensorboard", "lm_eval"), (
-            f"{program}: say in tests/test_docs.py how it is checked"
-        )
+        assert program in (
+            "git",
+            "cd",
+            "echo",
+            "hf",
+            "tensorboard",
+            "lm_eval",
+            "vllm",
+            "llama-server",
+        ), f"{program}: say in tests/test_docs.py how it is checked"
 
 
 @pytest.mark.parametrize("block", COMMANDS, ids=str)
@@ -225,7 +240,7 @@ def test_every_block_of_python_runs(page: Path, world: Path, monkeypatch, capsys
 
 # `make demo` in small: the same recipe with two steps of everything.
 SMALL = ["data.synthetic.n_train=12", "data.synthetic.n_test=3", "pretrain.chats=40", "pretrain.train.steps=2",
-         "train.steps=2", "probe.control.train.steps=2", "probe.posts=2", "generate.max_new_tokens=4",
+         "train.steps=2", "probe.control=null", "probe.posts=0", "generate.max_new_tokens=4",
          "model.geometry.hidden_size=64", "model.geometry.head_dim=16", "model.geometry.intermediate_size=64",
          "mesh.cpu_devices=1"]  # fmt: skip
 CHECKED_ONLY = ("make", "pip", "git", "cd", "python", ".venv/bin/python")  # what they name is looked up, see ``check``
@@ -243,21 +258,34 @@ def lived_in(tmp_path_factory) -> Path:
         for run_dir in ("runs/demo", "runs/a", "runs/b"):
             settings = [f"--set={one}" for one in (*SMALL, f"run_dir={run_dir}", f"seed={len(run_dir)}")]
             if run_dir != "runs/demo":
-                settings += ["--set=probe.posts=0", "--set=probe.control=null", "--set=verify=false"]
+                settings += ["--set=verify=false"]
             tasks.forget_added()
             _done(["mentalglm", "run", "configs/demo.yaml", *settings])
         for name, target in {"MODEL": "runs/demo/base", "ADAPTER": "runs/demo/adapter", "RUN": "runs/demo",
-                             "generations.jsonl": "runs/demo/generations.jsonl",
                              "TRAIN.jsonl": "runs/demo/data/faithful/train.jsonl"}.items():  # fmt: skip
             Path(name).symlink_to(target)
         records = Path("runs/demo/data/faithful/test.jsonl").read_text("utf-8")
         Path("RECORDS.jsonl").write_text(records, "utf-8")
+        # After two steps no answer states a label: what is probed are the right answers, put into the model's mouth.
+        written = [json.loads(line) for line in Path("runs/demo/generations.jsonl").read_text("utf-8").splitlines()]
+        Path("right.jsonl").write_text("".join(map(_right, written[:2])), "utf-8")
+        _done(["probes", "rows", "MODEL", "--in", "right.jsonl", "--out", "rows.jsonl"])
+        said = [json.loads(line) for line in Path("rows.jsonl").read_text("utf-8").splitlines()]
+        rows = [old | new for old, new in zip(written, said, strict=False)] + written[len(said) :]
+        Path("generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         Path("records").mkdir()
         Path("records/train.jsonl").write_text(Path("TRAIN.jsonl").read_text("utf-8"), "utf-8")
         Path("posts.txt").write_text("I cannot sleep.\nWe had dinner.\n", "utf-8")
         (task,) = [block for block in blocks(ROOT / "docs" / "tasks.md") if block.language == "yaml"]
         Path("tasks.yaml").write_text(task.text, "utf-8")
     return directory
+
+
+def _right(row: dict[str, typing.Any]) -> str:
+    """A line for `probes rows`: what was asked, with the right answer."""
+    answer = f"{row['candidates'][row['label']]} Reasoning: {row['explanation']}"
+    asked = {"prompt": f"{row['post']} {row['question']}", "post": row["post"], "answer": answer}
+    return json.dumps(asked | {"id": row["id"], "candidates": row["candidates"]}) + "\n"
 
 
 def _done(words: list[str]) -> None:
@@ -293,6 +321,17 @@ def test_every_command_of_a_page_runs(page: Path, lived_in: Path, monkeypatch):
 NAMED = re.compile(
     r"`((?:mentalglm_jax|probes|tests|scripts|docs|configs|benchmarks|notebooks)/[\w./-]+\.(?:py|md|yaml|json|sh|ipynb))`"
 )
+
+
+def test_the_picture_of_the_report_says_when_it_was_taken():
+    from scripts.picture import CAPTION, PAGE, PICTURE, SIZE
+
+    with Image.open(PICTURE) as picture:
+        said, size = picture.text, picture.size
+    caption = CAPTION.search(PAGE.read_text("utf-8"))
+    assert caption is not None and f"`make picture`, {said['Creation Time']}, version" in caption[0]
+    assert f"mentalglm-jax {caption[0].rpartition(' ')[2].rstrip(')')}, scripts/picture.py" == said["Software"]
+    assert size == SIZE
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

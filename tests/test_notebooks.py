@@ -1,5 +1,6 @@
 """The notebooks: they run from top to bottom on a tiny model, have one cell to change, and outputs of their code."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 from nbclient import NotebookClient
 
 import mentalglm_jax
-from scripts.run_notebooks import FIGURE, SHOWN, STUDIES, code_of
+from probes.demo import PAIR
+from probes.models.encode import read_generations
+from scripts.run_notebooks import FIGURE, SHOWN, STUDIES, called, code_of
 from tests.probes.planted import planted_rows
 from tests.probes.tiny import boilerplate, make_model, make_tokenizer, save_adapter
 
@@ -25,10 +28,7 @@ def parameters(notebook: Any) -> list[Any]:
 def test_outputs_are_of_the_code_that_is_there(name):
     """`make notebooks` runs them again; until then a change of their code, or a new version, leaves old outputs."""
     notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
-    ran, code = notebook.metadata.get("run"), [cell for cell in notebook.cells if cell.cell_type == "code"]
-    if ran is None:  # not run yet: then nothing stands in it that could be of other code
-        assert name != STUDIES[0] and not any(cell.outputs or cell.execution_count for cell in code)
-        return
+    ran, code = notebook.metadata["run"], [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert ran["code"] == code_of(notebook), "the code has changed since it ran: make notebooks"
     assert ran["version"] == mentalglm_jax.__version__, "it ran with another version: make notebooks"
     assert all(cell.execution_count for cell in code) and any(cell.outputs for cell in code)
@@ -38,12 +38,31 @@ def test_outputs_are_of_the_code_that_is_there(name):
 
 
 def test_a_change_of_code_is_noticed():
-    notebook = nbformat.read(NOTEBOOKS[STUDIES[0]], as_version=4)
+    notebook = nbformat.read(NOTEBOOKS["explain_one_post"], as_version=4)
     before = code_of(notebook)
     notebook.cells[0].source += " Words may change."
     assert code_of(notebook) == before
     next(cell for cell in notebook.cells if cell.cell_type == "code").source += "\nLIMIT = 3"
     assert code_of(notebook) != before
+
+
+def test_a_change_of_what_it_calls_is_noticed(monkeypatch):
+    """Functions that are imported, and those of a module that is; their words may change."""
+    notebook = nbformat.read(NOTEBOOKS["explain_one_post"], as_version=4)
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert {"probes.saliency.attribute.attribute", "probes.report.figures.clauses"} <= set(called(code))
+    before, source = code_of(notebook), inspect.getsource
+    for name in ("attribute", "clauses"):
+        for change, counts in (("# words\n    ", False), ("assert True\n    ", True)):
+            with monkeypatch.context() as patched:
+                patched.setattr(inspect, "getsource", lambda one, n=name, c=change: changed(source(one), n, c))
+                assert (code_of(notebook) != before) == counts, (name, change)
+
+
+def changed(source: str, name: str, change: str) -> str:
+    """``change`` put before the last return of the function ``name``."""
+    before, found, after = source.rpartition("return ")
+    return before + change + found + after if source.startswith(f"def {name}(") else source
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -54,6 +73,7 @@ def test_files_have_one_cell_to_change(name):
     assert cell.source.startswith("# Change only this cell")
     text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
     assert notebook.cells[0].source.startswith("# ") and "not a diagnosis" in text
+    assert "\nTo run it: " in notebook.cells[0].source
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +98,24 @@ def _rows(tokenizer: Any) -> list[dict[str, Any]]:
     return planted_rows(tokenizer, 6, seed=3)
 
 
+@pytest.fixture(scope="module")
+def asked() -> dict[str, Any]:
+    """A model of the pair that ships, which is to answer itself."""
+    rows = read_generations(PAIR / "faithful" / "generations.jsonl")[:2]
+    question = "[gMASK]<sop><|user|>post: {{ post }} risk?<|assistant|>"
+    posts = {row["id"]: row["post"] for row in rows}
+    return {"MODEL": str(PAIR / "faithful"), "POSTS": posts, "QUESTION": question, "LABELS": rows[0]["candidates"]}
+
+
 @pytest.mark.timeout(900)  # about 10 seconds on a free core: a kernel that imports torch, and two posts
 @pytest.mark.parametrize("name", STUDIES)
-def test_runs_from_top_to_bottom(name, model, tmp_path, monkeypatch):
+def test_runs_from_top_to_bottom(name, model, asked, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # tiny matrices: threads would only wait for each other
     notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
     (cell,) = parameters(notebook)
+    if "\nQUESTION = " in cell.source:
+        model = asked
     changed = {variable: value for variable, value in model.items() if f"\n{variable} = " in cell.source}
     assert changed
     cell.source += "\n" + "\n".join(f"{variable} = {value!r}" for variable, value in changed.items())

@@ -56,6 +56,11 @@ def test_a_page_is_read_in_one_sitting(page: Path):
         assert not [(line, words) for line, words in prose(text) if JARGON.search(words)]
 
 
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 100 and len(text.split()) <= 600
+
+
 def test_cannot_is_one_word_in_the_sources():
     assert len(SOURCES) > 150
     assert not [str(path) for path in SOURCES if SPELT_IN_TWO.search(path.read_text("utf-8"))]

@@ -9,8 +9,9 @@ from typing import Any
 
 from probes.errors import ProbeInputError
 from probes.files import write_jsonl
+from probes.foreign import plain
 from probes.intake.labels import read_explanation, read_label
-from probes.intake.rows import Reader
+from probes.intake.rows import Reader, has
 from probes.intake.template import render
 from probes.models.encode import read_generations
 from probes.models.probed import Probed
@@ -31,7 +32,8 @@ def prompts(reader: Reader, records: Sequence[Mapping[str, Any]], template: str,
     """
     for record in records:
         if not isinstance(record.get("post"), str) or not record["post"].strip():
-            raise ProbeInputError(f"record {record.get('id')!r}: key 'post' must be a text that is not empty")
+            said = f"key 'post' must be a text that is not empty; {has(record)}"
+            raise ProbeInputError(f"record {plain(record.get('id'), 80)!r}: {said}")
     texts = render(template, records, where, strict=True)
     marked = render(template, [{**record, "post": _MARK} for record in records], where, strict=True)
     found = []

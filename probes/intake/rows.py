@@ -6,9 +6,11 @@ template. What the tokens say is compared with the text; a row whose tokens say 
 
 from __future__ import annotations
 
+import csv
+import io
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,14 @@ from probes.foreign import BOM, parse_json, plain, read_bytes, read_json
 from probes.intake.labels import find_label, read_explanation, read_label
 from probes.intake.template import chat_template, render
 from probes.models.directory import locate
-from probes.models.encode import MAX_GENERATIONS_BYTES, after_reasoning, encode
+from probes.models.encode import MAX_GENERATIONS_BYTES, after_reasoning, encode, read_generations
 from probes.models.token_bytes import TokenBytes, decode_bytes
 from probes.models.tokenizer import load_tokenizer
 from probes.records import Span
 
 # Of a record, what a row takes as it is.
 _KEPT = ("task", "question", "user", "pair", "rationales", "cues", "decoys", "reasoning", "finish")
+_TABLES = {".csv": ",", ".tsv": "\t"}
 _TEXTS = ("prompt", "answer", "label", "label_text", "explanation")
 
 
@@ -109,22 +112,74 @@ def rows(
     return laid.rows
 
 
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """``read_generations``, which says what to do where posts were given in place of rows.
+
+    Raises:
+        ProbeInputError: as there.
+    """
+    try:
+        return read_generations(path)
+    except ProbeInputError as error:
+        if Path(path).suffix.lower() in (*_TABLES, ".txt"):
+            raise ProbeInputError(f"{error}; `probes answer` and `probes rows` make rows of such a file") from None
+        raise
+
+
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Reads a JSONL file of records: one object per line that is not empty; its line number is the id of one without.
+    """Reads records: ``.csv`` and ``.tsv`` (columns by their header), ``.txt`` (a post on each line), else JSONL (one
+    object per line). What has no id has the number of its line, of its row in a table, as one.
 
     Raises:
         ProbeInputError: ``file:line: reason``, or there is none.
     """
-    found = []
-    for number, line in enumerate(read_bytes(path, MAX_GENERATIONS_BYTES).removeprefix(BOM).splitlines(), start=1):
+    data = read_bytes(path, MAX_GENERATIONS_BYTES).removeprefix(BOM)
+    kind = Path(path).suffix.lower()
+    if kind in _TABLES:
+        read = _table(path, _text(path, data), _TABLES[kind])
+    elif kind == ".txt":
+        lines = enumerate(_text(path, data).split("\n"), start=1)
+        read = ((number, {"post": line.strip()}) for number, line in lines if line.strip())
+    else:
+        read = _objects(path, data)
+    found = [{"id": str(number)} | record for number, record in read]
+    if not found:
+        raise ProbeInputError(f"{path}: no records; give JSONL, a .csv or .tsv with a header, or a .txt of posts")
+    return found
+
+
+def _text(path: str | Path, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ProbeInputError(f"{path}: is no UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _objects(path: str | Path, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(data.splitlines(), start=1):
         if line.strip():
             value = parse_json(line, f"{path}:{number}")
             if not isinstance(value, dict):
                 raise ProbeInputError(f"{path}:{number}: a JSON {type(value).__name__}, not an object")
-            found.append({"id": str(number)} | value)
-    if not found:
-        raise ProbeInputError(f"{path}: no records; one JSON object per line is wanted")
-    return found
+            yield number, value
+
+
+def _table(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a table by the names in its header; an empty cell is none."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        names = [name.strip() for name in next(rows, [])]
+        if "" in names or len(set(names)) < len(names):
+            raise ProbeInputError(f"{path}:1: every column needs a name of its own, such as 'post'")
+        for number, cells in enumerate(rows, start=1):
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(names):
+                said = f"row {number} has {len(cells)} cells, the header {len(names)}"
+                raise ProbeInputError(f"{path}:{rows.line_num}: {said}; quote a cell that holds the separator")
+            yield number, {name: cell for name, cell in zip(names, cells, strict=True) if cell.strip()}
+    except csv.Error as error:
+        raise ProbeInputError(f"{path}:{rows.line_num}: no table separated by {delimiter!r} ({error})") from error
 
 
 def read_candidates(path: str | Path | None) -> dict[str, str]:
@@ -226,7 +281,12 @@ def _post(found: Mapping[str, Any], where: str) -> Span | None:
         if 0 <= post[0] < post[1] <= len(text):
             return post[0], post[1]
         raise ProbeInputError(f"{where}: post {post} is not inside the text of {len(text)} characters")
-    raise ProbeInputError(f"{where}: key 'post' must be a text that is not empty, or a [start, end)")
+    raise ProbeInputError(f"{where}: key 'post' must be a text that is not empty, or a [start, end); {has(found)}")
+
+
+def has(record: Mapping[str, Any]) -> str:
+    """Which keys a record has, for one that lacks what is needed."""
+    return f"it has {', '.join(plain(key, 40) for key in list(record)[:8])}"
 
 
 def _in_prompt(one: Mapping[str, Any], prompt: str) -> Span | None:

@@ -55,6 +55,8 @@ def read_template(path: str | Path) -> str:
     Raises:
         ProbeInputError: it cannot be read, or is no UTF-8.
     """
+    if "{{" in str(path) and not Path(path).exists():
+        raise ProbeInputError(f"{plain(path, 80)}: a file is wanted that holds this text; write it into one")
     try:
         return read_bytes(path, MAX_TEMPLATE).decode()
     except UnicodeDecodeError as error:

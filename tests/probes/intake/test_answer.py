@@ -1,6 +1,9 @@
 """A model is asked by a template of one's own; what it wrote is what is probed."""
 
 import json
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,17 @@ import pytest
 import torch
 
 from probes import cli
+from probes.demo import PAIR
 from probes.errors import ProbeInputError
 from probes.intake.answer import answer, prompts
-from probes.intake.rows import Reader, lay
+from probes.intake.rows import Reader, lay, read_candidates
+from probes.intake.template import read_template
 from probes.models.encode import read_generations
 from probes.probe import Probe
+from probes.results.store import read_run
+from tests.fences import ROOT, blocks
 
+ROWS = read_generations(PAIR / "faithful" / "generations.jsonl")[:2]
 LABELS = {"high": "high", "low": "low"}
 RECORDS = [{"id": "a", "post": "I ate, it rained.", "place": "Rome"}, {"id": "b", "post": "The dog", "place": "Ur"}]
 TEMPLATE = "{{ place }} The dog says: {{ post }} Risk?"
@@ -77,3 +85,62 @@ def test_the_command(tiny_model_dir: Path, tmp_path: Path, capsys: Any) -> None:
     told = json.loads(capsys.readouterr().out)
     assert told["rows"] == 2 and told["left_out"] == {}
     assert [row["id"] for row in read_generations(out)] == ["a", "b"]
+
+
+def test_what_cannot_be_probed_is_said_with_what_to_look_at(tiny_model_dir: Path, tmp_path: Path, capsys: Any) -> None:
+    """A stranger's first call: a table of posts, a prompt, and candidates that the model does not write."""
+    (tmp_path / "posts.csv").write_text("post\nI ate.\nThe dog ran.\n")
+    (tmp_path / "ask.jinja").write_text("Post: {{ post }} Risk?")
+    (tmp_path / "labels.json").write_text('{"unsaid one": "never said by it", "unsaid two": "nor this"}')
+    call = ["answer", tiny_model_dir, "--in", tmp_path / "posts.csv", "--prompt", tmp_path / "ask.jinja", "--out",
+            tmp_path / "g.jsonl", "--candidates", tmp_path / "labels.json", "--max-new-tokens", 3]  # fmt: skip
+    cli.main(list(map(str, call)))
+    said = capsys.readouterr().out
+    cut = sum(row["finish"] == "length" for row in read_generations(tmp_path / "g.jsonl"))
+    assert "2 rows, a label in 0 of them" in said and "--candidates" in said
+    assert (f"{cut} of them ended at the limit of tokens (--max-new-tokens)" in said) == (cut > 0)
+
+
+def test_a_prompt_in_place_of_its_file_is_told(tiny_model_dir: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "posts.txt").write_text("I ate.\n")
+    call = ["answer", tiny_model_dir, "--in", tmp_path / "posts.txt", "--prompt", "Risk? {{ post }}"]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*map(str, call), "--out", str(tmp_path / "g.jsonl")])
+    assert end.value.code == 2 and "a file is wanted that holds this text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["post\nI ate.\n", "I ate.\n"])
+def test_posts_given_to_run_are_told_what_makes_rows(
+    tiny_model_dir: Path, tmp_path: Path, capsys: Any, text: str
+) -> None:
+    (tmp_path / "posts.csv").write_text(text)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["run", str(tiny_model_dir), "--in", str(tmp_path / "posts.csv"), "--out", str(tmp_path / "out")])
+    assert (
+        end.value.code == 2 and "`probes answer` and `probes rows` make rows of such a file" in capsys.readouterr().err
+    )
+
+
+def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: Any) -> None:
+    """From a model directory and a table of posts to a report, as README.md and docs/probe-any-model.md say; on a
+    model of the pair that ships, which is asked in its own words."""
+    monkeypatch.chdir(tmp_path)
+    for page in (ROOT / "README.md", ROOT / "docs" / "probe-any-model.md"):
+        (block,) = [one for one in blocks(page) if "probes answer" in one.text]
+        Path("posts.csv").write_text("id,post\n" + "".join(f'{row["id"]},"{row["post"]}"\n' for row in ROWS))
+        for line in block.text.splitlines():
+            if line.startswith("echo "):
+                subprocess.run(["sh", "-c", line], check=True)
+                continue
+            words = shlex.split(line.replace("MODEL", str(PAIR / "faithful")), comments=True)
+            if words[:2] == ["probes", "answer"]:  # what was echoed is right for a chat model
+                asked = prompts(Reader(PAIR / "faithful"), ROWS, read_template("ask.jinja"), "ask.jinja")
+                assert all(row["post"] in one["prompt"] for one, row in zip(asked, ROWS, strict=True))
+                assert set(read_candidates("labels.json")) == {"positive", "negative"}
+                Path("ask.jinja").write_text("[gMASK]<sop><|user|>post: {{ post }} risk?<|assistant|>")
+                Path("labels.json").write_text(json.dumps(ROWS[0]["candidates"]))
+            cli.main(words[1:])
+        found = read_run("probed")
+        assert found.summary["n"] == len(ROWS) and Path("probed/report.html").is_file()
+        for path in tmp_path.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -9,7 +9,7 @@ import pytest
 
 from probes import cli
 from probes.errors import ProbeInputError, ProbeWarning
-from probes.intake.rows import Reader, lay, rows
+from probes.intake.rows import Reader, lay, read_records, rows
 from probes.models.encode import encode, read_generations
 from probes.probe import Probe
 
@@ -185,3 +185,48 @@ def test_probes_rows_and_probes_run_go_together(chat_dir: Path, tmp_path: Path, 
     with pytest.raises(SystemExit) as end:
         cli.main(list(map(str, arguments)))
     assert end.value.code == 2 and "is there already" in capsys.readouterr().err
+
+
+# ---- files of records ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("a.txt", "I ate.\r\n\n  \nIt rained. \n", [{"id": "1", "post": "I ate."}, {"id": "4", "post": "It rained."}]),
+        ("a.txt", "one\u2028line", [{"id": "1", "post": "one\u2028line"}]),
+        ("a.csv", 'post,user\n"I ate, well.\nTwice.",ana\nb,\n\n', [
+            {"id": "1", "post": "I ate, well.\nTwice.", "user": "ana"}, {"id": "2", "post": "b"}]),
+        ("A.CSV", "\ufeffid,post\nx,a\n,b\n", [{"id": "x", "post": "a"}, {"id": "2", "post": "b"}]),
+        ("a.tsv", "post\tplace\na, b\tUr\n", [{"id": "1", "post": "a, b", "place": "Ur"}]),
+        ("a.jsonl", '\n{"post": "a"}\n', [{"id": "2", "post": "a"}]),
+    ],
+)  # fmt: skip
+def test_posts_may_come_as_a_table_or_as_lines(tmp_path: Path, name: str, text: str, found: list[Any]) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    assert read_records(tmp_path / name) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.csv", b"post,user\na,b,c\n", r"a.csv:2: row 1 has 3 cells, the header 2"),
+        ("a.csv", b"post,post\na,b\n", r"a.csv:1: every column needs a name of its own"),
+        ("a.csv", b"post,\na,b\n", r"a.csv:1: every column needs a name of its own"),
+        ("a.csv", b'post\n"a\n', r"a.csv:2: no table separated by ','"),
+        ("a.csv", b"post\n\xff\n", "a.csv: is no UTF-8 text"),
+        ("a.txt", b"\xff\xfea\x00", "a.txt: is no UTF-8 text"),
+        ("a.csv", b"post\n\n", "a.csv: no records"),
+        ("a.csv", b"", "a.csv: no records|a.csv:1"),
+        ("a.txt", b" \n", "a.txt: no records"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ProbeInputError, match=message):
+        read_records(tmp_path / name)
+
+
+def test_a_record_without_a_post_says_what_it_has(reader: Reader) -> None:
+    with pytest.raises(ProbeInputError, match=r"key 'post' must .*; it has prompt, answer, text"):
+        lay(reader, [{"prompt": POST, "answer": "low", "text": POST}], LABELS)

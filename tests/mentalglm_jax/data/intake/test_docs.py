@@ -18,6 +18,7 @@ from mentalglm_jax.planning.plan import mesh_sizes
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
 from mentalglm_jax.train.recipe import load_recipe
+from tests.fences import blocks
 
 ROOT = Path(__file__).resolve().parents[4]
 PAGE = (ROOT / "docs" / "own-data.md").read_text("utf-8")
@@ -80,6 +81,22 @@ def test_the_recipe_of_a_small_table_reads_it_more_often(tmp_path, posts, epochs
     assert load_recipe(tmp_path / "mine" / "recipe.yaml").stages[0].train.epochs == epochs
 
 
+def in_readme() -> list[str]:
+    (block,) = [one for one in blocks(ROOT / "README.md") if "mentalglm data import" in one.text]
+    return block.commands()
+
+
+def test_the_import_of_the_readme(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    line, then = in_readme()
+    with pytest.raises(SystemExit, match="0"):
+        main(shlex.split(line)[1:])
+    tasks.forget_added()
+    recipe = load_recipe(tmp_path / shlex.split(then)[2])
+    assert recipe.model.path == "runs/demo/base" and recipe.probe.task == "week"
+
+
 def write_tiny(directory: Path) -> None:
     tokenizer = GlmTokenizer.load(BUILTIN)
     config = GlmConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -95,10 +112,12 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     write_tiny(tmp_path / "runs" / "demo" / "base")
     (tmp_path / "new.txt").write_text("The deadlines pile up.\n今天和朋友去爬山。\n", encoding="utf-8")
-    blocks = shown("sh")
-    assert len(blocks) == 2
-    for line in "".join(blocks).splitlines():
+    pieces = shown("sh")
+    assert len(pieces) == 2
+    for line in [*"".join(pieces).splitlines(), *in_readme()]:
         program, *arguments = shlex.split(line.replace("train.epochs=50", "train.epochs=1"))
+        if arguments[0] == "run":  # after one epoch no answer states a label, and there would be nothing to probe
+            arguments += ["--set", "train.epochs=1", "--set", "probe.posts=0", "--set", "model.dtype=float32"]
         assert program == "mentalglm"
         with pytest.raises(SystemExit) as end:
             main(arguments)
