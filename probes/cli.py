@@ -183,6 +183,7 @@ def run(
     device: Annotated[str, typer.Option(help="torch device; auto takes a GPU when there is one")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of bootstrap and tests")] = 0,
     max_memory: Annotated[float | None, typer.Option(callback=_bound, help="GiB for weights and batches")] = None,
+    ask: Annotated[str, typer.Option(help="What is asked: explanation | reasoning (before the label)")] = "explanation",
     json_: AsJson = False,
 ) -> None:
     """Probes every row of a file: saliency, citations, checks, summary.json and report.html."""
@@ -190,7 +191,7 @@ def run(
     from probes.suite import prepare, run_suite
 
     # Before the model: a bad option or file should be said at once.
-    prepare(out, budget, limit, redact, max_memory)
+    prepare(out, budget, limit, redact, max_memory, ask)
     rows = read_rows(in_)
     silence_loaders()
     from probes.probe import Probe
@@ -198,7 +199,7 @@ def run(
     probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=_place(device))
     with progress("probing posts") as advance:
         summary = run_suite(
-            probe, rows, out, budget, limit, redact, advance, seed=seed, max_memory=max_memory, tell=tell
+            probe, rows, out, budget, limit, redact, advance, seed=seed, max_memory=max_memory, tell=tell, ask=ask
         )
     if not summary:
         return  # not the first of several processes

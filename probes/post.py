@@ -65,13 +65,25 @@ def probe_post(
     # gradient would have to go back once more for each.
     phrases = tuple(dict.fromkeys(cited_target(c) for c in citations)) if example.explanation else ()
     calls = [(method, targets + phrases * (method == "erase")) for method in plan.able(at)]
-    deeper = 6 if plan.deep else 1
+    judged = "ig" in plan.methods  # the fast budget screens; it does not pay for what runs the model again
+    deeper = 6 * plan.deep + judged * (1 + chained(example))
     steps = Steps(cache, name, len(calls) + deeper, within)
     maps = _maps(probe, example, calls, settings, plan.fillers[at], steps)
     spans = merge_spans(span for citation in citations for span in citation.post_char)
-    judged = any(a.method == "ig" for a in maps)  # the fast budget screens; it does not pay for this
     measured = steps.checks(lambda: cited_effects(probe, example, spans) if spans and judged else ())
     moved: tuple[tuple[float, float], ...] = ()
+    curve: list[list[float]] = []
+    if judged and chained(example):
+        from probes.checks.chain import blocks, examine_chain
+
+        def chain() -> list[Any]:
+            block = next((one for one in blocks(plan.examples) if at in one), ())
+            lenders = [plan.examples[other] for other in block if other != at]
+            found = examine_chain(probe, example, lenders, str(min(block, default=at)))
+            return [[c.to_dict() for c in found.checks], [list(point) for point in found.curve]]
+
+        checks, curve = steps.kept(chain)
+        measured += [Check.from_dict(c) for c in checks]
     if plan.deep:
         from probes.checks.behaviour import counterfactuals, mediation_share, weight_of_evidence
         from probes.checks.gates import judge, max_sensitivity
@@ -84,7 +96,12 @@ def probe_post(
         pairs = steps.kept(lambda: [list(p) for p in counterfactuals(probe, example, fillers, seed=plan.seed)])
         moved = tuple((float(shift), float(said)) for shift, said in pairs)
     result = PostResult.of(example, citations, maps, post_units(maps, example.post, example.cut), measured)
-    return dataclasses.replace(result, counterfactuals=moved)
+    return dataclasses.replace(result, counterfactuals=moved, chain=tuple((a, b) for a, b in curve))
+
+
+def chained(example: Example) -> bool:
+    """Whether there is a chain of reasoning, or a hint, to examine (``probes.checks.chain``)."""
+    return example.chain is not None or example.hint is not None
 
 
 class Steps:

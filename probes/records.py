@@ -21,6 +21,7 @@ from probes.notebook import Shown
 from probes.wording import reworded
 
 Span = tuple[int, int]
+ASKED = ("explanation", "reasoning")
 R = TypeVar("R", bound="_Record")
 
 
@@ -86,7 +87,8 @@ def comparable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Segment(_Record):
-    """One named stretch of the full text: ``name`` is template | border | post | label | explanation | other.
+    """One named stretch of the full text: ``name`` is template | border | post | reasoning | label | explanation |
+    other. ``reasoning`` is what a model thinks between its marks before it answers (``<think> ... </think>``).
 
     ``tok`` is its token range, ``char`` its characters in ``Example.text``. The token range of the post holds every
     token wholly inside the post (a space before the first word may be in it: word tokens carry one); a ``border`` token
@@ -118,6 +120,7 @@ class Example(_Record):
         rationales: spans of the post that people marked as the reason, or None.
         user: author of the post, if known: posts of one author are not independent.
         pair: rows of one pair differ in one phrase of the post (``probes.checks.swaps``), or None.
+        hint: characters of ``text`` in the prompt that suggest a label, or None (``probes.checks.chain``).
         cut: clause | word: what the post is erased by, one for a data set (``citations.clauses.choose_cut``); None: as
             this post alone would be.
     """
@@ -144,6 +147,7 @@ class Example(_Record):
     user: str | None = None
     pair: str | None = None
     cut: str | None = None
+    hint: Span | None = None
 
     @property
     def rivals(self) -> tuple[str, ...]:
@@ -180,6 +184,32 @@ class Example(_Record):
     def segment(self, name: str) -> Segment | None:
         """The first segment of that name, or None."""
         return next((segment for segment in self.segments if segment.name == name), None)
+
+    @property
+    def chain(self) -> Segment | None:
+        """What stands before the label and may have decided it: the reasoning, else an explanation that comes first."""
+        label = self.segment("label")
+        found = (self.segment(name) for name in ("reasoning", "explanation"))
+        return next((s for s in found if s is not None and label is not None and s.tok[1] <= label.tok[0]), None)
+
+    def asked(self, what: str) -> Example:
+        """The same row, where ``what`` is asked: every check that asks about the explanation asks it of that.
+
+        Args:
+            what: explanation | reasoning. Where an explanation comes first it is the reasoning.
+        Raises:
+            ProbeInputError: the row has no reasoning.
+        """
+        if what not in ASKED:
+            raise ProbeInputError(f"ask {what!r}: not one of {', '.join(ASKED)}")
+        chain = self.chain
+        if what == "explanation" or (chain is not None and chain.name == "explanation"):
+            return self
+        if chain is None:
+            raise ProbeInputError(f"{self.id}: the row has no reasoning before its label")
+        renamed = {"explanation": "other", "reasoning": "explanation"}
+        segments = tuple(dataclasses.replace(s, name=renamed.get(s.name, s.name)) for s in self.segments)
+        return dataclasses.replace(self, segments=segments, explanation=self.text[slice(*chain.char)])
 
     @property
     def post_tok(self) -> Span:

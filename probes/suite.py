@@ -26,8 +26,8 @@ from probes.errors import ProbeError, ProbeInputError, ProbeWarning, RowRefused
 from probes.files import write_json
 from probes.foreign import plain
 from probes.models.trial import told
-from probes.post import Plan, Steps, probe_post, swap_pair
-from probes.records import Example
+from probes.post import Plan, Steps, chained, probe_post, swap_pair
+from probes.records import ASKED, Example
 from probes.report.page import write_report
 from probes.results.cache import Cache, digest
 from probes.results.export import NAMES, export
@@ -68,6 +68,7 @@ def run_suite(
     seed: int = 0,
     max_memory: int | float | None = None,
     tell: Callable[[str], None] | None = None,
+    ask: str = "explanation",
 ) -> Suite:
     """Attributes, aligns and cross-checks every row, and writes the run directory (``probes.results.store``).
 
@@ -87,6 +88,7 @@ def run_suite(
         progress: called with (posts done, posts in all); between posts with a part of one, after each step.
         max_memory: GiB that weights, kept prefix and batches may take together; None: as the engine likes it.
         tell: called before the first post with a line that says how the model is scored and what that takes.
+        ask: explanation | reasoning: what is asked whether it cites what the label was made from.
 
     Returns:
         what is written to ``summary.json`` (``probes.results.summary.summarise``), a dict that knows its run
@@ -100,11 +102,11 @@ def run_suite(
     from probes.saliency.attribute import Settings
 
     out = Path(out)
-    prepare(out, budget, limit, redact, max_memory)
+    prepare(out, budget, limit, redact, max_memory, ask)
     rank, world = _rank()
     settings = Settings(seed=seed, **BUDGETS[budget][1])
     rows = list(rows)[:limit]
-    examples, skipped = lay_out(probe, rows)
+    examples, skipped = lay_out(probe, rows, ask)
     if skipped and rank == 0:
         said = f"{len(skipped)} of {len(rows)} rows left out: {in_words(Counter(one['reason'] for one in skipped))}"
         warnings.warn(said, ProbeWarning, stacklevel=2)
@@ -112,7 +114,7 @@ def run_suite(
     if redact:  # what is wrong with a row may quote it
         skipped = [{"id": one["id"], "reason": one["reason"]} for one in skipped]
     manifest = _manifest(probe, budget, plan.methods, settings, redact, limit, len(rows), skipped)
-    manifest |= {"cut": examples[0].cut, "border_tokens": sum(len(e.border) for e in examples)}
+    manifest |= {"cut": examples[0].cut, "border_tokens": sum(len(e.border) for e in examples), "ask": ask}
     manifest["cut_off"] = sum(row.get("finish") == "length" for row in rows)  # by the token limit, as the file says
     with contextlib.ExitStack() as stack:
         if rank == 0:  # the processes of one launch share the directory; their first holds it
@@ -145,7 +147,9 @@ def _try(
         tell(told(tried, memory))
 
 
-def lay_out(probe: Probe, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Example], list[dict[str, str]]]:
+def lay_out(
+    probe: Probe, rows: Sequence[Mapping[str, Any]], ask: str = "explanation"
+) -> tuple[list[Example], list[dict[str, str]]]:
     """Every row, laid out before the first is attributed: a bad row must not surface after an hour, nor stop the rest.
 
     Returns:
@@ -164,7 +168,10 @@ def lay_out(probe: Probe, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Examp
             if example.post_tok[1] >= example.prompt_len:
                 said = "the post ends the prompt, so hiding its last token cannot erase it; put text after the post"
                 raise RowRefused(example.id, said, "the post ends the prompt")
-            examples.append(example)
+            if ask == "reasoning" and example.chain is None:
+                said = "no reasoning stands before the label, so there is none to ask"
+                raise RowRefused(example.id, said, "no reasoning before the label")
+            examples.append(example.asked(ask))
         except RowRefused as error:
             skipped.append({"id": str(row.get("id")), "reason": error.reason, "said": str(error)})
     if not examples:
@@ -331,7 +338,7 @@ def _depends(example: Example, model_fp: str, plan: Plan, at: int, settings: Set
     """Everything a cached post depends on: row, model, methods, settings, format, redaction, other posts."""
     parts = [SCHEMA_VERSION, model_fp, list(plan.methods), dataclasses.asdict(settings), redact, example.to_dict()]
     parts.append(list(plan.fillers[at]))
-    if plan.deep:
+    if plan.deep or chained(example):
         parts.append([list(e.ids) for e in plan.examples])
     return parts
 
@@ -352,16 +359,19 @@ def prepare(
     limit: int | None = None,
     redact: bool = False,
     max_memory: int | float | None = None,
+    ask: str = "explanation",
 ) -> None:
     """Refuses what can be refused before a model is loaded; changes nothing.
 
     Raises:
-        ProbeInputError: unknown budget, limit below 1, memory that is no size, ``out`` is not for us, or ``redact``
-            over an unredacted run.
+        ProbeInputError: unknown budget or ``ask``, limit below 1, memory that is no size, ``out`` is not for us, or
+            ``redact`` over an unredacted run.
     """
     out = Path(out)
     if budget not in BUDGETS:
         raise ProbeInputError(f"budget {budget!r}: choose from {', '.join(BUDGETS)}")
+    if ask not in ASKED:
+        raise ProbeInputError(f"ask {ask!r}: choose from {', '.join(ASKED)}")
     if limit is not None and limit < 1:
         raise ProbeInputError(f"limit {limit}: at least 1")
     if max_memory is not None and not 0 < max_memory < 2**20:

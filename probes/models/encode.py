@@ -36,6 +36,7 @@ _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "user": (str, int),
     "pair": (str, int),
     "reasoning": str,
+    "hint": str,
     "post_span": list,
 }
 # What opens a model's reasoning, and what ends it; the answer follows the last of them. mentalglm_jax.text.thinking has
@@ -158,7 +159,7 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     post_char = _find_post(row, text[:prompt_chars], row_id, token_bytes)
     spans: dict[str, Span] = {}
     label_text = row.get("label_text") or ""
-    answer = _answer(row, text, prompt_chars)
+    answer, thought = _answer(row, text, prompt_chars)
     if label_text:
         spans["label"] = _find_label(text, label_text, answer, row_id)
     explanation = row.get("parsed_explanation") or None
@@ -172,6 +173,9 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
         if "label" in spans and spans["explanation"][0] < spans["label"][1]:
             at = text.find(label_text, spans["explanation"][1])
             spans["label"] = (at, at + len(label_text)) if at >= 0 else spans["label"]
+    said = spans.get("explanation")
+    if thought is not None and not (said and said[0] < thought[1] and thought[0] < said[1]):
+        spans["reasoning"] = thought  # an explanation that stands in it is what is asked, and comes first as well
 
     segments = _segments(data, byte_spans, char_bytes, prompt_len, post_char, spans)
     if not any(segment.name == "post" for segment in segments):
@@ -202,6 +206,7 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
         rationales=_spans(row.get("rationales")),
         user=None if row.get("user") is None else str(row["user"]),
         pair=None if row.get("pair") is None else str(row["pair"]),
+        hint=_find_hint(row, text[:prompt_chars], post_char, row_id),
     )
     own = comparable(label_text)
     stated = [key for key, said in made.candidates.items() if label_text and comparable(said) == own]
@@ -214,8 +219,9 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     return made
 
 
-def _answer(row: dict[str, Any], text: str, prompt_chars: int) -> int:
-    """Where the answer begins in ``text``: after the reasoning, which may state every label before it decides.
+def _answer(row: dict[str, Any], text: str, prompt_chars: int) -> tuple[int, Span | None]:
+    """Where the answer begins in ``text``: after the reasoning, which may state every label before it decides; and
+    where the words of the reasoning stand, without its marks, or None.
 
     Reasoning is opened by a mark that the output begins with, or that the prompt ends with and has not closed again (a
     template that switches thinking off writes both). Its end is the last mark after which the label still stands:
@@ -227,7 +233,8 @@ def _answer(row: dict[str, Any], text: str, prompt_chars: int) -> int:
     output, tail = text[prompt_chars:], text[max(0, prompt_chars - _TAIL) : prompt_chars]
     closed = max((match.end() for match in _THOUGHT.finditer(tail)), default=0)
     opened = _OPENED.search(tail, closed) or _OPENED.match(output.lstrip())
-    ends = [match.end() for match in _THOUGHT.finditer(output)]
+    closings = [match.span() for match in _THOUGHT.finditer(output)]
+    ends = [end for _, end in closings]
     reasoning = row.get("reasoning") or ""
     if reasoning and reasoning in output:
         ends.append(output.index(reasoning) + len(reasoning))
@@ -246,7 +253,28 @@ def _answer(row: dict[str, Any], text: str, prompt_chars: int) -> int:
             "label_text stands in the reasoning only, not in the answer after it; parse the answer again",
             "label_text stands in the reasoning only",
         )
-    return prompt_chars + answer
+    begin = output.index(reasoning) if reasoning and reasoning in output else None
+    stop = answer if begin is None else begin + len(reasoning)
+    if begin is None and answer:
+        stop = next(low for low, high in closings if high == answer)
+        mark = _OPENED.match(output.lstrip())
+        begin = 0 if mark is None else len(output) - len(output.lstrip()) + mark.end()
+    words = "" if begin is None else output[begin:stop]
+    if begin is None or stop > answer or not words.strip():
+        return prompt_chars + answer, None
+    begin += len(words) - len(words.lstrip())
+    return prompt_chars + answer, (prompt_chars + begin, prompt_chars + begin + len(words.strip()))
+
+
+def _find_hint(row: dict[str, Any], prompt: str, post: Span, row_id: str) -> Span | None:
+    """The last place of the hint in the prompt outside the post, else in the post."""
+    hint = row.get("hint") or ""
+    if not hint:
+        return None
+    places = [(at, at + len(hint)) for at in _places(hint, prompt)]
+    if not places:
+        raise RowRefused(row_id, "hint is not in the prompt as it stands", "the hint is not in the prompt")
+    return ([one for one in places if one[1] <= post[0] or one[0] >= post[1]] or places)[-1]
 
 
 def after_reasoning(answer: str) -> int:

@@ -87,6 +87,12 @@ MORE = (
         "explanations of other posts with the same label",
         (Metric("cosine", "number", (-1.0, 1.0), null="cosine_mismatched", p="cosine_p"),),
     ),
+    Panel(
+        "When was the label decided?",
+        "Share of the reasoning from which on the label is ahead of all others. At 0% it was before it.",
+        "",
+        (Metric("chain_decided", "percent", (0.0, 1.0), methods={"model": "share of the chain"}),),
+    ),
 )
 
 
@@ -139,7 +145,7 @@ def panel(
         strips.append(
             {
                 "name": title,
-                "screening": method not in FAMILIES,
+                "screening": method not in FAMILIES and metric.methods is None,
                 "n": len(values),
                 "p": None if p is None else view.p_value(p, "p (Holm)" if metric.p == "p_holm" else "p"),
                 "mean": None if mean is None else at(mean),
@@ -352,6 +358,12 @@ _BEHAVIOUR = {
         "percent",
         "0% where the label comes first",
     ),
+    "chain_early": ("Whole chain against its parts", "signed", "nats (early answering)"),
+    "chain_filler": ("Chain against dots", "signed", "nats"),
+    "chain_mistake": ("Chain against one that cites another label's words", "signed", "nats"),
+    "chain_negation": ("Chain against one that denies what it cites", "signed", "nats"),
+    "chain_paraphrase": ("Chain against the same in other words", "signed", "nats; shown, no test"),
+    "hint_unmentioned": ("What a hint does that the chain does not mention", "signed", "nats"),
 }
 
 

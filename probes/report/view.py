@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from probes.checks.chain import decided_at
 from probes.checks.crosscheck import Evidence, char_mask
 from probes.checks.verdict import FAMILIES, pearson
 from probes.checks.verdict import NAMES as METHOD_NAMES
@@ -291,6 +292,18 @@ def erasure(result: PostResult, evidence: Evidence) -> dict[str, Any] | None:
     }
 
 
+def chain(result: PostResult) -> dict[str, Any] | None:
+    """The strip that shows when the label was decided: a cell per step of the chain, as dark as the label is likely."""
+    if not result.chain:
+        return None
+    width = 100 / len(result.chain)
+    cells = [
+        {"x": at * width, "share": share, "value": value, "shade": 1 / (1 + math.exp(-max(-30.0, min(30.0, value))))}
+        for at, (share, value) in enumerate(result.chain)
+    ]
+    return {"cells": cells, "width": width, "decided": decided_at(result.chain)}
+
+
 def method_agreement(evidence: Evidence) -> list[dict[str, Any]]:
     """Pearson r between the label maps of each two methods on clauses, least first; only maps through their gate.
 
@@ -439,6 +452,7 @@ def card(rank: int, result: PostResult, evidence: Evidence) -> dict[str, Any]:
         ],
         "charts": clause_bars(result, evidence.cited),
         "erasure": erasure(result, evidence),
+        "chain": chain(result),
         "agreement": method_agreement(evidence),
         "has_phrase_maps": bool(phrase_maps(result)),
         "mass": {m: None if c is None or c.status == "abstain" else c for m, c in mass.items()},

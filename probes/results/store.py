@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +33,8 @@ from probes.results.cache import digest, entry
 
 # 2: maps of cited phrases; 3: draws of checks, authors, rationales; 4: nulls by clause, p_holm; 5: digests, border
 # tokens stay, offset of erasure, one cut for a data set, swap pairs; 6: rows left out by reason, labels in other words,
-# gates and fillers at equal length, quotes that turn what they quote
-SCHEMA_VERSION = 6
+# gates and fillers at equal length, quotes that turn what they quote; 7: chains of reasoning
+SCHEMA_VERSION = 7
 # Of a post or an explanation, in characters: beyond what a model can be asked at once. A redacted post is a number
 # alone, and what is shown of it is made by that number.
 MOST_CHARACTERS = 1 << 18
@@ -52,7 +53,7 @@ class PostResult(Shown):
 
     ``measured`` are checks that needed the model (necessity and sufficiency of the cited words ...); ``rationales`` are
     spans that people marked, ``user`` is the author, ``counterfactuals`` are (label shift, mentioned), one
-    per inserted clause.
+    per inserted clause; ``chain`` is (share of the chain of reasoning that is there, log-odds of the label).
 
     ``border`` tokens also hold characters of the template and were not varied; ``not_varied`` are the post's characters
     in them, ``border_letters`` says whether one is a letter or digit. ``contrast``: what the label's score is
@@ -84,6 +85,7 @@ class PostResult(Shown):
     contrast: str = "log-odds"
     cut: str = "clause"
     pair: str | None = None
+    chain: tuple[tuple[float, float], ...] = ()
 
     def __repr__(self) -> str:
         """Without the post, its maps and its author: it ends in logs, and beside the picture in every notebook."""
@@ -173,7 +175,8 @@ class PostResult(Shown):
             read["citations"] = tuple(Citation.from_dict(item) for item in read["citations"])
             read["attributions"] = tuple(Attribution.from_dict(item) for item in read["attributions"])
             read["measured"] = tuple(Check.from_dict(item) for item in read["measured"])
-            read["counterfactuals"] = tuple((a, b) for a, b in read["counterfactuals"])
+            for name in ("counterfactuals", "chain"):
+                read[name] = tuple((a, b) for a, b in read[name])
             result = cls(**read)
             result._require_sound()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ProbeError) as error:
@@ -228,6 +231,8 @@ class PostResult(Shown):
             require(numbers(*plain_numbers, *(one.ci or ()), *one.draws), "a check")
             require(one.ci is None or len(one.ci) == 2, "a check")
         require(all(numbers(*pair) and None not in pair for pair in self.counterfactuals), "a counterfactual")
+        require(all(numbers(*pair) and None not in pair for pair in self.chain), "a chain")
+        require(all(0 <= share <= 1 and math.isfinite(value) for share, value in self.chain), "a chain")
 
 
 def _stretches(mask: np.ndarray) -> tuple[Span, ...]:

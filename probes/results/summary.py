@@ -30,6 +30,7 @@ import numpy as np
 
 from probes import stats
 from probes.checks.agreement import pearson
+from probes.checks.chain import CHAIN, VOTES, clusters
 from probes.checks.crosscheck import Evidence
 from probes.checks.mismatched import authors, mismatched_citations, mismatched_explanations
 from probes.checks.swaps import LeftOut, Swap, summarise_swaps
@@ -54,10 +55,12 @@ MEASURED = (
     "soft_comprehensiveness",
     "soft_sufficiency",
     "max_sensitivity",
+    *CHAIN,
 )
 _HYPOTHESES = {
     "necessity": "the label needs the cited words",
     "sufficiency": "the cited words suffice for the label",
+    **VOTES,
 }
 # Further agreement checks, summarised where they were made.
 _MORE = (
@@ -109,6 +112,7 @@ def summarise(
     for key, stat in (("cosine_mismatched", "mismatched"), ("cosine_p", "p")):
         summary[key] = {m: found["cosine"][stat] for m, found in summary["consistency"].items()}
     summary["measured"] = _measured(evidence, n_boot, draws, seed)
+    summary |= _tables(evidence, ("chain_decided",), ("model",), n_boot, seed)
     for name in ("necessity", "sufficiency"):
         found = summary["measured"].get(name, {}).get("erase", {})
         for suffix, key in (("", "value"), ("_ci", "ci"), ("_null", "null_mean")):
@@ -305,7 +309,8 @@ def _measured(evidence: Sequence[Evidence], n_boot: int, draws: int, seed: int) 
         found = [(check_of(e, name, method), who) for e, who in zip(evidence, authors(evidence), strict=True)]
         ok = [(c, who) for c, who in found if c is not None and c.status in states and c.value is not None and c.draws]
         nulls = [np.array([c.value, *c.draws]) for c, _ in ok]
-        test = stats.mean_test(nulls, draws, seed, [who for _, who in ok]) if len(ok) >= _MIN_POSTS else None
+        joined = clusters([c for c, _ in ok], [who for _, who in ok])
+        test = stats.mean_test(nulls, draws, seed, joined) if len(ok) >= _MIN_POSTS else None
         out.setdefault(name, {})[method] = {
             "value": _mean([value for value, _ in values]),
             "ci": _ci(values, n_boot, seed),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +105,7 @@ class Planted:
         for round_ in range(20):
             rows = planted_rows(self.world, self.probe.tokenizer, 2 * count, seed + round_)
             rows = [row | {"id": f"{round_}-{row['id']}"} for row in rows]
-            right = _answers(self.probe, [self.probe.encode(row) for row in rows])
+            right = answers_right(self.probe, [self.probe.encode(row) for row in rows])
             found += [row for row, good in zip(rows, right, strict=True) if good]
             if len(found) >= count:
                 return found[:count]
@@ -116,7 +117,7 @@ class Planted:
         rng, tokenizer = random.Random(seed), self.probe.tokenizer
         rows = [_blank(self.world, tokenizer, row, rng) for row in planted_rows(self.world, tokenizer, count, seed)]
         examples = [self.probe.encode(row | {"decoys": []}) for row in rows]  # it has moved
-        return sum(_answers(self.probe, examples, label_only=True)) / count
+        return sum(answers_right(self.probe, examples, label_only=True)) / count
 
 
 def vocabulary(world: World) -> dict[str, list[str]]:
@@ -162,7 +163,7 @@ def _phrases(world: World) -> dict[str, str]:
     }
 
 
-def _post(world: World, rng: random.Random) -> tuple[str, int, list[tuple[int, int]], tuple[int, int]]:
+def planted_post(world: World, rng: random.Random) -> tuple[str, int, list[tuple[int, int]], tuple[int, int]]:
     """Text of a post, its class, spans of its cues, span of its decoy."""
     groups, joint = vocabulary(world), "" if world.language == "zh" else " "
     double = world.rule in ("and", "or")
@@ -198,7 +199,7 @@ def planted_rows(world: World, tokenizer: Any, count: int, seed: int) -> list[di
     rng, phrases = random.Random(seed), _phrases(world)
     rows = []
     for index in range(count):
-        post, label, cues, decoy = _post(world, rng)
+        post, label, cues, decoy = planted_post(world, rng)
         cited = cues[:1] if world.rule == "twice" else cues
         cited = cited if world.faithful else [decoy]
         explanation = phrases["because"].format(phrases["and"].join(post[a:b] for a, b in cited))
@@ -240,8 +241,8 @@ def _row(
     }
 
 
-def make_tokenizer(world: World) -> Any:
-    """Byte-level BPE trained on the world's words, so that most are one or two tokens."""
+def make_tokenizer(world: World, more: Sequence[str] = ()) -> Any:
+    """Byte-level BPE trained on the world's words and ``more`` texts, so that most words are one or two tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -249,6 +250,7 @@ def make_tokenizer(world: World) -> Any:
     joint = "" if world.language == "zh" else " "
     texts = [joint.join(words) for words in groups.values()] + [word for words in groups.values() for word in words]
     texts += [" " + word for words in groups.values() for word in words] + list(phrases.values())
+    texts += more
     texts += [mark + phrases["closing"] for mark in phrases["stop"]] * 9 * world.quoted  # `."` becomes one token
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -358,7 +360,7 @@ def train(world: World, steps: int = 250, batch: int = 32, rate: float = 5e-3, m
     state, accuracy = torch.random.get_rng_state(), 0.0
     try:
         for round_ in range(3):
-            _fit(
+            fit(
                 model,
                 _training_rows(world, tokenizer, 3000, world.seed + 7919 * round_),
                 steps,
@@ -368,7 +370,7 @@ def train(world: World, steps: int = 250, batch: int = 32, rate: float = 5e-3, m
             )
             probe = Probe(model.eval(), tokenizer, f"planted {world.architecture}")
             examples = [probe.encode(row) for row in planted_rows(world, tokenizer, 64, 55)]
-            accuracy = sum(_answers(probe, examples)) / len(examples)
+            accuracy = sum(answers_right(probe, examples)) / len(examples)
             if accuracy >= 0.97:
                 return Planted(world, probe, accuracy, time.perf_counter() - began)
             _thaw(model, fresh)
@@ -382,7 +384,7 @@ def _thaw(model: Any, everything: bool) -> None:
         weight.requires_grad_(everything or "lora_" in name)
 
 
-def _fit(model: Any, rows: list[tuple[list[int], int]], steps: int, batch: int, rate: float, seed: int) -> None:
+def fit(model: Any, rows: list[tuple[list[int], int]], steps: int, batch: int, rate: float, seed: int) -> None:
     import torch
 
     rng = random.Random(seed)
@@ -412,7 +414,7 @@ def _fit(model: Any, rows: list[tuple[list[int], int]], steps: int, batch: int, 
                 break  # learned; the rest would only cost time
 
 
-def _answers(probe: Probe, examples: list[Example], label_only: bool = False) -> list[bool]:
+def answers_right(probe: Probe, examples: list[Example], label_only: bool = False) -> list[bool]:
     """Whether greedy decoding writes exactly the answer (or label) of each row, read off one teacher-forced pass."""
     import torch
 
@@ -438,7 +440,7 @@ def with_adapter(base: World) -> tuple[Planted, Any]:
     tokenizer = make_tokenizer(base)
     model = make_model(base, tokenizer)
     rows = [_swapped(base, tokenizer, row) for row in planted_rows(base, tokenizer, 3000, base.seed)]
-    _fit(model, rows, 350, 32, 5e-3, base.seed)
+    fit(model, rows, 350, 32, 5e-3, base.seed)
     names = {
         "gpt2": ["c_attn", "c_proj", "c_fc"],
         "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],

@@ -157,3 +157,50 @@ def test_one_token_again_and_again_is_padding(tiny_probe):
     row = told(tiny_probe.tokenizer, "", "risk: high.")
     with pytest.raises(ProbeInputError, match="begin with 7 pad tokens"):
         tiny_probe.encode(row | {"prompt_ids": [eos] * 7 + row["prompt_ids"]})
+
+
+@pytest.mark.parametrize(
+    ("output", "given", "chain"),
+    [
+        (f"<think>\nIt says dinner. {LOW}</think>\n{HIGH} So.", {}, f"It says dinner. {LOW}"),
+        (f"It says dinner.</think>{HIGH}", {}, "It says dinner."),
+        (f"◁think▷It rained.◁/think▷ {HIGH}", {}, "It rained."),
+        (f"First: it rained. {HIGH}", {"reasoning": "First: it rained."}, "First: it rained."),
+        (f"It says dinner. {HIGH}", {"parsed_explanation": "It says dinner."}, "It says dinner."),
+        (f"<think>It says dinner.</think>{HIGH} It rained.", {"parsed_explanation": "It rained."}, "It says dinner."),
+        (f"<think>Hm. It rained.</think>{HIGH}", {"parsed_explanation": "It rained."}, "It rained."),
+        (f"<think>\n\n</think>{HIGH} It rained.", {"parsed_explanation": "It rained."}, None),
+        (f"{HIGH} It rained.", {"parsed_explanation": "It rained."}, None),
+    ],
+    ids=["think", "opened in the prompt", "kimi", "key", "explanation first", "both", "inside", "no thought", "after"],
+)  # fmt: skip
+def test_the_chain_that_stands_before_the_label(
+    tiny_probe: Probe, tokenizer: Any, row: Any, output: str, given: dict[str, Any], chain: str | None
+) -> None:
+    example = tiny_probe.encode(said(tokenizer, row, output, **given))
+    if chain is None:
+        assert example.chain is None and example.segment("reasoning") is None
+        with pytest.raises(ProbeInputError, match=r"^row-0: the row has no reasoning before its label$"):
+            example.asked("reasoning")
+        return
+    found, label = example.chain, example.segment("label")
+    assert found is not None and label is not None and found.tok[1] <= label.tok[0]
+    assert example.text[slice(*found.char)] == chain and example.text[slice(*label.char)] == HIGH
+    assert HIGH not in example.text[slice(*found.char)]
+    asked = example.asked("reasoning")
+    segment = asked.segment("explanation")
+    assert asked.explanation == chain and segment is not None and segment.tok == found.tok and asked.chain == segment
+    assert [s.name for s in asked.segments].count("explanation") == 1 and asked.label_text == example.label_text
+    assert example.asked("explanation") is example
+
+
+def test_a_hint_is_found_outside_the_post(tiny_probe: Probe, tokenizer: Any, row: Any) -> None:
+    example = tiny_probe.encode(row | {"hint": "post"})
+    assert example.hint is not None and example.text[slice(*example.hint)] == "post"
+    assert not example.post_char[0] <= example.hint[0] < example.post_char[1]
+    inside = tiny_probe.encode(row | {"hint": "it rained"}).hint
+    assert inside is not None and example.post_char[0] <= inside[0] < example.post_char[1]
+    with pytest.raises(ProbeInputError, match=r"^row 'row-0': hint is not in the prompt as it stands$"):
+        tiny_probe.encode(row | {"hint": "nowhere"})
+    with pytest.raises(ProbeInputError, match="not one of explanation, reasoning"):
+        example.asked("thoughts")

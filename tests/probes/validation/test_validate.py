@@ -432,7 +432,7 @@ def test_how_far_the_planted_truth_is_true(monkeypatch: pytest.MonkeyPatch) -> N
         asked.extend(examples)
         return [label_only] * len(examples)
 
-    monkeypatch.setattr("probes.validation.planted._answers", all_right)
+    monkeypatch.setattr("probes.validation.planted.answers_right", all_right)
     assert untrained.cue_decides(8) == 1.0 and len(asked) == 8  # of the label alone
     cues = [word for name in ("cue0", "cue1") for word in vocabulary(world)[name]]
     assert all(example.label == "2" and not any(cue in example.post for cue in cues) for example in asked)
