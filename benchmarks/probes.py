@@ -1,6 +1,7 @@
 """Time of the probes' engine against Captum's LLM wrappers (correct settings), same model, same post, equality beside.
 
     python -P benchmarks/probes.py [--hidden 256] [--layers 4] [--post 80] [--explanation 30 60 120] [--json]
+    python -P benchmarks/probes.py --model DIR [--before 300] [--post 40] [--explanation 20] --repeat 1 --no-costs
 
 (-P keeps this folder, whose file is called like the package, out of the import path.)
 
@@ -11,6 +12,9 @@
 * where they are installed (``pip install inseq shap``): Inseq's integrated gradients, which also run once per output
   token, with another baseline and over the answer so far as well, so that only the cosine of the two maps of the post
   can be shown; and exact Shapley values of four clauses by shap, over a forward as its user would write it.
+
+With ``--model`` it is a real one, in float32; ``--before`` puts so many words of instruction before the post, which the
+engine runs once and keeps.
 
 Both sides of a ratio alternate in one process and the medians of ``--repeat`` rounds are compared, because the machine
 may be shared.
@@ -63,14 +67,18 @@ def probe_of(hidden: int, layers: int, device: str) -> Probe:
     return Probe(torch.nn.Module.to(model, device), tokenizer, "random GLM")
 
 
-def example_of(probe: Probe, post: int, explanation: int) -> Example:
-    """A row whose post is lower case and whose template is not, so that Captum can be told by token what to leave."""
+def example_of(probe: Probe, post: int, explanation: int, before: int = 0) -> Example:
+    """A row whose post is lower case and whose template is not, so that Captum can be told by token what to leave.
+
+    Args:
+        post, explanation: characters. before: words of instruction before the post.
+    """
     rng = np.random.default_rng(0)
     text = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz,"), post))
     said = "".join(rng.choice(list("ABCDEFGHIJKLMNOP"), explanation))
     encode = probe.token_bytes.encode
     return probe.encode({
-        "id": "b", "post": text, "prompt_ids": encode(f"POST: {text} ?"), "output_ids": encode(f"{LABEL}. {said}"),
+        "id": "b", "post": text, "prompt_ids": encode(f"{'READ AND JUDGE. ' * (before // 3)}POST: {text} ?"), "output_ids": encode(f"{LABEL}. {said}"),
         "label_text": LABEL, "parsed_label": "h", "parsed_explanation": said,
     })  # fmt: skip
 
@@ -114,6 +122,8 @@ def against_peers(probe: Probe, example: Example, steps: int, repeat: int) -> li
     tokenizer, (first, last) = probe.tokenizer, example.post_tok
     prompt = example.text[: sum(1 for at in example.char_bytes[:-1] if at < example.byte_spans[example.prompt_len][0])]
     kept = sorted({*example.ids[:first], *example.ids[last : example.prompt_len]})
+    if shared := set(kept) & set(example.ids[first:last]):
+        raise SystemExit(f"{len(shared)} tokens of the post stand in the template too; Captum cannot tell them apart")
     inputs = TextTokenInput(prompt, tokenizer, baselines=probe.pad_id, skip_tokens=kept)
     answer = torch.tensor(example.ids[example.prompt_len :])
     spans = [s.tok for s in example.segments if s.name in ("label", "explanation")]
@@ -248,6 +258,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     for name, value in (("hidden", 256), ("layers", 4), ("post", 80), ("steps", 16), ("repeat", 3), ("threads", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--model", help="a model directory, instead of a random GLM")
+    parser.add_argument("--before", type=int, default=0, help="words before the post")
     parser.add_argument("--explanation", type=int, nargs="+", default=[30, 60, 120], help="tokens, one run each")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-costs", action="store_true", help="leave out the table of costs")
@@ -255,8 +267,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    probe = probe_of(given.hidden, given.layers, given.device)
-    examples = [example_of(probe, given.post, size) for size in given.explanation]
+    probe = (
+        Probe.from_pretrained(given.model, device=given.device)
+        if given.model
+        else probe_of(given.hidden, given.layers, given.device)
+    )
+    examples = [example_of(probe, given.post, size, given.before) for size in given.explanation]
     result = {
         "settings": vars(given),
         "against_peers": [

@@ -21,6 +21,7 @@ from probes.intake.labels import find_label, read_explanation, read_label
 from probes.intake.template import chat_template, render
 from probes.models.directory import locate
 from probes.models.encode import MAX_GENERATIONS_BYTES, after_reasoning, encode, read_generations
+from probes.models.reading import Reading
 from probes.models.token_bytes import TokenBytes, decode_bytes
 from probes.models.tokenizer import load_tokenizer
 from probes.records import Span
@@ -306,6 +307,13 @@ def _asked(reader: Reader, one: Mapping[str, Any]) -> dict[str, Any]:
     """A row as far as it is known before the model answers."""
     prompt, row_id = one["prompt"], one["id"]
     post, span = _placed(one, prompt)
+    marked = {key: one[key] for key in _KEPT if one.get(key) is not None}
+    if (reading := reader.token_bytes.reads(prompt) if reader.token_bytes.rules() else None) is not None:
+        alone, placed = reader.token_bytes.reads(post), reading.span(span)
+        if alone is None or reading.text[slice(*placed)] != alone.text:
+            raise _changed(reader, row_id, "post")
+        prompt, post, span = reading.text, alone.text, placed
+        marked |= {key: _read_spans(one, key, alone) for key in ("rationales", "cues", "decoys") if key in marked}
     prompt_ids = reader.ids(prompt, "messages" in one)
     decoded, _ = decode_bytes(b"".join(map(reader.token_bytes, prompt_ids)))
     return {
@@ -314,11 +322,29 @@ def _asked(reader: Reader, one: Mapping[str, Any]) -> dict[str, Any]:
         "post_span": list(_moved(reader, row_id, prompt, decoded, span)),
         "prompt_ids": prompt_ids,
         "candidates": one["candidates"],
-        **{key: one[key] for key in _KEPT if one.get(key) is not None},
+        **marked,
     }
 
 
+def _read_spans(one: Mapping[str, Any], key: str, reading: Reading) -> list[list[int]]:
+    """Spans of the post as given, in the post as read."""
+    size, spans = len(reading.begins), one[key]
+    good = isinstance(spans, list) and all(
+        isinstance(span, list) and len(span) == 2 and all(type(at) is int for at in span) for span in spans
+    )
+    if not good:
+        raise ProbeInputError(f"record {plain(one['id'], 80)!r}: key {key!r} must be a list of [start, end)")
+    if outside := [span for span in spans if not 0 <= span[0] < span[1] <= size]:
+        said = f"key {key!r}: {outside[0]} is not inside the post of {size} characters"
+        raise RowRefused(one["id"], said, f"{key} outside the post")
+    return [[a, b] for a, b in (reading.span((a, b)) for a, b in spans) if a < b]
+
+
 def _answered(reader: Reader, one: Mapping[str, Any]) -> dict[str, Any]:
+    if reader.token_bytes.rules():
+        one = {**one, **{key: _read_text(reader, one[key]) for key in ("answer", "label_text", "explanation")
+                         if one.get(key)}}  # fmt: skip
+        one["candidates"] = {key: _read_text(reader, text) for key, text in one["candidates"].items()}
     answer = one["answer"]
     output_ids = reader.token_bytes.encode(answer)
     if b"".join(map(reader.token_bytes, output_ids)) != answer.encode():
@@ -327,6 +353,11 @@ def _answered(reader: Reader, one: Mapping[str, Any]) -> dict[str, Any]:
     explanation = one.get("explanation") or read_explanation(answer, at)
     found = {"parsed_label": label, "label_text": label_text, "parsed_explanation": explanation}
     return {"output_ids": output_ids, **found}
+
+
+def _read_text(reader: Reader, text: str) -> str:
+    reading = reader.token_bytes.reads(text)
+    return text if reading is None else reading.text
 
 
 def _placed(one: Mapping[str, Any], prompt: str) -> tuple[str, Span]:

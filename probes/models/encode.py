@@ -131,7 +131,8 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     """Lays out one row.
 
     The post is where ``post_span`` says (characters ``[start, end)`` of the decoded prompt), else it is found in the
-    decoded prompt by exact match. It may repeat words of the template, and the question may
+    decoded prompt by exact match, as the tokenizer reads it: one that normalises (NFC, NFKC, lower case) changes the
+    post, and the spans in it with it. It may repeat words of the template, and the question may
     repeat words of the post; of several places those that end before the question are preferred, of these the ones
     between quotation marks, of these the last.
 
@@ -156,6 +157,7 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     text, char_bytes = decode_bytes(data)
     prompt_chars = sum(offset < ends[prompt_len] for offset in char_bytes[:-1])
 
+    row = _as_read(row, text[:prompt_chars], token_bytes)
     post_char = _find_post(row, text[:prompt_chars], row_id, token_bytes)
     spans: dict[str, Span] = {}
     label_text = row.get("label_text") or ""
@@ -320,6 +322,20 @@ def _refuse_padding(row: dict[str, Any], row_id: str, tokenizer: Any) -> None:
 
 def _spans(value: Sequence[Sequence[int]] | None) -> tuple[Span, ...] | None:
     return None if value is None else tuple((int(a), int(b)) for a, b in value)
+
+
+def _as_read(row: dict[str, Any], prompt: str, token_bytes: TokenBytes) -> dict[str, Any]:
+    """The row with its post, and the spans in it, as a tokenizer that normalises reads them; the same row where the
+    post stands in the prompt as it is, or cannot be followed."""
+    post = row["post"]
+    if post in prompt or not token_bytes.rules():
+        return row
+    reading = token_bytes.reads(post)
+    if reading is None or not reading.text.strip() or reading.text not in prompt:
+        return row
+    spans = {key: row[key] for key in ("cues", "decoys", "rationales") if row.get(key) is not None}
+    moved = {key: [reading.span((a, b)) for a, b in given] for key, given in spans.items()}
+    return row | {"post": reading.text, **{key: [[a, b] for a, b in one if a < b] for key, one in moved.items()}}
 
 
 def _find_post(row: dict[str, Any], prompt: str, row_id: str, token_bytes: TokenBytes) -> Span:

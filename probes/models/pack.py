@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from probes.records import Span
 
-# Rows of logits turned to fp32 log-probabilities at a time.
+# Rows of logits turned to exponentials at a time.
 _LOGIT_ROWS = 4096
 
 
@@ -96,14 +97,48 @@ class Plan:
 
 
 def token_logprobs(logits: torch.Tensor, pick: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    """fp32 log p of ``token`` under row ``pick`` of ``logits [B, R, V]`` -> ``[B, T]``, whatever the model's dtype."""
-    return logits[:, pick, token].float() - log_norm(logits)[:, pick]
+    """float64 log p of ``token`` under row ``pick`` of ``logits [B, R, V]`` -> ``[B, T]``."""
+    return logits[:, pick, token].double() - log_norm(logits)[:, pick]
 
 
 def log_norm(logits: torch.Tensor) -> torch.Tensor:
-    """fp32 log-sum-exp over the vocabulary of ``logits [B, R, V]`` -> ``[B, R]``, a few rows at a time."""
-    flat = logits.reshape(-1, logits.shape[-1])
-    return torch.cat([chunk.float().logsumexp(-1) for chunk in flat.split(_LOGIT_ROWS)]).view(logits.shape[:2])
+    """float64 log-sum-exp over the vocabulary of ``logits [B, R, V]`` -> ``[B, R]``.
+
+    A map is made of small differences of log p. The exponentials need no more than float32, but their log is added to
+    the largest logit, and log p of many tokens to each other, in float64: a logit of 30 in float32 is right to 2e-6.
+    """
+    return _LogNorm.apply(logits)  # pyright: ignore[reportReturnType]
+
+
+class _LogNorm(torch.autograd.Function):
+    """A few rows at a time, and nothing of the vocabulary's size kept for the gradient but the logits themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor) -> torch.Tensor:
+        top, rest = logits.amax(-1).to(_wide(logits)), []
+        for chunk, most in zip(_rows(logits), top.flatten().split(_LOGIT_ROWS), strict=True):
+            rest.append((chunk.to(most.dtype) - most[:, None]).exp_().sum(-1).log_())
+        found = torch.cat(rest).view(top.shape)
+        ctx.save_for_backward(logits, top, found)
+        return top.double() + found.double()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        logits, top, rest = ctx.saved_tensors
+        parts = zip(_rows(logits), *(one.flatten().split(_LOGIT_ROWS) for one in (top, rest, grads[0])), strict=True)
+        slopes = []
+        for chunk, most, norm, grad in parts:
+            share = (chunk.to(most.dtype) - most[:, None]).sub_(norm[:, None]).exp_()
+            slopes.append(share.mul_(grad.to(share.dtype)[:, None]).to(logits.dtype))
+        return torch.cat(slopes).view(logits.shape)
+
+
+def _rows(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return logits.reshape(-1, logits.shape[-1]).split(_LOGIT_ROWS)
+
+
+def _wide(logits: torch.Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def attention_mask(

@@ -71,7 +71,7 @@ class Probed(LoadedModel):
                 f"row {example.id!r}: token id {max(example.ids)} but the model has {vocab} embeddings"
             )
         context = getattr(self.model.config, "max_position_embeddings", None)
-        if isinstance(context, int) and len(example.ids) > context:
+        if isinstance(context, int) and 0 < context < len(example.ids):  # XLNet says -1: there is no limit
             said = f"{len(example.ids)} tokens but the model's context is {context}"
             raise RowRefused(example.id, said, "longer than the model's context")
         return example

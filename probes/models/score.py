@@ -94,7 +94,7 @@ class Forward:
         Args:
             post: float32 ``[B, n, D]``, one embedding per token of ``example.post_tok``.
         Returns:
-            float32 ``[B, targets]`` in nats, differentiable in ``post``.
+            float64 ``[B, targets]`` in nats, differentiable in ``post``.
         """
         rows = self.scorer.batch_rows(self.tokens)
         if len(post) <= rows or not post.requires_grad:
@@ -137,7 +137,7 @@ class Forward:
                 posts hold cues of their own, and what those few do is not what the erased token did).
             filler: float32 ``[draws, n, D]`` (``filler``), for "resample" only.
         Returns:
-            float32 ``[B, targets]`` in nats, no gradient.
+            float64 ``[B, targets]`` in nats, no gradient.
         Raises:
             ProbeInputError: unknown eraser, no filler to resample from; or attention erasure of the prompt's last
                 token, which cannot be hidden from its own prediction.
@@ -182,7 +182,7 @@ class Forward:
             post: float32 ``[B or 1, n, D]``.
             keep: bool ``[B, n]``, False where hidden by the attention mask, or None.
         Returns:
-            float32 ``[B, groups]`` in nats.
+            float64 ``[B, groups]`` in nats.
         """
         probe = self.scorer.probe
         batch = len(post) if keep is None else len(keep)
@@ -409,7 +409,7 @@ class Scorer:
             sequences: token ids; starts: first scored token of each, at least 1.
             hidden: for each sequence token ranges that no position may attend to; positions stay.
         Returns:
-            float32 ``[len(sequences)]`` in nats, no gradient; independent of what shares the batch.
+            float64 ``[len(sequences)]`` in nats, no gradient; independent of what shares the batch.
         """
         if any(start < 1 or start > len(sequence) for sequence, start in zip(sequences, starts, strict=True)):
             raise ProbeError("logprobs: each start must lie in 1..len(sequence)")
@@ -432,14 +432,14 @@ class Scorer:
             with torch.no_grad():
                 embeds = self.probe.model.get_input_embeddings()(ids)
                 logits = self.logits(embeds, torch.arange(size, device=device), mask, rows)
-                picked = logits.gather(2, ids[:, first + 1 :, None])[..., 0].float() - log_norm(logits)
+                picked = logits.gather(2, ids[:, first + 1 :, None])[..., 0].double() - log_norm(logits)
             at = torch.arange(first + 1, size, device=device)
             ends = torch.tensor([[starts[i], len(sequences[i])] for i in chosen], device=device)
             scored = (at >= ends[:, :1]) & (at < ends[:, 1:])
             return torch.where(scored, picked, 0.0).sum(1)
 
         longest = max((len(sequence) for sequence in sequences), default=1)
-        result = torch.empty(len(sequences), device=device)
+        result = torch.empty(len(sequences), device=device, dtype=torch.float64)
         result[torch.tensor(order, device=device)] = self.chunked(part, torch.arange(len(sequences)), longest)
         return result
 

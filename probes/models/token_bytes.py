@@ -7,6 +7,7 @@ from typing import Any
 
 from probes.errors import ProbeInputError
 from probes.foreign import plain
+from probes.models.reading import Reading, read
 from probes.models.tokenizer import normalisers, text_ids
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -97,6 +98,10 @@ class TokenBytes:
         """The rules by which the tokenizer changes a text, in words; empty when it keeps what it is given."""
         core = getattr(self.tokenizer, "backend_tokenizer", None)
         return "" if core is None else ", ".join(normalisers(core))
+
+    def reads(self, text: str) -> Reading | None:
+        """``text`` as a tokenizer with ``rules`` reads it; None where its characters cannot be followed."""
+        return read(self.tokenizer.backend_tokenizer, text)
 
     def _holds(self, ids: list[int], text: str) -> bool:
         return b"".join(map(self, ids)) == text.encode()

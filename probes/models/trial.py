@@ -104,7 +104,8 @@ def try_model(scorer: Scorer, make: Callable[[bool, bool], Forward]) -> Trial:
     bound = BOUND.get(scorer.probe.dtype, HALF_BOUND)
     kept_bound = KEPT_BOUND.get(scorer.probe.dtype, HALF_BOUND)
     single = make(False, False)
-    said = _numbers(single, _plain(scorer, single))
+    said = _numbers(single, _guarded(scorer, "be called on token ids", lambda: _plain(scorer, single)))
+    gaps = {"without what follows": _looks_ahead(scorer, single, bound)}
     keep = torch.ones(2, len(single.post), dtype=torch.bool, device=single.post.device)
     keep[1, :-1:2] = False  # never the last: it may end the prompt, and then cannot be hidden
     with torch.no_grad():
@@ -114,9 +115,9 @@ def try_model(scorer: Scorer, make: Callable[[bool, bool], Forward]) -> Trial:
         raise _refusal(
             scorer, f"log-odds from embeddings and from token ids differ by {gap:.2g} nats: it looks at the ids as well"
         )
-    hidden = _hidden(scorer, single, keep, bound)
+    gaps["embeddings"] = gap
+    hidden, gaps["hidden tokens exchanged"] = _hidden(scorer, single, keep, bound)
     wanted = _numbers(single, torch.cat([whole, hidden]))
-    gaps = {"embeddings": gap}
     packed = make(True, False)
     packs = len(packed.plans) == len(single.plans)
     if not packs:
@@ -191,7 +192,7 @@ def stretches(example: Example) -> list[str]:
 
 
 def _plain(scorer: Scorer, forward: Forward) -> torch.Tensor:
-    """Log p of every group, float32 ``[1, groups]``, from ids alone: no mask, no positions, one sequence at a time."""
+    """Log p of every group, float64 ``[1, groups]``, from ids alone: no mask, no positions, one sequence at a time."""
     groups = []
     with torch.no_grad():
         for plan in forward.plans:
@@ -201,8 +202,29 @@ def _plain(scorer: Scorer, forward: Forward) -> torch.Tensor:
     return torch.cat(groups, 1)
 
 
+def _looks_ahead(scorer: Scorer, forward: Forward, bound: float) -> float:
+    """Nats between log p of the first scored token with and without what follows it: a model that fills gaps sees the
+    answer that it is asked for."""
+    plan = forward.plans[0]
+    first, size = plan.pick == 0, int(plan.rows[0]) + 1
+
+    def run() -> list[torch.Tensor]:
+        with torch.no_grad():
+            logits = [scorer.call({"input_ids": ids[None]}, plan.rows[:1]) for ids in (plan.ids, plan.ids[:size])]
+        return [token_logprobs(one, plan.pick[first], plan.token[first]) for one in logits]
+
+    whole, cut = _guarded(scorer, "be called on token ids", run)
+    gap = float((whole - cut).abs().max())
+    if not gap <= bound:
+        raise _refusal(
+            scorer,
+            f"what follows a token moves its log p, by {gap:.2g} nats: it is no causal language model as configured",
+        )
+    return gap
+
+
 def _numbers(forward: Forward, groups: torch.Tensor) -> torch.Tensor:
-    """float32 ``[B, numbers]``: log-odds of each candidate against all others, and log p of each stretch of the
+    """float64 ``[B, numbers]``: log-odds of each candidate against all others, and log p of each stretch of the
     explanation. In the log-odds of the generated label alone, one likely candidate would hide the errors of all the
     others.
     """
@@ -252,9 +274,12 @@ def _slope(forward: Forward, scale: float) -> _Slope:
     return _Slope(scale, torch.autograd.grad(score, post)[0], sum(saved.values()) + 2 * 4 * logits)
 
 
-def _hidden(scorer: Scorer, forward: Forward, keep: torch.Tensor, bound: float) -> torch.Tensor:
-    """Log p of the groups with every other token hidden. What a hidden token is must not matter, nor what shares the
-    batch (some models honour the mask from two rows on)."""
+def _hidden(scorer: Scorer, forward: Forward, keep: torch.Tensor, bound: float) -> tuple[torch.Tensor, float]:
+    """Log p of the groups with every other token hidden, and nats that exchanging what is hidden moves them: it must
+    not matter, nor what shares the batch (some models honour the mask from two rows on).
+
+    Compared with the same model on other tokens, not with a shorter text without them: windows, convolutions and
+    biases by distance count the hidden places too, and are right to."""
     other = torch.where(keep[1, :, None], forward.post, forward.post.roll(1, 0) * -1.0)
     with torch.no_grad():
         alone, changed, together = _guarded(
@@ -267,8 +292,8 @@ def _hidden(scorer: Scorer, forward: Forward, keep: torch.Tensor, bound: float) 
             ),
         )
     if bool(keep.all()):
-        return alone
-    gap = float((_numbers(forward, alone) - _numbers(forward, changed)).abs().max())
+        return alone, 0.0
+    gap = moved = float((_numbers(forward, alone) - _numbers(forward, changed)).abs().max())
     if not gap <= bound:
         raise _refusal(
             scorer,
@@ -280,7 +305,7 @@ def _hidden(scorer: Scorer, forward: Forward, keep: torch.Tensor, bound: float) 
         raise _refusal(
             scorer, f"what shares the batch of a row with hidden tokens moves its log-odds by {gap:.2g} nats"
         )
-    return alone
+    return alone, moved
 
 
 def _guarded(scorer: Scorer, what: str, run: Callable[[], Any]) -> Any:

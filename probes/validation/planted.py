@@ -19,7 +19,7 @@ from probes.probe import Probe
 from probes.records import Example
 
 ARCHITECTURES = ("glm", "llama", "gpt2", "qwen2", "glm4", "qwen3", "mistral", "gpt_neox")
-RULES = ("one", "twice", "and", "or")
+RULES = ("one", "twice", "and", "or", "three", "not")
 _SPECIALS = ["<|endoftext|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>"]
 _ZH = (
     "天地山水风云雨雪花草树木江河湖海日月星光春夏秋冬东西南北上下左右红黄蓝绿"
@@ -46,13 +46,15 @@ class World:
     Attributes:
         language: en | zh (made-up words) | words (English words that a reader knows, the same with every seed).
         faithful: the explanation quotes the cue; else it quotes the decoy.
-        rule: one | twice (the cue stands twice) | and | or (two cue words; high when both, or either, are of class 1).
+        rule: one | twice (the cue stands twice) | and | or (two cue words; high when both, or either, are of class 1) |
+            three (high when all of three are) | not (a word before the cue turns it round in half of the posts; it is
+            part of the cue).
         decoy: how often the decoy is of the label's class; 0.5 is no correlation.
         first: "label" or "explanation": which the answer begins with.
         mediated: explanation first only: whether the label follows what the explanation said, or the post.
         place: any | early | late: in which third of the post the cue may stand.
         clauses: fewest and most clauses of a post; ``punctuation`` between them, or none at all.
-        words: cue words per class.
+        words: cue words per class. letters: Chinese characters of a cue word, 1 or 2; all other words have two.
         quoted: the prompt puts the post in quotation marks, and the closing one is one token with the post's last mark
             of punctuation. Prompts without that token get the third label, so that it decides as much as the cue: a map
             that takes it away with the post finds the template's mark, and not the cue alone.
@@ -69,6 +71,7 @@ class World:
     clauses: tuple[int, int] = (5, 8)
     punctuation: bool = True
     words: int = 4
+    letters: int = 2
     quoted: bool = False
     layers: int = 2
     hidden: int = 64
@@ -128,7 +131,7 @@ def vocabulary(world: World) -> dict[str, list[str]]:
     made: list[str] = []
     while len(made) < 4 * world.words + 24:
         word = (
-            "".join(rng.sample(_ZH, 2))
+            "".join(rng.sample(_ZH, world.letters if len(made) < 2 * world.words else 2))
             if world.language == "zh"
             else "".join(rng.sample(_SYLLABLES, rng.randint(2, 3)))
         )
@@ -149,6 +152,7 @@ def _phrases(world: World) -> dict[str, str]:
             "2": "风险无。",
             "because": "因为“{}”",
             "and": "”“",
+            "not": "不",
             "stop": "，。！",
         }
     return {
@@ -159,6 +163,7 @@ def _phrases(world: World) -> dict[str, str]:
         "2": " risk none.",
         "because": ' since "{}"',
         "and": '" "',
+        "not": "not ",
         "stop": ",.!",
     }
 
@@ -166,10 +171,13 @@ def _phrases(world: World) -> dict[str, str]:
 def planted_post(world: World, rng: random.Random) -> tuple[str, int, list[tuple[int, int]], tuple[int, int]]:
     """Text of a post, its class, spans of its cues, span of its decoy."""
     groups, joint = vocabulary(world), "" if world.language == "zh" else " "
-    double = world.rule in ("and", "or")
-    bits = [rng.randrange(2)] if not double else [rng.randrange(2), rng.randrange(2)]
-    label = bits[0] if not double else (bits[0] & bits[1] if world.rule == "and" else bits[0] | bits[1])
+    bits = [rng.randrange(2) for _ in range({"and": 2, "or": 2, "three": 3}.get(world.rule, 1))]
+    if world.rule == "three" and rng.random() < 0.4:
+        bits = [1, 1, 1]  # as often as not, nearly: of three drawn freely one in eight
+    label = max(bits) if world.rule == "or" else min(bits)
     cues = [rng.choice(groups[f"cue{bit}"]) for bit in bits]
+    if world.rule == "not" and rng.random() < 0.5:
+        label, cues = 1 - label, [_phrases(world)["not"] + cues[0]]
     cues = cues * 2 if world.rule == "twice" else cues
     decoy = rng.choice(groups[f"decoy{label if rng.random() < world.decoy else 1 - label}"])
     count = rng.randint(*world.clauses)

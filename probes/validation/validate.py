@@ -1,8 +1,8 @@
 """Are the probes right? Experiments whose truth is known, from closed forms to planted models; the table and the page.
 
-Numbers V1 to V15 follow one list: V1 linear, V2 interactions, V3 engine against Captum, V5 completeness, V6 padding and
+Numbers V1 to V16 follow one list: V1 linear, V2 interactions, V3 engine against Captum, V5 completeness, V6 padding and
 batches, V7 planted cue, V8 faithful against unfaithful, V9 randomisation, V10 error rates, V11 power, V12 aligner,
-V13 Captum's wrapper, V14 adapter, V15 order. (V4, an independent implementation in JAX, is a test:
+V13 Captum's wrapper, V14 adapter, V15 order, V16 hard worlds. (V4, an independent implementation in JAX, is a test:
 tests/probes/models/test_oracle.py.)
 """
 
@@ -23,6 +23,7 @@ from probes.records import Attribution, Example
 from probes.results.summary import check_of
 from probes.stats import auroc, diagnosticity
 from probes.validation.gate_rates import gate_rates, length_rates
+from probes.validation.hard import hard_worlds
 from probes.validation.holes import holes
 from probes.validation.planted import Planted, World, train, with_adapter
 from probes.validation.rows import Row, row
@@ -72,6 +73,7 @@ def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> l
             ("planted rules (V11)", lambda: planted_rules(seed, say)),
             ("adapter (V14)", lambda: adapter(seed)),
             ("order (V15)", lambda: order(seed)),
+            ("hard worlds (V16)", lambda: hard_worlds(seed, say)),
         ]
     rows: list[Row] = []
     for name, run in steps:
@@ -409,6 +411,12 @@ _SECTIONS = {
     "V13": ("Captum's wrapper", "The path this package refuses to use, on the installed versions."),
     "V14": ("Adapter", "The base decides by the decoy, the adapter by the cue."),
     "V15": ("Order", "How much of the post's effect goes through the explanation."),
+    "V16": (
+        "Hard worlds",
+        "Three weak cues that decide only together, a cue turned round by the word before it, a cue far from the "
+        "answer that quotes it, one Chinese character: how often posts are judged, and how often each map that has a "
+        "vote shows it over a data set. Low numbers are what the probes cannot see.",
+    ),
 }
 
 

@@ -48,6 +48,16 @@ def test_scores_and_gradients_are_those_without(tiny_probe: Probe, example: Exam
     assert float(slopes[1][2].norm()) > 0
 
 
+def test_in_float64_nothing_is_between_them(tiny_model_dir: Any, tiny_rows: list[dict[str, Any]]) -> None:
+    """What is between them in float32 is rounding: each is as far from float64 as from the other."""
+    exact = Probe.from_pretrained(tiny_model_dir, dtype="float64")
+    example = exact.encode(tiny_rows[EN])
+    without, kept = both(exact, example)
+    torch.manual_seed(0)
+    keep = torch.rand(5, len(kept.post)) > 0.4
+    assert torch.allclose(kept.kept(keep), without.kept(keep), rtol=1e-11, atol=0)
+
+
 def test_one_pass_changes_nothing_for_the_next(tiny_probe: Probe, example: Example) -> None:
     """A model writes what it computes into its cache; ours must stay what the prefix left."""
     kept = both(tiny_probe, example)[1]

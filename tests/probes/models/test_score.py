@@ -70,15 +70,19 @@ def test_packed_equals_unpacked(tiny_probe: Probe, example: Example, monkeypatch
     assert torch.allclose(forward.kept(keep), packed, rtol=1e-5, atol=1e-4)
 
 
-def test_erased_tokens_are_not_seen(tiny_probe: Probe, example: Example) -> None:
+def test_erased_tokens_are_not_seen(tiny_model_dir: Any, tiny_probe: Probe, example: Example) -> None:
     first, last = example.post_tok
     erased = (first, first + 3, last - 1)
     keep = torch.ones(last - first, dtype=torch.bool)
     keep[[at - first for at in erased]] = False
     forward = tiny_probe.scorer.forward(example, ("label",))
-    # the difference of two log p of some ten nats, each rounded in float32
+    # the difference of two log p of some ten nats, from logits that are rounded in float32
     wanted = plain_label(tiny_probe, example, erased)
-    assert float(forward.kept(keep[None])[0, 0]) == pytest.approx(wanted, rel=1e-5, abs=2e-5)
+    assert float(forward.kept(keep[None])[0, 0]) == pytest.approx(wanted, rel=1e-5, abs=5e-6)
+    # in float64 nothing but the meaning is left
+    exact = Probe.from_pretrained(tiny_model_dir, dtype="float64")
+    found = exact.scorer.forward(example, ("label",)).kept(keep[None])
+    assert float(found[0, 0]) == pytest.approx(plain_label(exact, example, erased), rel=1e-10)
     # and what they were does not matter any more
     ids = list(example.ids)
     ids[first + 3] = 77
@@ -155,7 +159,7 @@ def test_out_of_memory_halves_the_batch(tiny_probe: Probe, monkeypatch: pytest.M
         scorer.chunked(lambda _: (_ for _ in ()).throw(RuntimeError("shapes do not match")), items, 100)
 
 
-def test_bfloat16_model_is_scored_in_float32(
+def test_bfloat16_model_is_scored_in_full_precision(
     tiny_model_dir, tiny_probe: Probe, tiny_rows: list[dict[str, Any]]
 ) -> None:
     half = Probe.from_pretrained(tiny_model_dir, dtype="bfloat16")
@@ -163,7 +167,7 @@ def test_bfloat16_model_is_scored_in_float32(
     for probe in (half, tiny_probe):
         forward = probe.scorer.forward(probe.encode(tiny_rows[EN]), ("label", "explanation"))
         scores.append(forward.kept(everything(forward))[0])
-    assert scores[0].dtype == torch.float32
+    assert scores[0].dtype == torch.float64
     assert torch.allclose(scores[0], scores[1], rtol=0.03, atol=0.3)
 
 
