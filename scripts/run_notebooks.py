@@ -1,8 +1,9 @@
 """Runs the notebooks and keeps their outputs: python scripts/run_notebooks.py [NAME ...]     (or: make notebooks)
 
-They run on what `make demo` left in runs/demo, a few minutes in all. Each then holds its outputs, a picture of its last
-figure on top, and in its metadata what it was run with; tests/test_notebooks.py fails when its code has changed since.
-Without names: all studies (`train_on_tpu` needs a TPU and is kept without outputs).
+They run on what `make demo` left in runs/demo (and `make repair` in runs/repair), a few minutes in all. Each then holds
+its outputs, a picture of its last figure on top, and in its metadata what it was run with; tests/test_notebooks.py
+fails when its code has changed since. Without names: all studies whose run is there (`train_on_tpu` needs a TPU and is
+kept without outputs).
 """
 
 import argparse
@@ -20,7 +21,9 @@ import mentalglm_jax
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
-STUDIES = ("explain_one_post", "do_explanations_match_saliency", "what_did_the_adapter_learn", "compare_two_models")
+DEMO, REPAIR = ("runs/demo", "make demo"), ("runs/repair", "make repair")
+STUDIES = {"explain_one_post": DEMO, "do_explanations_match_saliency": DEMO, "what_did_the_adapter_learn": DEMO,
+           "compare_two_models": DEMO, "repair_explanations": REPAIR}  # fmt: skip
 FIGURE = "figure.png"
 SHOWN = f"\n\n![The figure this notebook ends in](attachment:{FIGURE})"
 
@@ -61,7 +64,7 @@ def run(path: Path) -> None:
         "code": code_of(notebook),
         "version": mentalglm_jax.__version__,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "on": "runs/demo, as `make demo` writes it",
+        "on": "{}, as `{}` writes it".format(*STUDIES[path.stem]),
     }
     text = nbformat.writes(notebook)
     if any(place in text for place in (str(ROOT), sys.prefix, str(Path.home()) + os.sep)):
@@ -72,11 +75,16 @@ def run(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="*", choices=[*STUDIES, []], default=[], help="which (default: all studies)")
-    names = parser.parse_args().name or STUDIES
-    if not (ROOT / "runs" / "demo" / "summary.json").is_file():
-        sys.exit("run_notebooks: no finished run in runs/demo; run `make demo` first")
+    names = parser.parse_args().name
+    missing = {name: made for name, made in STUDIES.items() if not (ROOT / made[0] / "summary.json").is_file()}
+    for name in names or STUDIES:
+        if name in missing:
+            line = "{}: no finished run in {}; run `{}` first".format(name, *missing[name])
+            if name in names or missing[name] == DEMO:
+                sys.exit(f"run_notebooks: {line}")
+            sys.stderr.write(f"left out: {line}\n")
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # a progress bar that nobody would see
-    for name in names:
+    for name in names or [name for name in STUDIES if name not in missing]:
         run(FOLDER / f"{name}.ipynb")
         sys.stdout.write(f"{name}\n")
 
