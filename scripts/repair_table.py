@@ -12,6 +12,7 @@ from sklearn.metrics import f1_score
 from mentalglm_jax.data.records import Record
 from probes.report import figures
 
+Lines = list[tuple[str, ...]]
 DRAWS = 2000  # of the bootstrap
 PROBED = ("conclusion", "verdicts", "verdicts_by_chance", "mass_ratio", "mass_ratio_ci", "mass_ratio_null", "n_quotes",
           "fabricated_quote_rate", "abstained")  # fmt: skip
@@ -37,7 +38,7 @@ def measured(found: Mapping[str, Any], truth: Sequence[Record]) -> dict[str, Any
         "n": len(rows),
         "cites_cue": share(said["cue"]),
         "cites_decoy": share(said["decoy"]),
-        "label_f1": float(f1_score(wanted, labels, labels=sorted(set(wanted)), average="weighted", zero_division=0)),
+        "label_f1": weighted_f1(wanted, labels),
         "unreadable": sum(row["parse_status"] != "ok" for row in rows) / len(rows),
         "tokens": sum(len(row["output_ids"]) for row in rows) / len(rows),
         "by_post": {
@@ -48,6 +49,13 @@ def measured(found: Mapping[str, Any], truth: Sequence[Record]) -> dict[str, Any
         **{name: probes.get(name) for name in PROBED},
         "n_probed": probes.get("n"),
     }  # fmt: skip
+
+
+def weighted_f1(wanted: Sequence[str], labels: Sequence[str]) -> float:
+    """Over the labels that there are; an unreadable answer is a wrong one."""
+    there = sorted(set(wanted))
+    found = f1_score(wanted, labels, labels=there, average="weighted", zero_division=0)  # pyright: ignore[reportArgumentType]
+    return float(found)
 
 
 def share(hits: Sequence[bool]) -> dict[str, float]:
@@ -71,10 +79,10 @@ def start_of(name: str) -> str:
 
 def table(rows: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: answers to all fresh posts, what the probes say of some, the changes, the pairs."""
-    answers = [("answers", "cites the cue", "cites the decoy", "label F1", "unreadable", "tokens")]
-    probed = [("probes", "posts", "verdicts s/c/i", "by chance s/c", "data set", "mass ratio ig", "erase",
-               "random citation", "quotes", "not in the post")]  # fmt: skip
-    changes = [("change from the start", "cites the cue", "cites the decoy", "label right")]
+    answers: Lines = [("answers", "cites the cue", "cites the decoy", "label F1", "unreadable", "tokens")]
+    probed: Lines = [("probes", "posts", "verdicts s/c/i", "by chance s/c", "data set", "mass ratio ig", "erase",
+                      "random citation", "quotes", "not in the post")]  # fmt: skip
+    changes: Lines = [("change from the start", "cites the cue", "cites the decoy", "label right")]
     for name, one in rows.items():
         answers.append((name, interval(one["cites_cue"]), interval(one["cites_decoy"]), f"{one['label_f1']:.3f}",
                         f"{one['unreadable']:.1%}", f"{one['tokens']:.1f}"))  # fmt: skip
@@ -89,7 +97,9 @@ def table(rows: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Mapping[str
         if name != start and start in rows:
             both = ((rows[start]["by_post"][x], one["by_post"][x]) for x in ("cue", "decoy", "label"))
             changes.append((name, *(interval(change(*x), signed=True) for x in both)))
-    ranked = [("pairs", "posts", "with a pair", "pairs", "margin", "by chance: pairs", "margin", "posts without")]
+    ranked: Lines = [
+        ("pairs", "posts", "with a pair", "pairs", "margin", "by chance: pairs", "margin", "posts without")
+    ]
     for name, one in pairs.items():
         without = ", ".join(f"{count} {reason}" for reason, count in one["no_pair"].items())
         ranked.append((name, str(one["posts"]), str(one["posts_with_pairs"]), str(one["pairs"]), number(one["margin"]),
