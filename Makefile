@@ -38,7 +38,7 @@ study: $(VENV)/.installed-study  ## a real language model (SmolLM2-135M, 92 MB t
 	@$(PAGES) $(BIN)/python scripts/study.py $(ARGS)
 
 repair: $(VENV)/.installed-probes  ## after make demo: its control, which cites a decoy, taught by its own saliency (runs/repair/table.md)
-	@$(PAGES) $(BIN)/python scripts/repair.py $(ARGS)
+	@$(PAGES) $(BIN)/python -m scripts.repair $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the tests, without those marked slow, gpu or tpu
 	@$(PYTEST) $(SPREAD) -m "$(USUAL)" $(ARGS)

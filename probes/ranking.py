@@ -7,7 +7,9 @@ same one by a margin. What this optimises is agreement with saliency; ``docs/rep
 The score of an answer by one family is the share of the positive label saliency in the clauses it cites, less their
 share of the length (0 for a citation at random, whatever it takes), less ``INVENTED`` times the share of its quotes
 that are not in the post, and less ``EVERYTHING`` if it cites every clause. Only an answer that every family scores
-above 0 is chosen: one that is merely less bad teaches to quote anything.
+above 0 is chosen, one that is merely less bad teaches to quote anything; and only one whose quotes are in the post
+letter for letter, as the chosen words are what is learned. Of the rejected answers those that quote the post too come
+before those that invent: a model that is taught to invent nothing has not learned what to cite.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ NULL_DRAWS = 20
 # Why a post has no pair, in the order in which it is looked at.
 ALONE = "one answer with this label"
 SHUT = "no map of a family may speak"
-UNGROUNDED = "no answer cites the post, without inventing a quote"
+UNGROUNDED = "no answer cites the post letter for letter"
 CHANCE = "no answer cites more of the saliency than chance"
 CLOSE = "no two answers differ by the margin"
 DISAGREE = "the families do not agree"
@@ -86,7 +88,7 @@ class Answer:
         row: its row of the file.
         ids: its tokens.
         cited: bool [clauses]. invented: share of its quotes that are not in the post.
-        quotes: how many it has.
+        quotes: how many it has. inexact: whether one of them is in the post with other letters.
     """
 
     row: Mapping[str, Any]
@@ -94,11 +96,12 @@ class Answer:
     cited: np.ndarray
     invented: float
     quotes: int
+    inexact: bool = False
 
     @property
     def choosable(self) -> bool:
-        """Whether it may be preferred: it cites something of the post, and nothing else."""
-        return bool(self.cited.any()) and not self.cited.all() and self.invented == 0
+        """Whether it may be preferred: it cites something of the post, letter for letter, and nothing else."""
+        return bool(self.cited.any()) and not self.cited.all() and self.invented == 0 and not self.inexact
 
     def score(self, voice: Voice, lengths: np.ndarray) -> float:
         """See the top of this file."""
@@ -161,8 +164,8 @@ def comparable(answers: Sequence[Answer], rules: Rules) -> tuple[list[tuple[int,
 
 
 def pairs_of(group: Group, answers: Sequence[Answer], rules: Rules) -> tuple[list[Found], str]:
-    """The pairs of a group whose answers cite what ``answers`` say (its own, or others for a null), the widest margin
-    first; and where there is none, why."""
+    """The pairs of a group whose answers cite what ``answers`` say (its own, or others for a null), those that reject
+    an answer without invention first, of these the widest margin; and where there is none, why."""
     able, reason = comparable(answers, rules)
     if not able:
         return [], reason
@@ -179,7 +182,7 @@ def pairs_of(group: Group, answers: Sequence[Answer], rules: Rules) -> tuple[lis
             found.append(Found(i, j, tuple(map(float, margins))))
         elif margins.max() >= rules.margin:
             reason = DISAGREE
-    found.sort(key=lambda pair: (-pair.margin, pair.chosen, pair.rejected))
+    found.sort(key=lambda pair: (answers[pair.rejected].invented > 0, -pair.margin, pair.chosen, pair.rejected))
     kept: list[Found] = []
     for pair in found:
         if len(kept) < rules.per_post and all(pair.rejected != other.rejected for other in kept):
@@ -312,6 +315,7 @@ class _Said:
     spans: tuple[Span, ...]
     invented: float
     quotes: int
+    inexact: bool
 
     @classmethod
     def of(cls, example: Example) -> _Said:
@@ -319,12 +323,14 @@ class _Said:
         invented, quotes = fabricated_quotes(citations)
         until = example.ids[: segment.tok[1]] if segment is not None else example.ids
         spans = tuple(merge_spans(span for c in citations for span in c.post_char))
-        return cls(example, until, spans, invented / max(quotes, 1), quotes)
+        inexact = any(c.kind == "quote" and c.post_char and c.score < 1 for c in citations)
+        return cls(example, until, spans, invented / max(quotes, 1), quotes, inexact)
 
     def answer(self, rows: Mapping[str, Mapping[str, Any]], units: Sequence[Span]) -> Answer:
         """On these clauses."""
         ids = tuple(self.example.ids[self.example.prompt_len :])
-        return Answer(rows[self.example.id], ids, units_hit(self.spans, units), self.invented, self.quotes)
+        return Answer(rows[self.example.id], ids, units_hit(self.spans, units), self.invented, self.quotes,
+                      self.inexact)  # fmt: skip
 
 
 def _heard(maps: Sequence[Attribution], units: Sequence[Span], rules: Rules) -> tuple[Voice, ...]:

@@ -2,6 +2,7 @@
 
     make plan                                    all of them, one after the other: an hour or so on 2 cores
     make plan ARGS="tpu-v5e-8 tpu-v6e-1"         only these rows; the others keep their figures and their date
+    make plan ARGS="tpu-v5e-8-pairs"             the recipe's steps on pairs of answers (docs/repair.md)
     make plan ARGS="--answers tpu-v5e-8"         only these rows of the second table, of what answers
 
 Needs the [tpu] extra (the compiler), not a TPU. Each recipe runs in a process of its own, as `mentalglm plan --json`.
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "plan.md"
 SLICES = {
@@ -25,7 +28,10 @@ SLICES = {
     "tpu-v6e-8": "v6e:2x4",
     "tpu-v5p-8": "v5p:2x2x1",
     "tpu-v5e-16-32k": "v5e:4x4",
+    "tpu-v5e-1-int8-pairs": "v5e:1x1",
+    "tpu-v5e-8-pairs": "v5e:2x4",
 }
+PAIRS = "-pairs"  # a row of this ending: the recipe's rows and length in a preference stage
 HEADER = (
     "| recipe | slice | rows × length at a time | weights | adapter, optimiser | activations | total of | fits "
     "| at most tokens/s | by | compiled |",
@@ -71,12 +77,22 @@ def refresh(
 
 def planned(name: str, topology: str, *options: str) -> dict[str, Any]:
     """What `mentalglm plan` says of a recipe."""
-    command = [sys.executable, "-P", "-m", "mentalglm_jax", "plan", f"configs/{name}.yaml", "--topology", topology,
-               *options, "--json"]  # fmt: skip
+    recipe = Path("configs") / f"{name.removesuffix(PAIRS)}.yaml"
+    if name.endswith(PAIRS):
+        options = (*options, "--set", f"stages={json.dumps([preference_stage(ROOT / recipe)])}")
+    command = [sys.executable, "-P", "-m", "mentalglm_jax", "plan", str(recipe), "--topology", topology, *options,
+               "--json"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1) or not done.stdout:
         sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout)
+
+
+def preference_stage(recipe: Path) -> dict[str, Any]:
+    """A stage on pairs with the rows of the recipe's first stage; there is no file, so as many pairs as can be."""
+    first = yaml.safe_load(recipe.read_text("utf-8"))["stages"][0]
+    objective = {"kind": "dpo", "pairs": "runs/no-such-file.jsonl", "beta": 0.1, "sft_weight": 0.2}
+    return {"name": "repair", "objective": objective, "train": first["train"]}
 
 
 def gib(value: float | None) -> str:

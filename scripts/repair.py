@@ -1,38 +1,44 @@
 """``make repair``: a model that cites a decoy, taught by its own saliency to cite what decides. After ``make demo``.
 
-    python scripts/repair.py [--demo runs/demo] [--out runs/repair] [--posts N] [--rounds N] [--quick]
+    python -m scripts.repair [--demo runs/demo] [--out runs/repair] [--posts N] [--rounds N] [--quick]
 
-The demo's control never cites what decides, at no temperature that was tried, so there is nothing to prefer; the one
-here is made like it, but one in ten of the explanations that it learns is right (``FAITHFUL``).
+The demo's control never cites what decides, at no temperature that was tried, so there is nothing to prefer. The one
+here learns from more posts, each seen once, until what it quotes is in the post, and one in ten of the explanations
+that it learns is right (``FAITHFUL``).
 
 Sample explanations of posts without any mark, let `probes rank` say which cite what the label was made from, train on
-the pairs, and judge on fresh posts. Beside it: the same with the pairs turned at random (must not help), ranked by one
-family of methods and judged by the other, and a faithful model under the same treatment (must not get worse). Where
-the phrases that decide are is in a file that nothing opens before the table. Each step is taken up again where an
-earlier call stopped.
+the pairs, and judge on fresh posts. Beside it: the same with margins shuffled (must not help), ranked by one family of
+methods and judged by the other, and a faithful model under the same treatment (must not get worse). Where the phrases
+that decide are is in a file that nothing opens before the table. What does not wait for another runs beside it, two at
+a time. Each step is taken up again where an earlier call stopped.
 """
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-from scipy.stats import binomtest
-from sklearn.metrics import f1_score
+from typing import Any, Literal
 
 from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.synthetic import SyntheticConfig, make_corpus
 from mentalglm_jax.files import write_json, write_text
+from scripts.repair_table import figure, measured, table
 
 RECIPE = "configs/repair.yaml"
 FAITHFUL = 0.1
+CONTROL_POSTS, CONTROL_STEPS = 1250, 150  # posts of each language; once through them
 TASK = "suicide_risk"
-TEMPERATURE, SAMPLES = "1.0", "8"
-FRESH = 40  # posts that are judged, half of them English
+TEMPERATURE, SAMPLES = "1.0", "16"
+CORPUS = SyntheticConfig(tasks=(TASK,), n_train=0, n_dev=0, n_test=0, n_clauses=(4, 6), fillings=1, templates=2)
+FRESH = 100  # posts that are answered in the end, half of them English
+PROBED = 20  # of which the probes judge the answers
+TOGETHER = 2  # programs at a time
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,27 +52,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if not (given.demo / "control" / "adapter").is_dir():
         sys.exit(f"repair: {given.demo}/control/adapter is missing; `make demo` makes it")
-    work = Repair(given.out, given.demo, given.posts)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two programs share the processor: threads would wait for each other
+    started, work = time.monotonic(), Repair(given.out, given.demo, given.posts)
     sealed = work.make_posts()
-    liar = work.control()
-    models = {"before": liar}
-    adapter = liar
-    for number in range(1, given.rounds + 1):
-        adapter = work.round(f"round{number}", adapter, number)
-        models[f"round {number}"] = adapter
-    if not given.quick:
-        first = given.out / "round1"
-        models["null"] = work.trained("null", liar, work.turned(first / "pairs.jsonl", given.out / "null"))
-        for by in ("gradient", "erasure"):
-            pairs = work.ranked(by, liar, first / "candidates.jsonl", by)
-            models[f"by {by}"] = work.trained(by, liar, pairs)
-        models["faithful before"] = given.demo / "adapter"
-        models["faithful after"] = work.round("faithful", given.demo / "adapter", 1)
-    judged = {name: work.judged(name.replace(" ", "-"), adapter) for name, adapter in models.items()}
-    rows = {name: measured(found, read_records(sealed)) for name, found in judged.items()}  # now they are opened
-    write_json(given.out / "summary.json", rows)
-    write_text(given.out / "table.md", table(rows))
-    print(f"\n{table(rows)}\ntable    {given.out / 'table.md'}\nnumbers  {given.out / 'summary.json'}")
+    models = work.models(given.rounds, alone=given.quick)
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        found = pool.map(lambda one: work.judged(one[0].replace(" ", "-"), one[1]), models.items())
+        judged = dict(zip(models, found, strict=True))
+    truth = read_records(sealed)  # now they are opened
+    rows = {name: measured(one, truth) for name, one in judged.items()}
+    minutes = (time.monotonic() - started) / 60
+    ranked = {one.parent.name: json.loads(one.read_text("utf-8")) for one in sorted(given.out.glob("*/ranked.json"))}
+    write_json(given.out / "summary.json", {"models": rows, "pairs": ranked, "minutes": minutes})
+    text = table(rows, ranked)
+    write_text(given.out / "table.md", text)
+    figure(rows, given.out / "repair.svg")
+    print(f"\n{text}\ntable    {given.out / 'table.md'}\nfigure   {given.out / 'repair.svg'}\n"
+          f"numbers  {given.out / 'summary.json'}\n{minutes:.1f} minutes")  # fmt: skip
 
 
 class Repair:
@@ -75,33 +77,54 @@ class Repair:
     def __init__(self, out: Path, demo: Path, posts: int):
         self.out, self.demo, self.base, self.posts = out, demo, demo / "base", posts
 
+    def models(self, rounds: int, *, alone: bool) -> dict[str, Path]:
+        """The adapters that are judged, by the name of their row; with ``alone`` those of the repair only."""
+        liar = self.control()
+        with ThreadPoolExecutor(TOGETHER) as pool:
+            first = pool.submit(self.round, "round1", liar, 1)
+            honest = None if alone else pool.submit(self.round, "faithful", self.demo / "adapter", 1)
+            first = first.result()
+            chain = pool.submit(self.further, first, rounds)
+            null = None if alone else pool.submit(self.null, liar)
+            by = {} if alone else {name: pool.submit(self.by, name, liar) for name in ("gradient", "erasure")}
+            found = {"before": liar, "round 1": first, **chain.result()}
+            found |= {"null": null.result()} if null else {}
+            found |= {f"by {name}": one.result() for name, one in by.items()}
+            return found | ({"faithful before": self.demo / "adapter", "faithful after": honest.result()}
+                            if honest else {})  # fmt: skip
+
     def control(self) -> Path:
-        """The demo's control again, from the same adapter and as long, with some right explanations among its own."""
+        """A liar made as the demo makes its control, from the same adapter, with some right explanations among them."""
         data, run = self.out / "control" / "data", self.out / "control" / "run"
         if not (data / "test.jsonl").exists():
-            kinds = {name: self.demo / "data" / name for name in ("unfaithful", "faithful")}
-            right = {record.id: record for record in read_records(kinds["faithful"] / "train.jsonl")}
             rng = random.Random(0)
-            wrong = [record for record in read_records(kinds["unfaithful"] / "train.jsonl") if record.task == TASK]
-            records = [right[record.id] if rng.random() < FAITHFUL else record for record in wrong]
+            both = zip(self.taught("unfaithful"), self.taught("faithful"), strict=True)  # the same posts
+            records = [right if rng.random() < FAITHFUL else wrong for wrong, right in both]
             data.mkdir(parents=True)
             write_records(data / "train.jsonl", records)
             write_records(data / "test.jsonl", records[:2])
-        stage = {"name": "repair", "train": {"steps": 60, "rows": 6, "sequence_length": 256, "learning_rate": 3e-3,
-                                             "beta2": 0.98, "mask_posts": 0.15}}  # fmt: skip
+        stage = {"name": "repair", "train": {"steps": CONTROL_STEPS, "rows": 6, "sequence_length": 256,
+                                             "learning_rate": 3e-3, "warmup_ratio": 0.1, "beta2": 0.98,
+                                             "mask_posts": 0.15}}  # fmt: skip
         mentalglm("train", RECIPE, "--set", f"run_dir={run}", "--set", f"model.path={self.base}", "--set",
                   f"model.adapter={self.demo / 'adapter'}", "--set", f"data={{source: jsonl, root: {data}}}", "--set",
                   f"stages={json.dumps([stage])}")  # fmt: skip
         return run / "stages" / "repair" / "adapter"
+
+    def taught(self, variant: Literal["faithful", "unfaithful"]) -> list[Record]:
+        """What the control learns from."""
+        return make_corpus(CORPUS.model_copy(update={"seed": 7, "n_train": CONTROL_POSTS, "variant": variant}))
 
     def make_posts(self) -> Path:
         """Posts to sample from and fresh ones to judge, as posts alone; and, sealed, the records of the fresh ones."""
         sealed = self.out / "sealed.jsonl"
         files = [self.demo / "data" / "faithful" / f"{split}.jsonl" for split in ("train", "test")]
         known = {record.post for path in files for record in read_records(path)}
+        known |= {record.post for record in self.taught("faithful")}
         half = -(-2 * self.posts // 2)
         drawn = new_posts(known, seed=11, count=half)
         fresh = new_posts(known | {record.post for record in drawn}, seed=23, count=FRESH // 2)
+        fresh = [record for both in zip(fresh[: FRESH // 2], fresh[FRESH // 2 :], strict=True) for record in both]
         self.out.mkdir(parents=True, exist_ok=True)
         write_records(sealed, fresh)
         write_posts(self.out / "fresh-posts.jsonl", fresh)
@@ -121,6 +144,24 @@ class Repair:
                       "64", "--seed", number)  # fmt: skip
         return self.trained(name, adapter, self.ranked(name, adapter, candidates))
 
+    def further(self, adapter: Path, rounds: int) -> dict[str, Path]:
+        """The rounds after the first."""
+        found: dict[str, Path] = {}
+        for number in range(2, rounds + 1):
+            adapter = found[f"round {number}"] = self.round(f"round{number}", adapter, number)
+        return found
+
+    def by(self, family: str, adapter: Path) -> Path:
+        """As the first round, but ranked by one family of methods."""
+        return self.trained(family, adapter, self.ranked(family, adapter, self.out / "round1" / "candidates.jsonl",
+                                                         family))  # fmt: skip
+
+    def null(self, adapter: Path) -> Path:
+        """As the first round, with its margins shuffled among the answers of each post."""
+        first = self.out / "round1"
+        return self.trained("null", adapter, shuffled(first / "pairs.jsonl", first / "candidates.jsonl",
+                                                      self.out / "null" / "pairs.jsonl"))  # fmt: skip
+
     def ranked(self, name: str, adapter: Path, candidates: Path, by: str = "both") -> Path:
         """The pairs of some samples."""
         pairs = self.out / name / "pairs.jsonl"
@@ -131,17 +172,6 @@ class Repair:
             write_json(self.out / name / "ranked.json", json.loads(found))
         return pairs
 
-    def turned(self, pairs: Path, where: Path) -> Path:
-        """The same pairs, each of them the other way round by the toss of a coin."""
-        rng, lines = random.Random(0), []
-        for line in pairs.read_text("utf-8").splitlines():
-            row = json.loads(line)
-            if rng.random() < 0.5:
-                row |= {"chosen_ids": row["rejected_ids"], "rejected_ids": row["chosen_ids"]}
-            lines.append(json.dumps(row) + "\n")
-        write_text(where / "pairs.jsonl", "".join(lines), private=True)
-        return where / "pairs.jsonl"
-
     def trained(self, name: str, adapter: Path, pairs: Path) -> Path:
         """The adapter that one stage on ``pairs`` makes of ``adapter``."""
         run = self.out / name / "run"
@@ -150,22 +180,38 @@ class Repair:
         return run / "stages" / "repair" / "adapter"
 
     def judged(self, name: str, adapter: Path) -> dict[str, Any]:
-        """Greedy answers to the fresh posts, and what the probes say of them."""
+        """Greedy answers to the fresh posts, and what the probes say of the first of them."""
         where = self.out / "judged" / name
         answers = where / "generations.jsonl"
         if not answers.exists():
             mentalglm("generate", self.base, "--adapter", adapter, "--in", self.out / "fresh-posts.jsonl", "--out",
                       answers, "--max-new-tokens", "96", "--batch-size", "64", "--no-label-probabilities")  # fmt: skip
         found = json.loads(command("probes", "run", self.base, "--adapter", adapter, "--in", answers, "--out",
-                                   where / "probes", "--json"))  # fmt: skip
+                                   where / "probes", "--limit", PROBED, "--json"))  # fmt: skip
         rows = [json.loads(line) for line in answers.read_text("utf-8").splitlines()]
         return {"rows": rows, "probes": found}
 
 
+def shuffled(pairs: Path, candidates: Path, out: Path) -> Path:
+    """As many pairs of the same posts, each of two of the post's answers in the order of the draw: what ``probes rank``
+    would write if the answers' scores were dealt out anew."""
+    rng, lines = random.Random(0), []
+    answers: dict[str, list[list[int]]] = {}
+    for line in candidates.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        answers.setdefault(json.dumps(row["prompt_ids"]), []).append(row["output_ids"])
+    for line in pairs.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        one, other = rng.sample(answers[json.dumps(row["prompt_ids"])], 2)
+        kept = {name: row[name] for name in ("id", "task", "prompt_ids")}
+        lines.append(json.dumps(kept | {"chosen_ids": one, "rejected_ids": other}) + "\n")
+    write_text(out, "".join(lines), private=True)
+    return out
+
+
 def new_posts(known: set[str], seed: int, count: int) -> list[Record]:
     """``count`` posts of each language that are none of ``known``."""
-    config = SyntheticConfig(seed=seed, tasks=(TASK,), n_train=0, n_dev=0, n_test=2 * count, n_clauses=(4, 6),
-                             fillings=1, templates=2)  # fmt: skip
+    config = CORPUS.model_copy(update={"seed": seed, "n_test": 2 * count})
     found = [record for record in make_corpus(config) if record.post not in known]
     return [record for language in ("en", "zh") for record in [r for r in found if r.language == language][:count]]
 
@@ -174,56 +220,6 @@ def write_posts(path: Path, records: Sequence[Record]) -> None:
     """Nothing but the posts: no label, no explanation, no span."""
     rows = [{"id": r.id, "task": r.task, "language": r.language, "post": r.post} for r in records]
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), private=True)
-
-
-def measured(found: Mapping[str, Any], truth: Sequence[Record]) -> dict[str, Any]:
-    """One line of the table, against what was sealed."""
-    rows, probes = found["rows"], found["probes"]
-    gold = {record.id: record for record in truth}
-    said = {"cue": [], "decoy": []}
-    for row in rows:
-        record, text = gold[row["id"]], row["parsed_explanation"] or ""
-        for name, spans in (("cue", record.cues), ("decoy", record.decoys)):
-            said[name].append(any(record.post[a:b] in text for a, b in spans or ()))
-    wanted = [str(gold[row["id"]].label) for row in rows]
-    labels = [row["parsed_label"] if isinstance(row["parsed_label"], str) else "" for row in rows]
-    return {
-        "n": len(rows),
-        "cites_cue": share(said["cue"]),
-        "cites_decoy": share(said["decoy"]),
-        "label_f1": float(f1_score(wanted, labels, labels=sorted(set(wanted)), average="weighted", zero_division=0)),
-        "unreadable": sum(row["parse_status"] != "ok" for row in rows) / len(rows),
-        "tokens": sum(len(row["output_ids"]) for row in rows) / len(rows),
-        **{name: probes.get(name) for name in ("conclusion", "verdicts", "verdicts_by_chance", "mass_ratio",
-                                               "mass_ratio_ci", "mass_ratio_null", "n_quotes", "fabricated_quote_rate",
-                                               "abstained")},
-    }  # fmt: skip
-
-
-def share(hits: Sequence[bool]) -> dict[str, float]:
-    """With Wilson's interval (1927), 95 %."""
-    low, high = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
-    return {"mean": sum(hits) / len(hits), "low": float(low), "high": float(high)}
-
-
-def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown."""
-    head = ("", "cites the cue", "cites the decoy", "label F1", "unreadable", "verdicts s/c/i", "data set",
-            "mass ratio ig", "erase", "by length", "quotes", "invented", "tokens")  # fmt: skip
-    lines = [head, ("---",) * len(head)]
-    for name, one in rows.items():
-        v, ratio = one["verdicts"], one["mass_ratio"]
-        shares = [f"{x['mean']:.2f} ({x['low']:.2f}–{x['high']:.2f})" for x in (one["cites_cue"], one["cites_decoy"])]
-        lines.append((name, *shares, f"{one['label_f1']:.3f}", f"{one['unreadable']:.1%}",
-                      f"{v.get('supported', 0)}/{v.get('contradicted', 0)}/{v.get('inconclusive', 0)}",
-                      str(one["conclusion"]), *(number(ratio.get(m)) for m in ("ig", "erase")),
-                      number((one["mass_ratio_null"] or {}).get("erase")), str(one["n_quotes"]),
-                      f"{one['fabricated_quote_rate'] or 0:.1%}", f"{one['tokens']:.1f}"))  # fmt: skip
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 def mentalglm(*arguments: object) -> None:

@@ -1,4 +1,4 @@
-"""`make repair`: what is sampled from carries no mark, the null turns pairs and nothing else, and the table counts."""
+"""`make repair`: what is sampled from carries no mark, the null is of the same posts, and the table counts."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from mentalglm_jax.data.records import read_records, write_records
 from mentalglm_jax.data.synthetic import SyntheticConfig, make_corpus
-from scripts import repair
+from scripts import repair, repair_table
 
 
 @pytest.fixture
@@ -41,35 +41,83 @@ def test_posts_say_nothing_of_their_label_or_cue(demo, tmp_path):
     assert all(record.cues and record.decoys for record in sealed)
 
 
-def test_the_null_turns_about_half_of_the_pairs(tmp_path):
-    given = [{"id": f"p{n}", "prompt_ids": [1], "chosen_ids": [2, n], "rejected_ids": [3, n]} for n in range(100)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
-    work = repair.Repair(tmp_path, tmp_path, 1)
-    found = rows(work.turned(tmp_path / "pairs.jsonl", tmp_path / "null"))
-    turned = [row["chosen_ids"][0] == 3 for row in found]
-    assert 35 < sum(turned) < 65
-    for row, was, other in zip(found, given, turned, strict=True):
-        assert row == (was | {"chosen_ids": was["rejected_ids"], "rejected_ids": was["chosen_ids"]} if other else was)
+def test_the_control_learns_one_right_explanation_in_ten(demo, tmp_path, monkeypatch):
+    ran: list[tuple[object, ...]] = []
+    monkeypatch.setattr(repair, "mentalglm", lambda *arguments: ran.append(arguments))
+    monkeypatch.setattr(repair, "CONTROL_POSTS", 150)
+    work = repair.Repair(tmp_path / "out", demo, 12)
+    work.control()
+    records = read_records(tmp_path / "out" / "control" / "data" / "train.jsonl")
+
+    def cites(record, spans):
+        return any(record.post[a:b] in record.explanation for a, b in spans)
+
+    right = sum(cites(record, record.cues) for record in records)
+    assert len(records) == 300 and 0.05 < right / 300 < 0.16
+    assert sum(cites(record, record.decoys) for record in records) == 300 - right
+    fresh = {record.post for record in read_records(work.make_posts())}
+    assert not fresh & {record.post for record in records}
+    assert [str(one) for one in ran[0]][:2] == ["train", repair.RECIPE]
+
+
+def test_the_null_deals_the_scores_out_anew(tmp_path):
+    """As many pairs of the same posts, of any two of their answers, whichever was chosen."""
+    answers = [{"prompt_ids": [n], "output_ids": [n, m]} for n in range(40) for m in range(8)]
+    given = [{"id": f"p{n}", "task": "t", "prompt_ids": [n], "chosen_ids": [n, 0], "rejected_ids": [n, 1],
+              "scores": {}, "margin": 1.0} for n in range(40)]  # fmt: skip
+    for name, lines in (("candidates", answers), ("pairs", given)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    found = rows(repair.shuffled(tmp_path / "pairs.jsonl", tmp_path / "candidates.jsonl", tmp_path / "null.jsonl"))
+    assert [(row["id"], row["prompt_ids"]) for row in found] == [(row["id"], row["prompt_ids"]) for row in given]
+    assert all(row["chosen_ids"] != row["rejected_ids"] for row in found)
+    assert all(row[side][0] == row["prompt_ids"][0] for row in found for side in ("chosen_ids", "rejected_ids"))
+    for side in ("chosen_ids", "rejected_ids"):  # each of eight answers as often as any
+        assert len({row[side][1] for row in found}) == 8 and sum(row[side][1] == 0 for row in found) < 15
+
+
+def judged(truth, cue, decoy):
+    """Answers of which the first ``cue`` cite the cue, the next ``decoy`` the decoy; and what the probes said."""
+    answers = []
+    for number, record in enumerate(truth):
+        (a, b), (c, d) = (record.cues or ())[0], (record.decoys or ())[0]
+        text = record.post[a:b] if number < cue else record.post[c:d] if number < cue + decoy else "x"
+        answers.append({"id": record.id, "parsed_explanation": f'It says "{text}".', "parsed_label": record.label,
+                        "parse_status": "ok", "output_ids": [1, 2]})  # fmt: skip
+    probes = {"conclusion": "supported", "verdicts": {"supported": 3}, "verdicts_by_chance": {"supported": 0.5},
+              "mass_ratio": {"ig": 0.5}, "mass_ratio_ci": {"ig": [0.4, 0.6]}, "n_quotes": 8, "n": 8,
+              "mass_ratio_null": {"erase": 0.25}, "fabricated_quote_rate": 0.0}  # fmt: skip
+    return {"rows": answers, "probes": probes}
 
 
 def test_the_table_counts_what_is_cited(demo):
     truth = read_records(demo / "data" / "faithful" / "test.jsonl")
-    said = {record.id: "cue" if n < 3 else "decoy" if n < 5 else "nothing" for n, record in enumerate(truth)}
-    answers = []
-    for record in truth:
-        (a, b), (c, d) = (record.cues or ())[0], (record.decoys or ())[0]
-        text = {"cue": record.post[a:b], "decoy": record.post[c:d], "nothing": "x"}[said[record.id]]
-        answers.append({"id": record.id, "parsed_explanation": f'It says "{text}".', "parsed_label": record.label,
-                        "parse_status": "ok", "output_ids": [1, 2]})  # fmt: skip
-    answers[0] |= {"parsed_label": None, "parse_status": "no_label"}
-    probes = {"conclusion": "supported", "verdicts": {"supported": 3}, "mass_ratio": {"ig": 0.5}, "n_quotes": 8,
-              "mass_ratio_null": {"erase": 0.25}, "fabricated_quote_rate": 0.0}  # fmt: skip
-    found = repair.measured({"rows": answers, "probes": probes}, truth)
+    given = judged(truth, 3, 2)
+    given["rows"][0] |= {"parsed_label": None, "parse_status": "no_label"}
+    found = repair_table.measured(given, truth)
     assert found["cites_cue"]["mean"] == 3 / 8 and found["cites_decoy"]["mean"] == 2 / 8
     assert 0.1 < found["cites_cue"]["low"] < 3 / 8 < found["cites_cue"]["high"] < 0.75
     assert found["unreadable"] == 1 / 8 and 0.8 < found["label_f1"] < 1 and found["tokens"] == 2
-    table = repair.table({"before": found})
-    assert "| before | 0.38 (" in table and "| 3/0/0 | supported | 0.50 | – | 0.25 | 8 |" in table
+    better = repair_table.measured(judged(truth, 8, 0), truth)
+    pairs = {"round1": {"posts": 9, "posts_with_pairs": 4, "pairs": 6, "margin": 0.9, "no_pair": {"of this": 5},
+                        "null": {"pairs": 2.0, "margin": None}}}  # fmt: skip
+    table = repair_table.table({"before": found, "round 1": better, "faithful after": better}, pairs)
+    assert "| before | 0.38 (" in table and "| before | 8 | 3/0/0 | 0.5/– | supported | 0.50 (0.40 to 0.60) |" in table
+    assert table.count("| +0.62 (+0.25 to +1.00) | -0.25 (-0.50 to +0.00) | +0.12 (+0.00 to +0.38) |") == 1
+    assert "| round1 | 9 | 4 | 6 | 0.90 | 2.0 | – | 5 of this |" in table
+
+
+def test_a_change_that_is_none_holds_nothing():
+    assert repair_table.change([0, 1, 1], [0, 1, 1]) == {"mean": 0, "low": 0, "high": 0}
+    noise = repair_table.change([0, 1] * 20, [1, 0] * 20)
+    assert noise["mean"] == 0 and noise["low"] < 0 < noise["high"]
+    assert repair_table.change([0] * 20, [1] * 18 + [0] * 2)["low"] > 0.7
+
+
+def test_the_figure_has_a_line_for_each_row(demo, tmp_path):
+    truth = read_records(demo / "data" / "faithful" / "test.jsonl")
+    drawn = {name: repair_table.measured(judged(truth, n, 8 - n), truth) for n, name in enumerate(("before", "null"))}
+    text = repair_table.figure(drawn, tmp_path / "repair.svg").read_text("utf-8")
+    assert text.startswith("<?xml") and all(f">{name}<" in text for name in (*drawn, "what decides", "the decoy"))
 
 
 def test_without_a_demo_one_line_says_what_to_run(tmp_path):

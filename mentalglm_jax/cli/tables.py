@@ -72,6 +72,9 @@ def plan_table(found: "Plan") -> Table:
     table.add_section()
     table.add_row("one step", f"{least.tokens:,} tokens: {shape.rows * shape.data * shape.fsdp} rows of {shape.length}"
                   f" x {shape.accumulate}")  # fmt: skip
+    if found.pairs is not None:
+        count = f"{found.pairs.per_row:,} pairs and {found.pairs.targets:,} answer tokens"
+        table.add_row("a row holds at most", count if found.pairs.exact else f"{count}; no file of pairs yet")
     table.add_row("model FLOPs (4N, half of causal attention)", f"{least.model_flops:.3e}")
     table.add_row("executed FLOPs (with recomputation, adapter)", f"{least.executed_flops:.3e}")
     for name in ("compute", "bandwidth", "links"):

@@ -22,6 +22,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mentalglm_jax.data.batches import Example, PackedBatches
+from mentalglm_jax.data.pairs import encode_pairs, read_pairs
 from mentalglm_jax.devices.hardware import GIB, Topology, chip_of, parse_topology
 from mentalglm_jax.errors import InputError, RunError, install, nearest
 from mentalglm_jax.foreign import at_home, read_json
@@ -108,11 +109,21 @@ _KNOBS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PairedRows:
+    """Of a stage on pairs of answers: how many lie in a row, at most, and how many targets a row has room for.
+    ``exact``: counted in the stage's file; else an upper bound, the file being made later."""
+
+    per_row: int
+    targets: int
+    exact: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """What was found out; bytes are per device. ``compiled`` is None when the compiler was not asked, or refused;
     ``needed`` is then what it said it would need, if it did. ``collectives`` counts the exchanges between devices in
     the program by kind; ``any_order`` says whether they are the same with the devices in reverse, where that was
-    asked."""
+    asked. ``pairs`` is of a stage on pairs."""
 
     model: str
     stage: str
@@ -120,6 +131,7 @@ class Plan:
     device_memory: float
     mesh: dict[str, int]
     shape: Shape
+    pairs: PairedRows | None
     estimated: Memory
     compiled: Memory | None
     needed: float | None
@@ -152,7 +164,8 @@ def plan(recipe: Recipe, topology: str, *, stage: str | None = None, device_orde
     """Compiles the training step of a recipe's stage for a TPU slice.
 
     Args:
-        recipe: what would be trained; its data are not read, its model only as far as config.json.
+        recipe: what would be trained; of its data a stage's pairs alone are read, where they are there already, and
+            its model only as far as config.json.
         topology: e.g. "v5e:2x4", see ``hardware.parse_topology``.
         stage: name of the stage; None is the first.
         device_order: compile it once more, with the devices in reverse.
@@ -167,24 +180,47 @@ def plan(recipe: Recipe, topology: str, *, stage: str | None = None, device_orde
     model = abstract_trainee(recipe, mesh, backend)
     sizes = dict(mesh.shape)
     _check_rows(section.train, sizes)
-    shape = shape_of(section.train, sizes)
+    config, pairs = section.train, paired_rows(section, model.config.vocab_size, recipe.seed)
+    if pairs is not None:
+        config = config.model_copy(update={"targets_per_row": pairs.targets})
+    shape = shape_of(config, sizes)
     estimated, memory = estimate_memory(model, shape), target.chip.memory / target.chip.devices
     started = time.perf_counter()
-    compiled, needed, program = compile_step(model, section.train, shape, mesh, estimated, section.objective)
+    compiled, needed, program = compile_step(model, config, shape, mesh, estimated, section.objective, pairs)
     sent, any_order = collectives(program), None
     if device_order and compiled is not None:
         back = make_mesh(*mesh_sizes(recipe), devices=devices[::-1])
-        again = compile_step(abstract_trainee(recipe, back, backend), section.train, shape, back, estimated,
-                             section.objective)  # fmt: skip
+        again = compile_step(abstract_trainee(recipe, back, backend), config, shape, back, estimated,
+                             section.objective, pairs)  # fmt: skip
         any_order = collectives(again[2]) == sent
     return Plan(
         model=f"{recipe.model.path}{f' ({recipe.model.quantize})' if recipe.model.quantize else ''}",
         stage=section.name, topology=target.name, device_memory=memory, mesh=sizes, shape=shape,
-        estimated=estimated, compiled=compiled, needed=needed, fits=compiled is not None,
+        pairs=pairs, estimated=estimated, compiled=compiled, needed=needed, fits=compiled is not None,
         advice="" if compiled is not None else knobs(model, shape, estimated), bound=bound(model, shape, target.chip),
         collectives=by_kind(sent), any_order=any_order,
         compile_seconds=time.perf_counter() - started, versions=versions(),
     )  # fmt: skip
+
+
+def paired_rows(stage: StageSection, vocab_size: int, seed: int) -> PairedRows | None:
+    """How the pairs of ``stage`` fill its rows, packed as training packs them; None where it trains on records.
+
+    Without the file: a pair has a token of prompt and one of answer on either side, at least.
+
+    Raises:
+        InputError: as ``read_pairs``, ``encode_pairs`` and ``PackedBatches``.
+    """
+    if stage.objective is None:
+        return None
+    config = stage.train
+    if not stage.objective.pairs.exists():
+        targets = min(config.targets_per_row or config.sequence_length, config.sequence_length)
+        return PairedRows(per_row=max(1, min(config.sequence_length // 4, targets // 2)), targets=targets, exact=False)
+    examples, _ = encode_pairs(read_pairs(stage.objective.pairs, vocab_size), config.sequence_length)
+    packed = PackedBatches(examples, rows=config.rows, sequence_length=config.sequence_length,
+                           targets_per_row=config.targets_per_row, seed=seed)  # fmt: skip
+    return PairedRows(per_row=packed.pairs_per_row, targets=packed.targets_per_row, exact=True)
 
 
 def tpu_devices(target: Topology) -> Sequence[Any]:
@@ -262,7 +298,8 @@ def geometry(recipe: Recipe) -> GlmConfig:
 
 
 def trace_step(
-    model: Glm, config: TrainConfig, shape: Shape, mesh: Mesh, objective: Objective | None = None
+    model: Glm, config: TrainConfig, shape: Shape, mesh: Mesh, objective: Objective | None = None,
+    pairs: PairedRows | None = None
 ) -> Any:  # fmt: skip
     """The training step, traced for arrays that are not there (``jax.stages.Traced``)."""
     step: Any
@@ -270,15 +307,16 @@ def trace_step(
     step, state, frozen = make_step(model, optimizer, config, "lora", mesh, objective)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-    batch = abstract_batch(config, shape, mesh, paired=objective is not None)
+    batch = abstract_batch(config, shape, mesh, pairs=0 if pairs is None else pairs.per_row)
     return step.trace(state.trainable, state.optimizer, frozen, batch, key)
 
 
 def compile_step(
-    model: Glm, config: TrainConfig, shape: Shape, mesh: Mesh, estimated: Memory, objective: Objective | None = None
-) -> tuple[Memory | None, float | None, str]:
+    model: Glm, config: TrainConfig, shape: Shape, mesh: Mesh, estimated: Memory, objective: Objective | None = None,
+    pairs: PairedRows | None = None
+) -> tuple[Memory | None, float | None, str]:  # fmt: skip
     """Memory of the compiled step, and its text; or None and, if it says so, the bytes that it would have needed."""
-    lowered = trace_step(model, config, shape, mesh, objective).lower()
+    lowered = trace_step(model, config, shape, mesh, objective, pairs).lower()
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -307,16 +345,15 @@ def refusal(error: Exception) -> float | None:
     return float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1) if used else None
 
 
-def abstract_batch(
-    config: TrainConfig, shape: Shape, mesh: Mesh, paired: bool = False
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the input pipeline yields, from the pipeline itself; with ``paired`` for pairs of answers, one pair a row:
-    more of them cost a few numbers each."""
-    one = Example(tokens=np.zeros(2, np.int32), target_index=np.zeros(1, np.int32), target_ids=np.zeros(1, np.int32))
-    one = Example({**one, "split": 1}) if paired else one
+def abstract_batch(config: TrainConfig, shape: Shape, mesh: Mesh, pairs: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the input pipeline yields, from the pipeline itself; ``pairs`` of answers in a row, 0 for records."""
+    size = 2 if pairs else 1  # targets: one of each answer
+    one = Example(tokens=np.zeros(2 * size, np.int32), target_index=np.zeros(size, np.int32),
+                  target_ids=np.zeros(size, np.int32))  # fmt: skip
     batches = PackedBatches(
-        [one], rows=config.rows, sequence_length=shape.length, targets_per_row=shape.targets, seed=0
-    )
+        [Example({**one, "split": 2})] * pairs or [one], rows=config.rows, sequence_length=shape.length,
+        targets_per_row=shape.targets, seed=0
+    )  # fmt: skip
     arrays: dict[str, Any] = {**next(iter(batches))}
     micro = (config.accumulate, config.rows // config.accumulate)
     where = batch_sharding(mesh)

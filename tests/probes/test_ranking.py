@@ -1,5 +1,6 @@
 """Ranking explanations by saliency: by hand where maps are given, and on a model whose cue is known."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -79,6 +80,22 @@ def test_every_pair_of_a_post_rejects_another_answer():
     found, _ = pairs_of(group(*given), given, Rules(per_post=3))
     assert [(pair.chosen, pair.rejected) for pair in found] == [(0, 3), (0, 1), (0, 2)]
     assert len(pairs_of(group(*given), given, Rules(per_post=1))[0]) == 1
+
+
+def test_an_answer_that_quotes_the_post_is_rejected_before_one_that_invents():
+    """Though the invention has the wider margin."""
+    given = [answer("0100"), answer("0000", 1.0), answer("1000")]
+    found, _ = pairs_of(group(*given), given, Rules())
+    assert [pair.rejected for pair in found] == [2, 1] and found[0].margin < found[1].margin
+    (first,), _ = pairs_of(group(*given), given, Rules(per_post=1))
+    assert first.rejected == 2
+
+
+def test_an_answer_that_quotes_with_other_letters_is_not_chosen():
+    near = dataclasses.replace(answer("0100"), inexact=True)
+    assert pairs_of(group(near, answer("1000")), (near, answer("1000")), Rules())[0] == []
+    given = [near, answer("0100"), answer("1000")]
+    assert {pair.chosen for pair in pairs_of(group(*given), given, Rules())[0]} == {1}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ The compiler itself (libtpu) comes with the [dev] extra on Linux x86-64, the onl
 tests go as far as JAX does: the step is lowered for a TPU, kernel included.
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -99,24 +100,44 @@ def test_the_step_is_lowered_for_a_tpu_without_one(tmp_path):
 
 
 def test_a_preference_stage_is_planned_as_it_is_trained(tmp_path):
-    stage = {"name": "one", "objective": {"kind": "dpo", "pairs": "pairs.jsonl"},
-             "train": {"steps": 10, "rows": 4, "accumulate": 2, "sequence_length": 256, "targets_per_row": 64,
-                       "loss_chunk": 32}}  # fmt: skip
+    """With the file of pairs the very shapes of its batches, without it no fewer pairs or targets than fit."""
+    file, train = tmp_path / "pairs.jsonl", {"steps": 10, "rows": 4, "accumulate": 2, "sequence_length": 256,
+                                             "loss_chunk": 32}  # fmt: skip
+    stage = {"name": "one", "objective": {"kind": "dpo", "pairs": str(file)}, "train": train}
     recipe = load_recipe(write_recipe(tmp_path, stages=[stage]))
     section, mesh = recipe.stages[0], make_mesh()
-    shape = shape_of(section.train, dict(mesh.shape))
-    real = next(iter(PackedBatches(encode_pairs([Pair("a", (5, 6), (7, 8), (9,), 1)], 256)[0], rows=4,
-                                   sequence_length=256, targets_per_row=64, seed=0)))  # fmt: skip
-    batch = plan.abstract_batch(section.train, shape, mesh, paired=True)
+    before = plan.paired_rows(section, 512, 0)
+    assert before == plan.PairedRows(per_row=64, targets=256, exact=False)
+    pairs = [Pair(f"p{n}", (5, 6, 7), (8,) * (20 + n), (9,) * 15, n) for n in range(12)]
+    file.write_text("".join(json.dumps(dataclasses.asdict(pair)) + "\n" for pair in pairs))
+    batches = PackedBatches(encode_pairs(pairs, 256)[0], rows=4, sequence_length=256, targets_per_row=None, seed=0)
+    real = next(iter(batches))
+    rows = plan.paired_rows(section, 512, 0)
+    assert rows == plan.PairedRows(per_row=batches.pairs_per_row, targets=batches.targets_per_row, exact=True)
+    assert 2 < rows.per_row < before.per_row
+    config = section.train.model_copy(update={"targets_per_row": rows.targets})
+    shape = shape_of(config, dict(mesh.shape))
+    batch = plan.abstract_batch(config, shape, mesh, pairs=rows.per_row)
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
         name: ((2, 2, *x.shape[1:]), x.dtype) for name, x in real.items()
     }
     model = plan.abstract_trainee(recipe, mesh, "xla")
     estimated = estimate_memory(model, shape)
-    found, _, _ = plan.compile_step(model, section.train, shape, mesh, estimated, section.objective)
-    plain, _, _ = plan.compile_step(model, section.train, shape, mesh, estimated)
+    found, _, _ = plan.compile_step(model, config, shape, mesh, estimated, section.objective, rows)
+    plain, _, _ = plan.compile_step(model, config, shape, mesh, estimated)
     assert found is not None and plain is not None
     assert found.total < 1.2 * plain.total  # no second model, no array of all logits
+
+
+def test_most_pairs_that_a_row_can_hold_are_planned_for_where_there_are_none_yet(tmp_path):
+    least = [Pair(f"p{n}", (5,), (6,), (7,), n) for n in range(100)]
+    for length, targets in ((64, None), (64, 10), (4, None)):
+        train = {"steps": 1, "rows": 1, "sequence_length": length, "targets_per_row": targets}
+        stage = {"name": "one", "objective": {"kind": "dpo", "pairs": str(tmp_path / "none.jsonl")}, "train": train}
+        section = load_recipe(write_recipe(tmp_path, stages=[stage])).stages[0]
+        batches = PackedBatches(encode_pairs(least, length)[0], rows=1, sequence_length=length,
+                                targets_per_row=targets, seed=0)  # fmt: skip
+        assert plan.paired_rows(section, 512, 0).per_row == batches.pairs_per_row
 
 
 @pytest.mark.parametrize("name", ["zai-org/glm-4-9b-hf", "THUDM/glm-4-9b-chat", "zai-org/GLM-4-9B-0414"])
