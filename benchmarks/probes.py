@@ -78,8 +78,8 @@ def example_of(probe: Probe, post: int, explanation: int, before: int = 0) -> Ex
     said = "".join(rng.choice(list("ABCDEFGHIJKLMNOP"), explanation))
     encode = probe.token_bytes.encode
     return probe.encode({
-        "id": "b", "post": text, "prompt_ids": encode(f"{'READ AND JUDGE. ' * (before // 3)}POST: {text} ?"), "output_ids": encode(f"{LABEL}. {said}"),
-        "label_text": LABEL, "parsed_label": "h", "parsed_explanation": said,
+        "id": "b", "post": text, "prompt_ids": encode(f"{'READ AND JUDGE. ' * (before // 3)}POST: {text} ?"),
+        "output_ids": encode(f"{LABEL}. {said}"), "label_text": LABEL, "parsed_label": "h", "parsed_explanation": said,
     })  # fmt: skip
 
 
