@@ -28,12 +28,14 @@ from probes.files import write_jsonl
 from probes.foreign import first_line, plain
 from probes.terminal import (
     LINE,
+    examples,
     print_comparison,
     print_json,
     print_pair,
     print_rows,
     print_study,
     print_summary,
+    print_written,
     progress,
     say,
     silence_loaders,
@@ -52,11 +54,6 @@ app = typer.Typer(
 )
 
 
-def _examples(*commands: str) -> str:
-    """The end of a command's help."""
-    return "\n".join(["\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  {one}" for one in commands)])
-
-
 def _version(asked: bool) -> bool:
     if asked:
         from importlib.metadata import version
@@ -66,7 +63,7 @@ def _version(asked: bool) -> bool:
     return asked
 
 
-@app.callback(epilog=_examples("probes run MODEL --in generations.jsonl --out probed", "probes --install-completion"))
+@app.callback(epilog=examples("probes run MODEL --in generations.jsonl --out probed", "probes --install-completion"))
 def about(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
@@ -89,7 +86,7 @@ Directory = Annotated[Path, typer.Argument(help="A directory that `probes run --
 Candidates = Annotated[Path | None, typer.Option(help='JSON file: {"label": "its sentence in an answer", ...}')]
 
 
-@app.command(epilog=_examples("probes rows ORG/NAME --in answered.jsonl --candidates labels.json --out rows.jsonl"))
+@app.command(epilog=examples("probes rows ORG/NAME --in answered.jsonl --candidates labels.json --out rows.jsonl"))
 def rows(
     model: Model,
     in_: Annotated[
@@ -112,7 +109,7 @@ def rows(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "probes answer ORG/NAME --in posts.jsonl --prompt prompt.jinja --candidates labels.json --out g.jsonl"
     )
 )
@@ -152,21 +149,13 @@ def answer(
 
 def _end_rows(found: Sequence[dict[str, Any]], left_out: Sequence[dict[str, str]], out: Path, json_: bool) -> None:
     """What a command that writes rows says at its end."""
-    labelled = sum(bool(row.get("label_text")) for row in found)
     reasons = Counter(one["reason"] for one in left_out)
-    if json_:
-        print_json({"rows": len(found), "labelled": labelled, "left_out": dict(reasons), "out": str(out)})
-    else:
-        say(f"{out}: {len(found)} rows, a label in {labelled} of them")
-        if labelled < len(found):
-            cut = sum(row.get("finish") == "length" and not row.get("label_text") for row in found)
-            ended = f"; {cut} of them ended at the limit of tokens (--max-new-tokens)" if cut else ""
-            say(f"without a label nothing can be probed{ended}: compare output_text with --candidates")
+    print_written(found, reasons, out, json_)
     _end_refused(reasons, f"the others are in {out}")
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "probes run runs/demo/base --adapter runs/demo/adapter --in runs/demo/generations.jsonl --out probed",
         "probes run ORG/NAME --in generations.jsonl --out probed --budget fast --limit 20",
     )
@@ -211,7 +200,7 @@ def run(
     _end_refused(summary["skipped_by_reason"], f"the others are in {out}; its manifest.json names each")
 
 
-@app.command(epilog=_examples("probes demo", "probes demo --out first-look"))
+@app.command(epilog=examples("probes demo", "probes demo --out first-look"))
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for numbers and reports")] = Path("probes-demo"),
     json_: AsJson = False,
@@ -231,7 +220,7 @@ def demo(
     say(f"report   {out / PAGE}")
 
 
-@app.command(epilog=_examples("probes check runs/demo/probes --against runs/demo/control/probes"))
+@app.command(epilog=examples("probes check runs/demo/probes --against runs/demo/control/probes"))
 def check(
     directory: Directory,
     against: Annotated[
@@ -254,7 +243,7 @@ def check(
             print_comparison(found)
 
 
-@app.command(epilog=_examples("probes report runs/demo/probes --redact"))
+@app.command(epilog=examples("probes report runs/demo/probes --redact"))
 def report(
     directory: Directory,
     out: Annotated[Path | None, typer.Option(help="File to write; default report.html in DIR")] = None,
@@ -275,7 +264,7 @@ def report(
 
 
 @app.command(
-    epilog=_examples("probes randomise runs/demo/base --adapter runs/demo/adapter --in runs/demo/generations.jsonl")
+    epilog=examples("probes randomise runs/demo/base --adapter runs/demo/adapter --in runs/demo/generations.jsonl")
 )
 def randomise(
     model: Model,
@@ -311,7 +300,7 @@ def randomise(
 
 
 @app.command(
-    epilog=_examples("probes rank runs/demo/base --adapter runs/demo/adapter --in candidates.jsonl --out pairs.jsonl")
+    epilog=examples("probes rank runs/demo/base --adapter runs/demo/adapter --in candidates.jsonl --out pairs.jsonl")
 )
 def rank(
     model: Model,
@@ -348,7 +337,7 @@ def rank(
     _end_refused(found["skipped_by_reason"], "the others were ranked")
 
 
-@app.command(epilog=_examples("probes verify runs/demo/merged --reference runs/demo/reference_logits.npz"))
+@app.command(epilog=examples("probes verify runs/demo/merged --reference runs/demo/reference_logits.npz"))
 def verify(
     model: Model,
     reference: Annotated[
@@ -386,13 +375,13 @@ def verify(
         )
 
 
-@app.command(epilog=_examples("probes selftest"))
+@app.command(epilog=examples("probes selftest"))
 def selftest(json_: AsJson = False) -> None:
     """Checks the engine on models with known answers, with the versions installed here; exit code 1 if one fails."""
     _run_selftest("Checks with known answers", json_)
 
 
-@app.command(epilog=_examples("probes validate --quick"))
+@app.command(epilog=examples("probes validate --quick"))
 def validate(
     quick: Annotated[bool, typer.Option("--quick", help="Leave out what trains models: 2 CPU minutes, not 20")] = False,
     seed: Annotated[int, typer.Option(help="Another seed plants other models and posts")] = 0,

@@ -160,6 +160,19 @@ def print_rows(title: str, rows: Sequence[dict[str, Any]], json_: bool) -> None:
         raise ProbeError(f"{len(failed)} of {len(rows)} checks failed ({', '.join(failed)}): do not read verdicts here")
 
 
+def print_written(found: Sequence[dict[str, Any]], left_out: Mapping[str, int], out: object, json_: bool) -> None:
+    """What a command that writes rows to probe has written to ``out``, and left out by reason."""
+    labelled = sum(bool(row.get("label_text")) for row in found)
+    if json_:
+        print_json({"rows": len(found), "labelled": labelled, "left_out": dict(left_out), "out": str(out)})
+        return
+    say(f"{out}: {len(found)} rows, a label in {labelled} of them")
+    if labelled < len(found):
+        cut = sum(row.get("finish") == "length" and not row.get("label_text") for row in found)
+        ended = f"; {cut} of them ended at the limit of tokens (--max-new-tokens)" if cut else ""
+        say(f"without a label nothing can be probed{ended}: compare output_text with --candidates")
+
+
 def print_pair(models: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """The verdicts of several models over the same posts, each beside the number that random citations would have had.
 
@@ -185,6 +198,11 @@ def _count(summary: Mapping[str, Any], verdict: str) -> str:
     chance = summary["verdicts_by_chance"]
     expected = chance[verdict] if verdict in chance else max(0.0, summary["n"] - sum(chance.values()))
     return f"{summary['verdicts'][verdict]} ({expected:.1f})"
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's help."""
+    return "\n".join(["\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  {one}" for one in commands)])
 
 
 def usage(error: Exception, message: str) -> str:

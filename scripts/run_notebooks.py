@@ -1,9 +1,9 @@
 """Runs the notebooks and keeps their outputs: python scripts/run_notebooks.py [NAME ...]     (or: make notebooks)
 
-They run on what `make demo` left in runs/demo, one on what `make study` fetched, one on what `make repair` left, a few
-minutes in all. Each then holds its outputs, a picture of its last figure on top, and in its metadata what it was run
-with. tests/test_notebooks.py fails when its code has changed since, or a function or class of ours that it calls by
-name. What those call in turn is left to the version. Without names: all studies whose files are there (`train_on_tpu`
+They run on what `make demo` left in runs/demo, others on what `make study` and `make repair` leave, minutes in all.
+Each then holds its outputs, a picture of its last figure on top, and in its metadata what it was run with.
+tests/test_notebooks.py fails when its code has changed since, or what a function or class must be given that it names.
+`--stale` runs those of which such a function or class itself has changed. Without names: all studies (`train_on_tpu`
 needs a TPU and is kept without outputs).
 """
 
@@ -16,6 +16,7 @@ import inspect
 import os
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,20 @@ OURS = ("probes", "mentalglm_jax")
 
 
 def code_of(notebook: Any) -> str:
-    """A digest of what the notebook runs: its own code, and what it names of our packages."""
+    """A digest of what the notebook runs: its own code, and how what it names of our packages is called. As long as it
+    is the same, the code that is there runs what is shown."""
+    return _digest(notebook, how_called)
+
+
+def bodies_of(notebook: Any) -> str:
+    """The same with the sources of what it names: when that differs, the outputs may."""
+    return _digest(notebook, bare)
+
+
+def _digest(notebook: Any, part: Callable[[Any], str]) -> str:
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    parts = [*cells, *(bare(one) for _, one in sorted(called("\n".join(cells)).items()))]
+    named = called("\n".join(cells))
+    parts = [*cells, *(f"{name}{part(named[name])}" for name in sorted(named))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -65,6 +77,12 @@ def called(code: str) -> dict[str, Any]:
             module = modules[node.value.id]
             found[f"{module.__name__}.{node.attr}"] = getattr(module, node.attr)
     return {name: one for name, one in found.items() if inspect.isfunction(one) or inspect.isclass(one)}
+
+
+def how_called(one: Any) -> str:
+    """What a function or class must be given."""
+    parameters = inspect.signature(one).parameters.values()
+    return ", ".join(f"{each.name}:{each.kind.name}" for each in parameters if each.default is each.empty)
 
 
 def bare(one: Any) -> str:
@@ -109,6 +127,7 @@ def run(path: Path) -> None:
         first.attachments = {FIGURE: {"image/png": figures[-1]}}
     notebook.metadata.run = {
         "code": code_of(notebook),
+        "bodies": bodies_of(notebook),
         "version": mentalglm_jax.__version__,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "on": f"{Path(STUDIES[path.stem][0]).parent}, as `{STUDIES[path.stem][1]}` writes it",
@@ -119,10 +138,20 @@ def run(path: Path) -> None:
     path.write_text(text + "\n", "utf-8")
 
 
+def stale(notebook: Any) -> bool:
+    """Whether a notebook was never run, or something that it names has changed since."""
+    ran = notebook.metadata.get("run", {})
+    return (ran.get("code"), ran.get("bodies")) != (code_of(notebook), bodies_of(notebook))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="*", choices=[*STUDIES, []], default=[], help="which (default: all studies)")
-    names = parser.parse_args().name
+    parser.add_argument("--stale", action="store_true", help="those only that name a function that has changed")
+    given = parser.parse_args()
+    names = given.name
+    if given.stale:
+        names = [name for name in names if stale(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4))]
     missing = {name: made for name, made in STUDIES.items() if not (ROOT / made[0]).is_file()}
     for name in names or STUDIES:
         if name in missing:

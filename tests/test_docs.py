@@ -327,7 +327,7 @@ def test_the_picture_of_the_report_says_when_it_was_taken():
     from scripts.picture import CAPTION, PAGE, PICTURE, SIZE
 
     with Image.open(PICTURE) as picture:
-        said, size = picture.text, picture.size
+        said, size = picture.info, picture.size
     caption = CAPTION.search(PAGE.read_text("utf-8"))
     assert caption is not None and f"`make picture`, {said['Creation Time']}, version" in caption[0]
     assert f"mentalglm-jax {caption[0].rpartition(' ')[2].rstrip(')')}, scripts/picture.py" == said["Software"]

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 import mentalglm_jax
 from probes.demo import PAIR
 from probes.models.encode import read_generations
-from scripts.run_notebooks import FIGURE, SHOWN, STUDIES, called, code_of
+from scripts.run_notebooks import FIGURE, SHOWN, STUDIES, bodies_of, called, code_of
 from tests.probes.planted import planted_rows
 from tests.probes.tiny import boilerplate, make_model, make_tokenizer, save_adapter
 
@@ -55,12 +55,16 @@ def test_a_change_of_what_it_calls_is_noticed(monkeypatch):
     notebook = nbformat.read(NOTEBOOKS["explain_one_post"], as_version=4)
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     assert {"probes.saliency.attribute.attribute", "probes.report.figures.clauses"} <= set(called(code))
-    before, source = code_of(notebook), inspect.getsource
+    before, source = bodies_of(notebook), inspect.getsource
     for name in ("attribute", "clauses"):
         for change, counts in (("# words\n    ", False), ("assert True\n    ", True)):
             with monkeypatch.context() as patched:
                 patched.setattr(inspect, "getsource", lambda one, n=name, c=change: changed(source(one), n, c))
-                assert (code_of(notebook) != before) == counts, (name, change)
+                assert (bodies_of(notebook) != before) == counts, (name, change)
+    before = code_of(notebook)
+    with monkeypatch.context() as patched:
+        patched.setattr("probes.report.figures.clauses", lambda result, method, other: None)
+        assert code_of(notebook) != before
 
 
 def changed(source: str, name: str, change: str) -> str:
