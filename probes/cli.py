@@ -26,12 +26,13 @@ import typer
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning
 from probes.files import write_jsonl
 from probes.foreign import first_line, plain
+from probes.known_cli import AsJson, add_known
 from probes.terminal import (
     LINE,
+    examples,
     print_comparison,
     print_json,
     print_pair,
-    print_rows,
     print_study,
     print_summary,
     progress,
@@ -39,6 +40,7 @@ from probes.terminal import (
     silence_loaders,
     tell,
     usage,
+    warn,
 )
 
 _ROWS_REFUSED = 3
@@ -52,11 +54,6 @@ app = typer.Typer(
 )
 
 
-def _examples(*commands: str) -> str:
-    """The end of a command's help."""
-    return "\n".join(["\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  {one}" for one in commands)])
-
-
 def _version(asked: bool) -> bool:
     if asked:
         from importlib.metadata import version
@@ -66,7 +63,7 @@ def _version(asked: bool) -> bool:
     return asked
 
 
-@app.callback(epilog=_examples("probes run MODEL --in generations.jsonl --out probed", "probes --install-completion"))
+@app.callback(epilog=examples("probes run MODEL --in generations.jsonl --out probed", "probes --install-completion"))
 def about(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
@@ -84,12 +81,11 @@ def _bound(value: float | None) -> float | None:
 
 Model = Annotated[str, typer.Argument(help="Hugging Face model directory or Hub id", metavar="MODEL")]
 Adapter = Annotated[str | None, typer.Option(help="PEFT adapter over MODEL: directory or Hub id")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
 Directory = Annotated[Path, typer.Argument(help="A directory that `probes run --out` wrote", metavar="DIR")]
 Candidates = Annotated[Path | None, typer.Option(help='JSON file: {"label": "its sentence in an answer", ...}')]
 
 
-@app.command(epilog=_examples("probes rows ORG/NAME --in answered.jsonl --candidates labels.json --out rows.jsonl"))
+@app.command(epilog=examples("probes rows ORG/NAME --in answered.jsonl --candidates labels.json --out rows.jsonl"))
 def rows(
     model: Model,
     in_: Annotated[
@@ -112,7 +108,7 @@ def rows(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "probes answer ORG/NAME --in posts.jsonl --prompt prompt.jinja --candidates labels.json --out g.jsonl"
     )
 )
@@ -166,7 +162,7 @@ def _end_rows(found: Sequence[dict[str, Any]], left_out: Sequence[dict[str, str]
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "probes run runs/demo/base --adapter runs/demo/adapter --in runs/demo/generations.jsonl --out probed",
         "probes run ORG/NAME --in generations.jsonl --out probed --budget fast --limit 20",
     )
@@ -211,7 +207,7 @@ def run(
     _end_refused(summary["skipped_by_reason"], f"the others are in {out}; its manifest.json names each")
 
 
-@app.command(epilog=_examples("probes demo", "probes demo --out first-look"))
+@app.command(epilog=examples("probes demo", "probes demo --out first-look"))
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for numbers and reports")] = Path("probes-demo"),
     json_: AsJson = False,
@@ -231,7 +227,7 @@ def demo(
     say(f"report   {out / PAGE}")
 
 
-@app.command(epilog=_examples("probes check runs/demo/probes --against runs/demo/control/probes"))
+@app.command(epilog=examples("probes check runs/demo/probes --against runs/demo/control/probes"))
 def check(
     directory: Directory,
     against: Annotated[
@@ -254,7 +250,7 @@ def check(
             print_comparison(found)
 
 
-@app.command(epilog=_examples("probes report runs/demo/probes --redact"))
+@app.command(epilog=examples("probes report runs/demo/probes --redact"))
 def report(
     directory: Directory,
     out: Annotated[Path | None, typer.Option(help="File to write; default report.html in DIR")] = None,
@@ -275,7 +271,7 @@ def report(
 
 
 @app.command(
-    epilog=_examples("probes randomise runs/demo/base --adapter runs/demo/adapter --in runs/demo/generations.jsonl")
+    epilog=examples("probes randomise runs/demo/base --adapter runs/demo/adapter --in runs/demo/generations.jsonl")
 )
 def randomise(
     model: Model,
@@ -311,7 +307,7 @@ def randomise(
 
 
 @app.command(
-    epilog=_examples("probes rank runs/demo/base --adapter runs/demo/adapter --in candidates.jsonl --out pairs.jsonl")
+    epilog=examples("probes rank runs/demo/base --adapter runs/demo/adapter --in candidates.jsonl --out pairs.jsonl")
 )
 def rank(
     model: Model,
@@ -348,7 +344,7 @@ def rank(
     _end_refused(found["skipped_by_reason"], "the others were ranked")
 
 
-@app.command(epilog=_examples("probes verify runs/demo/merged --reference runs/demo/reference_logits.npz"))
+@app.command(epilog=examples("probes verify runs/demo/merged --reference runs/demo/reference_logits.npz"))
 def verify(
     model: Model,
     reference: Annotated[
@@ -386,30 +382,7 @@ def verify(
         )
 
 
-@app.command(epilog=_examples("probes selftest"))
-def selftest(json_: AsJson = False) -> None:
-    """Checks the engine on models with known answers, with the versions installed here; exit code 1 if one fails."""
-    _run_selftest("Checks with known answers", json_)
-
-
-@app.command(epilog=_examples("probes validate --quick"))
-def validate(
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out what trains models: 2 CPU minutes, not 20")] = False,
-    seed: Annotated[int, typer.Option(help="Another seed plants other models and posts")] = 0,
-    docs: Annotated[Path | None, typer.Option(help="Write the table as a Markdown page, too")] = None,
-    json_: AsJson = False,
-) -> None:
-    """Experiments whose truth is known: planted models, error rates, power, aligner; exit code 1 if one fails."""
-    silence_loaders()
-    from probes.validation.validate import page
-    from probes.validation.validate import validate as measure
-
-    rows = measure(quick, seed, tell)
-    if docs is not None:
-        from probes.files import write_text
-
-        write_text(docs, page(rows, quick, seed))
-    print_rows("Validation", rows, json_)
+add_known(app)
 
 
 def _place(device: str) -> str:
@@ -418,17 +391,6 @@ def _place(device: str) -> str:
 
     local = int(os.environ.get("LOCAL_RANK", "0"))
     return (f"cuda:{local}" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def _run_selftest(title: str, json_: bool) -> None:
-    silence_loaders()
-    from probes.validation.selftest import selftest as measure
-
-    with progress("checking") as advance:
-        advance(0, 1)
-        rows = measure()
-        advance(1, 1)
-    print_rows(title, rows, json_)
 
 
 def _end_refused(skipped: Mapping[str, int], then: str) -> None:
@@ -445,12 +407,6 @@ def _end_refused(skipped: Mapping[str, int], then: str) -> None:
 def _fail(reason: str, code: int) -> NoReturn:
     sys.stderr.write(f"probes: {plain(reason.strip().splitlines()[0] if reason.strip() else 'failed', LINE)}\n")
     sys.exit(code)
-
-
-def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    """In place of ``warnings.showwarning``: one line."""
-    name = "" if issubclass(category, ProbeWarning) else f"{category.__name__}: "
-    sys.stderr.write(f"warning: {name}{plain(message, LINE)}\n")
 
 
 @contextlib.contextmanager
@@ -484,7 +440,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not debug:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ProbeWarning)
-        warnings.showwarning = _warn
+        warnings.showwarning = warn
     try:
         words = [word for word in given if word != "--debug"]
         code = _commands().main(args=words, prog_name="probes", standalone_mode=False)
