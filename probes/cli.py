@@ -26,13 +26,13 @@ import typer
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning
 from probes.files import write_jsonl
 from probes.foreign import first_line, plain
+from probes.known_cli import AsJson, add_known
 from probes.terminal import (
     LINE,
     examples,
     print_comparison,
     print_json,
     print_pair,
-    print_rows,
     print_study,
     print_summary,
     print_written,
@@ -41,6 +41,7 @@ from probes.terminal import (
     silence_loaders,
     tell,
     usage,
+    warn,
 )
 
 _ROWS_REFUSED = 3
@@ -81,7 +82,6 @@ def _bound(value: float | None) -> float | None:
 
 Model = Annotated[str, typer.Argument(help="Hugging Face model directory or Hub id", metavar="MODEL")]
 Adapter = Annotated[str | None, typer.Option(help="PEFT adapter over MODEL: directory or Hub id")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else")]
 Directory = Annotated[Path, typer.Argument(help="A directory that `probes run --out` wrote", metavar="DIR")]
 Candidates = Annotated[Path | None, typer.Option(help='JSON file: {"label": "its sentence in an answer", ...}')]
 
@@ -375,30 +375,7 @@ def verify(
         )
 
 
-@app.command(epilog=examples("probes selftest"))
-def selftest(json_: AsJson = False) -> None:
-    """Checks the engine on models with known answers, with the versions installed here; exit code 1 if one fails."""
-    _run_selftest("Checks with known answers", json_)
-
-
-@app.command(epilog=examples("probes validate --quick"))
-def validate(
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out what trains models: 2 CPU minutes, not 20")] = False,
-    seed: Annotated[int, typer.Option(help="Another seed plants other models and posts")] = 0,
-    docs: Annotated[Path | None, typer.Option(help="Write the table as a Markdown page, too")] = None,
-    json_: AsJson = False,
-) -> None:
-    """Experiments whose truth is known: planted models, error rates, power, aligner; exit code 1 if one fails."""
-    silence_loaders()
-    from probes.validation.validate import page
-    from probes.validation.validate import validate as measure
-
-    rows = measure(quick, seed, tell)
-    if docs is not None:
-        from probes.files import write_text
-
-        write_text(docs, page(rows, quick, seed))
-    print_rows("Validation", rows, json_)
+add_known(app)
 
 
 def _place(device: str) -> str:
@@ -407,17 +384,6 @@ def _place(device: str) -> str:
 
     local = int(os.environ.get("LOCAL_RANK", "0"))
     return (f"cuda:{local}" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def _run_selftest(title: str, json_: bool) -> None:
-    silence_loaders()
-    from probes.validation.selftest import selftest as measure
-
-    with progress("checking") as advance:
-        advance(0, 1)
-        rows = measure()
-        advance(1, 1)
-    print_rows(title, rows, json_)
 
 
 def _end_refused(skipped: Mapping[str, int], then: str) -> None:
@@ -434,12 +400,6 @@ def _end_refused(skipped: Mapping[str, int], then: str) -> None:
 def _fail(reason: str, code: int) -> NoReturn:
     sys.stderr.write(f"probes: {plain(reason.strip().splitlines()[0] if reason.strip() else 'failed', LINE)}\n")
     sys.exit(code)
-
-
-def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    """In place of ``warnings.showwarning``: one line."""
-    name = "" if issubclass(category, ProbeWarning) else f"{category.__name__}: "
-    sys.stderr.write(f"warning: {name}{plain(message, LINE)}\n")
 
 
 @contextlib.contextmanager
@@ -473,7 +433,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not debug:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ProbeWarning)
-        warnings.showwarning = _warn
+        warnings.showwarning = warn
     try:
         words = [word for word in given if word != "--debug"]
         code = _commands().main(args=words, prog_name="probes", standalone_mode=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import sys
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from probes.errors import ProbeError
+from probes.errors import ProbeError, ProbeWarning
 from probes.foreign import plain
 
 SAFETY = (
@@ -49,6 +50,17 @@ def say(line: str) -> None:
 def tell(line: str) -> None:
     """One line on stderr."""
     console(stderr=True).print(plain(line, LINE), soft_wrap=True)
+
+
+def warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """In place of ``warnings.showwarning``: one line."""
+    name = "" if issubclass(category, ProbeWarning) else f"{category.__name__}: "
+    sys.stderr.write(f"warning: {name}{plain(message, LINE)}\n")
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's help."""
+    return "\n".join(["\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  {one}" for one in commands)])
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -173,6 +185,30 @@ def print_written(found: Sequence[dict[str, Any]], left_out: Mapping[str, int], 
         say(f"without a label nothing can be probed{ended}: compare output_text with --candidates")
 
 
+def print_leaderboard(lines: Sequence[Any], json_: bool) -> None:
+    """Metrics of faithfulness, the best of each setting first."""
+    if json_:
+        found = [{key: _finite(value) for key, value in vars(line).items()} for line in lines]
+        print_json({"lines": found})
+        return
+    for setting in dict.fromkeys(line.setting for line in lines):
+        table = Table(title=f"P(faithful > unfaithful), {setting}", title_justify="left", show_edge=False)
+        for name, side in (("metric", "left"), ("value", "right"), ("95 %", "right"), ("pairs", "right"),
+                           ("sequences a post", "right"), ("type I", "right")):  # fmt: skip
+            table.add_column(name, justify=side)  # type: ignore[arg-type]
+        for line in sorted((one for one in lines if one.setting == setting), key=lambda one: -(one.value or 0)):
+            value = "–" if line.value is None else f"{line.value:.3f}"
+            error = "–" if line.type_one is None else f"{line.type_one:.3f}"
+            ci = "" if line.value is None else f"{line.low:.2f}–{line.high:.2f}"
+            table.add_row(line.name.replace("_", " "), value, ci, str(line.n), f"{line.forwards:.0f}", error)
+        console().print(table)
+
+
+def _finite(value: Any) -> Any:
+    """None for a number that JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def print_pair(models: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """The verdicts of several models over the same posts, each beside the number that random citations would have had.
 
@@ -198,11 +234,6 @@ def _count(summary: Mapping[str, Any], verdict: str) -> str:
     chance = summary["verdicts_by_chance"]
     expected = chance[verdict] if verdict in chance else max(0.0, summary["n"] - sum(chance.values()))
     return f"{summary['verdicts'][verdict]} ({expected:.1f})"
-
-
-def examples(*commands: str) -> str:
-    """The end of a command's help."""
-    return "\n".join(["\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  {one}" for one in commands)])
 
 
 def usage(error: Exception, message: str) -> str:

@@ -16,12 +16,12 @@ is a control that changes as much and should matter as little where the label do
   chain stays; 0 where the chain mentions it. Null: as many tokens of the post hidden elsewhere.
 
 Chains of other posts come from the same block (``blocks``), and posts of a block are one cluster in the test: a chain
-that stands in for another's is in two differences, and tests that forget that reject true nulls (V16).
+that stands in for another's is in two differences, and tests that forget that reject true nulls (V17).
 
 Every null is raised by ``MARGIN`` of the label's score: a label that moves by less is not said to depend on anything.
 ``chain_decided`` is the share of the chain from which on the label is ahead of all others (``decided_at``): a
 description, without a null. Only ``VOTES`` are tested over a data set: those that tell planted reasoning models apart
-and keep to their error rate (``probes validate``, V16).
+and keep to their error rate (``probes validate``, V17).
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def examine_chain(probe: Probed, example: Example, lenders: Sequence[Example], b
     """
     if example.segment("label") is None or not example.rivals:
         return ChainResult(())
-    score = _Label(probe, example)
+    score = AfterChain(probe, example)
     checks = [_hint(score)] if example.hint is not None else []
     if example.chain is None:
         return ChainResult(tuple(checks))
@@ -147,7 +147,7 @@ def examine_chain(probe: Probed, example: Example, lenders: Sequence[Example], b
     return ChainResult(tuple(sorted(checks, key=lambda c: order[c.name])), points)
 
 
-class _Label:
+class AfterChain:
     """The label's log-odds after one chain or another."""
 
     def __init__(self, probe: Probed, example: Example) -> None:
@@ -157,6 +157,11 @@ class _Label:
         chain = example.chain
         low, high = (start, start) if chain is None else chain.tok
         self.head, self.own, self.tail = list(example.ids[:low]), list(example.ids[low:high]), example.ids[high:start]
+
+    @property
+    def margin(self) -> float:
+        """By how much its nulls are raised, in nats."""
+        return _margin(float(self.after([self.own])[0]))
 
     def after(self, chains: Sequence[Sequence[int]], hidden: Sequence[Sequence[Span]] | None = None) -> np.ndarray:
         """float64 ``[chains]`` in nats.
@@ -178,7 +183,7 @@ def _words(example: Example) -> list[int]:
     return list(example.ids[slice(*example.chain.tok)])
 
 
-def _grown(score: _Label, curve: np.ndarray, foreign: Sequence[Sequence[int]]) -> list[Check]:
+def _grown(score: AfterChain, curve: np.ndarray, foreign: Sequence[Sequence[int]]) -> list[Check]:
     """Early answering and filler tokens, the chain's own against those of posts with other labels."""
     dots = score.probe.token_bytes.encode("...") or score.own
     filler = (list(dots) * len(score.own))[: len(score.own)]
@@ -195,7 +200,7 @@ def _grown(score: _Label, curve: np.ndarray, foreign: Sequence[Sequence[int]]) -
     ]
 
 
-def _edited(probe: Probed, score: _Label, unlike: Sequence[Example], alike: Sequence[Example]) -> list[Check]:
+def _edited(probe: Probed, score: AfterChain, unlike: Sequence[Example], alike: Sequence[Example]) -> list[Check]:
     """Mistakes, negation, paraphrase: edits of the chain's text by rule."""
     example, encode = score.example, probe.token_bytes.encode
     text, _ = decode_bytes(b"".join(probe.token_bytes(index) for index in score.own))
@@ -216,7 +221,7 @@ def _edited(probe: Probed, score: _Label, unlike: Sequence[Example], alike: Sequ
     ]
 
 
-def _hint(score: _Label) -> Check:
+def _hint(score: AfterChain) -> Check:
     """The hint hidden, its chain kept."""
     example = score.example
     assert example.hint is not None

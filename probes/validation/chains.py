@@ -1,4 +1,4 @@
-"""V16: do the checks of a chain of reasoning tell planted reasoning models apart, and keep to their error rate?
+"""V17: do the checks of a chain of reasoning tell planted reasoning models apart, and keep to their error rate?
 
 ``WORLDS`` share nothing with the one that the checks were written on (Llama, English): architecture, words, posts.
 """
@@ -86,7 +86,7 @@ def reasoning_models(
             marked = np.array([True] * len(true) + [False] * len(false))
             area = stats.auroc(np.array([*true, *false], dtype=float), marked) if true and false else np.nan
             what = f"AUROC of {name} per post, {len(true)} against {len(false)}, {where}"
-            rows.append(row(f"V16.{name}.{world.architecture}", what, area, 0.95 if name in VOTES else None, ">="))
+            rows.append(row(f"V17.{name}.{world.architecture}", what, area, 0.95 if name in VOTES else None, ">="))
         for name in CHAIN[1:]:
             for kind in KINDS:
                 ps = [set_p(found[kind][at : at + SET], name, at) for at in range(0, count, SET)]
@@ -94,9 +94,9 @@ def reasoning_models(
     for name in CHAIN[1:]:
         bound = 0.075 if name in VOTES else None
         what = f"P(p <= 0.05), {name}, {len(wrong[name])} sets of {SET} posts of models of which it is not true"
-        rows.append(row(f"V16.wrong.{name}", what, float(np.mean(wrong[name])), bound))
+        rows.append(row(f"V17.wrong.{name}", what, float(np.mean(wrong[name])), bound))
         what = f"P(p <= 0.05), {name}, {len(right[name])} sets of {SET} posts of models of which it is true"
-        rows.append(row(f"V16.found.{name}", what, float(np.mean(right[name]))))
+        rows.append(row(f"V17.found.{name}", what, float(np.mean(right[name]))))
     return rows
 
 
@@ -115,7 +115,7 @@ def chain_error_rates(sets: int, seed: int = 0) -> list[Row]:
             hits[name].append(p is not None and p <= LEVEL)
     return [
         row(
-            f"V16.null.{name}",
+            f"V17.null.{name}",
             f"P(p <= 0.05), {name}, {sets} sets of {SET} posts, chains that have nothing to do with the labels",
             float(np.mean(found)),
             0.075 if name in VOTES else None,

@@ -61,10 +61,11 @@ def rows_of(world: ReasoningWorld, tokenizer: Any, count: int, seed: int) -> lis
 
 
 def _drawn(world: ReasoningWorld, rng: random.Random) -> tuple[str, int, list[Any], str, int]:
-    """A post, the class of its cue, where the cue stands, a hint, its class."""
+    """A post, the class of its cue, where the cue stands, a hint that the post does not hold, its class."""
     post, label, cues, _ = planted_post(world.base, rng)
     said = rng.randrange(2)
-    return post, label, cues, rng.choice(vocabulary(world.base)[f"decoy{said}"]), said
+    hints = [word for word in vocabulary(world.base)[f"decoy{said}"] if word not in post]
+    return post, label, cues, rng.choice(hints), said
 
 
 def _quoted(world: ReasoningWorld, post: str, cue: str) -> list[str]:

@@ -1,9 +1,9 @@
 """Are the probes right? Experiments whose truth is known, from closed forms to planted models; the table and the page.
 
-Numbers V1 to V16 follow one list: V1 linear, V2 interactions, V3 engine against Captum, V5 completeness, V6 padding and
+Numbers V1 to V17 follow one list: V1 linear, V2 interactions, V3 engine against Captum, V5 completeness, V6 padding and
 batches, V7 planted cue, V8 faithful against unfaithful, V9 randomisation, V10 error rates, V11 power, V12 aligner,
-V13 Captum's wrapper, V14 adapter, V15 order, V16 hard worlds. (V4, an independent implementation in JAX, is a test:
-tests/probes/models/test_oracle.py.)
+V13 Captum's wrapper, V14 adapter, V15 order, V16 hard worlds, V17 chains of reasoning. (V4, an independent
+implementation in JAX, is a test: tests/probes/models/test_oracle.py.)
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from probes.citations.clauses import pieces
 from probes.records import Attribution, Example
 from probes.results.summary import check_of
 from probes.stats import auroc, diagnosticity
+from probes.validation.chains import chain_error_rates, reasoning_models
 from probes.validation.gate_rates import gate_rates, length_rates
 from probes.validation.hard import hard_worlds
 from probes.validation.holes import holes
@@ -64,6 +65,7 @@ def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> l
         ("closed forms, engine, Captum (V1-V3, V6, V13)", lambda: ({"side": "<="} | one for one in selftest())),
         ("error rates (V10)", lambda: error_rates(300 if quick else 1000, 100 if quick else 1000, seed)),
         ("aligner (V12)", lambda: aligner(180 if quick else 720, seed)),
+        ("chains without a reason (V17)", lambda: chain_error_rates(20 if quick else 100, seed)),
         ("offset of erasure (V11)", lambda: holes(8 if quick else 32, seed)),
     ]
     if not quick:
@@ -74,6 +76,7 @@ def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> l
             ("adapter (V14)", lambda: adapter(seed)),
             ("order (V15)", lambda: order(seed)),
             ("hard worlds (V16)", lambda: hard_worlds(seed, say)),
+            ("reasoning models (V17)", lambda: reasoning_models(seed, say)),
         ]
     rows: list[Row] = []
     for name, run in steps:
@@ -416,6 +419,11 @@ _SECTIONS = {
         "Three weak cues that decide only together, a cue turned round by the word before it, a cue far from the "
         "answer that quotes it, one Chinese character: how often posts are judged, and how often each map that has a "
         "vote shows it over a data set. Low numbers are what the probes cannot see.",
+    ),
+    "V17": (
+        "Chains of reasoning",
+        "Planted reasoning models: which checks tell a chain that decides from one that is not heard, and hints. "
+        "Information: checks without a vote.",
     ),
 }
 

@@ -67,6 +67,7 @@ ARGUMENTS = {
     "probes rank": ["nowhere", "--in", "records.jsonl", "--out", "pairs.jsonl"],
     "probes verify": ["model"],
     "probes selftest": ["--help"], "probes validate": ["--help"],  # their modules are imported at the end
+    "probes leaderboard": ["--help"],
 }  # fmt: skip
 RECORD = {"id": "a", "task": "suicide_risk", "language": "en", "post": "I like rain.", "label": "low",
           "question": "Q?", "source": "test", "explanation": "It says rain."}  # fmt: skip

@@ -60,7 +60,7 @@ ELSEWHERE = {
     "mentalglm plan", "mentalglm doctor", "mentalglm tasks list", "mentalglm tasks show", "mentalglm tasks check",
     "mentalglm bench", "mentalglm chat", "mentalglm serve",
     "probes run", "probes demo", "probes check", "probes report", "probes randomise", "probes rank",
-    "probes verify", "probes selftest", "probes validate", "probes rows", "probes answer",
+    "probes verify", "probes selftest", "probes validate", "probes leaderboard", "probes rows", "probes answer",
 }  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""A chain of reasoning on a model that can be worked out by hand: the log-odds are the weights of the letters seen."""
+"""A chain of reasoning on a model that can be worked out by hand: the log-odds are the weights of the letters seen.
+
+What docs/reasoning.md shows, with both things that can be asked.
+"""
 
 from __future__ import annotations
 
