@@ -76,9 +76,9 @@ def example_of(probe: Probe, post: int, explanation: int, before: int = 0) -> Ex
     rng = np.random.default_rng(0)
     text = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz,"), post))
     said = "".join(rng.choice(list("ABCDEFGHIJKLMNOP"), explanation))
-    encode = probe.token_bytes.encode
+    encode, opening = probe.token_bytes.encode, "READ AND JUDGE. " * (before // 3)
     return probe.encode({
-        "id": "b", "post": text, "prompt_ids": encode(f"{'READ AND JUDGE. ' * (before // 3)}POST: {text} ?"),
+        "id": "b", "post": text, "prompt_ids": encode(f"{opening}POST: {text} ?"),
         "output_ids": encode(f"{LABEL}. {said}"), "label_text": LABEL, "parsed_label": "h", "parsed_explanation": said,
     })  # fmt: skip
 

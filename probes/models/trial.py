@@ -105,7 +105,7 @@ def try_model(scorer: Scorer, make: Callable[[bool, bool], Forward]) -> Trial:
     kept_bound = KEPT_BOUND.get(scorer.probe.dtype, HALF_BOUND)
     single = make(False, False)
     said = _numbers(single, _guarded(scorer, "be called on token ids", lambda: _plain(scorer, single)))
-    gaps = {"without what follows": _looks_ahead(scorer, single, bound)}
+    gaps = {"what follows exchanged": _looks_ahead(scorer, single, bound)}
     keep = torch.ones(2, len(single.post), dtype=torch.bool, device=single.post.device)
     keep[1, :-1:2] = False  # never the last: it may end the prompt, and then cannot be hidden
     with torch.no_grad():
@@ -203,23 +203,22 @@ def _plain(scorer: Scorer, forward: Forward) -> torch.Tensor:
 
 
 def _looks_ahead(scorer: Scorer, forward: Forward, bound: float) -> float:
-    """Nats between log p of the first scored token with and without what follows it: a model that fills gaps sees the
-    answer that it is asked for."""
+    """Nats that exchanging all that follows moves log p of the first scored token: a model that fills gaps sees the
+    answer that it is asked for. Of one length both, so that rounding is the same in both."""
     plan = forward.plans[0]
-    first, size = plan.pick == 0, int(plan.rows[0]) + 1
+    first, other = plan.pick == 0, plan.ids.clone()
+    other[int(plan.rows[0]) + 1 :] = plan.ids[0]
 
     def run() -> list[torch.Tensor]:
         with torch.no_grad():
-            logits = [scorer.call({"input_ids": ids[None]}, plan.rows[:1]) for ids in (plan.ids, plan.ids[:size])]
+            logits = [scorer.call({"input_ids": ids[None]}, plan.rows[:1]) for ids in (plan.ids, other)]
         return [token_logprobs(one, plan.pick[first], plan.token[first]) for one in logits]
 
-    whole, cut = _guarded(scorer, "be called on token ids", run)
-    gap = float((whole - cut).abs().max())
+    here, there = _guarded(scorer, "be called on token ids", run)
+    gap = float((here - there).abs().max())
     if not gap <= bound:
-        raise _refusal(
-            scorer,
-            f"what follows a token moves its log p, by {gap:.2g} nats: it is no causal language model as configured",
-        )
+        said = f"what follows a token moves its log p, by {gap:.2g} nats: it is no causal language model as configured"
+        raise _refusal(scorer, said)
     return gap
 
 

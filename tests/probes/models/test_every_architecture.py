@@ -69,7 +69,7 @@ def test_a_model_that_sees_what_follows_is_refused(row_and_tokenizer: tuple[dict
 
         def forward(self, **inputs: Any) -> Any:
             out = self.inner(**inputs)
-            out.logits = out.logits + 1e-2 * out.logits.flip(1)
+            out.logits = out.logits + 0.1 * out.logits.mean(1, keepdim=True)
             return out
 
     row, tokenizer = row_and_tokenizer
