@@ -104,9 +104,8 @@ def test_the_run_leaves_what_the_contract_names(whole):
     assert summary["eval_split"] == "test"
     entry = summary["eval"]["suicide_risk"]
     assert set(entry) >= {"weighted_f1", "micro_f1", "macro_f1", "n", "ci95", "floors"}
-    assert entry["n"] == 4
+    assert entry["n"] == entry["label_reading"]["n"] == 4
     assert set(entry["floors"]) == {"majority", "tfidf_logreg"}
-    assert entry["label_reading"]["n"] == 4
     assert set(summary["seconds"]) == set(STAGES) - {"summary"}
     rows = [json.loads(line) for line in (directory / "generations.jsonl").read_text("utf-8").splitlines()]
     assert {"prompt_ids", "output_ids", "output_text", "parsed_label", "parsed_explanation", "parse_status"} <= set(
@@ -139,17 +138,15 @@ def test_stages_hand_the_adapter_on(whole):
 
 @pytest.mark.parametrize(
     ("stage", "after"),
-    [("train english", 3),
-     *(pytest.param(*case, marks=pytest.mark.slow) for case in
-       [("data", 0), ("pretrain", 2), ("train english", 1), ("train chinese", 2), ("export", 0), ("generate", 1),
+    [("train english", 3), *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+        ("data", 0), ("pretrain", 2), ("train english", 1), ("train chinese", 2), ("export", 0), ("generate", 1),
         ("evaluate", 0), ("summary", 0)])],
 )  # fmt: skip
 def test_interrupted_anywhere_the_same_call_continues_to_the_same_result(recipe_file, whole, tmp_path, stage, after):
     recipe = load_recipe(recipe_file, [f"run_dir={tmp_path / 'run'}"])
     with pytest.raises((Interrupted, KeyboardInterrupt)) as stopped:
         run(recipe, Script(stage, after))
-    assert isinstance(stopped.value, Interrupted)
-    assert "\n" not in str(stopped.value)
+    assert isinstance(stopped.value, Interrupted) and "\n" not in str(stopped.value)
     assert "continue" in str(stopped.value)
     reporter = Script()
     summary = run(recipe, reporter)
@@ -416,8 +413,7 @@ def test_the_table_shows_every_score_and_the_safety_note(whole, recipe_file, cap
     out = capsys.readouterr().out
     assert f"{expected['eval']['suicide_risk']['weighted_f1']:.3f}" in out
     assert "Result on the test records" in out
-    assert "not a diagnosis" in out.replace("\n", " ")
-    assert "summary.json" in out
+    assert "not a diagnosis" in out.replace("\n", " ") and "summary.json" in out
 
 
 def test_ctrl_c_on_the_command_line_exits_1_with_one_line(recipe_file, tmp_path):
@@ -494,11 +490,9 @@ def test_a_run_that_explains_first(recipe_file, tmp_path, monkeypatch):
     assert kept["answer_order"] == "explanation_first" and len(answered) == kept["records"] > 0
     assert {row["temperature"] for row in values} == {kept["temperature"]}
     assert "scored after the explanation" in (tmp_path / "run/evaluation.html").read_text("utf-8")
-    data = tmp_path / "run/data/faithful/test.jsonl"
-    main_exit = ["evaluate", str(tmp_path / "run/merged"), "--data", str(data), "--max-new-tokens", "8",
-                 "--out", str(tmp_path / "again")]  # fmt: skip
     with pytest.raises(SystemExit) as stop:
-        main(main_exit)
+        main(["evaluate", str(tmp_path / "run/merged"), "--data", str(tmp_path / "run/data/faithful/test.jsonl"),
+              "--max-new-tokens", "8", "--out", str(tmp_path / "again")])  # fmt: skip
     assert stop.value.code == 0
     again = [json.loads(line) for line in (tmp_path / "again/label_scores.jsonl").read_text("utf-8").splitlines()]
     assert {row["answer_order"] for row in again} == {"explanation_first"}  # without being told

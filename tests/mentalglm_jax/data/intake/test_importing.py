@@ -236,7 +236,7 @@ def test_what_a_person_changed_is_not_replaced(tmp_path):
     import_table(source, out, PLAIN)
     import_table(source, out, PLAIN)
     recipe = out / "recipe.yaml"
-    recipe.write_text(recipe.read_text("utf-8").replace("epochs: 3", "epochs: 5"), encoding="utf-8")
+    recipe.write_text(recipe.read_text("utf-8").replace("epochs: ", "epochs: 1"), encoding="utf-8")
     with pytest.raises(InputError, match=r"recipe.yaml: was changed since it was written"):
         import_table(source, out, PLAIN)
     with pytest.raises(InputError, match="not empty and not written by this command"):
