@@ -37,7 +37,7 @@ def read_tasks(path: str | Path) -> tuple[Task, ...]:
         InputError: the file is missing or not YAML; or as ``tasks_of``.
     """
     path = Path(path)
-    path = path / TASKS_FILE if path.is_dir() else path
+    path = path / TASKS_FILE if os.path.isdir(path) else path  # also of a name that no file can have
     raw, _ = read_yaml(path)
     if unknown := [key for key in raw if key != "tasks"]:
         raise InputError(f"{path}: unknown key {short(unknown[0])}; a task file has one key, tasks, with a mapping of "

@@ -6,7 +6,9 @@ import os
 import pytest
 import yaml
 
+from mentalglm_jax.errors import InputError
 from mentalglm_jax.text import tasks
+from mentalglm_jax.text.task_files import read_tasks
 from tests.hostile.attack import refused, run
 from tests.hostile.foreign_files import RECORD
 from tests.mentalglm_jax.own_tasks import DISTORTED, MOOD
@@ -124,3 +126,10 @@ def test_a_key_that_stands_twice_among_thirty_thousand(tmp_path, capsys):
     (tmp_path / "tasks.yaml").write_text(f"{keys}k29999:\n")
     outcome = run(["mentalglm", "tasks", "check", tmp_path / "tasks.yaml"], capsys)
     refused(outcome, "the key 'k29999' stands more than once", seconds=30)
+
+
+@pytest.mark.parametrize("name", ["x" * 3000, "a\0b", "y/" * 3000], ids=["long", "a zero byte", "deep"])
+def test_a_name_that_no_file_can_have(name):
+    """A run.json or a recipe that somebody else made may say that its tasks are there."""
+    with pytest.raises(InputError):
+        read_tasks(name)
