@@ -227,7 +227,9 @@ def survey(name: str, row: dict[str, Any], tokenizer: Any, dtypes: Sequence[str]
         how.append(f"{dtype}: {'packed' if tried.packs else 'one sequence at a time'}, "
                    f"prefix {'run every time (' + tried.unkept + ')' if tried.unkept else 'kept'}")  # fmt: skip
     if not gaps:
-        return Survey(name, shown, "refused", how[0].partition("refused: ")[2], gaps, effects)
+        return Survey(
+            name, shown, "refused", how[0].partition("refused: ")[2].partition(" (It seems")[0], gaps, effects
+        )
     same = {one.partition(": ")[2] for one in how}
     return Survey(name, shown, "scored", same.pop() if len(same) == 1 else ". ".join(how), gaps, effects)
 
@@ -298,9 +300,9 @@ def page(found: Sequence[Survey], failed: Sequence[str] = ()) -> str:
         f"tower, or an encoder. {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}.",
         "",
         "*Difference* is the largest between what is scored and a plain call of the model on token ids (no mask, no",
-        "packing, no embeddings, no cache), in nats. It is of the label's log-odds, and of log p of every ten tokens of",
-        f"the explanation. It may be {BOUND[torch.float32]:g} in float32 and {HALF_BOUND:g} in bfloat16. *Effect* is the",
-        "most that hiding a clause moves the label.",
+        "packing, no embeddings, no cache), in nats. It is of the label's log-odds, and of log p of each ten tokens of",
+        f"the explanation. It may be {BOUND[torch.float32]:g} in float32 and {HALF_BOUND:g} in bfloat16. *Effect* is",
+        "the most that hiding a clause moves the label.",
         "",
         "Your model may have other sizes than these: it is tried in the same way before the first post of every run.",
         "",
