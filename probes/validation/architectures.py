@@ -227,9 +227,11 @@ def survey(name: str, row: dict[str, Any], tokenizer: Any, dtypes: Sequence[str]
         how.append(f"{dtype}: {'packed' if tried.packs else 'one sequence at a time'}, "
                    f"prefix {'run every time (' + tried.unkept + ')' if tried.unkept else 'kept'}")  # fmt: skip
     if not gaps:
-        return Survey(name, shown, "refused", how[0].partition("refused: ")[2], gaps, effects)
+        return Survey(
+            name, shown, "refused", how[0].partition("refused: ")[2].partition(" (It seems")[0], gaps, effects
+        )
     same = {one.partition(": ")[2] for one in how}
-    return Survey(name, shown, "scored", same.pop() if len(same) == 1 else "; ".join(how), gaps, effects)
+    return Survey(name, shown, "scored", same.pop() if len(same) == 1 else ". ".join(how), gaps, effects)
 
 
 def _compare(probe: Probe, example: Example) -> tuple[float, float]:
@@ -292,15 +294,15 @@ def page(found: Sequence[Survey], failed: Sequence[str] = ()) -> str:
         "",
         f"Written by `python -m probes.validation.architectures --docs docs/architectures.md` ({versions}).",
         "",
-        f"Every causal language model of transformers, built with random weights as small as its configuration allows: "
-        f"{counts['scored']} are scored, {counts['refused']} are refused by name before the first post, "
-        f"{counts['not built']} could not be built by sizes that this page knows (most of them hold a vision or audio "
-        f"tower, or an encoder). {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}.",
+        f"Every causal language model of transformers, built with random weights as small as its configuration allows. "
+        f"{counts['scored']} are scored, {counts['refused']} are refused by name before the first post. Of the rest "
+        f"{counts['not built']} could not be built by sizes that this page knows: most hold a vision or audio "
+        f"tower, or an encoder. {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}.",
         "",
         "*Difference* is the largest between what is scored and a plain call of the model on token ids (no mask, no",
-        "packing, no embeddings, no cache), in nats: of the label's log-odds, and of log p of every ten tokens of the",
-        f"explanation. It may be {BOUND[torch.float32]:g} in float32 and {HALF_BOUND:g} in bfloat16. *Effect* is the",
-        "most that hiding a clause moves the label.",
+        "packing, no embeddings, no cache), in nats. It is of the label's log-odds, and of log p of each ten tokens of",
+        f"the explanation. It may be {BOUND[torch.float32]:g} in float32 and {HALF_BOUND:g} in bfloat16. *Effect* is",
+        "the most that hiding a clause moves the label.",
         "",
         "Your model may have other sizes than these: it is tried in the same way before the first post of every run.",
         "",
@@ -315,7 +317,7 @@ def page(found: Sequence[Survey], failed: Sequence[str] = ()) -> str:
         said = f"refused: {one.said}" if one.outcome == "refused" else one.said
         lines.append(f"| {one.name} | {one.model} | {said.replace('|', ' ')} | {gaps[0]} | {gaps[1]} | {effect} |")
     names = ", ".join(sorted(row.name for row in found if row.outcome == "not built"))
-    return "\n".join([*lines, "", f"Not built: {names}." if names else ""]).rstrip() + "\n"
+    return "\n".join([*lines, "", f"Not built:\n\n```text\n{names}\n```" if names else ""]).rstrip() + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
