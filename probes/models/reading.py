@@ -35,13 +35,12 @@ class Reading:
     ends: tuple[int, ...]
 
     def span(self, span: Span) -> Span:
-        """Where characters ``[a, b)``, a < b, of the text as given are read, in whole pieces; empty if dropped."""
+        """Where characters ``[a, b)`` of the text as given are read, in whole pieces; empty if dropped."""
         a, b = span
-        return (
-            (self.begins[a], self.ends[b - 1])
-            if a < b
-            else (self.begins[a] if a < len(self.begins) else len(self.text),) * 2
-        )
+        if a < b:
+            return self.begins[a], self.ends[b - 1]
+        place = self.begins[a] if a < len(self.begins) else len(self.text)
+        return place, place
 
 
 def rules_of(core: Any) -> list[Any]:
