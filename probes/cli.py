@@ -405,11 +405,11 @@ def _fail(reason: str, code: int) -> NoReturn:
 @contextlib.contextmanager
 def _finished(directory: Path) -> Iterator[None]:
     """A run directory can be whole and still not be what this version wrote: crafted, or by another program."""
+    from jinja2 import TemplateError  # of a page that meets a value which is not there
+
     try:
         yield
-    except (ProbeError, OSError):
-        raise
-    except Exception as error:  # of whatever the page, a table or a sum makes of a value that is not there
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, TemplateError) as error:
         raise ProbeInputError(
             f"{directory}: holds no run as this version writes it ({first_line(error)}); run it again"
         ) from error

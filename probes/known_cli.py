@@ -55,7 +55,7 @@ def leaderboard(
     docs: Annotated[Path | None, typer.Option(help="Write the table as a Markdown page, too")] = None,
     json_: AsJson = False,
 ) -> None:
-    """Which metrics of faithfulness tell true explanations from untrue ones? Planted models; about 40 CPU minutes."""
+    """Which metrics of faithfulness tell true explanations from untrue ones? Trains planted models; takes long."""
     silence_loaders()
     from probes.validation import leaderboard as board
 

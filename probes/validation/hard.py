@@ -13,6 +13,7 @@ import numpy as np
 
 from probes import stats
 from probes.validation.planted import World, train
+from probes.validation.probing import probe_posts
 from probes.validation.rows import Row, row
 
 VOTING = ("ig", "erase", "erase_resample")
@@ -33,8 +34,6 @@ def hard_worlds(
     Power is over data sets of 5, 10 and 20 posts drawn from those; a test counts that finds the truth (more cited than
     by chance by the faithful model, less by the other). A wrong verdict is bounded, what is not found is shown.
     """
-    from probes.validation.validate import probe_posts
-
     rows: list[Row] = []
     for name, base in HARD.items():
         key = name.replace(" ", "_")

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from probes.checks.crosscheck import Evidence, examine, unit_sums, units_hit
+from probes.checks.crosscheck import Evidence, unit_sums, units_hit
 from probes.checks.verdict import FAMILIES, gate
-from probes.citations.align import align
 from probes.citations.clauses import pieces
 from probes.records import Attribution, Example
 from probes.results.summary import check_of
@@ -27,6 +26,7 @@ from probes.validation.gate_rates import gate_rates, length_rates
 from probes.validation.hard import hard_worlds
 from probes.validation.holes import holes
 from probes.validation.planted import Planted, World, train, with_adapter
+from probes.validation.probing import Probed, probe_posts
 from probes.validation.rows import Row, row
 
 Say = Callable[[str], None]
@@ -158,41 +158,6 @@ def aligner(count: int, seed: int = 0) -> list[Row]:
     what = "invented quotes as short as those that count as quotes"
     rows.append(row("V12.terms.invented", what, named["invented"], 0.95, ">="))
     return [*rows, row("V12.false", "quotes of another post said to be found", false_alarms(count // 2, seed), 0.01)]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Probed:
-    """One post of a planted model with all maps and checks."""
-
-    example: Example
-    attributions: list[Attribution]
-    evidence: Evidence
-
-
-def probe_posts(planted: Planted, count: int, methods: Sequence[str], targets: Sequence[str]) -> list[Probed]:
-    """Attributes and checks ``count`` fresh posts; fillers come from posts of the same world."""
-    from probes.saliency.attribute import attribute
-    from probes.saliency.settings import Settings
-
-    examples = planted.examples(count)
-    texts = [(i, e.post[a:b]) for i, e in enumerate(examples) for a, b in pieces(e.post)]
-    found = []
-    for i, example in enumerate(examples):
-        fillers = tuple(text for j, text in texts if j != i)
-        maps = attribute(planted.probe, example, methods, targets, Settings(), fillers)
-        evidence = examine(
-            maps,
-            align(example),
-            example_id=example.id,
-            length=len(example.post),
-            units=pieces(example.post),
-            label=example.label,
-            explanation_length=len(example.explanation or ""),
-            cues=example.cues,
-            decoys=example.decoys,
-        )
-        found.append(Probed(example, maps, evidence))
-    return found
 
 
 def cue_auroc(found: Attribution, example: Example, marked: str = "cues") -> float:

@@ -28,8 +28,9 @@ from probes.saliency.attribute import Settings, attribute
 from probes.validation import corrupt, error_rates
 from probes.validation.gate_rates import gate_rates, length_rates
 from probes.validation.planted import World, make_model, make_tokenizer, planted_rows, train, vocabulary
+from probes.validation.probing import probe_posts
 from probes.validation.selftest import closed_form_probe
-from probes.validation.validate import PAIRS, cue_aurocs, page, probe_posts, row, validate
+from probes.validation.validate import PAIRS, cue_aurocs, page, row, validate
 from tests.probes.worlds import post_result
 
 LETTERS = "abcdefghijklmnop"
