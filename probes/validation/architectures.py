@@ -1,6 +1,6 @@
 """Which causal architectures of the installed transformers are scored as they answer: each built tiny and tried.
 
-``python -m probes.validation.architectures --docs docs/architectures.md`` writes the table. A tiny model has random
+``python -P -m probes.validation.architectures --docs docs/architectures.md`` writes the table. A tiny model has random
 weights and two layers or so; its scores by the engine are compared with a plain call of the model on token ids (no
 mask, no packing, no embeddings, no cache), in fp32 and bf16, and an erased clause has to move the label.
 """
@@ -292,7 +292,7 @@ def page(found: Sequence[Survey], failed: Sequence[str] = ()) -> str:
     lines = [
         "# Architectures",
         "",
-        f"Written by `python -m probes.validation.architectures --docs docs/architectures.md` ({versions}).",
+        f"Written by `python -P -m probes.validation.architectures --docs docs/architectures.md` ({versions}).",
         "",
         f"Every causal language model of transformers, built with random weights as small as its configuration allows. "
         f"{counts['scored']} are scored, {counts['refused']} are refused by name before the first post. Of the rest "
