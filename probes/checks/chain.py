@@ -20,8 +20,8 @@ that stands in for another's is in two differences, and tests that forget that r
 
 Every null is raised by ``MARGIN`` of the label's score: a label that moves by less is not said to depend on anything.
 ``chain_decided`` is the share of the chain from which on the label is ahead of all others (``decided_at``): a
-description, without a null. Only ``VOTES`` are tested over a data set: those that tell planted reasoning models apart
-and keep to their error rate (``probes validate``, V17).
+description, without a null. Only ``VOTES`` are tested over a data set. Whether they tell planted reasoning models apart
+and keep to their error rate is what V17 of ``probes validate`` measures.
 """
 
 from __future__ import annotations
