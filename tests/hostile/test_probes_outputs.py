@@ -2,7 +2,6 @@
 rows that come through a pipe are refused with what to do."""
 
 import os
-import threading
 
 import pytest
 
@@ -33,22 +32,17 @@ def test_no_post_is_kept_behind_a_link(place, capsys, name):  # noqa: F811
     assert contents(place / "elsewhere") == {}
 
 
-def through_a_pipe(data: bytes) -> tuple[str, threading.Thread]:
-    """What `<(command)` gives: a name of an open pipe that somebody writes to."""
+def through_a_pipe(data: bytes) -> str:
+    """What `<(command)` gives: a name of an open pipe, which holds what somebody wrote to it."""
     reads, writes = os.pipe()
-
-    def write() -> None:
-        with open(writes, "wb") as file:
-            file.write(data)
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    return f"/dev/fd/{reads}", thread
+    assert os.write(writes, data) == len(data)  # all of it fits
+    os.close(writes)
+    return f"/dev/fd/{reads}"
 
 
 @pytest.mark.parametrize("command", ["probes run", "mentalglm generate", "mentalglm data inspect"])
 def test_rows_that_come_through_a_pipe(place, capsys, command):  # noqa: F811
-    name, thread = through_a_pipe((place / "rows.jsonl").read_bytes()[:1000])
+    name = through_a_pipe((place / "rows.jsonl").read_bytes()[:1000])
     arguments = {
         "probes run": ["probes", "run", place / "model", "--in", name, "--out", place / "out"],
         "mentalglm generate": ["mentalglm", "generate", place / "model", "--in", name, "--out", place / "out"],
@@ -56,7 +50,6 @@ def test_rows_that_come_through_a_pipe(place, capsys, command):  # noqa: F811
     }[command]
     outcome = run(arguments, capsys)
     os.close(int(name.rpartition("/")[2]))
-    thread.join()
     refused(outcome, rf"{name}: .* pipe.* <\(command\) does, has to be saved to a file first")
 
 
