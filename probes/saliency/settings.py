@@ -40,7 +40,8 @@ class Settings:
     Attributes:
         baseline: IG path start: "pad" (embedding of the pad token at every post position), "zero", or "filler"
             (clauses of other posts).
-        tolerance: IG stops refining when the summed completeness errors are below this share of the score change.
+        tolerance: IG stops refining when the completeness errors of its stretches come to less than this share of the
+            score change (``gradients.integrated_gradients``).
         max_steps: most gradient evaluations per IG.
         eraser: "attention", "neutral" or "resample" (``Forward.kept``).
         units: clause | word | char | token (``citations.clauses.unit_tokens``): what erasure and Shapley values count.

@@ -53,14 +53,14 @@ def test_planted_cue_is_found(planted: Probe, examples: list[Example], method: s
 
 
 def test_shifted_post_is_noticed(planted: Probe, examples: list[Example]) -> None:
-    """With every token taken for the one five places on, the planted cue is no longer found."""
+    """With every token taken for the one seven places on, a clause, the planted cue is no longer found."""
     shifted = []
     for example in examples:
         first, last = example.post_tok
-        moved = [dataclasses.replace(s, tok=(first - 5, last - 5)) if s.name == "post" else s for s in example.segments]
-        spans = (*example.byte_spans[5:], *example.byte_spans[-5:])
+        moved = [dataclasses.replace(s, tok=(first - 7, last - 7)) if s.name == "post" else s for s in example.segments]
+        spans = (*example.byte_spans[7:], *example.byte_spans[-7:])
         shifted.append(dataclasses.replace(example, segments=tuple(moved), byte_spans=spans))
-    assert mean_auroc(planted, shifted, "ig", "label") < 0.95
+    assert mean_auroc(planted, shifted, "ig", "label") < 0.8
 
 
 def test_erasure_without_a_mask_is_noticed(
@@ -104,7 +104,7 @@ def test_converged_means_within_tolerance(planted: Probe, examples: list[Example
             change = found.f_input - found.f_baseline
             assert found.delta == pytest.approx(found.values.sum() - change, abs=1e-9)
             assert found.rel_delta == pytest.approx(abs(found.delta) / max(abs(change), 0.1))
-            assert found.rel_delta <= 0.05 and found.params["sum_abs_delta"] <= 0.05 * max(abs(change), 0.1) + 1e-9
+            assert found.rel_delta <= 0.05 and found.params["error"] <= 0.05 * max(abs(change), 0.1) + 1e-9
             assert 16 <= found.params["n_steps"] == found.n_bwd <= 256
 
 
@@ -112,7 +112,7 @@ def test_tighter_tolerance_takes_more_steps_and_gets_closer(planted: Probe, exam
     fine = attribute(planted, examples[0], ("ig",), ("label",), Settings(tolerance=0.001, max_steps=2048))[0]
     coarse = attribute(planted, examples[0], ("ig",), ("label",))[0]
     assert fine.n_bwd > coarse.n_bwd and fine.rel_delta is not None and fine.rel_delta <= 0.001
-    # the tolerance bounds the sum of the errors; single values may be off by more
+    # the tolerance bounds what the errors come to together; single values may be off by more
     assert np.abs(fine.values - coarse.values).sum() < 0.2 * np.abs(fine.values).sum()
     assert np.corrcoef(fine.values, coarse.values)[0, 1] > 0.98
 
@@ -123,7 +123,7 @@ def test_steps_run_out(planted: Probe, examples: list[Example]) -> None:
 
 
 def test_equals_one_captum_call_over_the_same_nodes(tiny_probe: Probe, tiny_rows: list[dict[str, Any]]) -> None:
-    """Four stretches of four nodes against Captum over the whole path with many steps: the same integral."""
+    """Simpson over stretches cut where they must be, Captum over the whole path with many steps: the same integral."""
     example = tiny_probe.encode(tiny_rows[3])
     forward = tiny_probe.scorer.forward(example, ("label",))
     whole = IntegratedGradients(lambda post: forward(post)[:, 0]).attribute(
@@ -220,7 +220,7 @@ def test_redundant_evidence_is_invisible_to_erasure() -> None:
     encode = probe.token_bytes.encode
     row = {"id": "or", "post": "x，y", "prompt_ids": encode("p x，y ?"), "output_ids": encode("A")}
     example = probe.encode(row | {"label_text": "A", "candidates": {"a": "A", "b": "B"}})
-    ig, erase = attribute(probe, example, ("ig", "erase"), ("label",))
+    ig, erase = attribute(probe, example, ("ig", "erase"), ("label",), Settings(tolerance=1e-6))
     assert ig.values == pytest.approx([0.5, 0, 0.5], abs=1e-6)
     assert erase.values == pytest.approx([0, 0], abs=1e-6)
 
