@@ -143,7 +143,7 @@ def integrated_gradients(
     stretch has its own completeness error, (sum of its values) - (change of the score over it), at no extra pass.
     A score that jumps somewhere along the path gets its steps there, where doubling would put them everywhere. Each
     target cuts its own path; where several need the same place, one pass serves them. Gradients are Captum's
-    (``Saliency``); V3 and V13 compare the whole with Captum's ``IntegratedGradients`` and with brute force.
+    (``Saliency``). V3 compares the whole with brute force, a test with Captum's ``IntegratedGradients``.
 
     It has converged when ``_size`` of the errors is at most ``settings.tolerance`` of the change: neither their sum,
     which is the completeness error, nor the root of the sum of their squares, which errors that cancel do not lower.
