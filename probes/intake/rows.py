@@ -20,16 +20,17 @@ from probes.foreign import BOM, parse_json, plain, read_bytes, read_json
 from probes.intake.labels import find_label, read_explanation, read_label
 from probes.intake.template import chat_template, render
 from probes.models.directory import locate
-from probes.models.encode import MAX_GENERATIONS_BYTES, after_reasoning, encode, read_generations
+from probes.models.encode import MAX_GENERATIONS_BYTES, OPTIONAL, after_reasoning, encode, read_generations
 from probes.models.reading import Reading
 from probes.models.token_bytes import TokenBytes, decode_bytes
 from probes.models.tokenizer import load_tokenizer
 from probes.records import Span
 
-# Of a record, what a row takes as it is.
-_KEPT = ("task", "question", "user", "pair", "rationales", "cues", "decoys", "reasoning", "finish")
+# Keys of a row that are made here; and what it takes from a record as it is: all others.
+MADE = ("candidates", "label_text", "parsed_explanation", "parsed_label", "post_span")
+KEPT = tuple(key for key in OPTIONAL if key not in MADE)
 _TABLES = {".csv": ",", ".tsv": "\t"}
-_TEXTS = ("prompt", "answer", "label", "label_text", "explanation")
+_TEXTS = ("prompt", "answer", "label", "label_text", "explanation", "reasoning", "hint")
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ def rows(
             may be the assistant's, the answer), ``answer``, and ``post``: a text that stands in the prompt once, or
             ``[start, end)`` in the prompt (in the last user message). Optional: ``id``; ``label`` (a key of the
             candidates) or ``label_text`` (as it stands in the answer), else read by rule; ``candidates``;
-            ``explanation``, else what follows the label; ``reasoning``, ``task``, ``user``, ``pair``, ``rationales``,
-            ``cues``, ``decoys``.
+            ``explanation``, else what follows the label; ``reasoning``, ``hint``, ``task``, ``question``, ``user``,
+            ``pair``, ``rationales``, ``cues``, ``decoys``, ``finish``.
         candidates: label -> its sentence, for records that have none of their own.
     Warns:
         ProbeWarning: how many records were left out, and why.
@@ -307,13 +308,14 @@ def _asked(reader: Reader, one: Mapping[str, Any]) -> dict[str, Any]:
     """A row as far as it is known before the model answers."""
     prompt, row_id = one["prompt"], one["id"]
     post, span = _placed(one, prompt)
-    marked = {key: one[key] for key in _KEPT if one.get(key) is not None}
+    marked = {key: one[key] for key in KEPT if one.get(key) is not None}
     if (reading := reader.token_bytes.reads(prompt) if reader.token_bytes.rules() else None) is not None:
         alone, placed = reader.token_bytes.reads(post), reading.span(span)
         if alone is None or reading.text[slice(*placed)] != alone.text:
             raise _changed(reader, row_id, "post")
         prompt, post, span = reading.text, alone.text, placed
         marked |= {key: _read_spans(one, key, alone) for key in ("rationales", "cues", "decoys") if key in marked}
+        marked |= {key: _read_text(reader, marked[key]) for key in ("reasoning", "hint") if key in marked}
     prompt_ids = reader.ids(prompt, "messages" in one)
     decoded, _ = decode_bytes(b"".join(map(reader.token_bytes, prompt_ids)))
     return {

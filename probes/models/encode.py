@@ -22,7 +22,7 @@ _MAX_ID = 2**31 - 1
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"id": (str, int), "post": str, "prompt_ids": list, "output_ids": list}
 _QUOTES = frozenset("\"'“”‘’「」『』《》")
-_OPTIONAL: dict[str, type | tuple[type, ...]] = {
+OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "task": str,
     "question": str,
     "parsed_label": (str, list),
@@ -92,7 +92,7 @@ def _format_problem(row: dict[str, Any]) -> str | None:
             return f"key {key!r} is missing"
         if not isinstance(row[key], kind) or isinstance(row[key], bool):
             return f"key {key!r} has type {type(row[key]).__name__}"
-    for key, kind in _OPTIONAL.items():
+    for key, kind in OPTIONAL.items():
         if row.get(key) is not None and not isinstance(row[key], kind):
             return f"key {key!r} has type {type(row[key]).__name__}"
     for key in ("prompt_ids", "output_ids"):

@@ -9,8 +9,8 @@ import pytest
 
 from probes import cli
 from probes.errors import ProbeInputError, ProbeWarning
-from probes.intake.rows import Reader, lay, read_records, rows
-from probes.models.encode import encode, read_generations
+from probes.intake.rows import MADE, Reader, lay, read_records, rows
+from probes.models.encode import OPTIONAL, encode, read_generations
 from probes.probe import Probe
 
 LABELS = {"high": "The risk is high.", "low": "The risk is low."}
@@ -139,6 +139,7 @@ def test_a_record_that_cannot_be_used_is_left_out_by_reason(
         ({"prompt": None, "messages": [{"role": "system", "content": "a"}]}, "no turn of the user"),
         ({"answer": ""}, "'answer' is missing"),
         ({"answer": 3}, "'answer' has type int"),
+        ({"hint": ["low"]}, "'hint' has type list"),
         ({"post": ""}, "'post' must be a text"),
         ({"post": [3, 400]}, "not inside the text of"),
         ({"post": [3, True]}, "'post' must be a text"),
@@ -149,6 +150,22 @@ def test_a_record_of_another_format_is_refused(reader: Reader, changes: dict[str
     with pytest.raises(ProbeInputError, match=r"record '1': .*") as caught:
         lay(reader, [record(**changes)], LABELS)
     assert message in str(caught.value)
+
+
+def test_what_a_row_may_hold_beside_is_taken_as_it_is(reader: Reader) -> None:
+    """All keys of a row but those that are made of prompt and answer: the hint, which tests of the chain hide, too."""
+    said = "<think>It rained, they say.</think> The risk is low."
+    given = {
+        "task": "risk", "question": "Risk?", "user": "ana", "pair": "p", "finish": "stop", "hint": "they say low",
+        "cues": [[2, 5]], "decoys": [[6, 9]], "rationales": [[10, 13]], "reasoning": "It rained, they say.",
+    }  # fmt: skip
+    row = one(reader, prompt=f'Post: "{POST}" (they say low) Risk?', answer=said, **given)
+    assert {key: row[key] for key in given} == given
+    assert set(row) == set(given) | {"id", "post", "prompt_ids", "output_ids"} | set(MADE) and set(OPTIONAL) <= set(row)
+    found = encode(row, reader.token_bytes)
+    assert found.hint is not None and found.text[slice(*found.hint)] == "they say low"
+    laid = lay(reader, [record(), record(hint="nobody says")], LABELS)
+    assert [one["reason"] for one in laid.left_out] == ["the hint is not in the prompt"]
 
 
 def test_ids_are_unique(reader: Reader) -> None:

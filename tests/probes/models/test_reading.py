@@ -99,12 +99,12 @@ def test_rows_from_plain_text_are_read_as_the_tokenizer_reads(tokenizer: Any) ->
     reader = object.__new__(Reader)  # no directory: its tokenizer is the tiny one with another rule
     reader.name, reader.token_bytes, reader.template = "tiny", normalising(tokenizer, RULES["NFKC"]), None
     record = {"id": "a", "prompt": f"Ｐｏｓｔ：{POST} Risk?", "post": POST, "label": "high", "rationales": [[0, 5]],
-              "answer": f"\n{LABELS['en']['high']} It says “ＡＢ：ﬁne”."}  # fmt: skip
+              "hint": "Ｐｏｓｔ", "answer": f"\n{LABELS['en']['high']} It says “ＡＢ：ﬁne”."}  # fmt: skip
     laid = lay(reader, [record], LABELS["en"])
     assert not laid.left_out
     row = laid.rows[0]
     assert row["post"] == unicodedata.normalize("NFKC", POST) and row["rationales"] == [[0, 4]]
-    assert row["parsed_explanation"] == "It says “AB:fine”." and json.dumps(row)
+    assert row["parsed_explanation"] == "It says “AB:fine”." and row["hint"] == "Post" and json.dumps(row)
     with pytest.raises(ProbeInputError, match=r"record 'a': key 'rationales' must be a list of \[start, end\)"):
         lay(reader, [record | {"rationales": [3]}], LABELS["en"])
     with pytest.raises((RowRefused, ProbeInputError), match="is not inside the post of"):
