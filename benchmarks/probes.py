@@ -13,22 +13,26 @@
   token, with another baseline and over the answer so far as well, so that only the cosine of the two maps of the post
   can be shown; and exact Shapley values of four clauses by shap, over a forward as its user would write it.
 
+* cost against the length of post and explanation, and against the units erased.
+
 With ``--model`` it is a real one, in float32; ``--before`` puts so many words of instruction before the post, which the
 engine runs once and keeps.
 
 Both sides of a ratio alternate in one process and the medians of ``--repeat`` rounds are compared, because the machine
-may be shared.
-* cost against the length of post and explanation, and against the units erased.
+may be shared; on a CPU they are processor seconds, for the same reason. Peak memory is what a side adds to the process
+(Linux), or to the device.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +52,14 @@ from probes.saliency.settings import Settings
 from probes.validation.selftest import _tokenizer
 
 LABEL = "HIGH"
+
+
+class Ran(NamedTuple):
+    """Seconds, MiB that were added at most, and what came out."""
+
+    seconds: float
+    memory: float
+    found: Any
 
 
 def probe_of(hidden: int, layers: int, device: str) -> Probe:
@@ -83,16 +95,31 @@ def example_of(probe: Probe, post: int, explanation: int, before: int = 0) -> Ex
     })  # fmt: skip
 
 
-def alternated(runs: dict[str, Callable[[], Any]], repeat: int) -> dict[str, tuple[float, Any]]:
-    """Median wall time of each run over ``repeat`` rounds in which they take turns, and its last result."""
+def alternated(runs: dict[str, Callable[[], Any]], repeat: int) -> dict[str, Ran]:
+    """Median seconds of each run over ``repeat`` rounds in which they take turns, and its last result."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     times: dict[str, list[float]] = {name: [] for name in runs}
-    found = {}
+    most, found = dict.fromkeys(runs, 0.0), {}
     for _ in range(repeat):
         for name, run in runs.items():
-            began = time.perf_counter()
+            before, began = resident(anew=True), clock()
             found[name] = run()
-            times[name].append(time.perf_counter() - began)
-    return {name: (float(np.median(times[name])), found[name]) for name in runs}
+            times[name].append(clock() - began)
+            most[name] = max(most[name], (resident() - before) / 2**20)
+    return {name: Ran(float(np.median(times[name])), most[name], found[name]) for name in runs}
+
+
+def resident(anew: bool = False) -> int:
+    """The most bytes that this process, or the device, has held since it was last counted ``anew``: now, that is."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats() if anew else None
+        return torch.cuda.max_memory_allocated()
+    if not Path("/proc/self/clear_refs").exists():
+        return 0
+    if anew:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 
 def gap(found: Any, wanted: Any) -> float:
@@ -156,12 +183,16 @@ def against_peers(probe: Probe, example: Example, steps: int, repeat: int) -> li
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = alternated({"theirs": theirs, "ours": ours}, repeat)
-        (slow, wanted), (fast, mine) = found["theirs"], found["ours"]
-        rows.append({
-            "what": name, "peer": "Captum", "tokens": len(answer), "peer_s": slow, "ours_s": fast, "ratio": slow / fast,
-            "max_relative_difference": max(gap(a, b) for a, b in zip(mine, wanted, strict=True)),
-        })  # fmt: skip
+        theirs_, ours_ = found["theirs"], found["ours"]
+        worst = max(gap(a, b) for a, b in zip(ours_.found, theirs_.found, strict=True))
+        rows.append(beside(name, "Captum", len(answer), theirs_, ours_) | {"max_relative_difference": worst})
     return rows
+
+
+def beside(what: str, peer: str, tokens: int, theirs: Ran, ours: Ran) -> dict[str, Any]:
+    """Seconds of both sides, their ratio, and the memory that each added."""
+    return {"what": what, "peer": peer, "tokens": tokens, "peer_s": theirs.seconds, "ours_s": ours.seconds,
+            "ratio": theirs.seconds / ours.seconds, "peer_mib": theirs.memory, "ours_mib": ours.memory}  # fmt: skip
 
 
 def _inseq(probe: Probe, example: Example, steps: int) -> Callable[[], list[np.ndarray]]:
@@ -214,10 +245,10 @@ def against_others(probe: Probe, example: Example, steps: int, repeat: int) -> l
         if find_spec("inseq") is not None:
             ours = our_gradients(probe, example, steps)
             found = alternated({"inseq": _inseq(probe, example, steps), "ours": ours}, repeat)
-            (slow, theirs), (fast, mine) = found["inseq"], found["ours"]
-            near = min(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in zip(mine, theirs, strict=True))
-            rows.append({"what": "integrated gradients", "peer": "Inseq", "tokens": tokens, "peer_s": slow,
-                         "ours_s": fast, "ratio": slow / fast, "cosine": near})  # fmt: skip
+            pairs = zip(found["ours"].found, found["inseq"].found, strict=True)
+            near = min(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in pairs)
+            row = beside("integrated gradients", "Inseq", tokens, found["inseq"], found["ours"])
+            rows.append(row | {"cosine": near})
         if find_spec("shap") is not None:
             forward = probe.scorer.forward(example, ("label", "explanation"))
             settings = Settings(eraser="neutral", max_units=4)
@@ -230,10 +261,9 @@ def against_others(probe: Probe, example: Example, steps: int, repeat: int) -> l
             theirs_shap = _shap(probe, example, table.owner, table.count)
             theirs_shap()  # compiles on its first call
             found = alternated({"shap": theirs_shap, "ours": ours_shap}, repeat)
-            (slow, theirs), (fast, mine) = found["shap"], found["ours"]
-            worst = max(gap(a, b) for a, b in zip(mine, theirs, strict=True))
-            rows.append({"what": "Shapley values, exact", "peer": "shap", "tokens": tokens, "peer_s": slow,
-                         "ours_s": fast, "ratio": slow / fast, "max_relative_difference": worst})  # fmt: skip
+            worst = max(gap(a, b) for a, b in zip(found["ours"].found, found["shap"].found, strict=True))
+            row = beside("Shapley values, exact", "shap", tokens, found["shap"], found["ours"])
+            rows.append(row | {"max_relative_difference": worst})
     return rows
 
 
@@ -249,7 +279,7 @@ def costs(probe: Probe) -> list[dict[str, Any]]:
         for method in ("ig", "erase", "gradnorm"):
             settings = Settings(units=units, max_steps=64)
             run = {"": lambda m=method, s=settings, e=example: attribute(probe, e, (m,), settings=s)}
-            row[method] = alternated(run, 1)[""][0]
+            row[method] = alternated(run, 1)[""].seconds
         rows.append(row)
     return rows
 
@@ -290,7 +320,8 @@ def main() -> None:
         gap_ = row.get("max_relative_difference")
         equal = f"cosine {row['cosine']:.2f}" if gap_ is None else f"largest relative difference {gap_:.1e}"
         print(f"{row['what']:22}{row['tokens']:4} answer tokens  {row['peer']} {row['peer_s']:.2f} s, ours "
-              f"{row['ours_s']:.2f} s: {row['ratio']:.1f} x, {equal}")  # fmt: skip
+              f"{row['ours_s']:.2f} s: {row['ratio']:.1f} x, {equal}; at most {row['peer_mib']:.0f} and "
+              f"{row['ours_mib']:.0f} MiB more")  # fmt: skip
     for row in result["costs"]:
         print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
 

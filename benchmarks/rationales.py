@@ -1,29 +1,41 @@
-"""People's rationales against maps of one model: IRF, every map with a vote beside LIME, SHAP and random words.
+"""People's rationales against maps of one model: IRF, every map with a vote beside LIME, SHAP, Inseq and random words.
 
     python -P benchmarks/rationales.py --data irf-acl/data [--posts 40] [--model DIR [--adapter DIR]] [--json]
-    python -P benchmarks/rationales.py --twin [--posts 12]
+    python -P benchmarks/rationales.py --twin [--posts 40]
 
 (-P keeps this folder, whose probes.py is called like the package, out of the import path.)
 
 IRF (Garg et al., ACL Findings 2023; the repository am-shb/irf-acl, folder data) marks one phrase of each post that
-shows thwarted belongingness (TBe) or perceived burdensomeness (PBu). A small GLM is trained on its train split to
-answer both questions, or MODEL is taken as it is, asked by the same prompt; posts are those of the test split that have
-a phrase and that it answers with yes. ``--twin`` writes a table of the same columns in made-up words, where a phrase
-decides.
+shows thwarted belongingness or perceived burdensomeness. A small GLM is trained on its train split to answer both
+questions (``--keep DIR`` keeps it), or MODEL is taken as it is: any causal model's directory or Hub id, asked in the
+package's words by its own chat template. ``--twin`` writes a table of the same columns in made-up words, in which a
+phrase decides: it shows that the benchmark works, and says nothing about people.
 
-LIME and SHAP are their own packages (``pip install lime shap``; without them their rows are left out). As in the
-paper's code, the ten words with the largest weight stand against the phrase, ROUGE-1 over sets of words; random words
-and random stretches as long as the phrase stand beside. Word F1 takes as many words as the phrase has; AUPRC ranks all.
-Intervals are bootstrap over posts (95 %); p is a sign-flip test of ROUGE-1 F against SHAP's on the same posts.
-The second table: what hiding each method's words costs the label (nats), and its rank correlation with word F1.
+Explained is the log-odds of yes, on posts of the test split that people marked, whatever the model answers. LIME and
+SHAP are their own packages, with as many calls of the model (``--samples``) as Shapley values of words get here; Inseq
+is its integrated gradients of the answer. Without a package (``pip install lime shap inseq``) its row is left out.
+
+As in the paper's code, the ten words with the largest weight stand against the phrase, ROUGE-1 over sets of words. Word
+F1 takes as many words as the phrase has; AUPRC ranks all. Words of one clause have its value, and equals are ranked at
+random. Random words, and a random stretch as long as the phrase, stand beside. Intervals are BCa over posts (95 %); the
+difference from SHAP's F on the same posts has one too, and p is a sign-flip test of it, by Holm over the maps.
+
+The second table: what hiding as many of a map's first words as the phrase has costs the label (nats, the mean over
+three ways to hide: from attention, by pad token, by other posts' words; each is one map's own way), and whether it goes
+with agreement: Spearman's rank correlation of the cost with AUPRC, over the posts of each map, and over the maps of
+each post.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import functools
 import json
+import math
 import random
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -34,53 +46,45 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats as scipy_stats
 
+from mentalglm_jax.data.rationales import iter_irf
+from mentalglm_jax.data.records import Record
+from mentalglm_jax.text.tasks import TASKS
+from probes.checks.verdict import FAMILIES
+from probes.citations.clauses import pieces
+from probes.intake.rows import Reader, lay
 from probes.probe import Probe
-from probes.records import Example
+from probes.records import Attribution, Example, Span
 from probes.saliency.attribute import Settings, attribute
+from probes.stats import auroc, average_precision, bootstrap_ci, holm
 
-WORD = re.compile(r"\S+")
-MAPS = ("ig", "erase", "erase_resample")
-ANSWERS = {"yes": " yes", "no": " no"}
-QUESTIONS = {"belong": "Does it show thwarted belongingness?", "burden": "Does it show perceived burdensomeness?"}
+QUESTIONS = dict(zip(("belong", "burden"), TASKS["imhi_irf"].all_questions("en"), strict=True))
+ANSWERS = {label: TASKS["imhi_irf"].sentence([label], "en") for label in ("yes", "no")}
 PUBLISHED = {  # of MentalBERT, in their paper: other models, so metrics may be compared, numbers not
     "belong": {"LIME": (14.24, 53.05, 20.88), "SHAP": (15.74, 50.16, 22.27)},
     "burden": {"LIME": (18.47, 46.83, 25.18), "SHAP": (20.77, 49.89, 27.92)},
 }
 TOP = 10
-PROMPT = "[gMASK]<sop><|user|>post: {} {}<|assistant|>"
+GRADIENT = tuple(name for name, family in FAMILIES.items() if family == "gradient")
+ERASURE = tuple(name for name, family in FAMILIES.items() if family == "erasure")
+PEERS = ("LIME", "SHAP", "Inseq")
+RANDOM = ("random words", "random stretch")
+PEOPLE = "people's words"
+TEMPLATE = "[gMASK]<sop>{% for turn in messages %}<|{{ turn.role }}|>\n{{ turn.content }}{% endfor %}<|assistant|>\n"
+Scores = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Marked:
-    """One question about one post: the answer, and the span that people marked."""
-
-    post: str
-    question: str
-    label: str
-    span: tuple[int, int] | None
-    split: str
-
-
-def read(data: Path) -> list[Marked]:
-    """IRF by the package's own loader."""
-    from mentalglm_jax.data.rationales import iter_irf
-
-    found, order = [], list(QUESTIONS)
-    for at, one in enumerate(iter_irf(data)):
-        span = one.rationales[0] if one.rationales else None
-        found.append(Marked(one.post, order[at % 2], str(one.label), None if span is None else tuple(span), one.split))
-    return found
+# --- Data: IRF, and its twin in made-up words ---
 
 
 def twin(directory: Path, count: int = 600, seed: int = 0) -> Path:
     """IRF's columns in made-up words: a phrase of three words, the first of which decides; nothing else is real."""
-    import csv
-
     rng = random.Random(seed)
-    words = [
-        "".join(rng.choice("bdgklmnprstv") + rng.choice("aeiou") for _ in range(rng.randint(2, 3))) for _ in range(60)
-    ]
+    words: list[str] = []
+    while len(words) < 60:
+        word = "".join(rng.choice("bdgklmnprstv") + rng.choice("aeiou") for _ in range(rng.randint(2, 3)))
+        words += [word] * (word not in words)
     keys = {"belong": words[:4], "burden": words[4:8]}
     for part, size in (("train", count), ("val", count // 10), ("test", count // 4)):
         with open(directory / f"{part}.csv", "w", newline="", encoding="utf-8") as file:
@@ -89,36 +93,47 @@ def twin(directory: Path, count: int = 600, seed: int = 0) -> Path:
             for _ in range(size):
                 parts = [[rng.choice(words[8:]) for _ in range(rng.randint(3, 5))] for _ in range(rng.randint(4, 7))]
                 row: dict[str, str] = {}
-                for name, places in zip(keys, (0, 1), strict=True):
+                for place, name in enumerate(keys):
                     shows = rng.random() < 0.5
                     if shows:
-                        parts[places] = [rng.choice(keys[name]), *parts[places][:2]]
-                    row |= {name: str(int(shows)), f"{name}_exp": " ".join(parts[places]) if shows else ""}
+                        parts[place] = [rng.choice(keys[name]), *parts[place][:2]]
+                    row |= {name: str(int(shows)), f"{name}_exp": " ".join(parts[place]) if shows else ""}
                 rng.shuffle(parts)
                 text = ", ".join(" ".join(part) for part in parts)
                 out.writerow([text, row["belong"], row["belong_exp"], row["burden"], row["burden_exp"]])
     return directory
 
 
-def row_of(probe: Any, one: Marked, label: str, name: str = "a") -> dict[str, Any]:
-    """A row of generations.jsonl that answers ``label``."""
-    encode = probe.token_bytes.encode
-    return {
-        "id": name, "post": one.post, "prompt_ids": encode(PROMPT.format(one.post, QUESTIONS[one.question])),
-        "output_ids": encode(ANSWERS[label]), "label_text": ANSWERS[label], "parsed_label": label,
-        "candidates": ANSWERS, "rationales": None if one.span is None else [list(one.span)],
-    }  # fmt: skip
+def words_of(post: str) -> list[Span]:
+    """Character spans of what spaces part."""
+    return [match.span() for match in re.finditer(r"\S+", post)]
 
 
-def trained(rows: Sequence[Marked], steps: int, seed: int) -> Probe:
-    """A GLM of two layers that answers both questions, trained from scratch."""
+def asked(reader: Reader, records: Sequence[Record], label: str | None = None) -> list[dict[str, Any]]:
+    """Rows of generations.jsonl: the package's question by the model's own template, answered with ``label``, or with
+    each record's own. Rows that cannot be probed are left out."""
+    given = []
+    for record in records:
+        at, said = record.prompt.rindex(record.post), label or str(record.label)
+        one = {"id": record.id, "post": [at, at + len(record.post)], "label": said, "candidates": ANSWERS,
+               "answer": ANSWERS[said], "rationales": [list(span) for span in record.rationales or ()]}  # fmt: skip
+        turns = [{"role": "user", "content": record.prompt}]
+        given.append(one | ({"messages": turns} if reader.template else {"prompt": record.prompt + "\n"}))
+    return lay(reader, given).rows
+
+
+# --- The model that answers ---
+
+
+def trained(records: Sequence[Record], directory: Path, steps: int, seed: int) -> Path:
+    """Trains a GLM of two layers from scratch to answer both questions, and saves it as a model directory."""
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    texts = [PROMPT.format(one.post, QUESTIONS[one.question]) for one in rows]
+    texts = [*(record.prompt for record in records), *ANSWERS.values()]
     core.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=4000, initial_alphabet=alphabet, show_progress=False)
     )
@@ -134,195 +149,320 @@ def trained(rows: Sequence[Marked], steps: int, seed: int) -> Probe:
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     model: Any = transformers.GlmForCausalLM(config).train()
-    probe = Probe(model.eval(), tokenizer, "small GLM")
-    for weight in model.train().parameters():
-        weight.requires_grad_(True)
-    made = [row_of(probe, one, one.label) for one in rows if one.label in ANSWERS]
-    ids = [[*row["prompt_ids"], *row["output_ids"]] for row in made if len(row["prompt_ids"]) < 400]
+    tokenizer.save_pretrained(directory)
+    (directory / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    rows = [row for row in asked(Reader(directory), records) if len(row["prompt_ids"]) < 400]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     rng = random.Random(seed)
     for _ in range(steps):
-        chosen = rng.sample(ids, 16)
-        size = max(map(len, chosen))
-        batch = torch.zeros(16, size, dtype=torch.long)
-        for at, one in enumerate(chosen):  # padded on the left: the answer is the last token of all
-            batch[at, size - len(one) :] = torch.tensor(one)
-        mask = (torch.arange(size) >= size - torch.tensor([len(one) for one in chosen])[:, None]).long()
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-        logits = model(input_ids=batch[:, :-1], attention_mask=mask[:, :-1], position_ids=places[:, :-1]).logits[:, -1]
-        loss = torch.nn.functional.cross_entropy(logits, batch[:, -1])
+        loss = answer_loss(model, rng.choices(rows, k=16))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    return Probe(model.eval(), tokenizer, "small GLM")
+    model.save_pretrained(directory)
+    return directory
 
 
-def odds(probe: Probe, texts: Sequence[str], question: str) -> np.ndarray:
-    """Log-odds of yes for each text, float64 ``[texts]``, nats."""
-    encode = probe.token_bytes.encode
-    prompts = [encode(PROMPT.format(text, QUESTIONS[question])) for text in texts]
-    sequences = [[*prompt, *encode(answer)] for prompt in prompts for answer in ANSWERS.values()]
-    found = probe.scorer.logprobs(sequences, [len(prompt) for prompt in prompts for _ in ANSWERS]).numpy()
-    return found[0::2] - found[1::2]
+def answer_loss(model: Any, rows: Sequence[dict[str, Any]]) -> torch.Tensor:
+    """Mean -log p of all tokens of the answers: which answer it is, the first of them alone may say."""
+    ids = [[*row["prompt_ids"], *row["output_ids"]] for row in rows]
+    size = max(map(len, ids))
+    batch = torch.zeros(len(ids), size, dtype=torch.long)
+    wanted = torch.full_like(batch, -100)
+    for at, (one, row) in enumerate(zip(ids, rows, strict=True)):
+        batch[at, : len(one)] = torch.tensor(one)
+        wanted[at, len(row["prompt_ids"]) : len(one)] = batch[at, len(row["prompt_ids"]) : len(one)]
+    mask = (torch.arange(size) < torch.tensor([len(one) for one in ids])[:, None]).long()
+    hidden = model.model(input_ids=batch[:, :-1], attention_mask=mask[:, :-1]).last_hidden_state
+    said = wanted[:, 1:] >= 0
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[said]), wanted[:, 1:][said])
 
 
-def words_of(post: str) -> list[tuple[int, int]]:
-    """Character spans of what spaces part."""
-    return [match.span() for match in WORD.finditer(post)]
+@dataclass(frozen=True)
+class Asked:
+    """One question about one post, to one model, and the model's answer to any other text in the post's place."""
+
+    probe: Probe
+    example: Example
+
+    @functools.cached_property
+    def words(self) -> list[Span]:
+        return words_of(self.example.post)
+
+    @functools.cached_property
+    def marked(self) -> np.ndarray:
+        """bool ``[words]``: what people marked."""
+        spans = self.example.rationales or ()
+        return np.array([any(a < end and b > start for start, end in spans) for a, b in self.words])
+
+    def odds(self, texts: Sequence[str]) -> np.ndarray:
+        """Log-odds of the label with each text as the post, float64 ``[texts]``, nats."""
+        example, encode = self.example, self.probe.token_bytes.plain
+        start, label, others, _ = self.probe.scorer.label_ids(example)
+        end = sum(at < example.byte_spans[start][0] for at in example.char_bytes[:-1])
+        before, after = example.text[: example.post_char[0]], example.text[example.post_char[1] : end]
+        prompts = [encode(before + text + after) for text in texts]
+        sequences = [[*prompt, *answer] for prompt in prompts for answer in (label, *others)]
+        starts = [len(prompt) for prompt in prompts for _ in (label, *others)]
+        found = self.probe.scorer.logprobs(sequences, starts).reshape(len(texts), -1)
+        return (found[:, 0] - found[:, 1:].logsumexp(1)).numpy()
 
 
-def lime_scores(probe: Probe, one: Marked, samples: int, seed: int) -> np.ndarray:
+# --- Maps of words ---
+
+
+def lime_scores(one: Asked, samples: int, seed: int) -> np.ndarray:
     """LIME's weight of each word, its own defaults; words that are equal share one weight."""
     from lime.lime_text import LimeTextExplainer  # pyright: ignore[reportMissingImports]
 
     def chances(texts: Sequence[str]) -> np.ndarray:
-        yes = 1 / (1 + np.exp(-odds(probe, texts, one.question)))
+        yes = 1 / (1 + np.exp(-one.odds(texts)))
         return np.stack([1 - yes, yes], 1)
 
-    found = LimeTextExplainer(split_expression=r"\s+", random_state=seed).explain_instance(
-        one.post, chances, num_features=len(words_of(one.post)), num_samples=samples
-    )
+    explainer = LimeTextExplainer(split_expression=r"\s+", random_state=seed)
+    found = explainer.explain_instance(one.example.post, chances, num_features=len(one.words), num_samples=samples)
     weights = dict(found.as_list())
-    return np.array([weights.get(one.post[a:b], 0.0) for a, b in words_of(one.post)])
+    return np.array([weights.get(one.example.post[a:b], 0.0) for a, b in one.words])
 
 
-def shap_scores(probe: Probe, one: Marked, samples: int, seed: int) -> np.ndarray:
+def shap_scores(one: Asked, samples: int, seed: int) -> np.ndarray:
     """shap's partition explainer with its text masker over the same words."""
     import shap  # pyright: ignore[reportMissingImports]
-
-    spans = words_of(one.post)
 
     def cut(text: str, **_: Any) -> dict[str, Any]:
         return {"input_ids": [text[a:b] for a, b in words_of(text)], "offset_mapping": words_of(text)}
 
     masker = shap.maskers.Text(cut, mask_token="...", collapse_mask_token=False)
-    explain = shap.Explainer(lambda texts: odds(probe, list(texts), one.question), masker, seed=seed)
-    values = np.asarray(explain([one.post], max_evals=max(samples, 2 * len(spans) + 1), silent=True).values[0]).ravel()
-    return values[: len(spans)]
+    explain = shap.Explainer(lambda texts: one.odds(list(texts)), masker, seed=seed)
+    evaluations = max(samples, 2 * len(one.words) + 1)
+    values = np.asarray(explain([one.example.post], max_evals=evaluations, silent=True).values[0]).ravel()
+    if len(values) != len(one.words):
+        raise RuntimeError(f"shap gave {len(values)} values for {len(one.words)} words")
+    return values
 
 
-def map_scores(probe: Probe, example: Example, fillers: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Each map's net value of each word."""
-    maps = attribute(probe, example, MAPS, ("label",), Settings(), fillers)
-    return {one.method: np.array([one.char_values[a:b].sum() for a, b in words_of(example.post)]) for one in maps}
+def inseq_scores(one: Asked, samples: int, seed: int) -> np.ndarray:
+    """Inseq's integrated gradients of the answer's tokens, its own defaults: not contrasted with the other answer."""
+    import inseq  # pyright: ignore[reportMissingImports]
+
+    example, config = one.example, one.probe.model.config
+    if config.bos_token_id is None:
+        config.bos_token_id = config.eos_token_id  # without one it does not load GLM
+    model = inseq.load_model(one.probe.model, "integrated_gradients", tokenizer=one.probe.tokenizer)
+    prompt = example.text[: sum(at < example.byte_spans[example.prompt_len][0] for at in example.char_bytes[:-1])]
+    out = model.attribute(prompt, example.text, show_progress=False)
+    found = out.sequence_attributions[0].target_attributions.detach().double().sum(-1).cpu().numpy()
+    values = found[slice(*example.post_tok)].sum(1)
+    return by_words(example.post_chars(values), one.words)
+
+
+def by_words(char_values: np.ndarray, words: Sequence[Span]) -> np.ndarray:
+    """Sums over the characters of each word."""
+    return np.array([char_values[a:b].sum() for a, b in words])
+
+
+def map_scores(one: Asked, fillers: tuple[str, ...], samples: int, seed: int) -> Scores:
+    """Every map with a vote: gradients by tokens, erasure by clauses as ``probes run`` makes it, and by words."""
+    permutations = max(1, samples // len(one.words))
+    found: Scores = {}
+    for units, methods, draws in (
+        ("clause", (*GRADIENT, *ERASURE), Settings.shap_samples), ("word", ERASURE, permutations)
+    ):  # fmt: skip
+        settings = Settings(units=units, shap_samples=draws, seed=seed)
+        for made in attribute(one.probe, one.example, methods, ("label",), settings, fillers):
+            name = made.method if made.method in GRADIENT else f"{made.method}, {units}s"
+            found[name] = of_units(made, one.words)
+    return found
+
+
+def of_units(made: Attribution, words: Sequence[Span]) -> np.ndarray:
+    """A map's value of each word: of the unit in which the word begins, or the sum over its characters."""
+    if made.unit == "char":
+        return by_words(made.char_values, words)
+    starts = [a for a, _ in made.unit_spans]
+    return np.array([made.values[np.searchsorted(starts, a, "right") - 1] for a, _ in words])
+
+
+# --- What is measured ---
 
 
 def rouge1(said: str, wanted: str) -> tuple[float, float, float]:
-    """Precision, recall and F of the sets of words, as the paper's package counts: a full stop parts words too."""
-    ours, theirs = (set(text.replace(".", " ").split()) for text in (said, wanted))
+    """Precision, recall and F of the sets of words, without punctuation around them and in one case."""
+    ours, theirs = (set(re.findall(r"\w+(?:['’-]\w+)*", text.casefold())) for text in (said, wanted))
     both = len(ours & theirs)
     precision, recall = (both / len(side) if side else 0.0 for side in (ours, theirs))
     return precision, recall, 2 * precision * recall / (precision + recall) if both else 0.0
 
 
-def measure(probe: Probe, example: Example, one: Marked, scores: np.ndarray) -> dict[str, float]:
-    """All numbers of one map of one post."""
-    from sklearn.metrics import average_precision_score
+def costs(one: Asked, chosen: Sequence[np.ndarray], fillers: tuple[str, ...], seed: int) -> np.ndarray:
+    """Nats of the label lost when the words ``chosen`` are hidden, the mean over three ways: float64 ``[chosen]``."""
+    forward = one.probe.scorer.forward(one.example, ("label",))
+    hidden = [one.example.touched([one.words[at] for at in words]) for words in chosen]
+    keep = ~torch.as_tensor(np.stack([np.zeros_like(hidden[0]), *hidden]))
+    filler = forward.filler(fillers, Settings.draws, seed)
+    ways = [forward.kept(keep), forward.kept(keep, "neutral"), forward.kept(keep, "resample", filler)]
+    scores = torch.stack([way[:, 0] for way in ways]).numpy()
+    return (scores[:, :1] - scores[:, 1:]).mean(0)
 
-    assert one.span is not None
-    spans, (low, high) = words_of(one.post), one.span
-    marked = np.array([a < high and b > low for a, b in spans])
-    order = np.argsort(-scores, kind="stable")
-    p, r, f = rouge1(" ".join(one.post[slice(*spans[at])] for at in order[:TOP]), one.post[low:high])
-    chosen = order[: int(marked.sum())]
-    forward = probe.scorer.forward(example, ("label",))
-    keep = torch.ones(2, len(forward.post), dtype=torch.bool)
-    keep[1] = ~torch.as_tensor(example.touched([spans[at] for at in chosen]))
-    kept = forward.kept(keep)[:, 0]
-    return {
-        "P": p, "R": r, "F": f, "word F1": float(marked[chosen].mean()),
-        "AUPRC": float(average_precision_score(marked, scores)), "comprehensiveness": float(kept[0] - kept[1]),
+
+def measured(one: Asked, scores: Scores, fillers: tuple[str, ...], seed: int) -> dict[str, dict[str, float]]:
+    """All numbers of all maps of one post, and of what people marked."""
+    rng, post, marked = np.random.default_rng(seed), one.example.post, one.marked
+    wanted = " ".join(post[a:b] for a, b in one.example.rationales or ())
+    table, chosen = {}, []
+    for name, values in {**scores, PEOPLE: marked.astype(float)}.items():
+        order = np.lexsort((rng.permutation(len(values)), -values))  # equals at random
+        p, r, f = rouge1(" ".join(post[slice(*one.words[at])] for at in order[:TOP]), wanted)
+        chosen.append(order[: int(marked.sum())])
+        table[name] = {"P": p, "R": r, "F": f, "word F1": float(marked[chosen[-1]].mean()),
+                       "AUPRC": average_precision(values, marked)}  # fmt: skip
+    for row, cost in zip(table.values(), costs(one, chosen, fillers, seed), strict=True):
+        row["cost"] = float(cost)
+    return table
+
+
+def of_posts(probe: Probe, reader: Reader, records: Sequence[Record], samples: int, seed: int) -> list[dict[str, Any]]:
+    """``measured`` of every post, its maps made."""
+    peers: dict[str, Callable[..., np.ndarray]] = {
+        name: run for name, run in zip(PEERS, (lime_scores, shap_scores, inseq_scores), strict=True)
+        if find_spec(name.lower()) is not None
     }  # fmt: skip
+    examples = [probe.encode(row) for row in asked(reader, records, "yes")]
+    texts = [[example.post[a:b] for a, b in pieces(example.post)] for example in examples]
+    found = []
+    for at, example in enumerate(examples):
+        one, rng = Asked(probe, example), np.random.default_rng([seed, at])
+        if not one.marked.any():
+            continue
+        fillers = tuple(text for other, part in enumerate(texts) if other != at for text in part)
+        scores = map_scores(one, fillers, samples, seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scores |= {name: run(one, samples, seed) for name, run in peers.items()}
+        count, size = len(one.words), int(one.marked.sum())
+        scores["random words"] = rng.random(count)
+        inside = (np.arange(count) - rng.integers(count - size + 1)) % count < size
+        scores["random stretch"] = inside.astype(float)
+        found.append(measured(one, scores, fillers, seed + at))
+        print(f"{at + 1} of {len(examples)} posts", end="\r", file=sys.stderr)
+    return found
 
 
-def interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean."""
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
-
-
-def paired(a: np.ndarray, b: np.ndarray, seed: int = 0, draws: int = 9999) -> float:
-    """Two-sided sign-flip p-value of the mean difference."""
-    rng, apart = np.random.default_rng(seed), a - b
-    flips = (rng.choice((-1.0, 1.0), size=(draws, len(apart))) * apart).mean(1)
-    return float((1 + (np.abs(flips) >= abs(apart.mean()) - 1e-12).sum()) / (1 + draws))
-
-
-def study(probe: Probe, rows: Sequence[Marked], posts: int, samples: int, seed: int) -> dict[str, Any]:
+def study(
+    probe: Probe, reader: Reader, records: Sequence[Record], posts: int, samples: int, tested: int, seed: int
+) -> dict[str, Any]:
     """Both tables for both questions."""
-    from sklearn.metrics import f1_score
-
-    from probes.citations.clauses import pieces
-
     result: dict[str, Any] = {}
-    peers: dict[str, Callable[..., np.ndarray]] = {}
-    if find_spec("lime") is not None:
-        peers["LIME"] = lime_scores
-    if find_spec("shap") is not None:
-        peers["SHAP"] = shap_scores
-    for question in QUESTIONS:
-        tested = [one for one in rows if one.split == "test" and one.question == question and one.label in ANSWERS]
-        said = odds(probe, [one.post for one in tested], question) > 0
-        f1 = float(f1_score([one.label == "yes" for one in tested], said))
-        usable = [one for one, yes in zip(tested, said, strict=True) if yes and one.span and one.label == "yes"][:posts]
-        texts = [[one.post[a:b] for a, b in pieces(one.post)] for one in usable]
-        found: dict[str, list[dict[str, float]]] = {}
-        for at, one in enumerate(usable):
-            rng, spans = np.random.default_rng(seed + at), words_of(one.post)
-            example = probe.encode(row_of(probe, one, "yes", str(at)))
-            scores = map_scores(
-                probe, example, tuple(t for other, part in enumerate(texts) if other != at for t in part)
-            )
-            for name, run in peers.items():
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    scores[name] = run(probe, one, samples, seed)
-            size = sum(a < one.span[1] and b > one.span[0] for a, b in spans) if one.span else 1
-            begin = int(rng.integers(len(spans) - size + 1))
-            scores["random words"] = rng.random(len(spans))
-            scores["random stretch"] = ((np.arange(len(spans)) - begin) % len(spans) < size) + 1e-3 * rng.random(
-                len(spans)
-            )
-            for name, values in scores.items():
-                found.setdefault(name, []).append(measure(probe, example, one, values))
-        result[question] = {"classifier F1": f1, "posts": len(usable), "methods": _tables(found)}
+    for question, words in QUESTIONS.items():
+        about = [one for one in records if one.split == "test" and one.question == words]
+        random.Random(seed).shuffle(about)
+        marked = [one for one in about if one.label == "yes" and one.rationales][:posts]
+        if len(marked) < 3:
+            raise SystemExit(f"{question}: {len(marked)} marked posts in the test split; at least 3 are needed")
+        result[question] = {**classified(probe, reader, about[:tested]), "posts": len(marked)}
+        result[question] |= tables(of_posts(probe, reader, marked, samples, seed), seed)
     return result
 
 
-def _tables(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    from scipy.stats import spearmanr
+def classified(probe: Probe, reader: Reader, records: Sequence[Record]) -> dict[str, float]:
+    """How the model answers: F1 of yes, of always saying yes, AUROC, and how often it says yes."""
+    from sklearn.metrics import f1_score
 
-    columns = {name: {key: np.array([one[key] for one in rows]) for key in rows[0]} for name, rows in found.items()}
-    tables: dict[str, Any] = {}
-    for name, one in columns.items():
-        tables[name] = {key: (float(values.mean()), *interval(values)) for key, values in one.items()}
-        if "SHAP" in columns and name != "SHAP":
-            tables[name]["p against SHAP"] = paired(one["F"], columns["SHAP"]["F"])
-        rank = spearmanr(one["word F1"], one["comprehensiveness"]).statistic if len(one["F"]) > 2 else np.nan
-        tables[name]["rank correlation"] = float(rank)
-    return tables
+    truth = {one.id: one.label == "yes" for one in records}
+    examples = [probe.encode(row) for row in asked(reader, records, "yes")]
+    odds = np.array([Asked(probe, one).odds([one.post])[0] for one in examples])
+    yes = np.array([truth[one.id] for one in examples])
+    f1, always = (float(f1_score(yes, said, zero_division=0.0)) for said in (odds > 0, np.ones_like(yes)))
+    return {"tested": len(yes), "F1": f1, "F1 of always yes": always, "AUROC": auroc(odds, yes),
+            "says yes": float((odds > 0).mean())}  # fmt: skip
+
+
+def tables(found: Sequence[dict[str, dict[str, float]]], seed: int) -> dict[str, Any]:
+    """Means over posts with intervals, tests against SHAP, and rank correlations of agreement and cost."""
+    names = list(found[0])
+    columns = {name: {key: np.array([post[name][key] for post in found]) for key in found[0][name]} for name in names}
+    maps = [name for name in names if name not in (*RANDOM, PEOPLE)]
+    ours = [name for name in maps if name not in PEERS]
+    rows: dict[str, Any] = {}
+    for name, column in columns.items():
+        rows[name] = {key: (float(values.mean()), *(bootstrap_ci(values, seed=seed) or (math.nan, math.nan)))
+                      for key, values in column.items()}  # fmt: skip
+        if name != PEOPLE:
+            rows[name]["over posts"] = rank_correlation(column["AUPRC"], column["cost"], seed)
+        if "SHAP" in columns and name not in ("SHAP", PEOPLE):
+            apart = column["F"] - columns["SHAP"]["F"]
+            rows[name]["less SHAP"] = (float(apart.mean()), *(bootstrap_ci(apart, seed=seed) or (math.nan, math.nan)))
+            rows[name]["p"] = sign_flip(apart, seed)
+    if "SHAP" in columns:
+        for name, p in zip(ours, holm([rows[name]["p"] for name in ours]), strict=True):
+            rows[name]["p by Holm"] = p
+    table = np.array([[[post[name][key] for name in maps] for key in ("AUPRC", "cost")] for post in found])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy_stats.ConstantInputWarning)
+        ranks = np.array([scipy_stats.spearmanr(*post).statistic for post in table])
+    kept = ranks[np.isfinite(ranks)]
+    low, high = bootstrap_ci(kept, seed=seed) or (math.nan, math.nan)
+    mean = float(kept.mean()) if len(kept) else math.nan
+    return {"methods": rows, "over maps": (mean, low, high), "over maps, posts": len(kept)}
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """Spearman's, with a 95 % bootstrap interval over posts; NaN where one side is constant."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan, math.nan, math.nan
+
+    def statistic(x: np.ndarray, y: np.ndarray) -> float:
+        return scipy_stats.spearmanr(x, y).statistic
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a draw may hold one post many times
+        ends = scipy_stats.bootstrap(
+            (a, b), statistic, paired=True, vectorized=False, n_resamples=1000, method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval  # fmt: skip
+    return float(statistic(a, b)), float(ends.low), float(ends.high)
+
+
+def sign_flip(apart: np.ndarray, seed: int) -> float:
+    """Two-sided p-value of a mean difference of pairs."""
+    found = scipy_stats.permutation_test(
+        (apart,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(seed)
+    )
+    return float(found.pvalue)
+
+
+# --- Output ---
+
+
+def cell(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> str:
+    """A mean and its interval."""
+    shown = [f"{scale * value:.{digits}f}" if math.isfinite(value) else "–" for value in values]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
 def show(result: dict[str, Any]) -> None:
-    """Both tables in plain text."""
+    """Both tables in Markdown."""
     for question, one in result.items():
-        print(f"\n{question}: {one['posts']} posts, classifier F1 {100 * one['classifier F1']:.1f}")
+        print(f"\n## {question}: {one['posts']} posts\n\nThe model: F1 {100 * one['F1']:.1f} over {one['tested']} "
+              f"posts (always yes: {100 * one['F1 of always yes']:.1f}), AUROC {one['AUROC']:.3f}, says yes to "
+              f"{100 * one['says yes']:.0f} %.\n")  # fmt: skip
+        print("| map | ROUGE-1 P | R | F | less SHAP's F | p (Holm) | word F1 | AUPRC |\n|---|" + "--:|" * 7)
         for name, row in one["methods"].items():
-            cells = [f"{key} {100 * row[key][0]:.1f} ({100 * row[key][1]:.1f} to {100 * row[key][2]:.1f})"
-                     for key in ("P", "R", "F", "word F1", "AUPRC")]  # fmt: skip
-            p = f"; p against SHAP {row['p against SHAP']:.4f}" if "p against SHAP" in row else ""
-            print(f"  {name:15} {', '.join(cells)}{p}")
-        for name, numbers in PUBLISHED[question].items():
-            print(f"  {name} of MentalBERT, published: P {numbers[0]}, R {numbers[1]}, F {numbers[2]}")
-        print("  agreement and faithfulness:")
+            apart = cell(row["less SHAP"], 100) if "less SHAP" in row else ""
+            p = f"{row['p']:.4f}" + (f" ({row['p by Holm']:.4f})" if "p by Holm" in row else "") if "p" in row else ""
+            print(f"| {name} | {100 * row['P'][0]:.1f} | {100 * row['R'][0]:.1f} | {cell(row['F'], 100)} | {apart} | "
+                  f"{p} | {cell(row['word F1'], 100)} | {cell(row['AUPRC'], 100)} |")  # fmt: skip
+        for name, (p, r, f) in PUBLISHED[question].items():
+            print(f"| *{name} of MentalBERT on IRF, published* | *{p:.1f}* | *{r:.1f}* | *{f:.1f}* | | | | |")
+        print("\n| map | nats that hiding its words costs | with AUPRC, over posts |\n|---|--:|--:|")
         for name, row in one["methods"].items():
-            cost = row["comprehensiveness"]
-            print(f"  {name:15} hiding its words costs {cost[0]:.2f} nats ({cost[1]:.2f} to {cost[2]:.2f}), rank "
-                  f"correlation with word F1 {row['rank correlation']:+.2f}")  # fmt: skip
+            ranks = cell(row["over posts"], digits=2) if "over posts" in row else ""
+            print(f"| {name} | {cell(row['cost'], digits=2)} | {ranks} |")
+        print(f"\nOver the maps of a post, agreement and cost: {cell(one['over maps'], digits=2)}, "
+              f"mean of {one['over maps, posts']} posts.")  # fmt: skip
 
 
 def main() -> None:
@@ -330,19 +470,23 @@ def main() -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--data", type=Path, help="IRF's folder with train.csv, val.csv, test.csv")
     where.add_argument("--twin", action="store_true", help="made-up words instead")
-    parser.add_argument("--model", help="a model directory, instead of a small GLM trained here")
-    parser.add_argument("--adapter")
-    for name, value in (("posts", 40), ("samples", 500), ("steps", 400), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--model", help="any model directory or Hub id, instead of a small GLM trained here")
+    parser.add_argument("--adapter", help="a PEFT adapter of it")
+    parser.add_argument("--keep", type=Path, help="where the small GLM is saved")
+    for name, value, said in (
+        ("posts", 40, "explained, of each question"), ("samples", 500, "calls of the model for LIME, SHAP and Shapley "
+        "values of words"), ("tested", 10**6, "posts that the classifier's F1 is of, at most"),
+        ("steps", 400, "of training"), ("seed", 0, "of all that is drawn"),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=value, help=said)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
-        rows = read(twin(Path(made), seed=given.seed) if given.twin else given.data)
-    train = [one for one in rows if one.split == "train"]
-    probe = (
-        Probe.from_pretrained(given.model, given.adapter) if given.model else trained(train, given.steps, given.seed)
-    )
-    result = study(probe, rows, given.posts, given.samples, given.seed)
+        records = list(iter_irf(twin(Path(made), seed=given.seed) if given.twin else given.data))
+        model = given.model or trained([one for one in records if one.split == "train"],
+                                       given.keep or Path(made) / "model", given.steps, given.seed)  # fmt: skip
+        probe, reader = Probe.from_pretrained(model, given.adapter), Reader(model)
+        result = study(probe, reader, records, given.posts, given.samples, given.tested, given.seed)
     print(json.dumps(result)) if given.json else show(result)
 
 
