@@ -1,9 +1,7 @@
 """People's rationales against maps of one model: IRF, every map with a vote beside LIME, SHAP, Inseq and random words.
 
-    python -P benchmarks/rationales.py --data irf-acl/data [--posts 40] [--model DIR [--adapter DIR]] [--json]
-    python -P benchmarks/rationales.py --twin [--posts 40]
-
-(-P keeps this folder, whose probes.py is called like the package, out of the import path.)
+    python -m benchmarks.rationales --data irf-acl/data [--posts 40] [--model DIR [--adapter DIR]] [--json]
+    python -m benchmarks.rationales --twin [--posts 40]
 
 IRF (Garg et al., ACL Findings 2023; the repository am-shb/irf-acl, folder data) marks one phrase of each post that
 shows thwarted belongingness or perceived burdensomeness. A small GLM is trained on its train split to answer both
@@ -29,8 +27,6 @@ each post.
 from __future__ import annotations
 
 import argparse
-import csv
-import functools
 import json
 import math
 import random
@@ -39,7 +35,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -48,19 +43,19 @@ import numpy as np
 import torch
 from scipy import stats as scipy_stats
 
+from benchmarks.irf import QUESTIONS, Asked, encoded, trained, twin, words_of
 from mentalglm_jax.data.rationales import iter_irf
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.text.tasks import TASKS
+from mentalglm_jax.errors import InputError, MentalGLMError
 from probes.checks.verdict import FAMILIES
 from probes.citations.clauses import pieces
-from probes.intake.rows import Reader, lay
+from probes.errors import ProbeError
+from probes.intake.rows import Reader
 from probes.probe import Probe
-from probes.records import Attribution, Example, Span
+from probes.records import Attribution, Span
 from probes.saliency.attribute import Settings, attribute
 from probes.stats import auroc, average_precision, bootstrap_ci, holm
 
-QUESTIONS = dict(zip(("belong", "burden"), TASKS["imhi_irf"].all_questions("en"), strict=True))
-ANSWERS = {label: TASKS["imhi_irf"].sentence([label], "en") for label in ("yes", "no")}
 PUBLISHED = {  # of MentalBERT, in their paper: other models, so metrics may be compared, numbers not
     "belong": {"LIME": (14.24, 53.05, 20.88), "SHAP": (15.74, 50.16, 22.27)},
     "burden": {"LIME": (18.47, 46.83, 25.18), "SHAP": (20.77, 49.89, 27.92)},
@@ -71,144 +66,7 @@ ERASURE = tuple(name for name, family in FAMILIES.items() if family == "erasure"
 PEERS = ("LIME", "SHAP", "Inseq")
 RANDOM = ("random words", "random stretch")
 PEOPLE = "people's words"
-TEMPLATE = "[gMASK]<sop>{% for turn in messages %}<|{{ turn.role }}|>\n{{ turn.content }}{% endfor %}<|assistant|>\n"
 Scores = dict[str, np.ndarray]
-
-
-# --- Data: IRF, and its twin in made-up words ---
-
-
-def twin(directory: Path, count: int = 600, seed: int = 0) -> Path:
-    """IRF's columns in made-up words: a phrase of three words, the first of which decides; nothing else is real."""
-    rng = random.Random(seed)
-    words: list[str] = []
-    while len(words) < 60:
-        word = "".join(rng.choice("bdgklmnprstv") + rng.choice("aeiou") for _ in range(rng.randint(2, 3)))
-        words += [word] * (word not in words)
-    keys = {"belong": words[:4], "burden": words[4:8]}
-    for part, size in (("train", count), ("val", count // 10), ("test", count // 4)):
-        with open(directory / f"{part}.csv", "w", newline="", encoding="utf-8") as file:
-            out = csv.writer(file)
-            out.writerow(["text", "belong", "belong_exp", "burden", "burden_exp"])
-            for _ in range(size):
-                parts = [[rng.choice(words[8:]) for _ in range(rng.randint(3, 5))] for _ in range(rng.randint(4, 7))]
-                row: dict[str, str] = {}
-                for place, name in enumerate(keys):
-                    shows = rng.random() < 0.5
-                    if shows:
-                        parts[place] = [rng.choice(keys[name]), *parts[place][:2]]
-                    row |= {name: str(int(shows)), f"{name}_exp": " ".join(parts[place]) if shows else ""}
-                rng.shuffle(parts)
-                text = ", ".join(" ".join(part) for part in parts)
-                out.writerow([text, row["belong"], row["belong_exp"], row["burden"], row["burden_exp"]])
-    return directory
-
-
-def words_of(post: str) -> list[Span]:
-    """Character spans of what spaces part."""
-    return [match.span() for match in re.finditer(r"\S+", post)]
-
-
-def asked(reader: Reader, records: Sequence[Record], label: str | None = None) -> list[dict[str, Any]]:
-    """Rows of generations.jsonl: the package's question by the model's own template, answered with ``label``, or with
-    each record's own. Rows that cannot be probed are left out."""
-    given = []
-    for record in records:
-        at, said = record.prompt.rindex(record.post), label or str(record.label)
-        one = {"id": record.id, "post": [at, at + len(record.post)], "label": said, "candidates": ANSWERS,
-               "answer": ANSWERS[said], "rationales": [list(span) for span in record.rationales or ()]}  # fmt: skip
-        turns = [{"role": "user", "content": record.prompt}]
-        given.append(one | ({"messages": turns} if reader.template else {"prompt": record.prompt + "\n"}))
-    return lay(reader, given).rows
-
-
-# --- The model that answers ---
-
-
-def trained(records: Sequence[Record], directory: Path, steps: int, seed: int) -> Path:
-    """Trains a GLM of two layers from scratch to answer both questions, and saves it as a model directory."""
-    import transformers
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    texts = [*(record.prompt for record in records), *ANSWERS.values()]
-    core.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=4000, initial_alphabet=alphabet, show_progress=False)
-    )
-    specials = ["<|endoftext|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>"]
-    core.add_special_tokens(specials)
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token=specials[0], pad_token=specials[0]
-    )
-    torch.manual_seed(seed)
-    config = transformers.GlmConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, attention_bias=True, max_position_embeddings=2048,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    model: Any = transformers.GlmForCausalLM(config).train()
-    tokenizer.save_pretrained(directory)
-    (directory / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    rows = [row for row in asked(Reader(directory), records) if len(row["prompt_ids"]) < 400]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    rng = random.Random(seed)
-    for _ in range(steps):
-        loss = answer_loss(model, rng.choices(rows, k=16))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    model.save_pretrained(directory)
-    return directory
-
-
-def answer_loss(model: Any, rows: Sequence[dict[str, Any]]) -> torch.Tensor:
-    """Mean -log p of all tokens of the answers: which answer it is, the first of them alone may say."""
-    ids = [[*row["prompt_ids"], *row["output_ids"]] for row in rows]
-    size = max(map(len, ids))
-    batch = torch.zeros(len(ids), size, dtype=torch.long)
-    wanted = torch.full_like(batch, -100)
-    for at, (one, row) in enumerate(zip(ids, rows, strict=True)):
-        batch[at, : len(one)] = torch.tensor(one)
-        wanted[at, len(row["prompt_ids"]) : len(one)] = batch[at, len(row["prompt_ids"]) : len(one)]
-    mask = (torch.arange(size) < torch.tensor([len(one) for one in ids])[:, None]).long()
-    hidden = model.model(input_ids=batch[:, :-1], attention_mask=mask[:, :-1]).last_hidden_state
-    said = wanted[:, 1:] >= 0
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[said]), wanted[:, 1:][said])
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One question about one post, to one model, and the model's answer to any other text in the post's place."""
-
-    probe: Probe
-    example: Example
-
-    @functools.cached_property
-    def words(self) -> list[Span]:
-        return words_of(self.example.post)
-
-    @functools.cached_property
-    def marked(self) -> np.ndarray:
-        """bool ``[words]``: what people marked."""
-        spans = self.example.rationales or ()
-        return np.array([any(a < end and b > start for start, end in spans) for a, b in self.words])
-
-    def odds(self, texts: Sequence[str]) -> np.ndarray:
-        """Log-odds of the label with each text as the post, float64 ``[texts]``, nats."""
-        example, encode = self.example, self.probe.token_bytes.plain
-        start, label, others, _ = self.probe.scorer.label_ids(example)
-        end = sum(at < example.byte_spans[start][0] for at in example.char_bytes[:-1])
-        before, after = example.text[: example.post_char[0]], example.text[example.post_char[1] : end]
-        prompts = [encode(before + text + after) for text in texts]
-        sequences = [[*prompt, *answer] for prompt in prompts for answer in (label, *others)]
-        starts = [len(prompt) for prompt in prompts for _ in (label, *others)]
-        found = self.probe.scorer.logprobs(sequences, starts).reshape(len(texts), -1)
-        return (found[:, 0] - found[:, 1:].logsumexp(1)).numpy()
 
 
 # --- Maps of words ---
@@ -330,7 +188,7 @@ def of_posts(probe: Probe, reader: Reader, records: Sequence[Record], samples: i
         name: run for name, run in zip(PEERS, (lime_scores, shap_scores, inseq_scores), strict=True)
         if find_spec(name.lower()) is not None
     }  # fmt: skip
-    examples = [probe.encode(row) for row in asked(reader, records, "yes")]
+    examples = encoded(probe, reader, records)
     texts = [[example.post[a:b] for a, b in pieces(example.post)] for example in examples]
     found = []
     for at, example in enumerate(examples):
@@ -361,7 +219,7 @@ def study(
         random.Random(seed).shuffle(about)
         marked = [one for one in about if one.label == "yes" and one.rationales][:posts]
         if len(marked) < 3:
-            raise SystemExit(f"{question}: {len(marked)} marked posts in the test split; at least 3 are needed")
+            raise InputError(f"{question}: {len(marked)} marked posts in the test split; at least 3 are needed")
         result[question] = {**classified(probe, reader, about[:tested]), "posts": len(marked)}
         result[question] |= tables(of_posts(probe, reader, marked, samples, seed), seed)
     return result
@@ -372,7 +230,7 @@ def classified(probe: Probe, reader: Reader, records: Sequence[Record]) -> dict[
     from sklearn.metrics import f1_score
 
     truth = {one.id: one.label == "yes" for one in records}
-    examples = [probe.encode(row) for row in asked(reader, records, "yes")]
+    examples = encoded(probe, reader, records)
     odds = np.array([Asked(probe, one).odds([one.post])[0] for one in examples])
     yes = np.array([truth[one.id] for one in examples])
     f1, always = (float(f1_score(yes, said, zero_division=0.0)) for said in (odds > 0, np.ones_like(yes)))
@@ -481,13 +339,22 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value, help=said)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    try:
+        result = carried_out(given)
+    except (MentalGLMError, ProbeError) as error:
+        print(f"rationales: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(json.dumps(result)) if given.json else show(result)
+
+
+def carried_out(given: argparse.Namespace) -> dict[str, Any]:
+    """Data, model and both tables, by the command's options."""
     with tempfile.TemporaryDirectory() as made:
         records = list(iter_irf(twin(Path(made), seed=given.seed) if given.twin else given.data))
         model = given.model or trained([one for one in records if one.split == "train"],
                                        given.keep or Path(made) / "model", given.steps, given.seed)  # fmt: skip
         probe, reader = Probe.from_pretrained(model, given.adapter), Reader(model)
-        result = study(probe, reader, records, given.posts, given.samples, given.tested, given.seed)
-    print(json.dumps(result)) if given.json else show(result)
+        return study(probe, reader, records, given.posts, given.samples, given.tested, given.seed)
 
 
 if __name__ == "__main__":

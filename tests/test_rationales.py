@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import rationales
+from benchmarks import irf, rationales
 from mentalglm_jax.data.rationales import iter_irf
+from mentalglm_jax.errors import InputError
 from probes.checks.verdict import FAMILIES
 from probes.intake.rows import Reader
 from probes.probe import Probe
@@ -18,20 +19,20 @@ def made(tmp_path_factory):
     """Records of a twin of 60 posts, and a model that was trained for one step."""
     folder = tmp_path_factory.mktemp("irf")
     with pytest.warns(UserWarning, match="stand in their posts as they are"):
-        records = list(iter_irf(rationales.twin(folder, 60)))
-    model = rationales.trained([one for one in records if one.split == "train"], folder / "model", 1, 0)
+        records = list(iter_irf(irf.twin(folder, 60)))
+    model = irf.trained([one for one in records if one.split == "train"], folder / "model", 1, 0)
     return records, Probe.from_pretrained(model), Reader(model)
 
 
 def test_every_token_of_the_answer_is_learnt(made):
     """The first tells yes from no; a loss of the last alone has nothing to learn (it did, and F1 was 0)."""
     records, probe, reader = made
-    rows = rationales.asked(reader, records[:6])
+    rows = irf.asked(reader, records[:6])
     assert {row["parsed_label"] for row in rows} == {"yes", "no"} and len({len(row["prompt_ids"]) for row in rows}) > 1
     ids = [[*row["prompt_ids"], *row["output_ids"]] for row in rows]
     wanted = -probe.scorer.logprobs(ids, [len(row["prompt_ids"]) for row in rows]).sum()
     with torch.no_grad():
-        found = rationales.answer_loss(probe.model, rows)
+        found = irf.answer_loss(probe.model, rows)
     assert float(found) == pytest.approx(float(wanted) / sum(len(row["output_ids"]) for row in rows), rel=1e-5)
 
 
@@ -46,14 +47,14 @@ def test_every_map_stands_beside_what_people_marked(made, monkeypatch):
     assert all(0 <= row["AUPRC"] <= 1 and math.isfinite(row["cost"]) for row in post.values())
     answers = rationales.classified(probe, reader, records[-6:])
     assert answers["tested"] == 6 and 0 <= answers["F1"] <= 1 and 0 <= answers["AUROC"] <= 1
-    with pytest.raises(SystemExit, match="belong: 0 marked posts in the test split; at least 3 are needed"):
+    with pytest.raises(InputError, match="belong: 0 marked posts in the test split; at least 3 are needed"):
         rationales.study(probe, reader, [one for one in records if one.split == "train"], 3, 20, 6, 0)
 
 
 def test_what_hiding_words_costs(made):
     records, probe, reader = made
-    example = probe.encode(rationales.asked(reader, [one for one in records if one.rationales][:1], "yes")[0])
-    one = rationales.Asked(probe, example)
+    example = probe.encode(irf.asked(reader, [one for one in records if one.rationales][:1], "yes")[0])
+    one = irf.Asked(probe, example)
     spoken = " ".join(example.post[a:b] for (a, b), marked in zip(one.words, one.marked, strict=True) if marked)
     assert spoken.rstrip(",") == example.post[slice(*example.rationales[0])]
     none, all_ = np.array([], dtype=int), np.arange(len(one.words))
@@ -89,7 +90,7 @@ def test_equal_values_are_ranked_at_random(made):
     """A clause map must not win by the place of its words."""
     records, probe, reader = made
     marked = [one for one in records if one.rationales][:1]
-    one = rationales.Asked(probe, probe.encode(rationales.asked(reader, marked, "yes")[0]))
+    one = irf.Asked(probe, probe.encode(irf.asked(reader, marked, "yes")[0]))
     flat = {"flat": np.zeros(len(one.words))}
     found = [rationales.measured(one, flat, ("some other words",), seed)["flat"]["word F1"] for seed in range(8)]
     assert len(set(found)) > 1
@@ -98,9 +99,9 @@ def test_equal_values_are_ranked_at_random(made):
 @pytest.mark.slow
 def test_the_twin_is_learnt(tmp_path):
     with pytest.warns(UserWarning, match="stand in their posts as they are"):
-        records = list(iter_irf(rationales.twin(tmp_path)))
-    model = rationales.trained([one for one in records if one.split == "train"], tmp_path / "model", 400, 0)
+        records = list(iter_irf(irf.twin(tmp_path)))
+    model = irf.trained([one for one in records if one.split == "train"], tmp_path / "model", 400, 0)
     probe, reader = Probe.from_pretrained(model), Reader(model)
-    for words in rationales.QUESTIONS.values():
+    for words in irf.QUESTIONS.values():
         about = [one for one in records if one.split == "test" and one.question == words]
         assert rationales.classified(probe, reader, about)["F1"] > 0.95

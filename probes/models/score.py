@@ -160,8 +160,15 @@ class Forward:
                     return self._run(self.post[None], rows)
                 if filler is None:
                     return self._run(torch.where(rows[..., None], self.post, self.neutral), None)
-                draws = [self._run(torch.where(rows[..., None], self.post, drawn), None) for drawn in filler]
-                return torch.stack(draws).quantile(0.5, 0)
+                whole = rows.all(1)  # nothing to draw for: run once
+                scores = torch.empty(len(rows), len(self.targets), dtype=torch.float64, device=rows.device)
+                if whole.any():
+                    scores[whole] = self._run(self.post[None], None)
+                if not whole.all():
+                    cut = rows[~whole]
+                    draws = [self._run(torch.where(cut[..., None], self.post, drawn), None) for drawn in filler]
+                    scores[~whole] = torch.stack(draws).quantile(0.5, 0)
+                return scores
 
         return self.scorer.chunked(part, keep, self.tokens)
 
