@@ -12,6 +12,7 @@ from probes.records import Span
 
 _OPENING = " \t\r\n.,:;!?-–—*#|。，：；！？、>）)」』”\"'"  # what may stand between a label and its explanation
 
+
 def read_label(answer: str, candidates: Mapping[str, str]) -> tuple[str | None, Span | None]:
     """The one candidate that an answer states, and where.
 

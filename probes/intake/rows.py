@@ -259,7 +259,9 @@ def _read(
     if not good:
         raise ProbeInputError(f"{where}: key 'candidates' must map each label to its sentence")
     if len(found["candidates"]) > MOST_CANDIDATES:
-        raise ProbeInputError(f"{where}: {len(found['candidates'])} candidates, at most {MOST_CANDIDATES} are told apart")
+        raise ProbeInputError(
+            f"{where}: {len(found['candidates'])} candidates, at most {MOST_CANDIDATES} are told apart"
+        )
     found["span"] = _post(found, where)
     return found
 

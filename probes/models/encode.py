@@ -19,6 +19,7 @@ from probes.records import Example, Segment, Span, comparable
 
 MAX_GENERATIONS_BYTES = 4 << 30  # of one file, which is held in memory
 MOST_TOKENS, MOST_BYTES = 1 << 20, 4 << 20  # of a row, prompt and answer: more than any model reads
+MOST_MARKED = 100  # times its length: cues and the like of a post
 _MAX_ID = 2**31 - 1
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"id": (str, int), "post": str, "prompt_ids": list, "output_ids": list}
@@ -129,6 +130,9 @@ def _refuse_content(row: dict[str, Any], row_id: str) -> None:
             if not 0 <= a < b <= len(row["post"]):
                 said = f"key {key!r}: [{a}, {b}] is not inside the post of {len(row['post'])} characters"
                 raise RowRefused(row_id, said, f"{key} outside the post")
+        if sum(b - a for a, b in row.get(key) or ()) > MOST_MARKED * len(row["post"]):
+            said = f"key {key!r} marks the post more than {MOST_MARKED} times over"
+            raise RowRefused(row_id, said, f"{key} mark the post many times")
 
 
 def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
@@ -308,14 +312,15 @@ def _find_label(text: str, label: str, start: int, row_id: str) -> Span:
     return at, at + len(label)
 
 
+def _joined(left: str, right: str) -> bool:
+    return all(char.isalnum() and unicodedata.east_asian_width(char) not in "WF" for char in (left, right))
+
+
 def inside_word(text: str, start: int, end: int) -> bool:
     """Whether ``text[start:end]`` is part of a longer word, in scripts that write words apart."""
 
-    def joined(left: str, right: str) -> bool:
-        return all(char.isalnum() and unicodedata.east_asian_width(char) not in "WF" for char in (left, right))
-
-    before = start > 0 and joined(text[start - 1], text[start])
-    return before or (end < len(text) and joined(text[end - 1], text[end]))
+    before = start > 0 and _joined(text[start - 1], text[start])
+    return before or (end < len(text) and _joined(text[end - 1], text[end]))
 
 
 def _refuse_padding(row: dict[str, Any], row_id: str, tokenizer: Any) -> None:
