@@ -10,6 +10,7 @@ its documentation only. A phrase is looked for as it is written, then by its let
 counted and left out.
 """
 
+import functools
 import re
 import unicodedata
 import warnings
@@ -31,8 +32,10 @@ _IRF_COLUMNS = ("text", "belong", "belong_exp", "burden", "burden_exp")
 _CNSD_FILE = "CNSD_dataset.json"
 _MOST_BYTES = 256 << 20
 _POST = re.compile(r"(?:^|\n)[ \t]*text_(\d+)[ \t]*[:：]")
-_EVIDENCE = re.compile(r"text_(\d+)\s*[\[［【]([^\]］】]*)[\]］】]")
-_VERDICT = re.compile(r"答案\s*[：:]\s*[“\"「]?\s*(是|否)")
+# In linear time, whatever the text: what may repeat is bounded, or does not give back what it took.
+_EVIDENCE = re.compile(r"text_(\d{1,9})\s*+[\[［【]([^\]］】]{0,2000})[\]］】]")
+_VERDICT = re.compile(r"答案\s*+[：:]\s*+(?:[“\"「]\s*+)?(是|否)")
+_MOST_PHRASES = 1000  # of one user
 _ANALYSIS = re.compile(r"总结和分析\s*[：:]")
 _PARTS = re.compile(r"[、，,；;]")
 
@@ -45,11 +48,17 @@ def find_rationale(post: str, phrase: str, within: Span | None = None) -> tuple[
     if phrase and (at := post.find(phrase, start, end)) >= 0:
         return (at, at + len(phrase)), "exact"
     wanted = "".join(letter for letter, _ in _letters(phrase, 0, len(phrase)))
-    letters = list(_letters(post, start, end))
-    at = "".join(letter for letter, _ in letters).find(wanted)
+    letters, places = _lettered(post, start, end)
+    at = letters.find(wanted)
     if not wanted or at < 0:
         return None, "not_found"
-    return (letters[at][1], letters[at + len(wanted) - 1][1] + 1), "normalised"
+    return (places[at], places[at + len(wanted) - 1] + 1), "normalised"
+
+
+@functools.lru_cache(maxsize=16)  # of a post many phrases are looked for
+def _lettered(text: str, start: int, end: int) -> tuple[str, tuple[int, ...]]:
+    letters = list(_letters(text, start, end))
+    return "".join(letter for letter, _ in letters), tuple(place for _, place in letters)
 
 
 def _letters(text: str, start: int, end: int) -> Iterator[tuple[str, int]]:
@@ -149,13 +158,18 @@ def _cnsd_row(path: Path, number: int, user: str, one: object, found: Counter[st
     starts = list(_POST.finditer(post))
     ends = [*(match.start() for match in starts[1:]), len(post)][: len(starts)]
     places = {match[1]: (match.end(), end) for match, end in zip(starts, ends, strict=True)}
+    looked = 0
     for which, phrase in _EVIDENCE.findall(said):
         if which not in places:
             found["not_found"] += 1
             continue
         tries = [find_rationale(post, phrase, places[which])]
+        looked += 1
         if tries[0][0] is None and len(parts := [part for part in _PARTS.split(phrase) if part.strip()]) > 1:
-            tries = [find_rationale(post, part, places[which]) for part in parts]
+            tries = [find_rationale(post, part, places[which]) for part in parts[:_MOST_PHRASES]]
+            looked += len(parts)
+        if looked > _MOST_PHRASES:
+            raise InputError(f"{where}, field 'output': names more than {_MOST_PHRASES} phrases, which is no analysis")
         found.update(how for _, how in tries)
         spans += [span for span, _ in tries if span is not None]
     analysis = _ANALYSIS.split(said, maxsplit=1)

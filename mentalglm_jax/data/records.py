@@ -17,6 +17,7 @@ from mentalglm_jax.text import tasks
 
 Span = tuple[int, int]
 SPLITS = ("train", "dev", "test")
+MOST_SPANS, MOST_MARKED = 1000, 100  # cues and the like of a post: how many, and how often they may cover it
 _TEXTS = ("id", "task", "language", "post", "question", "source", "split")
 
 
@@ -103,6 +104,10 @@ class Record(Post):
             for start, end in getattr(self, name) or ():
                 if not 0 <= start < end <= len(self.post):
                     raise InputError(f"{name}: [{start}, {end}] is not inside the post of {len(self.post)} characters")
+            spans = getattr(self, name) or ()
+            if len(spans) > MOST_SPANS or sum(end - start for start, end in spans) > MOST_MARKED * len(self.post):
+                raise InputError(f"{name}: {len(spans)} spans; at most {MOST_SPANS} may mark a post, and all together "
+                                 f"{MOST_MARKED} times its length")  # fmt: skip
 
     @property
     def gold(self) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
 """Cheap checks of explanations: what they quote, how they compare with a reference, whether they fit the label."""
 
+import functools
+import itertools
 import re
-import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
-from mentalglm_jax.data.explain.quotes import quotes_of_post
+from mentalglm_jax.data.explain.quotes import MOST_CELLS, aligned, quotes_of_post, reduce
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.baselines import tfidf_logreg
@@ -19,38 +20,40 @@ from mentalglm_jax.text.labels import UNSPACED, base_language
 GROUNDED = 0.7
 # Reference explanations that the consistency classifier learns from, per language and question, at most.
 MOST_EXPLANATIONS = 1000
+# Of an explanation, in what it shares with a reference: ROUGE-L takes the product of both lengths, in memory too.
+MOST_UNITS = 2000
+MOST_QUOTES = 1000  # of an explanation: each is looked for in all of the post
 _EDGE = " \t\n,.;:!?，。；：！？、…"
 
 
 def quotes(explanation: str, own_words: Collection[str] = ()) -> list[str]:
     """What stands between quotation marks and claims to be the post's (``data.quotes``: apostrophes are no marks, and
-    ``own_words`` are the explainer's), without white space and punctuation at its ends."""
-    return [quote for text in quotes_of_post(explanation, own_words) if (quote := text.strip(_EDGE))]
-
-
-def _letters(text: str) -> str:
-    """Letters and digits only, one spelling of width and case: what two writings of one phrase share."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c for c in folded if unicodedata.category(c)[0] not in "PZC")
+    ``own_words`` are the explainer's), without white space and punctuation at its ends; the first ``MOST_QUOTES``."""
+    found = (quote for text in quotes_of_post(explanation, own_words) if (quote := text.strip(_EDGE)))
+    return list(itertools.islice(found, MOST_QUOTES))
 
 
 def grounding(quote: str, post: str) -> float:
     """How much of ``quote`` stands in ``post``, from 0 to 1: the best local alignment of their letters.
 
     Smith & Waterman (1981) with match 2, mismatch and gap -1, over twice the quote's length: 1 is found word for word
-    (punctuation, white space, width and case apart), one character left out or put in costs little. Empty is 0.
+    (punctuation, white space, width and case apart), one character left out or put in costs little. Empty is 0, and so
+    is what is longer than any quote (``aligned``) and not there word for word.
     """
-    quote, post = _letters(quote), _letters(post)
-    if not quote or quote in post:
-        return float(bool(quote))
-    before, best = [0] * (len(post) + 1), 0
-    for letter in quote:
-        row = [0]
-        for place, other in enumerate(post):
-            step = before[place] + (2 if letter == other else -1)
-            row.append(max(0, step, before[place + 1] - 1, row[place] - 1))
-        best, before = max(best, *row), row
-    return best / (2 * len(quote))
+    return _grounding(reduce(quote), reduce(post))
+
+
+def _grounding(quote: str, post: str) -> float:
+    return float(bool(quote)) if not quote or quote in post else aligned(quote, post)
+
+
+def _grounded(found: Sequence[str], post: str) -> list[bool]:
+    """Of each quote whether it stands in the post; the quotes of an explanation are aligned as long as one may take."""
+    text, left, hits = reduce(post), MOST_CELLS, []
+    for quote in map(reduce, found):
+        left -= 0 if quote in text else len(quote) * len(text)
+        hits.append((_grounding(quote, text) if left >= 0 else float(quote in text)) >= GROUNDED)
+    return hits
 
 
 def explanation_scores(answers: Sequence[Answer]) -> dict[str, float | int | None]:
@@ -74,7 +77,7 @@ def explanation_scores(answers: Sequence[Answer]) -> dict[str, float | int | Non
     explained = [a for a in answers if a.explanation is not None]
     quoted = [(a.record.post, quotes(str(a.explanation), Candidate(a.record, "").label_words)) for a in explained]
     verbatim = [[quote in post for quote in found] for post, found in quoted if found]
-    grounded = [grounding(quote, post) >= GROUNDED for post, found in quoted for quote in found]
+    grounded = [hit for post, found in quoted for hit in _grounded(found, post)]
     references = [a.record.explanation for a in answers if a.record.explanation is not None]
     recalls, right, decoyed = [], [], []
     for answer in answers:
@@ -145,6 +148,10 @@ def units(language: str) -> dict[str, Callable[[str], list[str]]]:
     return {"word": english_words if base == "en" else words}
 
 
+def _beginning(split: Callable[[str], list[str]], text: str) -> list[str]:
+    return split(text[: 40 * MOST_UNITS])[:MOST_UNITS]  # no words are that long
+
+
 class _Units:
     """What rouge-score calls a tokenizer."""
 
@@ -153,7 +160,8 @@ class _Units:
 
 
 def overlap(pairs: Sequence[tuple[str, str]], language: str) -> dict[str, dict[str, float]]:
-    """ROUGE and BLEU of (reference, explanation) pairs, by word and, for Chinese, by character.
+    """ROUGE and BLEU of (reference, explanation) pairs, by word and, for Chinese, by character; of a text longer than
+    ``MOST_UNITS`` its beginning.
 
     An absent explanation is the empty text and scores 0. ROUGE-1, -2 and -L (Lin 2004) are means of the F measure over
     pairs; BLEU-4 (Papineni et al. 2002) is sacrebleu's corpus score with its default smoothing, divided by 100, over
@@ -168,7 +176,8 @@ def overlap(pairs: Sequence[tuple[str, str]], language: str) -> dict[str, dict[s
     from sacrebleu.metrics.bleu import BLEU
 
     found = {}
-    for unit, split in units(language).items():
+    for unit, whole in units(language).items():
+        split = functools.partial(_beginning, whole)
         scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Units(split))
         scores = [scorer.score(reference, said) for reference, said in pairs]
         found[unit] = {name: float(np.mean([s[name].fmeasure for s in scores])) for name in scores[0]}

@@ -1,7 +1,7 @@
 """What a run leaves behind: one HTML page, JSON, CSV and a model card; a leaderboard over several runs.
 
-The page works from disk without a network. Everything is escaped by Jinja2, the style is named by hash in a
-Content-Security-Policy that allows nothing else, and no post or explanation is in it.
+The page works from disk without a network. Everything is escaped by Jinja2, hidden characters are named, the style is
+named by hash in a Content-Security-Policy that allows nothing else, and no post or explanation is in it.
 """
 
 import base64
@@ -16,7 +16,7 @@ from typing import Any
 from mentalglm_jax.data.cells import to_cell
 from mentalglm_jax.evaluate.published import figures_beside
 from mentalglm_jax.files import write_json, write_text
-from mentalglm_jax.markdown import escaped
+from mentalglm_jax.markdown import escaped, seen
 from mentalglm_jax.text import tasks
 
 SAFETY = (
@@ -72,7 +72,10 @@ def render(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("mentalglm_jax.evaluate"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("mentalglm_jax.evaluate"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: seen(value) if type(value) is str else value,  # what is markup is ours
     )
     style = environment.get_template("style.css").render()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()

@@ -103,8 +103,9 @@ def make_server(
     batch = ContinuousBatch(model, rows=rows, vocab_limit=tokenizer.vocab_size)
     context = min(context, model.config.max_position_embeddings)
     app = make_app(Engine(batch, tokenizer, most_waiting=waiting), tokenizer, name=name, context=context, key=key)
+    # h11 bounds what it holds of a request's head; httptools, which uvicorn would take where it is installed, does not.
     return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="on",
-                                         timeout_graceful_shutdown=_GRACE))  # fmt: skip
+                                         http="h11", timeout_graceful_shutdown=_GRACE))  # fmt: skip
 
 
 def address(at: socket.socket) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.markdown import without_blanks
 
 Kind = Literal["single", "multi", "hierarchy", "ordinal"]
 KINDS: tuple[Kind, ...] = ("single", "multi", "hierarchy", "ordinal")
@@ -309,8 +310,9 @@ def squeeze(text: str) -> str:
 
 
 def fold(text: str, *, ends: bool = True) -> str:
-    """One dress for what says the same: width, case, white space, Markdown's marks; with ``ends`` full stops too."""
-    text = unicodedata.normalize("NFKC", text).casefold()
+    """One dress for what says the same: width, case, white space, Markdown's marks, what nobody sees; with ``ends``
+    full stops too."""
+    text = unicodedata.normalize("NFKC", without_blanks(text)).casefold()
     text = squeeze("".join(character for character in text if character not in "*_`"))
     return text.rstrip(_ENDS + " ") if ends else text
 

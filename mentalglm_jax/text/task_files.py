@@ -16,6 +16,7 @@ import yaml
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_text
 from mentalglm_jax.foreign import inside, read_yaml, short
+from mentalglm_jax.markdown import hidden
 from mentalglm_jax.text.labels import KINDS, MARKERS, WRAPPERS, Label, Markers, Task, base_language, nearest, squeeze
 
 TASKS_FILE = "tasks.yaml"
@@ -268,9 +269,9 @@ class _Fields:
         for one in value:
             if not isinstance(one, str):
                 raise self.wrong(key, f"the key {short(one)} must be text; {_QUOTES}")
-            if not _KEY.fullmatch(one):
+            if not _KEY.fullmatch(one) or any(map(hidden, one)):
                 raise self.wrong(key, f"the key {short(one)} must be at most 64 characters without tab, comma, "
-                                 "semicolon, # and spaces at its ends")  # fmt: skip
+                                 "semicolon, #, what nobody sees, and spaces at its ends")  # fmt: skip
         return [(one, _Fields(entry, self._where, self._at(f"{key}.{one}"), known)) for one, entry in value.items()]
 
     def by_language(self, key: str, check: Callable[[Any], Any], languages: tuple[str, ...] | None) -> dict[str, Any]:
@@ -329,6 +330,8 @@ def _text(value: Any) -> str:
 
 def _line(value: Any) -> str:
     text = squeeze(_text(value))
+    if strange := [one for one in text if hidden(one)]:
+        raise ValueError(f"holds U+{ord(strange[0]):04X}, which nobody sees; labels and questions are shown to readers")
     if len(text) > _LINE:
         raise ValueError(f"must be at most {_LINE} characters, got {len(text)}")
     return text

@@ -15,7 +15,7 @@ CLOSED = (
 )
 _OPENED, _CLOSED = re.compile(rf"\s*(?:{OPENED})", re.IGNORECASE), re.compile(CLOSED, re.IGNORECASE)
 # Around an answer alone: GLM-4.1V-Thinking and others.
-_WRAPPED = re.compile(r"\s*(?:<answer>(.*?)(?:</answer>)?|<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>)?)\s*", re.DOTALL)
+_WRAPS = (("<answer>", "</answer>"), ("<|begin_of_box|>", "<|end_of_box|>"))
 
 
 def spoken_span(text: str) -> tuple[int, int]:
@@ -26,8 +26,10 @@ def spoken_span(text: str) -> tuple[int, int]:
         return len(text), len(text)
     start = closed.end() if closed else 0
     start, end = _stripped(text, start, len(text))
-    if wrapped := _WRAPPED.fullmatch(text, start, end):
-        start, end = _stripped(text, *wrapped.span(1 if wrapped[1] is not None else 2))
+    for before, behind in _WRAPS:
+        if text.startswith(before, start, end):
+            start += len(before)
+            return _stripped(text, start, end - len(behind) if text.endswith(behind, start, end) else end)
     return start, end
 
 

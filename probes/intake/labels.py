@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Mapping
 
-from probes.models.encode import after_reasoning, inside_word
+from probes.models.encode import after_reasoning, inside_word, places_of
 from probes.records import Span
 
 _OPENING = " \t\r\n.,:;!?-–—*#|。，：；！？、>）)」』”\"'"  # what may stand between a label and its explanation
@@ -42,11 +43,21 @@ def find_label(answer: str, text: str, scope: Span) -> Span | None:
     bare = text
     while bare and unicodedata.category(bare[-1]).startswith("P"):
         bare = bare[:-1]
+    said = _one_case(answer[scope[0] : scope[1]])
     for part in dict.fromkeys((text, bare)):
-        for match in re.finditer(re.escape(part), answer[: scope[1]], re.IGNORECASE) if part.strip() else ():
-            if match.start() >= scope[0] and not inside_word(answer, *match.span()):
-                return match.span()
+        wanted = _one_case(part)
+        if not part.strip() or wanted not in said:
+            continue
+        for at in places_of(wanted, said):
+            if not inside_word(answer, scope[0] + at, scope[0] + at + len(part)):
+                return scope[0] + at, scope[0] + at + len(part)
     return None
+
+
+@functools.lru_cache(maxsize=4)  # of an answer every candidate is looked for
+def _one_case(text: str) -> str:
+    """In lower case, every character at its place."""
+    return text.lower() if text.isascii() else "".join(low if len(low := c.lower()) == 1 else c for c in text)
 
 
 def read_explanation(answer: str, label: Span | None) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,14 @@ from probes.foreign import BOM, parse_json, plain, read_bytes, read_json
 from probes.intake.labels import find_label, read_explanation, read_label
 from probes.intake.template import chat_template, render
 from probes.models.directory import locate
-from probes.models.encode import MAX_GENERATIONS_BYTES, OPTIONAL, after_reasoning, encode, read_generations
+from probes.models.encode import (
+    MAX_GENERATIONS_BYTES,
+    OPTIONAL,
+    after_reasoning,
+    encode,
+    marks_reasoning,
+    read_generations,
+)
 from probes.models.reading import Reading
 from probes.models.token_bytes import TokenBytes, decode_bytes
 from probes.models.tokenizer import load_tokenizer
@@ -29,6 +37,8 @@ from probes.records import Span
 # Keys of a row that are made here; and what it takes from a record as it is: all others.
 MADE = ("candidates", "label_text", "parsed_explanation", "parsed_label", "post_span")
 KEPT = tuple(key for key in OPTIONAL if key not in MADE)
+# A row of two bytes takes two kilobytes of memory, and a candidate is looked for in all of an answer.
+MOST_RECORDS, MOST_CANDIDATES, _MOST_WORK = 300_000, 1000, 50_000_000  # the last: candidates times characters
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _TEXTS = ("prompt", "answer", "label", "label_text", "explanation", "reasoning", "hint")
 
@@ -144,7 +154,9 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         read = ((number, {"post": line.strip()}) for number, line in lines if line.strip())
     else:
         read = _objects(path, data)
-    found = [{"id": str(number)} | record for number, record in read]
+    found = [{"id": str(number)} | record for number, record in itertools.islice(read, MOST_RECORDS + 1)]
+    if len(found) > MOST_RECORDS:
+        raise ProbeInputError(f"{path}: more than {MOST_RECORDS} records; give them in several files")
     if not found:
         raise ProbeInputError(f"{path}: no records; give JSONL, a .csv or .tsv with a header, or a .txt of posts")
     return found
@@ -254,6 +266,10 @@ def _read(
     )
     if not good:
         raise ProbeInputError(f"{where}: key 'candidates' must map each label to its sentence")
+    if len(found["candidates"]) > MOST_CANDIDATES:
+        raise ProbeInputError(
+            f"{where}: {len(found['candidates'])} candidates, at most {MOST_CANDIDATES} are told apart"
+        )
     found["span"] = _post(found, where)
     return found
 
@@ -317,15 +333,38 @@ def _asked(reader: Reader, one: Mapping[str, Any]) -> dict[str, Any]:
         marked |= {key: _read_spans(one, key, alone) for key in ("rationales", "cues", "decoys") if key in marked}
         marked |= {key: _read_text(reader, marked[key]) for key in ("reasoning", "hint") if key in marked}
     prompt_ids = reader.ids(prompt, "messages" in one)
-    decoded, _ = decode_bytes(b"".join(map(reader.token_bytes, prompt_ids)))
+    pieces = [reader.token_bytes(index) for index in prompt_ids]
+    decoded, places = decode_bytes(b"".join(pieces))
+    span = _moved(reader, row_id, prompt, decoded, span)
+    _refuse_marks(reader, one, "the post", prompt_ids, pieces, (places[span[0]], places[span[1]]))
+    for turn in one.get("messages", ()):  # the template writes marks, nobody else; a reasoning may stand in an answer
+        if turn["role"] != "assistant":
+            ids = reader.token_bytes.plain(turn["content"])
+            parts = [reader.token_bytes(index) for index in ids]
+            _refuse_marks(reader, one, f"a turn of the {turn['role']}", ids, parts, (0, sum(map(len, parts))))
     return {
         "id": row_id,
         "post": post,
-        "post_span": list(_moved(reader, row_id, prompt, decoded, span)),
+        "post_span": list(span),
         "prompt_ids": prompt_ids,
         "candidates": one["candidates"],
         **marked,
     }
+
+
+def _refuse_marks(
+    reader: Reader, one: Mapping[str, Any], what: str, ids: Sequence[int], pieces: Sequence[bytes], span: Span
+) -> None:
+    """Raises ``RowRefused`` where a token in bytes ``[a, b)`` is no text to the model: a special one, which may end the
+    user's turn and begin another, or a mark of reasoning. By what was read, not by how it was spelt."""
+    added, at = reader.token_bytes.tokenizer.added_tokens_decoder, 0
+    for index, piece in zip(ids, pieces, strict=True):
+        if index in added and at < span[1] and at + len(piece) > span[0]:
+            token = str(added[index])
+            if added[index].special or marks_reasoning(token):
+                said = f"{what} holds {plain(token, 40)}, which the model reads as a mark of its own, not as text"
+                raise RowRefused(one["id"], f"{said}; take it out", f"{plain(what, 40)} holds a mark of conversations")
+        at += len(piece)
 
 
 def _read_spans(one: Mapping[str, Any], key: str, reading: Reading) -> list[list[int]]:
@@ -348,6 +387,9 @@ def _answered(reader: Reader, one: Mapping[str, Any]) -> dict[str, Any]:
                          if one.get(key)}}  # fmt: skip
         one["candidates"] = {key: _read_text(reader, text) for key, text in one["candidates"].items()}
     answer = one["answer"]
+    if len(answer) * max(1, len(one["candidates"])) > _MOST_WORK:
+        said = f"an answer of {len(answer)} characters with {len(one['candidates'])} candidates is too long to be read"
+        raise RowRefused(one["id"], said, "the answer is too long")
     output_ids = reader.token_bytes.encode(answer)
     if b"".join(map(reader.token_bytes, output_ids)) != answer.encode():
         raise _changed(reader, one["id"], "answer")

@@ -18,6 +18,8 @@ from probes.models.token_bytes import TokenBytes, decode_bytes
 from probes.records import Example, Segment, Span, comparable
 
 MAX_GENERATIONS_BYTES = 4 << 30  # of one file, which is held in memory
+MOST_TOKENS, MOST_BYTES = 1 << 20, 4 << 20  # of a row, prompt and answer: more than any model reads
+MOST_MARKED = 100  # times its length: cues and the like of a post
 _MAX_ID = 2**31 - 1
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"id": (str, int), "post": str, "prompt_ids": list, "output_ids": list}
@@ -118,6 +120,9 @@ def _refuse_content(row: dict[str, Any], row_id: str) -> None:
     for key, reason in (("prompt_ids", "no prompt"), ("output_ids", "no answer")):
         if not row[key]:
             raise RowRefused(row_id, f"key {key!r} is empty", reason)
+    if (count := len(row["prompt_ids"]) + len(row["output_ids"])) > MOST_TOKENS:
+        said = f"{count} tokens, which no model reads; a row has at most {MOST_TOKENS}"
+        raise RowRefused(row_id, said, "more tokens than a model reads")
     if not row["post"].strip():
         raise RowRefused(row_id, "the post is empty", "the post is empty")
     for key in ("cues", "decoys", "rationales"):
@@ -125,6 +130,9 @@ def _refuse_content(row: dict[str, Any], row_id: str) -> None:
             if not 0 <= a < b <= len(row["post"]):
                 said = f"key {key!r}: [{a}, {b}] is not inside the post of {len(row['post'])} characters"
                 raise RowRefused(row_id, said, f"{key} outside the post")
+        if sum(b - a for a, b in row.get(key) or ()) > MOST_MARKED * len(row["post"]):
+            said = f"key {key!r} marks the post more than {MOST_MARKED} times over"
+            raise RowRefused(row_id, said, f"{key} mark the post many times")
 
 
 def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
@@ -148,10 +156,14 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     _refuse_padding(row, row_id, token_bytes.tokenizer)
     ids = [*row["prompt_ids"], *row["output_ids"]]
     prompt_len = len(row["prompt_ids"])
-    pieces = [token_bytes(index) for index in ids]
+    known = {index: token_bytes(index) for index in set(ids)}
+    pieces = [known[index] for index in ids]
     ends = [0]
     for piece in pieces:
         ends.append(ends[-1] + len(piece))
+    if ends[-1] > MOST_BYTES:
+        said = f"{ends[-1]} bytes of text, at most {MOST_BYTES} are read"
+        raise RowRefused(row_id, said, "more text than a model reads")
     byte_spans = list(itertools.pairwise(ends))
     data = b"".join(pieces)
     text, char_bytes = decode_bytes(data)
@@ -248,7 +260,8 @@ def _answer(row: dict[str, Any], text: str, prompt_chars: int) -> tuple[int, Spa
             "limit, or set label_text to null",
             "the reasoning never ends",
         )
-    answer = max((end for end in ends if label in output[end:]), default=0)
+    last = output.rfind(label)
+    answer = max((end for end in ends if end <= last), default=0)
     if label and label in output and ends and answer == 0 and (opened or reasoning):
         raise RowRefused(
             str(row.get("id")),
@@ -273,7 +286,7 @@ def _find_hint(row: dict[str, Any], prompt: str, post: Span, row_id: str) -> Spa
     hint = row.get("hint") or ""
     if not hint:
         return None
-    places = [(at, at + len(hint)) for at in _places(hint, prompt)]
+    places = [(at, at + len(hint)) for at in places_of(hint, prompt)]
     if not places:
         raise RowRefused(row_id, "hint is not in the prompt as it stands", "the hint is not in the prompt")
     return ([one for one in places if one[1] <= post[0] or one[0] >= post[1]] or places)[-1]
@@ -284,22 +297,30 @@ def after_reasoning(answer: str) -> int:
     return max((match.end() for match in _THOUGHT.finditer(answer)), default=0)
 
 
+def marks_reasoning(token: str) -> bool:
+    """Whether a token opens or ends a reasoning."""
+    return (_OPENED.fullmatch(token.strip()) or _THOUGHT.fullmatch(token.strip())) is not None
+
+
 def _find_label(text: str, label: str, start: int, row_id: str) -> Span:
     """The first place of the label from ``start`` on; not inside a longer word ("low" in "following") if it can be."""
-    places = [match.start() for match in re.finditer(f"(?={re.escape(label)})", text[start:])]
-    whole = (at + start for at in places if not inside_word(text, at + start, at + start + len(label)))
-    at = next(whole, None)
-    return _find(text, label, start, row_id, "label_text") if at is None else (at, at + len(label))
+    first = _find(text, label, start, row_id, "label_text")
+    if not inside_word(text, *first):
+        return first
+    places = (at + start for at in places_of(label, text[start:]))
+    at = next((at for at in places if not inside_word(text, at, at + len(label))), first[0])
+    return at, at + len(label)
+
+
+def _joined(left: str, right: str) -> bool:
+    return all(char.isalnum() and unicodedata.east_asian_width(char) not in "WF" for char in (left, right))
 
 
 def inside_word(text: str, start: int, end: int) -> bool:
     """Whether ``text[start:end]`` is part of a longer word, in scripts that write words apart."""
 
-    def joined(left: str, right: str) -> bool:
-        return all(char.isalnum() and unicodedata.east_asian_width(char) not in "WF" for char in (left, right))
-
-    before = start > 0 and joined(text[start - 1], text[start])
-    return before or (end < len(text) and joined(text[end - 1], text[end]))
+    before = start > 0 and _joined(text[start - 1], text[start])
+    return before or (end < len(text) and _joined(text[end - 1], text[end]))
 
 
 def _refuse_padding(row: dict[str, Any], row_id: str, tokenizer: Any) -> None:
@@ -345,7 +366,7 @@ def _find_post(row: dict[str, Any], prompt: str, row_id: str, token_bytes: Token
             said = f"post_span {span} of the decoded prompt is not the post"
             raise RowRefused(row_id, said, "post_span is not where the post stands")
         return span[0], span[1]
-    starts = list(_places(post, prompt))
+    starts = list(places_of(post, prompt))
     if not starts:
         why, reason = "was it cut or rewritten before generation?", "the post is not in the prompt"
         if rules := token_bytes.rules():
@@ -364,7 +385,7 @@ def _find_post(row: dict[str, Any], prompt: str, row_id: str, token_bytes: Token
     return start, start + len(post)
 
 
-def _places(part: str, text: str) -> Iterator[int]:
+def places_of(part: str, text: str) -> Iterator[int]:
     """Every start of ``part`` in ``text``, overlapping ones too, in linear time (Knuth, Morris and Pratt 1977)."""
     borders, k = [0] * len(part), 0
     for i in range(1, len(part)):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from probes.errors import ProbeInputError
-from probes.foreign import Fields, foreign_code
+from probes.foreign import Fields, foreign_code, plain
 from probes.models.adapter import refuse_keys, with_adapter
-from probes.models.directory import ADAPTER_FILES, ADAPTER_WEIGHTS, Tensor, check_model, check_size, locate
+from probes.models.directory import ADAPTER_FILES, ADAPTER_WEIGHTS, DTYPES, Tensor, check_model, check_size, locate
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -32,7 +34,8 @@ def load_model(
         raise ProbeInputError(f"dtype {dtype!r}: not one of {', '.join(_DTYPES)}")
     directory = locate(model_dir)
     adapter = None if adapter is None else locate(adapter, ADAPTER_FILES)
-    config = _config(directory, check_model(directory), adapter)
+    tensors = check_model(directory)
+    config = _config(directory, tensors, adapter)
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -51,12 +54,46 @@ def load_model(
             transformers.utils.logging.enable_progress_bar()
     keys = {name: sorted(str(key) for key in info.get(name, ())) for name in ("missing_keys", "unexpected_keys")}
     refuse_keys(model_dir, keys)
+    _check_weights(directory, model, tensors)
     if adapter is not None:
         model, keys = with_adapter(model, adapter)
         if merge:
             with foreign_code(adapter, "cannot merge this PEFT adapter"):
                 model = model.merge_and_unload(safe_merge=True)
     return model.eval(), keys
+
+
+def _check_weights(directory: Path, model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ``ProbeInputError`` where two tensors of the files are one weight of the model, or one holds no weights.
+
+    transformers reads ``norm.weight``, ``model.norm.weight`` and ``model.model.norm.weight`` as one, and older names as
+    newer ones; which of them it takes it does not say.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    prefix = f"{model.base_model_prefix}."
+
+    def bare(name: str) -> str:
+        while len(prefix) > 1 and name.startswith(prefix):
+            name = name.removeprefix(prefix)
+        return name
+
+    with foreign_code(directory, "cannot tell which tensor is which weight"):
+        # What a converter joins (experts, halves of a matrix) is several tensors by right.
+        rules = [one for one in get_model_conversion_mapping(model) if not isinstance(one, WeightConverter)]
+        own, parameters = Counter(map(bare, model.state_dict())), {bare(name) for name, _ in model.named_parameters()}
+        found: dict[str, str] = {}
+        for name in tensors:
+            weight = name
+            for rule in rules:
+                weight, _ = rule.rename_source_key(weight)
+            weight = bare(weight) if own[bare(weight)] < 2 else weight
+            if (other := found.setdefault(weight, name)) != name:
+                said = f"{plain(other, 120)} and {plain(name, 120)} are one weight of this model"
+                raise ProbeInputError(f"{directory}: {said}; remove the one that is not meant")
+            if (kind := tensors[name].dtype) not in DTYPES and bare(weight) in parameters:
+                raise ProbeInputError(f"{directory}: {plain(name, 120)} holds {kind}, which are no weights")
 
 
 def _config(directory: Path, tensors: dict[str, Tensor], adapter: Path | None) -> Any:

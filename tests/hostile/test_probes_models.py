@@ -104,6 +104,15 @@ MODELS = {
         lambda m: edit(m / "config.json", _attn_implementation="evil/kernel"), r"names code on the Hub"),
     "an adapter in place of a model": (
         lambda m: shutil.copy(m.parent / "adapter" / "adapter_config.json", m), r"is a PEFT adapter .*--adapter"),
+    "a weight twice, once more within the model": (
+        lambda m: _tensor(m / "model.safetensors", **{"model.model.norm.weight": torch.full((64,), 7.0)}),
+        r"model\.model\.norm\.weight and model\.norm\.weight are one weight of this model"),
+    "a weight twice, once without the model": (
+        lambda m: _tensor(m / "model.safetensors", **{"norm.weight": torch.full((64,), 7.0)}),
+        r"norm\.weight are one weight of this model"),
+    "a weight of whole numbers": (
+        lambda m: _tensor(m / "model.safetensors", **{"model.norm.weight": torch.full((64,), 7)}),
+        r"model\.norm\.weight holds I64, which are no weights"),
     "GGUF": (_gguf, r"a GGUF directory"),
     "bitsandbytes": (
         lambda m: edit(m / "config.json", quantization_config={"load_in_4bit": True}), r"quantised .*bitsandbytes"),

@@ -37,6 +37,20 @@ ATTACKS = {
     "501 labels": (yaml.safe_dump(with_labels({f"k{n}": {} for n in range(501)})), "2 to 500 keys"),
     "a label of control characters": ('tasks: {mood: {kind: single, question: {en: "?"}, sentence: {en: "{}"}, labels: '
                                       '{a: {name: {en: "\\x1b]0;x\\x07"}}, b: {}}}}', "control character"),
+    "a label that turns what follows": (
+        yaml.safe_dump(with_labels({"a": {"name": {"en": "\u202ehgih"}}, "b": {}})), r"U\+202E, which nobody sees"),
+    "a label with a space of no width": (
+        yaml.safe_dump(with_labels({"high": {}, "hi\u200bgh": {}})), "what nobody sees"),
+    "a question with a direction mark": (
+        yaml.safe_dump(with_labels(MOOD["labels"], question={"en": "is it\u2066 so?"})), r"U\+2066, which nobody sees"),
+    "two labels apart by a joiner": (
+        yaml.safe_dump(with_labels({"high": {}, "hi\u200dgh": {}})), "are one sentence"),
+    "two labels apart by a variation selector": (
+        yaml.safe_dump(with_labels({"high": {}, "high\ufe0f": {}})), "are one sentence"),
+    "two labels apart by a blank letter": (
+        yaml.safe_dump(with_labels({"high": {}, "h\u3164igh": {}})), "are one sentence"),
+    "two labels apart by their width": (
+        yaml.safe_dump(with_labels({"high": {}, "\uff48\uff49\uff47\uff48": {}})), "are one sentence"),
     "half a pair": ('tasks: {mood: {kind: single, question: {en: "\\ud83d"}, labels: {a: {}, b: {}}}}', "surrogate"),
     "infinity": ("tasks: .inf", "must be a mapping"),
     "a date": ("tasks: {mood: {kind: single, question: {en: x}, labels: {2020-01-01: {}, b: {}}}}", "quotes"),

@@ -13,6 +13,7 @@ import numpy as np
 
 ACCEPT = 0.7
 _EXACT_ABOVE = 1000  # characters: alignment takes the product of both lengths, and nobody quotes so much with changes
+MOST_CELLS = 20_000_000  # a quote of 400 characters in a post of 50,000
 _EXACT_BELOW = 4  # characters: so short a quote is too easily near something
 _QUOTES = re.compile(r"“([^“”]+)”|「([^「」]+)」|『([^『』]+)』|‘([^‘’]+)’|\"([^\"]+)\"|(?<!\w)'([^']+)'(?!\w)")
 _GAP = re.compile(r"…+|\.{3,}|。{3,}")
@@ -45,7 +46,13 @@ def similarity(quote: str, post: str) -> float:
 def _similarity(part: str, text: str) -> float:
     if part in text:
         return 1.0
-    if not _EXACT_BELOW <= len(part) <= _EXACT_ABOVE or not text:
+    return aligned(part, text) if len(part) >= _EXACT_BELOW else 0.0
+
+
+def aligned(part: str, text: str) -> float:
+    """The best local alignment of what ``reduce`` gave, from 0 to 1; 0 where the part is longer than any quote, or the
+    product of both lengths, which is the time that it takes, is beyond reason."""
+    if not part or not text or len(part) > _EXACT_ABOVE or len(part) * len(text) > MOST_CELLS:
         return 0.0
     post = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     steps = np.arange(1, len(post) + 1)

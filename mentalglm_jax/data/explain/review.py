@@ -27,6 +27,7 @@ from mentalglm_jax.data.tables import read_named_rows
 from mentalglm_jax.errors import InputError, install
 from mentalglm_jax.files import working_in, write_json, write_text
 from mentalglm_jax.foreign import parse_json, read_text
+from mentalglm_jax.markdown import seen
 from mentalglm_jax.text import tasks
 
 SCALES = ("consistency", "reliability", "professionality", "overall")
@@ -132,8 +133,9 @@ def render_form(sample: Sequence[Record], language: str, labels_by: Origin = "ex
     if language not in known:
         raise InputError(f"review form: no language {language!r}; available: {', '.join(known)}")
     words = known[language]
-    items = [{"id": r.id, "task": r.task, "post": r.post, "question": r.question, "explanation": r.explanation,
-              "label": tasks.get_task(r.task).sentence(r.gold, r.language)} for r in sample]  # fmt: skip
+    items = [{"id": r.id, "task": r.task, "post": seen(r.post), "question": seen(r.question),
+              "explanation": seen(r.explanation or ""),
+              "label": seen(tasks.get_task(r.task).sentence(r.gold, r.language))} for r in sample]  # fmt: skip
     said = {name: words[name] for name in ("saved", "unsaved", "name_first")}
     data = json.dumps({"form": form_id(sample), "scales": SCALES, "items": items, "words": said,
                        "formula": FORMULA, "value": VALUE}, ensure_ascii=False)  # fmt: skip

@@ -1,0 +1,183 @@
+"""Answers, explanations and posts that are made to take the square of their length: of time, or of memory."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mentalglm_jax.data.rationales import iter_cnsd
+from mentalglm_jax.data.records import MOST_SPANS, Record
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.evaluate.answers import Answer
+from mentalglm_jax.evaluate.explanations import explanation_scores, grounding, overlap
+from mentalglm_jax.text.thinking import spoken
+from probes.errors import ProbeInputError, RowRefused
+from probes.intake.labels import read_label
+from probes.intake.rows import MOST_CANDIDATES, MOST_RECORDS, Reader, lay, read_records
+from probes.models.encode import MOST_BYTES, MOST_TOKENS, encode
+from probes.models.token_bytes import TokenBytes
+from tests.hostile.test_probes_growth import held_at_most
+from tests.probes.tiny import make_tokenizer
+
+ROW = {"id": "x", "post": "a post", "prompt_ids": [], "output_ids": []}
+POST = {"id": "a", "task": "depression_risk", "language": "en", "question": "q", "label": "yes"}
+
+
+@pytest.fixture(scope="module")
+def tokens() -> TokenBytes:
+    return TokenBytes(make_tokenizer(["a b"], 300))
+
+
+def grows(work: Callable[[int], object], short: int = 2000) -> None:
+    """Four times the text, at most eight times the time (a square would be sixteen)."""
+
+    def seconds(length: int) -> float:
+        began = time.process_time()
+        work(length)
+        return time.process_time() - began
+
+    first = min(seconds(short) for _ in range(2))
+    assert seconds(4 * short) < 8 * first + 0.1
+
+
+SPOKEN = {
+    "spaces inside what wraps an answer": lambda n: "<answer>a" + " " * 4 * n + "b",
+    "answers that are opened": lambda n: "<answer>" * n,
+    "thoughts that are opened": lambda n: "<think a" * n,
+    "thoughts that end": lambda n: "</think>" * n,
+}
+
+
+@pytest.mark.parametrize("attack", SPOKEN)
+def test_an_answer_is_found_in_linear_time(attack):
+    grows(lambda n: spoken(SPOKEN[attack](n)), 8000)
+
+
+ROWS: dict[str, Callable[[int], tuple[str, str]]] = {
+    "thoughts that end before a label": lambda n: ("</think>" * n + "high", "high"),
+    "a label of equal letters": lambda n: ("a" * 4 * n, "a" * 2 * n),
+    "a label that stands in every word": lambda n: ("xhighx " * n + "high", "high"),
+}
+
+
+@pytest.mark.parametrize("attack", ROWS)
+def test_a_row_is_laid_out_in_linear_time(attack, tokens):
+    def work(n: int) -> None:
+        _, label = ROWS[attack](n)
+        encode(rows[n] | {"label_text": label}, tokens)
+
+    prompt = tokens.encode("a post")
+    rows = {n: ROW | {"prompt_ids": prompt, "output_ids": tokens.encode(ROWS[attack](n)[0])} for n in (1000, 4000)}
+    grows(work, 1000)
+
+
+LABELS: dict[str, Callable[[int], tuple[str, dict[str, str]]]] = {
+    "equal letters that are nearly a label": lambda n: ("a" * 4 * n, {"x": "a" * 2 * n + "b"}),
+    "equal letters that are a label in a word": lambda n: ("a" * 4 * n, {"x": "a" * 2 * n}),
+    "letters without case": lambda n: ("难" * 4 * n, {"x": "难" * 2 * n + "b"}),
+}
+
+
+@pytest.mark.parametrize("attack", LABELS)
+def test_a_label_is_read_in_linear_time(attack):
+    grows(lambda n: read_label(*LABELS[attack](n)), 1000)
+
+
+class _Reader(Reader):
+    """Of ``probes rows``, without a model directory."""
+
+    def __init__(self, tokens: TokenBytes) -> None:
+        self.token_bytes, self.template, self.name = tokens, None, "it"
+
+
+def test_candidates_without_end(tokens):
+    one = {"prompt": "a post", "post": "a post", "answer": "x", "candidates": {str(n): "b" for n in range(2000)}}
+    with pytest.raises(ProbeInputError, match=f"record '1': 2000 candidates, at most {MOST_CANDIDATES}"):
+        lay(_Reader(tokens), [one])
+    many = one | {"answer": "x" * 60_000, "candidates": {str(n): "b" for n in range(900)}}
+    with pytest.raises(ProbeInputError, match="an answer of 60000 characters with 900 candidates is too long"):
+        lay(_Reader(tokens), [many])
+
+
+def test_more_tokens_than_any_model_reads(tokens):
+    with pytest.raises(RowRefused, match=f"{MOST_TOKENS + 1} tokens, which no model reads"):
+        encode(ROW | {"prompt_ids": [1], "output_ids": [1] * MOST_TOKENS}, tokens)
+
+
+def test_a_token_that_is_a_book(tokens):
+    """Two files: a tokenizer with a long token, and a row that says it often."""
+    tokenizer = make_tokenizer(["a b"], 300)
+    tokenizer.add_tokens(["b" * 50_000])
+    long = TokenBytes(tokenizer)
+    ids = [tokenizer.convert_tokens_to_ids("b" * 50_000)] * 2000
+    with held_at_most(300), pytest.raises(RowRefused, match=f"bytes of text, at most {MOST_BYTES} are read"):
+        encode(ROW | {"prompt_ids": long.encode("a post"), "output_ids": ids}, long)
+
+
+def test_a_table_of_endless_rows(tmp_path):
+    """Two bytes a row, two kilobytes of memory."""
+    (tmp_path / "posts.txt").write_text("a\n" * (MOST_RECORDS + 1))
+    with pytest.raises(ProbeInputError, match=rf"posts\.txt: more than {MOST_RECORDS} records"):
+        read_records(tmp_path / "posts.txt")
+
+
+def _answer(post: str, explanation: str, **more: Any) -> Answer:
+    return Answer(Record(post=post, **POST | more), ("yes",), explanation, "ok")
+
+
+def test_quotes_as_long_as_the_post():
+    """Each letter of the one was compared with each of the other."""
+    post, quote = "ab" * 100_000, "cd" * 100_000
+    assert grounding(quote, post) == 0
+    assert grounding(post[:150_000], post) == 1
+    found = explanation_scores([_answer(post, " ".join(f"“{quote[:900]}{n}”" for n in range(3000)))])
+    assert found["quotes_grounded_rate"] == 0 and found["with_quote_rate"] == 1
+
+
+def test_references_as_long_as_books():
+    """ROUGE-L keeps a table of the product of both lengths: here 12 GB."""
+    with held_at_most(200):
+        found = overlap([("a b " * 20_000, "b c " * 20_000)], "en")["word"]
+    assert 0.4 < found["rouge1"] < 0.6
+
+
+@pytest.mark.parametrize("name", ["cues", "decoys", "rationales"])
+def test_cues_that_are_the_post_again_and_again(name, tokens):
+    post = "难过" * 5000
+    spans = [[at, len(post)] for at in range(900)]
+    with pytest.raises(InputError, match=rf"record 'a': {name}: 900 spans; at most"):
+        Record.from_dict(POST | {"post": post, name: spans})
+    with pytest.raises(InputError, match=rf"record 'a': {name}: {MOST_SPANS + 1} spans"):
+        Record.from_dict(POST | {"post": post, name: [[0, 1]] * (MOST_SPANS + 1)})
+    row = ROW | {"post": post, "prompt_ids": tokens.encode(post), "output_ids": tokens.encode("high"), name: spans}
+    with pytest.raises(RowRefused, match=f"'{name}' marks the post more than 100 times over"):
+        encode(row, tokens)
+
+
+def _users(folder: Path, given: str, said: str) -> Path:
+    text = json.dumps({"1": {"inpput": given, "output": said}}, ensure_ascii=False)
+    (folder / "CNSD_dataset.json").write_text(text, "utf-8")
+    return folder
+
+
+ANALYSES: dict[str, Callable[[int], str]] = {
+    "a verdict far away": lambda n: "答案：" + " " * 4 * n + "答案：是",
+    "evidence that never closes": lambda n: "答案：是" + "text_1[" * n,
+    "digits without end": lambda n: "答案：是 text_" + "1" * 4 * n,
+}
+
+
+@pytest.mark.parametrize("attack", ANALYSES)
+def test_an_analysis_is_read_in_linear_time(attack, tmp_path):
+    make = ANALYSES[attack]
+    grows(lambda n: list(iter_cnsd(_users(tmp_path, "text_1: 难过", make(n)))), 8000)
+
+
+def test_an_analysis_that_names_phrases_without_end(tmp_path):
+    with pytest.raises(InputError, match="user '1', field 'output': names more than 1000 phrases"):
+        list(iter_cnsd(_users(tmp_path, "text_1: 难过", "答案：是" + "text_1[开心]" * 2000)))
