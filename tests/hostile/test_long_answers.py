@@ -13,6 +13,7 @@ import pytest
 from mentalglm_jax.data.rationales import iter_cnsd
 from mentalglm_jax.data.records import MOST_SPANS, Record
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.evaluate import explanations
 from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.explanations import explanation_scores, grounding, overlap
 from mentalglm_jax.text.thinking import spoken
@@ -25,7 +26,7 @@ from tests.hostile.test_probes_growth import held_at_most
 from tests.probes.tiny import make_tokenizer
 
 ROW = {"id": "x", "post": "a post", "prompt_ids": [], "output_ids": []}
-POST = {"id": "a", "task": "depression_risk", "language": "en", "question": "q", "label": "yes"}
+POST = {"id": "a", "task": "suicide_risk", "language": "en", "question": "q", "label": "high"}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_a_table_of_endless_rows(tmp_path):
 
 
 def _answer(post: str, explanation: str, **more: Any) -> Answer:
-    return Answer(Record(post=post, **POST | more), ("yes",), explanation, "ok")
+    return Answer(Record(post=post, **POST | more), ("high",), explanation, "ok")
 
 
 def test_quotes_as_long_as_the_post():
@@ -139,9 +140,10 @@ def test_quotes_as_long_as_the_post():
     assert found["quotes_grounded_rate"] == 0 and found["with_quote_rate"] == 1
 
 
-def test_references_as_long_as_books():
-    """ROUGE-L keeps a table of the product of both lengths: here 12 GB."""
-    with held_at_most(200):
+def test_references_as_long_as_books(monkeypatch):
+    """ROUGE-L keeps a table of the product of both lengths: here 12 GB, were it not for the bound."""
+    monkeypatch.setattr(explanations, "MOST_UNITS", 100)
+    with held_at_most(50):
         found = overlap([("a b " * 20_000, "b c " * 20_000)], "en")["word"]
     assert 0.4 < found["rouge1"] < 0.6
 
