@@ -37,7 +37,9 @@ def test_the_review_form_names_them(attack):
     mark = HIDDEN[attack]
     sample = records(2, post=f"a{mark}b\n{{}}", explanation=f"because{mark}")
     page = render_form(sample, "en")
-    data = json.loads(re.search(r'id="data"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
+    held = re.search(r'id="data"[^>]*>(.*?)</script>', page, re.DOTALL)
+    assert held is not None
+    data = json.loads(held[1])
     for item, record in zip(data["items"], sample, strict=True):
         assert item["id"] == record.id and not any(map(hidden, item["post"] + item["explanation"]))
         assert item["post"].startswith(f"a[U+{ord(mark):04X}]b\n")

@@ -52,7 +52,7 @@ def test_nothing_of_the_data_is_markup(language):
     found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
     assert found is not None
     data = json.loads(found[1])
-    assert data["items"][0]["post"] == ATTACK and data["scales"] == list(SCALES)
+    assert data["items"][0]["post"] == ATTACK.replace("\u2028", "[U+2028]") and data["scales"] == list(SCALES)
     assert page.count('type="radio"') == 16
 
 
