@@ -20,7 +20,8 @@ from mentalglm_jax.text.thinking import spoken
 from probes.errors import ProbeInputError, RowRefused
 from probes.intake.labels import read_label
 from probes.intake.rows import MOST_CANDIDATES, MOST_RECORDS, Reader, lay, read_records
-from probes.models.encode import MOST_BYTES, MOST_TOKENS, encode
+from probes.models.encode import MOST_BYTES, MOST_TOKENS, _find_label, encode
+from probes.models.encode import _answer as _answer_of
 from probes.models.token_bytes import TokenBytes
 from tests.hostile.test_probes_growth import held_at_most
 from tests.probes.tiny import make_tokenizer
@@ -59,22 +60,15 @@ def test_an_answer_is_found_in_linear_time(attack):
     grows(lambda n: spoken(SPOKEN[attack](n)), 8000)
 
 
-ROWS: dict[str, Callable[[int], tuple[str, str]]] = {
-    "thoughts that end before a label": lambda n: ("</think>" * n + "high", "high"),
-    "a label of equal letters": lambda n: ("a" * 4 * n, "a" * 2 * n),
-    "a label that stands in every word": lambda n: ("xhighx " * n + "high", "high"),
+LAID: dict[str, Callable[[int], object]] = {
+    "thoughts that end before a label": lambda n: _answer_of({"label_text": "high"}, "p" + "</think>" * n + "high", 1),
+    "a label of equal letters": lambda n: _find_label("a" * 2 * n, "a" * n, 0, "x"),
 }
 
 
-@pytest.mark.parametrize("attack", ROWS)
-def test_a_row_is_laid_out_in_linear_time(attack, tokens):
-    def work(n: int) -> None:
-        _, label = ROWS[attack](n)
-        encode(rows[n] | {"label_text": label}, tokens)
-
-    prompt = tokens.encode("a post")
-    rows = {n: ROW | {"prompt_ids": prompt, "output_ids": tokens.encode(ROWS[attack](n)[0])} for n in (1000, 4000)}
-    grows(work, 1000)
+@pytest.mark.parametrize("attack", LAID)
+def test_a_row_is_laid_out_in_linear_time(attack):
+    grows(LAID[attack], 8000)
 
 
 LABELS: dict[str, Callable[[int], tuple[str, dict[str, str]]]] = {
