@@ -49,7 +49,7 @@ test-quick: $(VENV)/.installed-dev  ## two minutes of them, while you write: no 
 test-all: $(VENV)/.installed-dev  ## the slow tests too (two fresh environments, long runs)
 	@XLA_FLAGS= $(PYTEST) -m "not gpu and not tpu and not clients" $(ARGS)
 
-test-clients: $(CLIENTS)/.installed-clients  ## llama.cpp, PEFT and lm-eval on what is written here, in .venv-clients
+test-clients: $(CLIENTS)/.installed-clients  ## llama.cpp, PEFT, lm-eval, LIME, SHAP and Inseq on what is written here, in .venv-clients
 	@$(CLIENTS)/bin/python -m pytest -m clients --ignore tests/clients/test_vllm.py -p no:cacheprovider $(ARGS) tests/clients
 
 test-vllm: $(VLLM)/.installed-vllm  ## vLLM on what is written here, in .venv-vllm (3.4 GB, by hand)

@@ -93,7 +93,7 @@ def shap_scores(one: Asked, samples: int, seed: int) -> np.ndarray:
     def cut(text: str, **_: Any) -> dict[str, Any]:
         return {"input_ids": [text[a:b] for a, b in words_of(text)], "offset_mapping": words_of(text)}
 
-    masker = shap.maskers.Text(cut, mask_token="...", collapse_mask_token=False)
+    masker = shap.maskers.Text(cut, mask_token="... ", collapse_mask_token=False)  # apart from the word after it
     explain = shap.Explainer(lambda texts: one.odds(list(texts)), masker, seed=seed)
     evaluations = max(samples, 2 * len(one.words) + 1)
     values = np.asarray(explain([one.example.post], max_evals=evaluations, silent=True).values[0]).ravel()

@@ -10,6 +10,7 @@ from mentalglm_jax.data.rationales import iter_irf
 from probes.intake.rows import Reader
 from probes.probe import Probe
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 POST = "we ate, and nobody came to see me; nobody asked"
 
 
@@ -33,7 +34,6 @@ def test_lime_and_shap_find_what_a_model_adds_up():
     assert len({value for value, word in zip(lime, words, strict=True) if word == "nobody"}) == 1
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_the_benchmark_runs_whole_beside_all_three(tmp_path):
     records = list(iter_irf(irf.twin(tmp_path, 60)))
     model = irf.trained([one for one in records if one.split == "train"], tmp_path / "model", 20, 0)
