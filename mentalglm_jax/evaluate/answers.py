@@ -19,7 +19,7 @@ from mentalglm_jax.data.surrogates import whole_texts
 from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.calibrated import scaling_of
-from mentalglm_jax.foreign import parse_json
+from mentalglm_jax.foreign import Fields, parse_json
 from mentalglm_jax.text import tasks
 
 # The label log-probability reading of a multi-label task takes the most probable label and all others from here on.
@@ -32,6 +32,7 @@ class Answer:
 
     ``probabilities`` (of the task's labels, in label-table order, summing to 1) are known in the label
     log-probability reading only; ``calibrated`` are those after the scaling that the row says (``calibrated.py``).
+    ``by`` is the fingerprint of the model that answered, where the row says it.
     """
 
     record: Record
@@ -40,6 +41,7 @@ class Answer:
     status: str
     probabilities: tuple[float, ...] | None = None
     calibrated: tuple[float, ...] | None = None
+    by: str | None = None
 
 
 def read_generations(path: str | Path) -> list[dict[str, Any]]:
@@ -96,7 +98,12 @@ def generated(row: Mapping[str, Any]) -> Answer:
     explanation = row.get("parsed_explanation")
     if explanation is not None and not isinstance(explanation, str):
         raise InputError(f"record {record.id!r}: parsed_explanation is {type(explanation).__name__}, not text or null")
-    return Answer(record, labels, explanation, str(row.get("parse_status", "")))
+    return Answer(record, labels, explanation, str(row.get("parse_status", "")), by=_by(row))
+
+
+def _by(row: Mapping[str, Any]) -> str | None:
+    """Raises: InputError."""
+    return Fields(row, f"record {row.get('id')!r}").text("answered_by", None, 80)
 
 
 def scored(row: Mapping[str, Any], threshold: float = THRESHOLD) -> Answer:
@@ -125,7 +132,7 @@ def scored(row: Mapping[str, Any], threshold: float = THRESHOLD) -> Answer:
     chosen = [key for place, key in enumerate(task.keys)
               if place == best or (task.arity == "multi" and probabilities[place] >= threshold)]  # fmt: skip
     calibrated = None if scaling is None else tuple(scaling.probabilities(values).tolist())
-    return Answer(record, tuple(chosen), None, "scored", tuple(probabilities.tolist()), calibrated)
+    return Answer(record, tuple(chosen), None, "scored", tuple(probabilities.tolist()), calibrated, _by(row))
 
 
 def softmax(scores: Float[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
@@ -138,11 +145,16 @@ def expected_records(*readings: Iterable[Answer]) -> list[Record]:
     """The records answered in any reading of one system, each once: what is not in one of them is missing there.
 
     Raises:
-        InputError: two readings state different tasks, posts or gold labels for one id.
+        InputError: two readings state different tasks, posts or gold labels for one id, or are of two models.
     """
     found: dict[str, Record] = {}
+    models: dict[str, str] = {}
     for answer in itertools.chain(*readings):
         one, other = found.setdefault(answer.record.id, answer.record), answer.record
+        if answer.by is not None and models.setdefault(one.id, answer.by) != answer.by:
+            raise InputError(f"record {one.id!r}: its parsed answer is of another model than its label-scored one "
+                             f"({models[one.id]} and {answer.by}); make both with one `mentalglm evaluate MODEL --out "
+                             "DIR`")  # fmt: skip
         if (one.task, one.post, one.gold) != (other.task, other.post, other.gold):
             raise InputError(f"record {one.id!r}: its parsed and its label-scored answer have different tasks, posts "
                              "or gold labels; make both with one `mentalglm evaluate MODEL --out DIR`")  # fmt: skip

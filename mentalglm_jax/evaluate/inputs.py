@@ -18,6 +18,7 @@ from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
 from mentalglm_jax.evaluate.calibrated import Scaling
 from mentalglm_jax.evaluate.readings import score_records
 from mentalglm_jax.inference.generate import forget_partial, generate_records
+from mentalglm_jax.model.fingerprint import model_fingerprint
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
@@ -100,14 +101,14 @@ def answer_records(
     Raises:
         InputError, RunError: as ``generate_records`` and ``score_records``.
     """
-    stage = progress if progress is not None else lambda name: None
+    stage, fingerprint = progress if progress is not None else lambda name: None, model_fingerprint(model)
     rows = generate_records(model, tokenizer, records, out_path=out / GENERATIONS, max_new_tokens=max_new_tokens,
-                            batch_size=batch_size, system=system, keep_partial=True,
+                            batch_size=batch_size, system=system, keep_partial=True, fingerprint=fingerprint,
                             progress=stage("generate"))  # fmt: skip
     first = sum(tasks.explains_first(row["task"], row["language"], row["output_text"]) for row in rows)
     values = score_records(model, tokenizer, records, written=rows if 2 * first > len(rows) else None,
                            out_path=out / LABEL_SCORES, batch_size=batch_size, system=system, scalings=scalings,
-                           progress=stage("label log-probabilities"))  # fmt: skip
+                           fingerprint=fingerprint, progress=stage("label log-probabilities"))  # fmt: skip
     forget_partial(out / GENERATIONS)
     return Answers(rows, values)
 

@@ -33,6 +33,7 @@ def score_records(
     scalings: Mapping[str, Scaling] | None = None,
     out_path: str | Path | None = None,
     batch_size: int = 32,
+    fingerprint: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of ``label_scores.jsonl``: each record with ``label_logprobs``, label key to the log-probability of the
@@ -49,10 +50,12 @@ def score_records(
         scalings: of tasks (``read_scalings``); a row whose label is scored where its task's was fitted says that one
             as ``temperature`` and, for several labels, ``bias``.
         out_path: also written there.
+        fingerprint: of ``model``, which rows then name in ``answered_by`` (``generate_records``).
         progress: called with the numbers of records done and in all.
 
     Raises:
-        InputError: two records with one id, a record that ``written`` lacks, or a prompt beyond the model's context.
+        InputError: two records with one id, a record that ``written`` lacks or that another model than
+            ``fingerprint`` answered there, or a prompt beyond the model's context.
         RunError: ``out_path`` cannot be written.
         Interrupted, Preempted: in a run of several processes, a signal arrived at one of them.
     """
@@ -64,6 +67,11 @@ def score_records(
     answered = {row["id"] for row in written or ()}
     if written is not None and (missing := [record.id for record in records if record.id not in answered]):
         raise InputError(f"record {missing[0]!r}: no answer to score the label after; generate answers to all records")
+    others = [row for row in written or () if (row.get("answered_by") or fingerprint) != fingerprint]
+    if others and fingerprint:
+        raise InputError(f"record {others[0]['id']!r}: answered by another model than the one that labels are scored "
+                         f"with ({others[0]['answered_by']} and {fingerprint}); generate answers with "
+                         "this one")  # fmt: skip
     groups: dict[tuple[str, str, tasks.Order], list[int]] = {}
     for number, record in enumerate(records):
         order: tasks.Order = "explanation_first" if said.get(record.id) else "label_first"
@@ -83,6 +91,8 @@ def score_records(
             logprobs = {key: float(value) for key, value in zip(candidates, values, strict=True)}
             rows[number] = records[number].to_dict() | tasks.row_definition(task) | {
                 "label_logprobs": logprobs, "answer_order": order}  # fmt: skip
+            if fingerprint is not None:
+                rows[number]["answered_by"] = fingerprint
             if scaling is not None:
                 rows[number] |= scaling.to_dict()
         if progress is not None:

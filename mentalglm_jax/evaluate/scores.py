@@ -105,7 +105,7 @@ def against_floor(
     posts = [answer.record.post for answer in answers]
     return {
         "metrics": paired_bootstrap(task.arity, posts, gold, predicted, other, draws, seed, positive_place(task)),
-        "mcnemar": mcnemar((gold == predicted).all(axis=1), (gold == other).all(axis=1)),
+        "mcnemar": mcnemar((gold == predicted).all(axis=1), (gold == other).all(axis=1), posts),
     }
 
 
@@ -171,7 +171,7 @@ def compare(
             found.setdefault(name, {})[reading] = {
                 "n": len(left),
                 "metrics": paired_bootstrap(task.arity, posts, gold, predicted, other, draws, seed, positive),
-                "mcnemar": mcnemar((gold == predicted).all(axis=1), (gold == other).all(axis=1)),
+                "mcnemar": mcnemar((gold == predicted).all(axis=1), (gold == other).all(axis=1), posts),
             }
     if not found:
         raise InputError("nothing to compare: the two runs share no task in the same reading")

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
+from mentalglm_jax.data.splits import bare_post
 from mentalglm_jax.evaluate.metrics import averages, f1
 
 DRAWS = 1000
@@ -15,13 +16,21 @@ def _post_sums(
     posts: Sequence[str], gold: Bool[np.ndarray, "N C"], *predictions: Bool[np.ndarray, "N C"]
 ) -> list[Float[np.ndarray, "P 3 C"]]:
     """Per system: hits, predicted and gold counts of every class, summed over the rows of each distinct post."""
-    _, post_of = np.unique(np.asarray(posts, dtype=object), return_inverse=True)
+    post_of = _post_numbers(posts)
     found = []
     for predicted in predictions:
         sums = np.zeros((int(post_of.max()) + 1, 3, gold.shape[1]))
         np.add.at(sums, post_of, np.stack([gold & predicted, predicted, gold], axis=1))
         found.append(sums)
     return found
+
+
+def _post_numbers(posts: Sequence[str]) -> Int[np.ndarray, " N"]:
+    """Which post each row is of. Copies that differ in white space, width, case or marks are one post: rows that repeat
+    it say nothing new, and would make intervals narrow."""
+    texts, text_of = np.unique(np.asarray(posts, dtype=object), return_inverse=True)
+    numbers: dict[str, int] = {}
+    return np.asarray([numbers.setdefault(bare_post(text), len(numbers)) for text in texts], np.int64)[text_of]
 
 
 def _times(size: int, draws: int, seed: int) -> Iterator[Float[np.ndarray, "D P"]]:
@@ -85,17 +94,21 @@ def paired_bootstrap(
     return result
 
 
-def mcnemar(first_right: Bool[np.ndarray, " N"], second_right: Bool[np.ndarray, " N"]) -> dict[str, Any]:
-    """McNemar's test, exact: of the rows only one system has right, is each side equally likely (McNemar 1947)?
+def mcnemar(
+    first_right: Bool[np.ndarray, " N"], second_right: Bool[np.ndarray, " N"], posts: Sequence[str]
+) -> dict[str, Any]:
+    """McNemar's test, exact: of the posts that only one system has right, is each side equally likely (McNemar 1947)?
 
-    Rows count as independent; where a task asks several questions about a post, trust ``paired_bootstrap`` more.
+    A post counts once, for the system that has more of its rows right: where a task asks several questions about a
+    post, or a post is repeated, rows are not independent.
 
     Returns:
-        ``only_first``, ``only_second`` (rows) and the two-sided binomial ``p``.
+        ``only_first``, ``only_second`` (posts) and the two-sided binomial ``p``.
     """
     from scipy.stats import binomtest
 
-    only_first, only_second = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
+    ahead = np.bincount(_post_numbers(posts), weights=first_right.astype(float) - second_right)
+    only_first, only_second = int((ahead > 0).sum()), int((ahead < 0).sum())
     total = only_first + only_second
     p = float(binomtest(only_first, total, 0.5).pvalue) if total else 1.0
     return {"only_first": only_first, "only_second": only_second, "p": p}

@@ -15,7 +15,7 @@ from mentalglm_jax.data.records import Post
 from mentalglm_jax.devices.together import check_same, held_by_primary, on_primary, stopping_together
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import working_on, write_bytes, write_text
-from mentalglm_jax.foreign import first_line, parse_json, read_bytes
+from mentalglm_jax.foreign import Fields, first_line, parse_json, read_bytes
 from mentalglm_jax.inference.calibration import Calibration, fit_calibration, log_odds
 from mentalglm_jax.inference.decode import Progress, Sampling, batches, check_ids, default_room, generate_ids
 from mentalglm_jax.inference.scoring import explanation_ids, label_ids, score_labels
@@ -173,11 +173,13 @@ def generate_records(
     fingerprint: str | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Answers every record, or post without label, and writes ``out_path`` (``write_rows``), in the order given.
+    """Answers every record, or post without label, and writes ``out_path`` (``write_rows``), in the order given; a row
+    says in ``answered_by`` which model that was.
 
-    Finished batches are kept in ``<out_path>.partial``; after an interruption the same call goes on from there.
-    A record's draws depend on ``seed`` and its id only. Of several processes that share a model (``mesh_of``), all are
-    called with the same records, the primary one writes, and all return all rows.
+    The ids of finished batches are kept in ``<out_path>.partial``; after an interruption the same call goes on from
+    there. All else of a row is made anew, so that a label that was mended meanwhile is the mended one. A record's draws
+    depend on ``seed`` and its id only. Of several processes that share a model (``mesh_of``), all are called with the
+    same records, the primary one writes, and all return all rows.
 
     Args:
         system: a system turn before every post; None is the one of its task, if it has one.
@@ -198,12 +200,18 @@ def generate_records(
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     prompts, max_new_tokens = prompts_of(model, tokenizer, records, system, max_new_tokens)
     out_path = Path(out_path)
-    made_by = {"model": fingerprint or model_fingerprint(model), "sampling": dataclasses.asdict(sampling), "seed": seed,
+    by = fingerprint or model_fingerprint(model)
+    made_by = {"model": by, "sampling": dataclasses.asdict(sampling), "seed": seed,
                "max_new_tokens": max_new_tokens, "eos_ids": list(tokenizer.eos_ids)}  # fmt: skip
     partial = partial_file(out_path)
+
+    def row(record: Post, ids: list[int]) -> dict[str, Any]:
+        return generation_row(record, tokenizer, prompts[record.id], ids) | {"answered_by": by}
+
     with held_by_primary(lambda: working_on(out_path)):
-        left = on_primary(lambda: open_partial(partial, made_by))
-        rows = {i: row for i, row in left.items() if prompts.get(i) == row["prompt_ids"]}
+        left = on_primary(lambda: open_partial(partial, made_by, tokenizer.vocab_size))
+        rows = {record.id: row(record, left[record.id]["output_ids"]) for record in records
+                if record.id in left and left[record.id]["prompt_ids"] == prompts[record.id]}  # fmt: skip
         todo = [record for record in records if record.id not in rows]
         if progress is not None and rows:
             progress(len(rows), len(records))
@@ -214,9 +222,9 @@ def generate_records(
                 eos_ids=tokenizer.eos_ids, sampling=sampling, seed=seed, batch_size=batch_size,
                 vocab_limit=tokenizer.vocab_size
             ):  # fmt: skip
-                fresh = [generation_row(todo[i], tokenizer, prompts[todo[i].id], ids) for i, ids in batch]
+                fresh = [row(todo[i], ids) for i, ids in batch]
                 on_primary(lambda fresh=fresh: append_rows(partial, fresh))
-                rows |= {row["id"]: row for row in fresh}
+                rows |= {one["id"]: one for one in fresh}
                 if progress is not None:
                     progress(len(rows), len(records))
                 check()
@@ -292,8 +300,12 @@ def partial_file(out_path: Path) -> Path:
     return out_path.with_name(out_path.name + ".partial")
 
 
-def open_partial(path: Path, made_by: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows, by id, of unfinished work; the first line of its file says what made them."""
+_KEPT = ("id", "prompt_ids", "output_ids")
+_MOST_IDS, _MOST_ID = 1 << 22, (1 << 31) - 1
+
+
+def open_partial(path: Path, made_by: dict[str, Any], vocab_size: int) -> dict[str, dict[str, Any]]:
+    """``prompt_ids`` and ``output_ids`` of unfinished work, by id; the first line of its file says what made them."""
     header = (json.dumps({"made_by": made_by}) + "\n").encode()
     try:
         data = read_bytes(path, MAX_PARTIAL_BYTES) if path.exists() else b""
@@ -311,11 +323,18 @@ def open_partial(path: Path, made_by: dict[str, Any]) -> dict[str, dict[str, Any
             "or go on with the model and options it was begun with"
         )
     try:
-        rows = [parse_json(line, f"{path}:{number}") for number, line in enumerate(lines, start=2)]
-        if not all(isinstance(row, dict) and isinstance(row["id"], str) for row in rows):
-            raise TypeError("a row without an id")
-        return {row["id"]: row for row in rows if row["prompt_ids"]}
-    except (InputError, TypeError, KeyError) as error:
+        kept: dict[str, dict[str, Any]] = {}
+        for number, line in enumerate(lines, start=2):
+            where = f"{path}:{number}"
+            raw = parse_json(line, where)
+            if not isinstance(raw, dict):
+                raise InputError(f"{where}: not a row")
+            row = Fields(raw, where)
+            ids = {"prompt_ids": row.integers("prompt_ids", 0, _MOST_ID, most=_MOST_IDS),
+                   "output_ids": row.integers("output_ids", 0, vocab_size - 1, most=_MOST_IDS)}  # fmt: skip
+            kept[row.text("id")] = {key: list(value) for key, value in ids.items()}
+        return kept
+    except InputError as error:
         raise InputError(f"{path}: is damaged ({first_line(error)}); delete it to start over") from None
 
 
@@ -323,7 +342,7 @@ def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Adds finished rows to what ``open_partial`` opened. Raises: RunError where the file system refuses."""
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(_jsonl(rows))
+            file.write(_jsonl([{key: row[key] for key in _KEPT} for row in rows]))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

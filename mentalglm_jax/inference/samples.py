@@ -71,15 +71,22 @@ def generate_samples(
         raise InputError("samples need a temperature above 0: at 0 all answers to a post are one")
     prompts, max_new_tokens = prompts_of(model, tokenizer, posts, system, max_new_tokens)
     out_path = Path(out_path)
-    made_by = {"model": model_fingerprint(model), "sampling": dataclasses.asdict(sampling), "seed": seed,
+    by = model_fingerprint(model)
+    made_by = {"model": by, "sampling": dataclasses.asdict(sampling), "seed": seed,
                "max_new_tokens": max_new_tokens, "eos_ids": list(tokenizer.eos_ids), "samples": samples,
                "keep_label": keep_label}  # fmt: skip
     common: dict[str, Any] = {"eos_ids": tokenizer.eos_ids, "seed": seed, "vocab_limit": tokenizer.vocab_size}
     total = len(posts) * (samples + keep_label)
+
+    def row(post: Post, number: int, ids: list[int]) -> Row:
+        named = dataclasses.replace(post, id=_id(post, number))
+        return {**generation_row(named, tokenizer, prompts[post.id], ids), "sample": number, "answered_by": by}
+
     with held_by_primary(lambda: working_on(out_path)), stopping_together("generating") as check:
         partial = partial_file(out_path)
-        left = on_primary(lambda: open_partial(partial, made_by))
-        rows = {i: row for i, row in left.items() if _known(i, row, prompts)}
+        left = on_primary(lambda: open_partial(partial, made_by, tokenizer.vocab_size))
+        rows = {name: row(post, number, left[name]["output_ids"]) for post in posts for number in range(samples + 1)
+                if (name := _id(post, number)) in left and left[name]["prompt_ids"] == prompts[post.id]}  # fmt: skip
 
         def add(fresh: list[Row]) -> None:
             on_primary(lambda: append_rows(partial, fresh))
@@ -94,9 +101,12 @@ def generate_samples(
                 model, [prompts[post.id] for post in todo], [f"record {post.id!r}" for post in todo],
                 [0] * len(todo), max_new_tokens=max_new_tokens, sampling=Sampling(), batch_size=batch_size, **common
             ):  # fmt: skip
-                add([_row(todo[i], 0, tokenizer, prompts, ids) for i, ids in batch])
+                add([row(todo[i], 0, ids) for i, ids in batch])
         begun = {post.id: kept_ids(tokenizer, rows[_id(post, 0)]) if keep_label else [] for post in posts}
         drawn = [post for post in posts if begun[post.id] is not None]
+        for name in [name for post in posts for k in range(1, samples + 1) if (name := _id(post, k)) in rows
+                     and not _goes_on(rows[name], begun[post.id])]:  # fmt: skip
+            del rows[name]  # the label was read otherwise when it was drawn
         for length in sorted({len(begun[post.id] or ()) for post in drawn}):
             todo = [post for post in drawn if len(begun[post.id] or ()) == length
                     and not all(_id(post, k) in rows for k in range(1, samples + 1))]  # fmt: skip
@@ -108,8 +118,8 @@ def generate_samples(
                 [zlib.crc32(_id(post, k).encode()) for post in todo for k in range(1, samples + 1)], answers=samples,
                 max_new_tokens=max_new_tokens - length, sampling=sampling, batch_size=batch_size, **common
             ):  # fmt: skip
-                add([_row(todo[i // samples], i % samples + 1, tokenizer, prompts,
-                          [*(begun[todo[i // samples].id] or ()), *ids]) for i, ids in batch])  # fmt: skip
+                add([row(todo[i // samples], i % samples + 1, [*(begun[todo[i // samples].id] or ()), *ids])
+                     for i, ids in batch])  # fmt: skip
         kept, duplicates, other = _different(posts, rows, samples, keep_label)
         on_primary(lambda: write_rows(out_path, kept))
         forget_partial(out_path)
@@ -154,14 +164,9 @@ def _different(
     return kept, duplicates, other
 
 
-def _row(post: Post, number: int, tokenizer: GlmTokenizer, prompts: Mapping[str, list[int]], ids: list[int]) -> Row:
-    named = dataclasses.replace(post, id=_id(post, number))
-    return {**generation_row(named, tokenizer, prompts[post.id], ids), "sample": number}
-
-
 def _id(post: Post, number: int) -> str:
     return f"{post.id}#{number}"
 
 
-def _known(name: str, row: Row, prompts: Mapping[str, list[int]]) -> bool:
-    return prompts.get(name.rpartition("#")[0]) == row["prompt_ids"]
+def _goes_on(row: Row, begun: list[int] | None) -> bool:
+    return begun is not None and row["output_ids"][: len(begun)] == begun

@@ -9,7 +9,14 @@ from typing import Any
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import DIRECTORY, Fields, short
-from mentalglm_jax.model.relatives import NOT_HERE, RELATIVES, VISION, relative_fields, vision_fields
+from mentalglm_jax.model.relatives import (
+    NOT_HERE,
+    RELATIVES,
+    VISION,
+    refuse_other_layers,
+    relative_fields,
+    vision_fields,
+)
 from mentalglm_jax.model.rope import MOST_POSITIONS, read_scaling
 from mentalglm_jax.model.spellings import ROPE_BASE, rope_of
 
@@ -82,6 +89,7 @@ def _from_native(raw: Mapping[str, Any], read: Fields) -> dict[str, Any]:
         raise InputError(f"config.json: model_type {short(kind)} is not GLM-4 nor one of its relatives ({known})")
     if raw.get("hidden_act", "silu") != "silu":
         raise InputError(f"config.json: hidden_act {short(raw['hidden_act'])} is not supported (GLM-4 uses silu)")
+    refuse_other_layers(raw)
     rope = rope_of(raw)
     turned = Fields(rope, "config.json: rope_parameters")
     glm4 = (raw.get("model_type") or raw.get("architectures")) in ("glm4", ["Glm4ForCausalLM"])
@@ -110,6 +118,7 @@ def _from_chatglm(raw: Mapping[str, Any], read: Fields) -> dict[str, Any]:
                       ("apply_residual_connection_post_layernorm", False), ("original_rope", True)):  # fmt: skip
         if raw.get(key, only) is not only:
             raise InputError(f"config.json: {key} = {short(raw[key])} is not a GLM-4 model ({only!r} is)")
+    refuse_other_layers(raw)
     rope = rope_of(raw)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":

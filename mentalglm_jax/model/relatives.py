@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.foreign import Fields, short
+from mentalglm_jax.foreign import DIRECTORY, Fields, short
 from mentalglm_jax.model.rope import MOST_POSITIONS, read_scaling, written
 from mentalglm_jax.model.spellings import rope_of
 
@@ -28,9 +28,7 @@ NOT_HERE: dict[str, str] = {
                     "another kind of layer"),
 }  # fmt: skip
 # Keys of other computations that authors put beside a model type we know; transformers passes over them.
-ANOTHER_LAYER = ("use_qk_norm", "qk_norm", "qk_layernorm", "clip_qkv", "attn_logit_softcapping",
-                 "final_logit_softcapping", "logit_scale", "logits_scaling", "embedding_multiplier",
-                 "residual_multiplier", "attention_multiplier", "attention_sinks", "no_rope_layers")  # fmt: skip
+ANOTHER_LAYER: tuple[str, ...] = tuple(DIRECTORY["another_layer"])
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
 
 
@@ -116,11 +114,14 @@ def _refuse_others(kind: str, raw: Mapping[str, Any], read: Fields, rope: Mappin
                 f"config.json: partial_rotary_factor {short(place['partial_rotary_factor'])}: a {kind} model rotates "
                 "every dimension of a head"
             )
-    if nested := [key for key, value in rope.items() if isinstance(value, Mapping)]:
-        raise InputError(f"config.json: rope_parameters by kind of layer ({short(nested[0])}) are not supported")
     if experts := [key for key in EXPERTS if raw.get(key)]:
         raise InputError(f"config.json: {experts[0]} {short(raw[experts[0]])}: a mixture of experts, which this model "
                          "is not")  # fmt: skip
+    refuse_other_layers(raw)
+
+
+def refuse_other_layers(raw: Mapping[str, Any]) -> None:
+    """Raises InputError when a ``config.json`` asks for a computation that its model type does not name."""
     if others := [key for key in ANOTHER_LAYER if raw.get(key)]:
         raise InputError(f"config.json: {others[0]} {short(raw[others[0]])} asks for a layer that this model does not "
                          "have")  # fmt: skip
@@ -160,6 +161,7 @@ def vision_fields(kind: str, raw: Mapping[str, Any], sizes: Mapping[str, int]) -
         InputError: as ``relative_fields``.
     """
     text = Fields(raw, "config.json").mapping("text_config")
+    refuse_other_layers(text)
     read, rope = Fields(text, "config.json: text_config"), rope_of(text)
     turned = Fields(rope, "config.json: rope_parameters")
     if (stated := text.get("model_type", "glm4v_text")) != "glm4v_text":

@@ -24,8 +24,8 @@ def rope_of(raw: Mapping[str, Any]) -> dict[str, Any]:
     """What ``rope_scaling``, the older name, and ``rope_parameters`` say of the rotary positions.
 
     Raises:
-        InputError: one is no object, or they differ: transformers then follows the older one and drops the other, and
-            which of them was meant cannot be known.
+        InputError: one is no object or holds objects, or they differ: transformers then follows the older one and drops
+            the other, and which of them was meant cannot be known.
     """
     read = Fields(raw, "config.json")
     older, newer = ({**one, "rope_type": one.get("rope_type", one.get("type", "default"))} if one else {}
@@ -37,7 +37,10 @@ def rope_of(raw: Mapping[str, Any]) -> dict[str, Any]:
                     f"config.json: rope_scaling and rope_parameters differ in {short(key)}: {short(older.get(key))} "
                     f"and {short(newer.get(key))}; transformers follows rope_scaling; delete one of the two"
                 )
-    return {**older, **newer}
+    rope = {**older, **newer}
+    if nested := [key for key, value in rope.items() if isinstance(value, Mapping)]:
+        raise InputError(f"config.json: rope_parameters by kind of layer ({short(nested[0])}) are not supported")
+    return rope
 
 
 def llama_cpp_names(fields: Mapping[str, Any]) -> dict[str, Any]:

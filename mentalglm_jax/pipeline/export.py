@@ -81,6 +81,7 @@ def export_run(
     stage = stage or recipe.stages[-1].name
     if not job.adapter_dir(stage).is_dir():
         raise InputError(f"{job.adapter_dir(stage)}: no adapter; is stage {stage!r} of this run finished?")
+    job.check_unchanged(f"train {stage}")
     named = None if licence is None else licence_named(licence)
     if push is not None and not dry_run:
         on_primary(lambda: hub.prepare(push, public))  # before the work, not after it

@@ -48,7 +48,8 @@ from mentalglm_jax.model.lora import merge_lora, parameter_count
 from mentalglm_jax.pipeline.card import run_card
 from mentalglm_jax.pipeline.changes import nothing_left, outdated
 from mentalglm_jax.pipeline.data_stage import data_stage
-from mentalglm_jax.pipeline.run_dir import DEV_GENERATIONS, Run
+from mentalglm_jax.pipeline.kept import DEV_GENERATIONS, remove
+from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.pipeline.stage_data import chosen, stage_examples, start_adapter
 from mentalglm_jax.planning.plan import expected
 from mentalglm_jax.text import tasks
@@ -111,7 +112,7 @@ def run(
         if job.changed_from is not None and done and not job.reopened:
             raise nothing_left(job.changed_from, recipe)
         job.begin()
-        _go(job, reporter, _stages(recipe, until), evaluated=until is None)
+        _go(job, reporter, list(_stages(recipe, until)), evaluated=until is None)
         return job.result if until is not None else on_primary(lambda: _own_json(job.dir / "summary.json"))
 
 
@@ -136,11 +137,11 @@ def evaluate_run(directory: Path, reporter: Reporter, mesh: MeshSection | None =
         _go(job, reporter, stages)
 
 
-def _go(job: Run, reporter: Reporter, stages: Iterable[tuple[str, "Stage"]], evaluated: bool = False) -> None:
+def _go(job: Run, reporter: Reporter, stages: Sequence[tuple[str, "Stage"]], evaluated: bool = False) -> None:
     """Does what of ``stages`` is not finished. ``evaluated``: later ones evaluate, which some data do not allow."""
+    job.check_all_finished([name for name, _ in stages])
     for name, function in stages:
         if name in job.result:
-            job.check_finished(name)
             if name == "data" and evaluated and "summary" not in job.result:
                 job.check_evaluable()  # data that `mentalglm train` read
             continue
@@ -405,7 +406,7 @@ def _probed(job: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     section, values, where = job.recipe.generate, [], job.dir / LABEL_SCORES
     rows, found = _read_jsonl(job.dir / "generations.jsonl"), {}
-    on_primary(lambda: (job.dir / CALIBRATION).unlink(missing_ok=True))
+    on_primary(lambda: remove(job.dir, (CALIBRATION, LABEL_SCORES)))
     if section.label_scores:
         (model, fingerprint), tokenizer = job.load_merged(), job.tokenizer()
         first = job.recipe.answer_order == "explanation_first"
@@ -416,7 +417,7 @@ def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
             on_primary(lambda: write_scalings(job.dir, found))
         fair = {} if job.eval_split == "dev" else on_primary(lambda: read_scalings(job.dir))  # of other records
         values = score_records(model, tokenizer, _eval_records(job), out_path=where, progress=progress,
-                               written=rows if first else None, scalings=fair,
+                               written=rows if first else None, scalings=fair, fingerprint=fingerprint,
                                batch_size=section.batch_size)  # fmt: skip
 
     def report() -> list[str]:

@@ -20,11 +20,12 @@ from mentalglm_jax.devices.together import on_primary
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import LOCK, check_owned, left_over_of, write_json
 from mentalglm_jax.foreign import at_home, read_json, some
-from mentalglm_jax.model.fingerprint import model_fingerprint
+from mentalglm_jax.model.fingerprint import base_fingerprint, model_fingerprint
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.model.lora import merge_lora
 from mentalglm_jax.model.sharding import shard_model
 from mentalglm_jax.pipeline.changes import outdated, reopened
+from mentalglm_jax.pipeline.kept import OUTDATED, check_unchanged, digests, remove
 from mentalglm_jax.text.tasks import TASKS_FILE, add_tasks_beside, added_tasks, tasks_in, write_tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.checkpoint import differences, few
@@ -38,7 +39,6 @@ _ADAPTER = rf"adapter/(?:adapter_config\.json|adapter_model\.safetensors|{_BESID
 _TRAINED = (
     rf"(?:(?:checkpoints|tensorboard|profile|wandb)/.+|(?:metrics|evaluation)\.jsonl|reference\.safetensors|{_ADAPTER})"
 )
-DEV_GENERATIONS = "dev_generations.jsonl"  # of a model that explains first, for its calibration
 _GENERATED = r"(?:dev_)?generations\.jsonl(?:\.partial)?"
 _PROBED = r"probes/(?:cache/.+|[^/]+\.(?:json|jsonl|parquet|csv|html))"
 _FILES = (
@@ -172,7 +172,7 @@ class Run:
         self.allow_changed, self.profile, self.say = allow_changed, profile, say
         self._file = self.dir / "run.json"
         wanted = what_it_is(recipe)
-        self._state: dict[str, Any] = {"recipe": wanted, "stages": {}}
+        self._state: dict[str, Any] = {"recipe": wanted, "stages": {}, "base": {}}
         self.changed_from: Recipe | None = None  # the recipe until now, where it was another
         self.reopened: list[str] = []
         self._known = self._read()
@@ -196,6 +196,7 @@ class Run:
                 raise InputError(f"{links[0]}: is a link, and a run writes and deletes in its own directory only; put "
                                  "the files themselves there, or choose another run_dir")  # fmt: skip
             self._state["stages"] = dict(self._known["stages"])
+            self._state["base"] = dict(self._known["base"])
             if differing:
                 self._change()
         elif self.dir.exists() and (there := [name for name in os.listdir(self.dir) if not _passing(name)]):
@@ -247,10 +248,7 @@ class Run:
         """Notes that what these stages made, or began, is out of date; they will be done again."""
         if "train control" in names:  # it began from an adapter that will be another one
             on_primary(lambda: clear(self.dir, "control"))
-        if "generate" in names:
-            on_primary(lambda: (self.dir / "generations.jsonl.partial").unlink(missing_ok=True))
-        if "evaluate" in names:
-            on_primary(lambda: (self.dir / f"{DEV_GENERATIONS}.partial").unlink(missing_ok=True))
+        on_primary(lambda: remove(self.dir, [file for name in names for file in OUTDATED.get(name, ())]))
         if gone := [name for name in names if self.result.pop(name, None) is not None]:
             on_primary(lambda: write_json(self._file, self._state))
             if self.say is not None:
@@ -264,9 +262,10 @@ class Run:
             found = read_json(self._file)
         except InputError as error:
             raise self._damaged(f" ({str(error).removeprefix(f'{self._file}')[:200].lstrip(': ')})") from None
-        stages = found.get("stages")
+        stages, base = found.get("stages"), found.setdefault("base", {})
         if not (
             isinstance(found.get("recipe"), dict)
+            and isinstance(base, dict)
             and isinstance(stages, dict)
             and all(isinstance(one, dict) and isinstance(one.get("seconds"), int | float) for one in stages.values())
         ):
@@ -294,7 +293,7 @@ class Run:
             on_primary(lambda: clear(self.dir, "control"))
 
     def check_finished(self, stage: str) -> None:
-        """Whether what a finished ``stage`` made is still there.
+        """Whether what a finished ``stage`` made is still there, and still what it made.
 
         Raises:
             InputError: it is not.
@@ -305,10 +304,29 @@ class Run:
             if not path.exists():
                 raise InputError(f"{path}: is missing, though {self._file} calls stage {stage!r} finished; put it "
                                  "back, or begin anew with --restart")  # fmt: skip
+        self.check_unchanged(stage)
+
+    def check_all_finished(self, stages: Sequence[str]) -> None:
+        """``check_finished`` of those that are finished and stay so, before hours of work for the others."""
+        again: set[str] = set()
+        for name in stages:
+            if name not in self.result:
+                again |= {*outdated(name)}
+            elif name not in again:
+                self.check_finished(name)
+
+    def check_unchanged(self, stage: str) -> None:
+        """Whether nobody has changed what a finished ``stage`` made, as far as it is there. Raises: InputError."""
+        check_unchanged(self.dir, stage, self._adapter_of(stage), self.result.get(stage, {}))
+
+    def _adapter_of(self, stage: str) -> Path | None:
+        return self.adapter_dir(stage.removeprefix("train ")) if stage.startswith("train ") else None
 
     def finished(self, stage: str, result: dict[str, Any]) -> None:
         """Notes that ``stage`` is complete and what it found."""
-        self.result[stage] = result
+        self.result[stage] = result | {"files": on_primary(lambda: digests(self.dir, stage, self._adapter_of(stage)))}
+        if stage == "pretrain":
+            self._state["base"] = {}  # it has made another one
         on_primary(lambda: write_json(self._file, self._state))
 
     @property
@@ -384,7 +402,17 @@ class Run:
         section = self.recipe.model
         model = load(self.base, dtype=section.dtype, rope_theta=section.rope_theta, mesh=mesh, quantize=quantize)
         model.remat, model.backend = section.remat, section.attention
+        self._check_base(model, f"{section.dtype} {quantize or ''}".rstrip())
         return model
+
+    def _check_base(self, model: Glm, form: str) -> None:
+        """Whether it is the base that the run began with, in this ``form``. Raises: InputError."""
+        found, noted = base_fingerprint(model), self._state["base"]
+        if noted.setdefault(form, found) != found and not self.allow_changed:
+            raise InputError(f"{self.base}: is not the base model that this run began with: its weights or its "
+                             "config.json are others now, or another revision was downloaded; put it back, choose "
+                             "another run_dir, or go on with --allow-changed")  # fmt: skip
+        noted[form] = found
 
     def load_final(self, stage: str | None = None) -> Glm:
         """The base model with the adapter of ``stage``, on the recipe's mesh; None is the last one."""

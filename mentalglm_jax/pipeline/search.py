@@ -4,6 +4,8 @@ The study is a file beside the runs, so the same search goes on where it stopped
 """
 
 import contextlib
+import hashlib
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +16,10 @@ from mentalglm_jax.errors import InputError, RunError, install
 from mentalglm_jax.files import make_dir, write_json
 from mentalglm_jax.foreign import first_line, some
 from mentalglm_jax.pipeline.sweep import Point, Start, collected, is_done, make_points, split_values, sweep
-from mentalglm_jax.train.recipe import load_recipe
+from mentalglm_jax.train.recipe import load_recipe, what_it_is
 
 JOURNAL = "optuna.journal"
+_OF = "recipe"  # attribute of the study: a digest of what its scores are of
 _FORM = "write it as KEY=log:LOW:HIGH, KEY=float:LOW:HIGH, KEY=int:LOW:HIGH or KEY=value,value"
 
 
@@ -78,7 +81,8 @@ def search(
         The directory, and ``sweep``'s result over all trials.
 
     Raises:
-        InputError: the last stage has no ``eval_every``, so nothing says which values are good; or as ``make_points``.
+        InputError: the last stage has no ``eval_every``, so nothing says which values are good; what is in the
+            directory is of another recipe; or as ``make_points``.
         Interrupted, Preempted: the same call continues.
     """
     optuna, base = load_optuna(), load_recipe(recipe_file, overrides)
@@ -104,6 +108,13 @@ def search(
                                     load_if_exists=True, direction=direction)  # fmt: skip
         # Begun anew with the same seed, a sampler would draw again what it drew first.
         study.sampler = optuna.samplers.TPESampler(seed=base.seed + len(study.trials))
+        # Scores of another recipe would lead the search, and its direction stays that of the first call.
+        asked = json.dumps([what_it_is(base), seeds], sort_keys=True)
+        mine = hashlib.sha256(asked.encode()).hexdigest()
+        if (theirs := study.user_attrs.get(_OF)) is None:
+            study.set_user_attr(_OF, mine)
+    if theirs not in (None, mine):
+        raise InputError(f"{file}: is of another search, its recipe or --seeds were others; choose another --out")
     if foreign := sorted({key for one in study.trials for key in one.params} - spaces.keys()):
         raise InputError(f"{file}: is of another search, it has values of {some(foreign)}; choose another --out")
     every: dict[str, Point] = {}

@@ -28,6 +28,7 @@ from mentalglm_jax.train.recipe import Metric
 
 _log = logging.getLogger(__name__)
 _MOST_SHOWN = 80  # characters of a value in ``differences``
+_ADDED = ("base",)  # keys that checkpoints of an earlier version do not have
 FIXED = ("trainable", "parameters", "optimizer")  # keys of an identity that say which arrays there are, causes first
 
 
@@ -175,6 +176,7 @@ class Checkpoints:
             self._manager.reload()
 
     def _check_identity(self, step: int, saved: dict[str, Any]) -> None:
+        saved = {**{key: self._identity[key] for key in _ADDED if key in self._identity}, **saved}
         differing = differences(saved, self._identity)
         if not differing:
             return

@@ -17,7 +17,7 @@ from mentalglm_jax.data.batches import Batch, Example, Lengths, PackedBatches, f
 from mentalglm_jax.devices.distributed import any_process, gathered, is_primary, local_rows, spread
 from mentalglm_jax.devices.stopping import StopSignal
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.model.fingerprint import model_fingerprint
+from mentalglm_jax.model.fingerprint import base_fingerprint, model_fingerprint
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.model.sharding import shard_model
 from mentalglm_jax.train.checkpoint import Checkpoints, arrays, fill
@@ -120,9 +120,10 @@ def train(
     if mesh is not None:
         _check_rows(config, mesh)
         shard_model(model, mesh)
-    begun_from: dict[str, Any] = {}
+    # A checkpoint holds what is trained; all else comes from the model, which must be the one it began with.
+    begun_from: dict[str, Any] = {"base": base_fingerprint(model)} if trainable == "lora" else {}
     if objective is not None:
-        begun_from = {"start": model_fingerprint(model), "objective": objective.model_dump(mode="json")}
+        begun_from |= {"start": model_fingerprint(model), "objective": objective.model_dump(mode="json")}
         examples = with_reference(model, examples, config, directory / REFERENCE, start=begun_from["start"], seed=seed,
                                   mesh=mesh, progress=around.progress)  # fmt: skip
     held = local_rows(mesh, config.rows, config.accumulate)

@@ -88,14 +88,16 @@ def answer(
     found: list[dict[str, Any]] = []
     for done, row in enumerate(rows):
         kept = before.get(row["id"])
-        if kept is None or kept["prompt_ids"] != row["prompt_ids"]:
+        if kept is not None and kept["prompt_ids"] == row["prompt_ids"]:
+            output_ids = kept["output_ids"]  # all else is read anew: candidates and labels may be others now
+        else:
             ids = torch.tensor([row["prompt_ids"]], device=probe.device)
             with torch.no_grad():
                 output = probe.model.generate(
                     input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
                 )
-            kept = read_answer(probe, row, output[0, ids.shape[1] :].tolist(), stops) | {"answered_by": made}
-        found.append(kept)
+            output_ids = output[0, ids.shape[1] :].tolist()
+        found.append(read_answer(probe, row, output_ids, stops) | {"answered_by": made})
         if progress:
             progress(done + 1, len(rows))
         if (done + 1) % _KEPT_EVERY == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import unicodedata
 from collections.abc import Mapping
 
@@ -24,8 +23,8 @@ def read_label(answer: str, candidates: Mapping[str, str]) -> tuple[str | None, 
         key and span in ``answer``; (None, None) where no candidate or several are stated.
     """
     begin = after_reasoning(answer)
-    line = re.compile(r"[^\n]*\S[^\n]*").search(answer, begin)
-    scopes = [(begin, len(answer))] if line is None else [line.span(), (begin, len(answer))]
+    line = _first_line(answer, begin)
+    scopes = [(begin, len(answer))] if line is None else [line, (begin, len(answer))]
     for scope in scopes:
         for wanted in (candidates, {key: key for key in candidates}):
             found = {key: span for key, text in wanted.items() if (span := find_label(answer, text, scope)) is not None}
@@ -36,6 +35,17 @@ def read_label(answer: str, candidates: Mapping[str, str]) -> tuple[str | None, 
             if found:
                 return None, None
     return None, None
+
+
+def _first_line(text: str, begin: int) -> Span | None:
+    """The first line that is not empty."""
+    while begin < len(text):
+        end = text.find("\n", begin)
+        end = len(text) if end < 0 else end
+        if text[begin:end].strip():
+            return begin, end
+        begin = end + 1
+    return None
 
 
 def find_label(answer: str, text: str, scope: Span) -> Span | None:

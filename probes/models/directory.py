@@ -8,6 +8,7 @@ named.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -243,6 +244,26 @@ def _check_config(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]
             if "_implementation" in key and "/" in json.dumps(value):
                 fields.refuse(key, "names code on the Hub, which is never run")
         stack += [value for value in part.values() if isinstance(value, dict)]
+
+
+def check_computed(directory: Path, config: Any) -> None:
+    """Refuses a config that asks for a computation which transformers' class for it does not know and passes over.
+
+    Args:
+        config: as transformers reads it.
+    Raises:
+        ProbeInputError: the key is named.
+    """
+    where = directory / "config.json"
+    raw = read_json(inside(directory, "config.json"))
+    text = config.get_text_config()
+    for part, own in (
+        (raw, config),
+        *([(raw["text_config"], text)] if isinstance(raw.get("text_config"), dict) else ()),
+    ):
+        known = {one.name for one in dataclasses.fields(own)} | set(own.attribute_map)
+        if odd := [key for key in DIRECTORY["another_layer"] if part.get(key) and key not in known]:
+            Fields(part, where).refuse(odd[0], f"asks for a layer that a {own.model_type} model does not have")
 
 
 def _check_ids(path: Path, values: dict[str, Any]) -> None:

@@ -11,7 +11,16 @@ from typing import Any
 from probes.errors import ProbeInputError
 from probes.foreign import Fields, foreign_code, plain
 from probes.models.adapter import refuse_keys, with_adapter
-from probes.models.directory import ADAPTER_FILES, ADAPTER_WEIGHTS, DTYPES, Tensor, check_model, check_size, locate
+from probes.models.directory import (
+    ADAPTER_FILES,
+    ADAPTER_WEIGHTS,
+    DTYPES,
+    Tensor,
+    check_computed,
+    check_model,
+    check_size,
+    locate,
+)
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -107,6 +116,7 @@ def _config(directory: Path, tensors: dict[str, Tensor], adapter: Path | None) -
 
     with foreign_code(directory, "cannot load a causal LM"):
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        check_computed(directory, config)
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
     check_size(directory, model, tensors)

@@ -101,7 +101,8 @@ def summarise(
         if a.method == "ig" and a.target == "label" and a.rel_delta is not None
     ]
     quotes = [c for r in results for c in r.citations if c.kind == "quote"]
-    summary: dict[str, Any] = {"n": len(results), "n_users": len({e.user for e in evidence} - {None}) or None}
+    known = any(e.user is not None for e in evidence)
+    summary: dict[str, Any] = {"n": len(results), "n_users": len({*authors(evidence)}) if known else None}
     summary |= _given(results)
     summary |= _tables(evidence, ("cue_auroc", "decoy_auroc"), methods, n_boot, seed)
     summary |= _mass(evidence, methods, n_boot, draws, seed)

@@ -289,12 +289,12 @@ def _manifest(place: Path) -> Reader:
 
 @READERS.reads("answers left half done")
 def _partial(place: Path) -> Reader:
-    row = {"id": "r1", "prompt_ids": [1, 2], "output_text": "x"}
+    row = {"id": "r1", "prompt_ids": [1, 2], "output_ids": [3]}
     head = json.dumps({"made_by": {"model": "m"}}).encode()
     lines = in_rows(row, row | {"id": "r2"})
     sound = head + b"\n" + lines.sound + b"\n"
     return Reader(Mutator(sound, lambda draw: head + b"\n" + lines.damaged(draw) + b"\n"),
-                  from_file(place / "p", lambda: open_partial(place / "p", {"model": "m"})))  # fmt: skip
+                  from_file(place / "p", lambda: open_partial(place / "p", {"model": "m"}, 4)))  # fmt: skip
 
 
 @READERS.reads("metrics.jsonl")

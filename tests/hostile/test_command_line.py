@@ -1,11 +1,13 @@
 """What a user, or a stranger's instructions, may type; and names from outside on the terminal."""
 
 import json
+import logging
 import os
 import stat
 
 import pytest
 
+from mentalglm_jax.cli.output import LogLines
 from tests.hostile.attack import child, refused, run
 from tests.hostile.foreign_files import JSON_ATTACKS
 
@@ -169,3 +171,17 @@ def test_a_value_that_would_never_end_or_lead_elsewhere(recipe, tmp_path, capsys
     key = BEYOND[attack].partition("=")[0].partition(".")[0]
     refused(run(["mentalglm", "train", recipe, "--set", BEYOND[attack]], capsys), rf"recipe\.yaml: {key}", seconds=20)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("said", ["\x1b]0;owned\x07", "a\rmentalglm: all is well", "\x9b2J", "\u202egnp"], ids=repr)
+def test_a_line_of_the_log_is_text(capsys, said):
+    """A damaged checkpoint is told by the log, in the words of whoever damaged it."""
+    before = logging.lastResort
+    try:
+        assert run(["mentalglm", "--version"], capsys).code == 0
+        assert isinstance(logging.lastResort, LogLines)
+        logging.lastResort.handle(logging.LogRecord("x", logging.WARNING, "f", 1, "%s: damaged", (said,), None))
+        line = capsys.readouterr().err
+    finally:
+        logging.lastResort = before
+    assert line.endswith(": damaged\n") and line.rstrip("\n").isprintable()

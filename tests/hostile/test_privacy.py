@@ -111,8 +111,8 @@ def test_a_killed_generation_leaves_a_private_file(world, capsys):
     """``.partial`` holds posts, too."""
     from mentalglm_jax.inference.generate import append_rows, open_partial
 
-    open_partial(world / "answers.jsonl.partial", {"model": "m"})
-    append_rows(world / "answers.jsonl.partial", [{"id": "a"}])
+    open_partial(world / "answers.jsonl.partial", {"model": "m"}, 4)
+    append_rows(world / "answers.jsonl.partial", [{"id": "a", "prompt_ids": [1], "output_ids": [2]}])
     assert mode(world / "answers.jsonl.partial") == 0o600
 
 

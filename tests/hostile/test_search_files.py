@@ -59,3 +59,21 @@ def test_a_study_that_sets_more_than_is_searched(out, key):
     study.ask(space)
     refused(searched(out), rf"{JOURNAL}: is of another search, it has values of {key}")
     assert not (out.parent / "elsewhere").exists()
+
+
+OTHERS = {"lora.alpha": "8", "train.learning_rate": "0.5", "seed": "7",
+          "stages.a.train.early_stopping": "{patience: 3, metric: label_f1}"}  # fmt: skip
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_study_of_another_recipe(out, other):
+    """Its scores, lower or higher ones, would lead this search."""
+
+    def start(*_):
+        raise KeyboardInterrupt
+
+    spaces = read_spaces(["lora.rank=int:1:8"])
+    with pytest.raises(KeyboardInterrupt):
+        search(out.parent / "recipe.yaml", spaces, 2, out=out, overrides=[STAGES, f"{other}={OTHERS[other]}"],
+               say=print, start=start)  # fmt: skip
+    refused(searched(out), rf"{JOURNAL}: is of another search, its recipe or --seeds were others")

@@ -18,7 +18,7 @@ from probes.records import Check, Example, Segment
 from probes.report.page import write_report
 from probes.results.store import SCHEMA_VERSION, PostResult, read_manifest, read_run
 from probes.saliency.attribute import Settings
-from probes.suite import BUDGETS, prepare, run_suite
+from probes.suite import BUDGETS, _copies, prepare, run_suite
 from probes.terminal import print_summary
 from tests.probes.worlds import attribution, clause_map, post_result
 
@@ -465,3 +465,13 @@ def test_tiny_model_end_to_end(tiny_probe, tiny_rows, tmp_path):
     before = tree(tmp_path)
     run_suite(tiny_probe, tiny_rows, tmp_path, n_boot=200)
     assert {n for n, data in tree(tmp_path).items() if data != before[n]} <= {"manifest.json", "report.html"}
+
+
+def test_copies_of_a_post_are_not_independent(probe):
+    """Twenty rows of one post under other ids would make one post a significant result."""
+    one, two = (example(result, user=None) for result in list(WORLDS.values())[:2])
+    said = [dataclasses.replace(one, id=f"r{i}") for i in range(3)]
+    named = dataclasses.replace(one, user="u1")
+    found = _copies([*said, two, named])
+    assert [e.user for e in found] == ["copies 0"] * 3 + [None, "u1"]
+    assert [dataclasses.replace(e, user=None).to_dict() for e in found[:4]] == [e.to_dict() for e in (*said, two)]

@@ -7,7 +7,7 @@ keeps out what only shares its topic.
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 
@@ -38,15 +38,21 @@ def reduce(text: str) -> str:
 def similarity(quote: str, post: str) -> float:
     """How well the post says the quote: 1 for word for word, 0 for nothing in common. An ellipsis in the quote leaves
     something out; the worst of its parts counts."""
-    text = reduce(post)
-    parts = [reduced for part in _GAP.split(quote) if (reduced := reduce(part))]
-    return min((_similarity(part, text) for part in parts), default=0.0)
+    return next(_similarities([quote], post))
 
 
-def _similarity(part: str, text: str) -> float:
-    if part in text:
-        return 1.0
-    return aligned(part, text) if len(part) >= _EXACT_BELOW else 0.0
+def _similarities(quotes: Iterable[str], post: str) -> Iterator[float]:
+    """``similarity`` of each; what is not there word for word is aligned for as long as ``MOST_CELLS`` last."""
+    text, left = reduce(post), MOST_CELLS
+    for quote in quotes:
+        scores: list[float] = []
+        for part in filter(None, map(reduce, _GAP.split(quote))):
+            if part in text:
+                scores.append(1.0)
+                continue
+            left -= len(part) * len(text)
+            scores.append(aligned(part, text) if len(part) >= _EXACT_BELOW and left >= 0 else 0.0)
+        yield min(scores, default=0.0)
 
 
 def aligned(part: str, text: str) -> float:
@@ -75,5 +81,5 @@ def quotes_of_post(explanation: str, own_words: Collection[str] = ()) -> list[st
 
 def quotes_occur(explanation: str, post: str, own_words: Collection[str] = ()) -> bool:
     """Whether there is a quote, and every quote stands in the post."""
-    quotes = quotes_of_post(explanation, own_words)
-    return bool(quotes) and all(similarity(quote, post) >= ACCEPT for quote in quotes)
+    quotes = dict.fromkeys(quotes_of_post(explanation, own_words))
+    return bool(quotes) and all(score >= ACCEPT for score in _similarities(quotes, post))

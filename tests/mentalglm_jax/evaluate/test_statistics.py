@@ -30,10 +30,30 @@ def drawn(seed: int, count: int, right: float, gold=None) -> tuple[list[str], li
 def test_mcnemar_is_the_exact_binomial():
     first = np.array([True] * 8 + [False] * 1 + [True] * 5 + [False] * 3)
     second = np.array([False] * 8 + [True] * 1 + [True] * 5 + [False] * 3)
-    found = mcnemar(first, second)
+    posts = [f"p{i}" for i in range(17)]
+    found = mcnemar(first, second, posts)
     assert (found["only_first"], found["only_second"]) == (8, 1)
     assert found["p"] == pytest.approx(2 * (1 + 9) / 2**9)  # two-sided: at most 1 of 9 fair coins
-    assert mcnemar(first, first) == {"only_first": 0, "only_second": 0, "p": 1.0}
+    assert mcnemar(first, first, posts) == {"only_first": 0, "only_second": 0, "p": 1.0}
+    # Of the last three rows, all of one post, each system has one right that the other has not.
+    shared = mcnemar(first[5:10], second[5:10], ["a", "b", "c", "c", "c"])
+    assert (shared["only_first"], shared["only_second"]) == (2, 0)
+
+
+def test_copies_of_posts_narrow_no_interval():
+    gold, said = drawn(4, 30, 0.7)
+    once = evaluate(rows(gold, said), draws=200)["suicide_risk"]
+    marks = ["", " ", "!", " \u3000", "…", "\n"]
+
+    def post(i: int) -> str:
+        return f"post {i % 30}{marks[i // 30]}"
+
+    many = evaluate(rows(gold * 6, said * 6, post), draws=200)["suicide_risk"]
+    width, wide = (one["ci95"][1] - one["ci95"][0] for one in (once, many))
+    assert many["n"] == 180 and wide == pytest.approx(width, rel=0.2)
+    other = [g if i % 30 else None for i, g in enumerate(gold * 6)]
+    found = compare((rows(gold * 6, gold * 6, post), []), (rows(gold * 6, other, post), []), draws=50)["suicide_risk"]
+    assert found["text"]["mcnemar"] | {"p_holm": 1.0} == {"only_first": 1, "only_second": 0, "p": 1.0, "p_holm": 1.0}
 
 
 def test_holm_by_hand():

@@ -407,8 +407,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(talker, tokenizer, tmp_path
     assert not out.exists()
     *lines, end = partial.read_bytes().split(b"\n")
     assert (len(lines), end) == (1 + 6, b"")
-    kept = json.loads(lines[1]) | {"output_text": "kept"}  # a mark that only a row not generated again can carry
-    lines[1] = json.dumps(kept).encode()
+    left = json.loads(lines[1])
+    assert set(left) == {"id", "prompt_ids", "output_ids"}
+    left["output_ids"] = left["output_ids"][:1]  # a mark that only an answer not generated again can carry
+    lines[1] = json.dumps(left | {"output_text": "edited", "label": "high"}).encode()
     lines[-1] = lines[-1][:40]  # a crash in the middle of a line
     partial.write_bytes(b"\n".join(lines))
 
@@ -417,6 +419,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(talker, tokenizer, tmp_path
     assert seen[0] == (5, 10)
     assert seen[-1] == (10, 10)
     assert not partial.exists()
+    record = next(record for record in records if record.id == left["id"])
+    kept = generation_row(record, tokenizer, left["prompt_ids"], left["output_ids"])
+    kept |= {"answered_by": model_fingerprint(talker)}
     assert rows == [kept if row["id"] == kept["id"] else row for row in whole]
     assert [json.loads(line) for line in out.read_bytes().splitlines()] == rows
 

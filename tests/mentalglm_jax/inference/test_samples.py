@@ -16,7 +16,7 @@ from mentalglm_jax.data.records import Post, Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.inference import samples
 from mentalglm_jax.inference.decode import Sampling, batches
-from mentalglm_jax.inference.generate import answer_text, generation_row
+from mentalglm_jax.inference.generate import answer_text, generation_row, model_fingerprint
 from mentalglm_jax.inference.samples import generate_samples, kept_ids
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.text import tasks
@@ -87,7 +87,7 @@ def test_rows_of_samples(model, tokenizer, tmp_path):
                                 eos_ids=tokenizer.eos_ids, sampling=Sampling(temperature=1.8), seed=0, batch_size=1,
                                 vocab_limit=tokenizer.vocab_size)))[0][1]  # fmt: skip
         assert row == {**generation_row(dataclasses.replace(post, id=row["id"]), tokenizer, prompts[post.id], ids),
-                       "sample": row["sample"]}  # fmt: skip
+                       "sample": row["sample"], "answered_by": model_fingerprint(model)}  # fmt: skip
     assert draw(model, tokenizer, tmp_path / "again.jsonl", seed=1)[0] != rows
     cold, found = draw(model, tokenizer, tmp_path / "cold.jsonl", temperature=0.01)
     assert found.duplicates == 9 and len(cold) == 3  # nearly greedy: all answers of a post are one

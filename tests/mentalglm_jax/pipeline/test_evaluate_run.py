@@ -80,7 +80,8 @@ def test_what_a_run_cannot_answer(copy, capsys, tmp_path):
 def test_answers_of_an_adapter_that_was_trained_on_are_not_taken(small, copy, capsys):
     printed(capsys, copy)
     longer = load_recipe(small, [f"run_dir={copy}", "stages.b.train.steps=12", "stages.b.train.learning_rate=0.5"])
-    run(longer, Seen(), until="train", allow_changed=True)
     before = (copy / "label_scores.jsonl").read_bytes()
+    run(longer, Seen(), until="train", allow_changed=True)
+    assert not {"label_scores.jsonl", "generations.jsonl", "evaluation.json"} & {path.name for path in copy.iterdir()}
     printed(capsys, copy)
     assert (copy / "label_scores.jsonl").read_bytes() != before

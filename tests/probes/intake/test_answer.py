@@ -144,3 +144,17 @@ def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: Any) -> None:
         assert found.summary["n"] == len(ROWS) and Path("probed/report.html").is_file()
         for path in tmp_path.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_what_was_kept_is_read_with_the_labels_of_now(tiny_model_dir: Path, tmp_path: Path, reader: Reader) -> None:
+    """An answer half done, then --candidates or a record mended: nothing of the row but its ids was the model's."""
+    probe, out = Probe.from_pretrained(tiny_model_dir), tmp_path / "out.jsonl"
+    said = prompts(reader, RECORDS, TEMPLATE, "T")
+    whole = answer(probe, lay(reader, said, LABELS, answered=False).rows, out, max_new_tokens=3)
+    edited = whole[0] | {"parsed_label": "high", "label_text": "high", "output_text": "high", "user": "somebody"}
+    out.write_text(json.dumps(edited) + "\n")
+    mended = lay(reader, said, {"none": "no", "some": "yes"}, answered=False).rows
+    again = answer(probe, mended, out, max_new_tokens=3)
+    assert [row["candidates"] for row in again] == [{"none": "no", "some": "yes"}] * 2 and "user" not in again[0]
+    assert [row["output_ids"] for row in again] == [row["output_ids"] for row in whole]
+    assert again[0]["output_text"] == whole[0]["output_text"] and again[0]["parsed_label"] is None
