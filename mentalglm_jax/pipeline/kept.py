@@ -63,7 +63,10 @@ def check_unchanged(directory: Path, stage: str, adapter: Path | None, result: M
 
 def _digest(path: Path) -> str:
     try:
+        found = hashlib.sha256()
         with open_file(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while block := file.read(1 << 20):
+                found.update(block)
+        return found.hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot read ({error.strerror or error})") from None
