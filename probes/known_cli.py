@@ -53,7 +53,8 @@ def validate(
 def leaderboard(
     out: Annotated[Path, typer.Option(help="Where models and results are kept; the same call goes on from there")],
     metric: Annotated[
-        list[str] | None, typer.Option(help="A metric of your own: MODULE:FUNCTION of an installed package (repeatable)")
+        list[str] | None,
+        typer.Option(help="A metric of your own: MODULE:FUNCTION of an installed package (repeatable)"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed plants other models and posts", min=0)] = 0,
     docs: Annotated[Path | None, typer.Option(help="Write the table as a Markdown page, too")] = None,

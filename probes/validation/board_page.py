@@ -75,9 +75,7 @@ Then the faithful models above: how often the map of the words that decide beats
 """
 
 
-def page(
-    lines: Sequence[Line], soft: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]], command: str
-) -> str:
+def page(lines: Sequence[Line], soft: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]], command: str) -> str:
     """The page, dated, with the command that makes it again.
 
     Args:

@@ -154,7 +154,9 @@ def leaderboard(
     import torch
 
     for name, chosen in metrics.items():
-        names = [require_metric(metric, getattr(metric, "__name__", "a metric")).__name__ for metric in (*chosen, *extra)]
+        names = [
+            require_metric(metric, getattr(metric, "__name__", "a metric")).__name__ for metric in (*chosen, *extra)
+        ]
         if twice := next((one for one in names if names.count(one) > 1), None):
             raise ProbeInputError(f"metric {twice}: there are two of that name ({name}); rename yours")
     threads = torch.get_num_threads()
@@ -209,8 +211,7 @@ def _depends(setting: Setting, world: Any, metric: Metric, seed: int) -> list[An
 
 def _sides(pair: Pair, metric: Metric, size: int, seed: int) -> Sides:
     true, false = (
-        measure(probe, examples, metric, size, seed)
-        for probe, examples in zip(pair.probes, pair.examples, strict=True)
+        measure(probe, examples, metric, size, seed) for probe, examples in zip(pair.probes, pair.examples, strict=True)
     )
     tested = any(true.nulls) or any(false.nulls)
     return Sides(true, false, measure(pair.probes[1], pair.nulls, metric, size, seed) if tested else None)
