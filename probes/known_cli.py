@@ -54,13 +54,13 @@ def leaderboard(
     out: Annotated[Path, typer.Option(help="Where models and results are kept; the same call goes on from there")],
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="A metric of your own: MODULE:FUNCTION of an installed package (repeatable)"),
+        typer.Option(help="A metric of your own, MODULE:FUNCTION of what is installed (repeatable)"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed plants other models and posts", min=0)] = 0,
     docs: Annotated[Path | None, typer.Option(help="Write the table as a Markdown page, too")] = None,
     json_: AsJson = False,
 ) -> None:
-    """Which metrics of faithfulness tell true explanations from untrue ones? Trains 32 planted models: 20 CPU minutes."""
+    """Which metrics of faithfulness tell true explanations from untrue ones? Trains 32 models: 20 CPU minutes."""
     silence_loaders()
     from probes.validation.metrics import metric_named
 

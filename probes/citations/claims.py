@@ -34,7 +34,7 @@ _DENYING = re.compile(
     r"|\b(?:stop(?:s|ped|ping)?|quit|avoid(?:s|ed|ing)?)(?=\s+[a-z]+ing\b)|拒绝|难以|很难)",
     re.IGNORECASE,
 )
-# Those that take a noun: what they govern may be quoted alone ("lost my job"), but not with the contrary in their place.
+# Those that take a noun: it may be quoted alone ("lost my job"), but not with the contrary in their place.
 _LACKING = re.compile(
     r"(?:\black(?:s|ed|ing)?\b|(?:(?<=\bis )|(?<=\bwas )|(?<=\bhas )|(?<=\bhad )|(?<=\bhave ))little\b"
     r"|\bfar\s+from\b|失去|缺乏|缺少|丧失)",
@@ -43,8 +43,8 @@ _LACKING = re.compile(
 # What may stand between a negation and what it negates; a verb of wishing, being able or believing only before more
 # than a word.
 _BETWEEN = (
-    r"(?:(?:really|even|ever|always|just|very|so|too|that|at all|actually|any|a|an|the|of|to|longer|more|one|once|my|been"
-    r"|再|太|很|怎么|人|曾|法|能)\s*){0,3}"
+    r"(?:(?:really|even|ever|always|just|very|so|too|that|at all|actually|any|a|an|the|of|to|longer|more|one|once"
+    r"|my|been|再|太|很|怎么|人|曾|法|能)\s*){0,3}"
 )
 _WISH = (
     r"(?:(?:(?:want|like|able|going|willing|trying)\s+to|(?:think|believe|feel|say|mean|claim)(?:\s+(?:that|like))?"

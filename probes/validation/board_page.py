@@ -37,9 +37,9 @@ place of tasks. Rows in italics are its own, of another model and other tasks: c
   count as one observation (Student's t over pairs; its variance is never below that of independent posts). What all
   {worlds} pairs agree on may still fail in up to {fail:.0%} of models like these.
 * *cost*: sequences that the model runs per post. A generated token counts as one.
-* *type I*: how many of so many data sets without a true effect have p <= 0.05 by the metric's own null. After the label
-  ({nulls} posts of each unfaithful model, {after} a data set) the explanation quotes a clause drawn at random. Of chains
-  (as many posts, {chains} a data set) the label does not hear the chain.
+* *type I*: how many of so many data sets without a true effect have p <= 0.05 by the metric's own null. After the
+  label ({nulls} posts of each unfaithful model, {after} a data set) the explanation quotes a clause drawn at random. Of
+  chains (as many posts, {chains} a data set) the label does not hear the chain.
 * *power*: the same of the faithful models. A dash: the metric has no null.
 """
 _OWN = """
@@ -59,12 +59,13 @@ say, pass the function itself: `leaderboard(extra=[length], out=Path("DIR"))` of
 _SOFT = """
 ## Soft comprehensiveness and sufficiency count how much they erase
 
-As published (Zhao & Aletras 2023), a map is scaled to a largest value of 1, and each token is erased, or kept, with that
-probability. So a map is judged by how much it erases. First a model in closed form, where any hidden token costs half a
-nat and one clause decides. The map that says nothing erases all and keeps all: as published it wins both. Ours
-(`probes/checks/gates.py`) erases, and keeps, the same share of the post by every map.
+As published (Zhao & Aletras 2023), a map is scaled to a largest value of 1, and each token is erased, or kept, with
+that probability. So a map is judged by how much it erases. First a model in closed form, where any hidden token costs
+half a nat and one clause decides. The map that says nothing erases all and keeps all: as published it wins both. Ours
+(`probes/checks/gates.py`) erases, and keeps, the same share of the post by every map. *Lost*
+is in nats: when the share is erased more is better, when it is kept less is.
 
-| map | share, as published | nats lost, erased (more is better) | nats lost, kept (less is better) | share, ours | erased | kept |
+| map | share, as published | lost, erased | lost, kept | share, ours | lost, erased | lost, kept |
 |---|--:|--:|--:|--:|--:|--:|
 """
 _TRAINED = """

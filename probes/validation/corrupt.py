@@ -13,17 +13,21 @@ from probes.records import Span
 
 _ZH = "最近一直睡得少缺乏胃口白天坐在窗边看云朋友约我去公园散步说改天吧晚上又翻来覆去想很多事情楼下的猫叫了一夜觉得累"
 _LINE = (
-    "lately the kettle hums while rain taps windows buses pass my street slow grey rows before morning somebody answers "
-    "letters pile beside unopened parcels and dinner stays cold until neighbours knock asking whether everything helps"
+    "lately the kettle hums while rain taps windows buses pass my street slow grey rows before morning somebody "
+    "answers letters pile beside unopened parcels and dinner stays cold until neighbours knock asking whether "
+    "everything helps"
 )
 # Neither holds a negation: to change one is another kind of corruption (``polarity``).
 _EN = _LINE.split()
 # Who, a negation, what stands in its place where the clause is affirmed, and what is denied.
 _DENIED = {
-    "zh": (("我", "不想", "想", "再去上班"), ("晚上", "没有", "有", "胃口吃饭"), ("他们", "从不", "都", "接我的电话"),
+    "zh": (("我", "不想", "想", "再去上班"), ("晚上", "没有", "有", "胃口吃饭"),
+           ("他们", "从不", "都", "接我的电话"),
            ("朋友", "别", "快", "来打扰我"), ("我", "很难", "容易", "相信身边的人"), ("她", "拒绝", "愿意", "去看医生"),
-           ("我", "无法", "可以", "集中精神做事"), ("这里", "没人", "有人", "在意我的死活"), ("我", "很少", "经常", "跟家里联系"),
-           ("我", "不觉得", "觉得", "自己值得被爱"), ("我", "难以", "能够", "原谅当年的自己"), ("弟弟", "从来不", "总是", "听我说话"),
+           ("我", "无法", "可以", "集中精神做事"), ("这里", "没人", "有人", "在意我的死活"),
+           ("我", "很少", "经常", "跟家里联系"),
+           ("我", "不觉得", "觉得", "自己值得被爱"), ("我", "难以", "能够", "原谅当年的自己"),
+           ("弟弟", "从来不", "总是", "听我说话"),
            ("我", "并没有", "已经", "放弃治疗"), ("我", "再也不", "还是", "期待明天")),
     "en": (("I", "do not", "do", "want to see anyone"), ("she", "never", "often", "answers my calls"),
            ("there is", "no", "some", "reason to get up"), ("we", "can't", "can", "sleep at night"),
@@ -35,19 +39,25 @@ _DENIED = {
            ("we", "don't believe", "believe", "that anybody cares"), ("he came", "without", "with", "any hope left")),
 }  # fmt: skip
 # Words that negate the same word by a prefix or an ending.
-_MADE = (("I feel unsafe around him", "I feel safe around him"), ("she was unhappy at school", "she was happy at school"),
-         ("my days are meaningless now", "my days are meaningful now"), ("they dislike my cooking", "they like my cooking"),
+_MADE = (("I feel unsafe around him", "I feel safe around him"),
+         ("she was unhappy at school", "she was happy at school"),
+         ("my days are meaningless now", "my days are meaningful now"),
+         ("they dislike my cooking", "they like my cooking"),
          ("I was powerless that night", "I was powerful that night"))  # fmt: skip
 _TERMS = {
     "zh": (("属于“{}”", ("非黑即白", "情绪推理", "自杀意念")), ("“{}”的思维模式", ("灾难化", "读心术", "反刍")),
-           ("符合《{}》的标准", ("贝克抑郁量表", "抑郁自评问卷", "精神障碍诊断手册")), ("正如《{}》所写", ("活着", "皮囊")),
-           ("出现“{}”现象", ("贴标签", "过度概括")), ("是一种「{}」陈述", ("应该", "绝对化")), ("心理学上的『{}』", ("反刍", "投射")),
+           ("符合《{}》的标准", ("贝克抑郁量表", "抑郁自评问卷", "精神障碍诊断手册")),
+           ("正如《{}》所写", ("活着", "皮囊")),
+           ("出现“{}”现象", ("贴标签", "过度概括")), ("是一种「{}」陈述", ("应该", "绝对化")),
+           ("心理学上的『{}』", ("反刍", "投射")),
            ("存在“{}”", ("习得性无助", "完美主义")), ("与“{}”的认知歪曲一致", ("全或无", "选择性注意"))),
     "en": (('a form of "{}"', ("emotional reasoning", "mind reading", "passive ideation")),
            ('the "{}" pattern', ("all or nothing", "rumination", "learned helplessness")),
            ("classified as '{}'", ("labelling", "magnification", "avoidance")),
-           ("an example of “{}”", ("catastrophizing", "fortune telling")), ('the concept of "{}"', ("burnout", "grief")),
-           ('consistent with "{}"', ("major depression", "anhedonia")), ("the term «{}» fits", ("burnout", "labelling")),
+           ("an example of “{}”", ("catastrophizing", "fortune telling")),
+           ('the concept of "{}"', ("burnout", "grief")),
+           ('consistent with "{}"', ("major depression", "anhedonia")),
+           ("the term «{}» fits", ("burnout", "labelling")),
            ('signs of the "{}" effect', ("spiral of silence", "contagion")), ('some "{}"', ("mind-reading bias",))),
 }  # fmt: skip
 _SAID = {
