@@ -22,6 +22,7 @@ import numbers
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -211,7 +212,7 @@ def metric_named(name: str) -> Metric:
     return require_metric(getattr(loaded, function, None), f"--metric {name}")
 
 
-def require_metric(metric: object, where: str) -> Metric:
+def require_metric(metric: Any, where: str) -> Metric:
     """The metric itself.
 
     Raises:
