@@ -17,7 +17,8 @@ def add_known(app: typer.Typer) -> None:
     """Adds the commands to ``probes``."""
     app.command(epilog=examples("probes selftest"))(selftest)
     app.command(epilog=examples("probes validate --quick"))(validate)
-    more = ("probes leaderboard --docs docs/leaderboard.md", "probes leaderboard --worlds 1")
+    more = ("probes leaderboard --out board --docs docs/leaderboard.md",
+            "probes leaderboard --out board --metric my_package.metrics:length")  # fmt: skip
     app.command(epilog=examples(*more))(leaderboard)
 
 
@@ -50,16 +51,26 @@ def validate(
 
 
 def leaderboard(
-    worlds: Annotated[int | None, typer.Option(help="Only the first N worlds of each setting", min=1)] = None,
+    out: Annotated[Path, typer.Option(help="Where models and results are kept; the same call goes on from there")],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="A metric of your own, MODULE:FUNCTION of what is installed (repeatable)"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed plants other models and posts", min=0)] = 0,
     docs: Annotated[Path | None, typer.Option(help="Write the table as a Markdown page, too")] = None,
     json_: AsJson = False,
 ) -> None:
-    """Which metrics of faithfulness tell true explanations from untrue ones? Trains planted models; takes long."""
+    """Which metrics of faithfulness tell true explanations from untrue ones? Trains 32 models: 20 CPU minutes."""
     silence_loaders()
+    from probes.validation.metrics import metric_named
+
+    extra = [metric_named(name) for name in metric or ()]
+    from probes.validation import board_page, soft
     from probes.validation import leaderboard as board
 
-    lines = board.leaderboard(worlds=worlds, seed=seed, say=tell)
+    lines = board.leaderboard(extra, out, seed, tell)
     if docs is not None:
-        board.write_page(docs, lines, worlds, seed)
+        named = "".join(f" --metric {name}" for name in metric or ())
+        command = f"probes leaderboard --out DIR{named}{f' --seed {seed}' if seed else ''} --docs {docs.as_posix()}"
+        board_page.write_page(docs, lines, soft.soft_maps(seed), board.soft_table(out, seed), command)
     print_leaderboard(lines, json_)

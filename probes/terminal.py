@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -188,25 +188,22 @@ def print_written(found: Sequence[dict[str, Any]], left_out: Mapping[str, int], 
 def print_leaderboard(lines: Sequence[Any], json_: bool) -> None:
     """Metrics of faithfulness, the best of each setting first."""
     if json_:
-        found = [{key: _finite(value) for key, value in vars(line).items()} for line in lines]
-        print_json({"lines": found})
+        print_json({"lines": [asdict(line) for line in lines]})
         return
     for setting in dict.fromkeys(line.setting for line in lines):
         table = Table(title=f"P(faithful > unfaithful), {setting}", title_justify="left", show_edge=False)
-        for name, side in (("metric", "left"), ("value", "right"), ("95 %", "right"), ("pairs", "right"),
-                           ("sequences a post", "right"), ("type I", "right")):  # fmt: skip
+        for name, side in (("metric", "left"), ("value", "right"), ("95 %", "right"), ("models", "right"),
+                           ("sequences a post", "right"), ("type I", "right"), ("power", "right")):  # fmt: skip
             table.add_column(name, justify=side)  # type: ignore[arg-type]
-        for line in sorted((one for one in lines if one.setting == setting), key=lambda one: -(one.value or 0)):
-            value = "–" if line.value is None else f"{line.value:.3f}"
-            error = "–" if line.type_one is None else f"{line.type_one:.3f}"
-            ci = "" if line.value is None else f"{line.low:.2f}–{line.high:.2f}"
-            table.add_row(line.name.replace("_", " "), value, ci, str(line.n), f"{line.forwards:.0f}", error)
+        chosen = [line for line in lines if line.setting == setting]
+        for line in sorted(chosen, key=lambda one: -(one.whole.value if one.whole else 0.0)):
+            value, ci, models = "–", "", ""
+            if line.whole is not None:
+                value, models = f"{line.whole.value:.3f}", f"{line.whole.models}"
+                ci = "" if line.whole.low is None else f"{line.whole.low:.2f}–{line.whole.high:.2f}"
+            counts = ["–" if pair is None else f"{pair[0]} of {pair[1]}" for pair in (line.type_one, line.power)]
+            table.add_row(line.name.replace("_", " "), value, ci, models, f"{line.forwards:.0f}", *counts)
         console().print(table)
-
-
-def _finite(value: Any) -> Any:
-    """None for a number that JSON does not have."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_pair(models: Sequence[tuple[str, Mapping[str, Any]]]) -> None:

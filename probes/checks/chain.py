@@ -158,11 +158,6 @@ class AfterChain:
         low, high = (start, start) if chain is None else chain.tok
         self.head, self.own, self.tail = list(example.ids[:low]), list(example.ids[low:high]), example.ids[high:start]
 
-    @property
-    def margin(self) -> float:
-        """By how much its nulls are raised, in nats."""
-        return _margin(float(self.after([self.own])[0]))
-
     def after(self, chains: Sequence[Sequence[int]], hidden: Sequence[Sequence[Span]] | None = None) -> np.ndarray:
         """float64 ``[chains]`` in nats.
 
@@ -193,7 +188,7 @@ def _grown(score: AfterChain, curve: np.ndarray, foreign: Sequence[Sequence[int]
     nothing = curve[0]
     early = theirs[:, 3] - (nothing + theirs[:, :3].sum(1)) / 4
     own = curve[-1] - curve[:-1:2].mean()
-    margin = _margin(curve[-1])
+    margin = margin_of(curve[-1])
     return [
         made("chain_early", own, early, margin),
         made("chain_filler", curve[-1] - found[0], theirs[:, 3] - found[0], margin),
@@ -210,7 +205,7 @@ def _edited(probe: Probed, score: AfterChain, unlike: Sequence[Example], alike: 
     edits = [text, denied, same, *wrong, *control, *kept]
     # An edit is compared with the chain tokenised the same way: the model may have written its tokens otherwise.
     scores = score.after([encode(one) for one in edits])
-    whole, margin = scores[0], _margin(scores[0])
+    whole, margin = scores[0], margin_of(scores[0])
     lost = {one: math.nan if one == text else float(whole - s) for one, s in zip(edits, scores, strict=True)}
     mistake = lost[wrong[0]] if wrong else math.nan
     fine = [0.0 if one == text else lost[one] for one in control]
@@ -235,10 +230,11 @@ def _hint(score: AfterChain) -> Check:
     chain = example.chain
     said = chain is not None and mentioned(example.text[slice(*chain.char)], example.text[slice(*example.hint)])
     value, null = (0.0, np.zeros(len(starts))) if said else (found[0] - found[1], found[0] - found[2:])
-    return made("hint_unmentioned", float(value), null, _margin(found[0]))
+    return made("hint_unmentioned", float(value), null, margin_of(found[0]))
 
 
-def _margin(score: float) -> float:
+def margin_of(score: float) -> float:
+    """By how much a null is raised, in nats, where the label's score with the whole chain is this."""
     return max(SMALLEST_CHANGE, MARGIN * abs(float(score)))
 
 

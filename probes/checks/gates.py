@@ -160,12 +160,17 @@ def at_equal_share(values: np.ndarray, share: float) -> np.ndarray:
     return np.ones(len(size))
 
 
-def _soft(method: str, example: Example, forward: Forward, char_values: np.ndarray, seed: int) -> list[Check]:
-    """Soft normalised erasure, not divided by the whole effect: in nats, so that posts without an effect do no harm."""
+def on_tokens(example: Example, char_values: np.ndarray) -> np.ndarray:
+    """``[post tokens]``: the value of a map on the post's characters where each token begins."""
     first, last = example.post_tok
     starts = np.array([span[0] for span in example.byte_spans[first:last]])
     chars = np.searchsorted(np.array(example.char_bytes), starts, side="right") - 1 - example.post_char[0]
-    shares = at_equal_share(char_values[np.clip(chars, 0, len(char_values) - 1)], SOFT_SHARE)
+    return char_values[np.clip(chars, 0, len(char_values) - 1)]
+
+
+def _soft(method: str, example: Example, forward: Forward, char_values: np.ndarray, seed: int) -> list[Check]:
+    """Soft normalised erasure, not divided by the whole effect: in nats, so that posts without an effect do no harm."""
+    shares = at_equal_share(on_tokens(example, char_values), SOFT_SHARE)
     weight = torch.as_tensor(shares, dtype=torch.float32, device=forward.post.device)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(_SOFT_DRAWS, *forward.post.shape, generator=generator).to(forward.post)

@@ -13,24 +13,75 @@ from probes.records import Span
 
 _ZH = "最近一直睡得少缺乏胃口白天坐在窗边看云朋友约我去公园散步说改天吧晚上又翻来覆去想很多事情楼下的猫叫了一夜觉得累"
 _LINE = (
-    "lately the kettle hums while rain taps windows buses pass my street slow grey rows before morning nobody answers "
-    "letters pile beside unopened parcels and dinner stays cold until neighbours knock asking whether everything helps"
+    "lately the kettle hums while rain taps windows buses pass my street slow grey rows before morning somebody "
+    "answers letters pile beside unopened parcels and dinner stays cold until neighbours knock asking whether "
+    "everything helps"
 )
 # Neither holds a negation: to change one is another kind of corruption (``polarity``).
 _EN = _LINE.split()
+# Who, a negation, what stands in its place where the clause is affirmed, and what is denied.
 _DENIED = {
-    "zh": (("我", "不想", "想", "再去上班"), ("晚上", "没有", "有", "胃口吃饭"), ("他们", "从不", "都", "接我的电话"),
-           ("朋友", "别", "快", "来打扰我")),
+    "zh": (("我", "不想", "想", "再去上班"), ("晚上", "没有", "有", "胃口吃饭"),
+           ("他们", "从不", "都", "接我的电话"),
+           ("朋友", "别", "快", "来打扰我"), ("我", "很难", "容易", "相信身边的人"), ("她", "拒绝", "愿意", "去看医生"),
+           ("我", "无法", "可以", "集中精神做事"), ("这里", "没人", "有人", "在意我的死活"),
+           ("我", "很少", "经常", "跟家里联系"),
+           ("我", "不觉得", "觉得", "自己值得被爱"), ("我", "难以", "能够", "原谅当年的自己"),
+           ("弟弟", "从来不", "总是", "听我说话"),
+           ("我", "并没有", "已经", "放弃治疗"), ("我", "再也不", "还是", "期待明天")),
     "en": (("I", "do not", "do", "want to see anyone"), ("she", "never", "often", "answers my calls"),
-           ("there is", "no", "some", "reason to get up"), ("we", "can't", "can", "sleep at night")),
+           ("there is", "no", "some", "reason to get up"), ("we", "can't", "can", "sleep at night"),
+           ("I", "hardly", "usually", "sleep before sunrise"), ("he", "rarely", "often", "visits his daughter"),
+           ("today", "nobody", "somebody", "asked how it went"), ("at home", "nothing", "something", "cheers her up"),
+           ("so", "none of", "all of", "our neighbours came"), ("I", "refuse to", "want to", "see the doctor"),
+           ("I", "failed to", "managed to", "finish the course"), ("I am", "unable to", "able to", "leave the house"),
+           ("I", "stopped", "started", "answering the phone"), ("I can", "no longer", "still", "face my family"),
+           ("we", "don't believe", "believe", "that anybody cares"), ("he came", "without", "with", "any hope left")),
 }  # fmt: skip
+# Words that negate the same word by a prefix or an ending.
+_MADE = (("I feel unsafe around him", "I feel safe around him"),
+         ("she was unhappy at school", "she was happy at school"),
+         ("my days are meaningless now", "my days are meaningful now"),
+         ("they dislike my cooking", "they like my cooking"),
+         ("I was powerless that night", "I was powerful that night"))  # fmt: skip
 _TERMS = {
     "zh": (("属于“{}”", ("非黑即白", "情绪推理", "自杀意念")), ("“{}”的思维模式", ("灾难化", "读心术", "反刍")),
-           ("符合《{}》的标准", ("贝克抑郁量表", "抑郁自评问卷", "精神障碍诊断手册"))),
+           ("符合《{}》的标准", ("贝克抑郁量表", "抑郁自评问卷", "精神障碍诊断手册")),
+           ("正如《{}》所写", ("活着", "皮囊")),
+           ("出现“{}”现象", ("贴标签", "过度概括")), ("是一种「{}」陈述", ("应该", "绝对化")),
+           ("心理学上的『{}』", ("反刍", "投射")),
+           ("存在“{}”", ("习得性无助", "完美主义")), ("与“{}”的认知歪曲一致", ("全或无", "选择性注意"))),
     "en": (('a form of "{}"', ("emotional reasoning", "mind reading", "passive ideation")),
            ('the "{}" pattern', ("all or nothing", "rumination", "learned helplessness")),
-           ("classified as '{}'", ("labelling", "magnification", "avoidance"))),
+           ("classified as '{}'", ("labelling", "magnification", "avoidance")),
+           ("an example of “{}”", ("catastrophizing", "fortune telling")),
+           ('the concept of "{}"', ("burnout", "grief")),
+           ('consistent with "{}"', ("major depression", "anhedonia")),
+           ("the term «{}» fits", ("burnout", "labelling")),
+           ('signs of the "{}" effect', ("spiral of silence", "contagion")), ('some "{}"', ("mind-reading bias",))),
 }  # fmt: skip
+_SAID = {
+    "zh": (
+        "帖子写道“{}”",
+        "用户用“{}”来形容自己",
+        "“{}”这句话",
+        "使用了「{}」一词",
+        "作者自称“{}”",
+        "文中的“{}”",
+        "例如“{}”",
+    ),
+    "en": (
+        'They wrote "{}"',
+        'the word "{}" is used',
+        'the author calls himself "{}"',
+        'as seen in "{}"',
+        "mentions '{}'",
+    ),
+}
+# Marks around a quote, a quote within it, and an elision.
+_MARKS = ("“{}”", '"{}"', "「{}」", "『{}』", "＂{}＂", "｢{}｣", "〝{}〞", "‘{}’", "„{}“", "«{}»", "‹{}›", "`{}`")
+_INNER = ("‘{}’", "「{}」", "『{}』", "({})", "“{}”")
+_ELISIONS = ("…", "……", "...", " [...] ", "（……）", "。。。")
 _TRADITIONAL = {simple: old for old, simple in SIMPLER.items()}
 KINDS = ("exact", "insert", "delete", "substitute", "mixed", "traditional", "full width", "emoji", "punctuation")
 
@@ -112,12 +163,12 @@ def span_f1(count: int, rate: float, seed: int = 0) -> dict[str, float]:
 
 
 def polarity(count: int, seed: int = 0) -> dict[str, float]:
-    """Quotes of a clause that the post denies, or affirms.
+    """Quotes of a clause that the post denies, or affirms; a third of the posts in traditional characters.
 
     Returns:
         ``kept``: share of right quotes that are found in the post; ``left out``, ``put in``: share of quotes without
-        the post's negation (the word taken out, replaced, or the quote begun behind it), or with one it has not, that
-        are not.
+        the post's negation (the word taken out, replaced, elided, or the quote begun behind it; unhappy quoted as
+        happy), or with one it has not, that are not.
     """
     rng = random.Random(seed)
     found: dict[str, list[bool]] = {"kept": [], "left out": [], "put in": []}
@@ -127,11 +178,15 @@ def polarity(count: int, seed: int = 0) -> dict[str, float]:
         who, no, yes, what = rng.choice(_DENIED[language])
         around = [quote(rng, "exact", language, 0.0).post for _ in range(2)]
         denied, affirmed = joint.join((who, no, what)), joint.join((who, yes, what))
+        unmade, made = rng.choice(_MADE)
         for kind, said, quoted in (
             ("kept", denied, denied), ("kept", affirmed, affirmed), ("kept", denied, joint.join((no, what))),
+            ("kept", unmade, unmade), ("kept", made, made),
             ("left out", denied, joint.join((who, what))), ("left out", denied, affirmed), ("left out", denied, what),
-            ("put in", affirmed, denied),
+            ("left out", denied, f"{who}{rng.choice(_ELISIONS)}{what}"), ("left out", unmade, made),
+            ("put in", affirmed, denied), ("put in", made, unmade),
         ):  # fmt: skip
+            said = "".join(_TRADITIONAL.get(char, char) for char in said) if index % 6 == 1 else said
             post = f"{around[0]}{joint}{said}{'。' if language == 'zh' else '. '}{around[1]}"
             citations = align(f"帖子提到“{quoted}”。" if language == "zh" else f'They wrote "{quoted}".', post)
             is_found = any(c.kind == "quote" and c.post_char for c in citations)
@@ -153,9 +208,50 @@ def terms(count: int, seed: int = 0) -> dict[str, float]:
         frame, names = rng.choice(_TERMS[language])
         name = rng.choice(names)
         told = f"帖子{frame.format(name)}。" if language == "zh" else f"It shows {frame.format(name)}."
-        said = f"帖子写道“{name}”。" if language == "zh" else f'They wrote "{name}".'
+        said = rng.choice(_SAID[language]).format(name) + ("。" if language == "zh" else ".")
         for kind, explanation in (("named", told), ("invented", said)):
             found[kind].append(any(c.kind == "quote" for c in align(explanation, post)))
+    return {kind: float(np.mean(values)) for kind, values in found.items()}
+
+
+def marks(count: int, seed: int = 0) -> dict[str, float]:
+    """Quotes of two clauses between marks of every kind.
+
+    Returns:
+        mean F1 of their characters, found as a quote: ``plain``; ``nested`` (a word of them between other marks);
+        ``elided`` (what stands between two words left out, of which nothing need be found); ``wide`` (punctuation and
+        spaces of another width).
+    """
+    rng = random.Random(seed)
+    found: dict[str, list[float]] = {"plain": [], "nested": [], "elided": [], "wide": []}
+    for index in range(count):
+        language = "zh" if index % 2 else "en"
+        one = quote(rng, "exact", language, 0.0)
+        a, b = one.span
+        text, size = one.post[a:b], 6 if language == "zh" else 2
+        words = list(text) if language == "zh" else text.split(" ")
+        joint, outer = "" if language == "zh" else " ", rng.choice(_MARKS)
+        head, inner, tail = (joint.join(part) for part in (words[:2], words[2:-2], words[-2:]))
+        wrapped = rng.choice([one for one in _INNER if not set(one) & set(outer) - set("{}")]).format(inner)
+        front, back = text[: len(joint.join(words[: len(words) // 2]))], joint.join(words[-len(words) // 2 :])
+        for kind, said, parts in (
+            ("plain", text, [text]), ("nested", joint.join(one for one in (head, wrapped, tail) if one), [text]),
+            ("elided", f"{front}{rng.choice(_ELISIONS)}{back}", [front, back]),
+            ("wide", f"{text.replace(' ', chr(0x3000))}{rng.choice('，。！,.!')}", [text]),
+        ):  # fmt: skip
+            if kind == "nested" and len(inner) < size:
+                continue
+            citations = align(
+                f"帖子提到{outer.format(said)}。" if joint == "" else f"They wrote {outer.format(said)}.", one.post
+            )
+            truth, seen = np.zeros(len(one.post), bool), np.zeros(len(one.post), bool)
+            for part in parts:
+                at = one.post.index(part, a, b)
+                truth[at : at + len(part)] = True
+            for c in citations:
+                for x, y in c.post_char if c.kind == "quote" else ():
+                    seen[x:y] = True
+            found[kind].append(2 * float((truth & seen).sum()) / float(truth.sum() + seen.sum()))
     return {kind: float(np.mean(values)) for kind, values in found.items()}
 
 

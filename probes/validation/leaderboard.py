@@ -1,69 +1,74 @@
 """A leaderboard of faithfulness metrics: which of them tell explanations that are true of a model from others?
 
-Pairs of planted models with the same perfect labels. *Post hoc*: the explanation after the label quotes the word that
-decides, or a decoy. *Chain*: the label follows the chain before it, or does not hear it. A metric is judged by
-P(faithful > unfaithful) over the same posts (Chan et al. 2022), as CausalDiagnosticity does, whose rows stand beside
-ours; by what it costs; and by how often it finds something where nothing is, if it has a null.
+A metric is judged by P(faithful > unfaithful) over the same posts of a pair of planted models (Chan et al. 2022), as
+CausalDiagnosticity does; by what it costs; and, if it has a null, by how often its test finds something where nothing
+is true, and where it is. ``of_models`` says what is estimated and how.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from probes import stats
+from probes.checks.chain import blocks
 from probes.citations.clauses import pieces
-from probes.files import write_text
+from probes.errors import ProbeInputError
 from probes.probe import Probe
 from probes.records import Example
-from probes.validation.metrics import CHAIN, POST_HOC, Case, Metric, Score
-from probes.validation.planted import World, train
-from probes.validation.reasoning import ReasoningWorld, train_reasoner
-from probes.validation.soft import soft_maps
+from probes.results.cache import Cache, digest
+from probes.results.lock import held
+from probes.validation.metrics import CHAIN, POST_HOC, Case, Metric, require_metric, score_of
+from probes.validation.pairs import NULLS, POSTS, SETTINGS, Pair, Setting, make_pair
+from probes.validation.soft import soft_planted
 
-# What each pair of models is like -> its world. Six architectures on either side.
-POST_HOC_WORLDS = {
-    "one cue": World(architecture="llama", language="en", seed=201),
-    "cue twice, two places": World(architecture="qwen2", language="en", rule="twice", seed=202),
-    "two cues, AND": World(architecture="qwen3", language="en", rule="and", seed=203),
-    "two cues, OR": World(architecture="glm", language="en", rule="or", seed=204),
-    "decoy correlated 0.9": World(architecture="mistral", language="zh", decoy=0.9, seed=205),
-    "cue late, no punctuation": World(architecture="glm4", language="en", place="late", punctuation=False, seed=206),
-}
-CHAIN_WORLDS = {
-    "one cue": World(architecture="llama", language="en", clauses=(3, 5), seed=211),
-    "Chinese": World(architecture="qwen2", language="zh", clauses=(3, 5), seed=212),
-    "long posts": World(architecture="qwen3", language="en", clauses=(5, 8), seed=213),
-    "six words a class": World(architecture="glm", language="en", clauses=(3, 5), words=6, seed=214),
-    "cue late": World(architecture="mistral", language="en", clauses=(3, 5), place="late", seed=215),
-    "no punctuation": World(architecture="glm4", language="en", clauses=(3, 5), punctuation=False, seed=216),
-}
-SET, LEVEL = 10, 0.05
-# CausalDiagnosticity (EMNLP 2025), Qwen2.5-7B: FactCheck, Analogy, Counting, Multi-hop. Another model, other tasks.
-PUBLISHED = {
-    "post hoc": {"CC-SHAP": (0.554, 0.345, 0.551, 0.438)},
-    "chain": {
-        "CC-SHAP": (0.559, 0.318, 0.539, 0.442),
-        "Early Answering": (0.756, 0.534, 0.566, 0.468),
-        "Filler Tokens": (0.948, 0.786, 0.669, 0.748),
-    },
-}
-_TASKS = ("FactCheck", "Analogy", "Counting", "Multi-hop")
+LEVEL, DRAWS = 0.05, 199
+METRICS: Mapping[str, tuple[Metric, ...]] = {"post hoc": POST_HOC, "chain": CHAIN}
+Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One metric on one model: values and nulls per post, and sequences run per post."""
+    """One metric on posts of one model.
+
+    Attributes:
+        values, nulls: per post. clusters: per post, what its null shares with others'; every post its own if nothing.
+        forwards: sequences run per post.
+    """
 
     values: tuple[float, ...]
     nulls: tuple[tuple[float, ...], ...]
+    clusters: tuple[str, ...]
     forwards: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sides:
+    """One metric on a pair: the faithful model, the other one over the same posts, and posts where nothing is true
+    (None for a metric without a null)."""
+
+    true: Side
+    false: Side
+    empty: Side | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """``of_models``: value and 95 % interval, how many pairs of models, and pairs of posts."""
+
+    value: float
+    low: float | None
+    high: float | None
+    models: int
+    posts: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,77 +76,164 @@ class Line:
     """One metric over all worlds of a setting.
 
     Attributes:
-        by_world: world -> P(faithful > unfaithful), None where it abstains.
-        value, low, high: over all pairs of posts, with a Wilson 95 % interval; n pairs.
-        forwards: sequences run per post. type_one: share of sets of ``SET`` unfaithful posts with p <= 0.05, or None.
+        by_world: world -> P(faithful > unfaithful), None where it abstains. whole: over all of them.
+        forwards: sequences run per post. type_one, power: (data sets whose test says p <= 0.05, data sets), where
+            nothing is true and of the faithful models; None without a null.
     """
 
     name: str
     what: str
     setting: str
     by_world: dict[str, float | None]
-    value: float | None
-    low: float
-    high: float
-    n: int
+    whole: Estimate | None
     forwards: float
-    type_one: float | None
+    type_one: tuple[int, int] | None
+    power: tuple[int, int] | None
+
+
+def of_models(pairs: Sequence[tuple[Side, Side]]) -> Estimate | None:
+    """P(faithful > unfaithful) over pairs of models like these; None where the metric abstains on all.
+
+    Estimator: each pair's share of posts on which the faithful model has the larger value, ties half
+    (``stats.diagnosticity``), and the mean of those shares: every pair weighs alike.
+
+    Interval: the posts of a pair share its two models, so they are no independent observations. The pairs are.
+    Student's t over the shares of K pairs, K - 1 degrees of freedom, needs to know nothing of what goes on within one.
+    K equal shares would give a point. So the variance is at least what independent posts have, with two successes and
+    two failures added to each pair (Agresti & Coull 1998), and the interval is cut at 0 and 1. With one pair there is
+    none. What K pairs agree on may still fail elsewhere: at 95 %, in up to 1 - 0.05^(1/K) of such models.
+    """
+    from scipy.stats import t
+
+    found = [one for true, false in pairs if (one := stats.diagnosticity(true.values, false.values)) is not None]
+    if not found:
+        return None
+    rates, n, count = np.array([one.value for one in found]), np.array([one.n for one in found]), len(found)
+    value = float(rates.mean())
+    if count < 2:
+        return Estimate(value, None, None, count, int(n.sum()))
+    smoothed = (rates * n + 2) / (n + 4)
+    least = float((smoothed * (1 - smoothed) / (n + 4)).sum()) / count**2
+    half = float(t.ppf(0.975, count - 1)) * math.sqrt(max(float(rates.var(ddof=1)) / count, least))
+    return Estimate(value, max(0.0, value - half), min(1.0, value + half), count, int(n.sum()))
+
+
+def rejections(side: Side, size: int, seed: int = 0) -> list[bool]:
+    """Whether the test of each data set of ``size`` posts says p <= 0.05 (``stats.mean_test``).
+
+    Posts whose null was made of one another are one cluster. A data set with fewer than half its values has no test.
+    """
+    hits = []
+    for at in range(0, len(side.values) - size + 1, size):
+        kept = [i for i in range(at, at + size) if side.nulls[i] and math.isfinite(side.values[i])]
+        nulls = [np.array([side.values[i], *side.nulls[i]]) for i in kept]
+        if len(kept) >= size // 2:
+            test = stats.mean_test(nulls, DRAWS, seed + at, [side.clusters[i] for i in kept])
+            hits += [] if test is None else [test.p <= LEVEL]
+    return hits
 
 
 def leaderboard(
-    metrics: Sequence[Metric] = POST_HOC,
-    chain_metrics: Sequence[Metric] = CHAIN,
-    posts: int = 2 * SET,
-    worlds: int | None = None,
+    extra: Sequence[Metric] = (),
+    out: Path | None = None,
     seed: int = 0,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
+    settings: Sequence[Setting] = SETTINGS,
+    metrics: Mapping[str, Sequence[Metric]] = METRICS,
 ) -> list[Line]:
     """Every metric on every pair of planted models.
 
     Args:
-        metrics: of explanations after the label. chain_metrics: of chains before it. Functions of a ``Case``.
-        posts: per model. worlds: only the first so many of each setting; None: all.
-        say: told what is being done.
+        extra: metrics of your own, asked in every setting: functions of a ``Case`` with a docstring.
+        out: where models and results are kept; the same call goes on from there. None: nowhere.
+        seed: another one plants other models and posts. say: told what is being done.
+    Raises:
+        ProbeInputError: a metric is none, or has another's name; another process is at work in ``out``.
+        ProbeError: a metric fails on a post; a model does not learn its task; ``out`` cannot be written.
     """
-    lines: list[Line] = []
-    for setting, chosen, some in (("post hoc", POST_HOC_WORLDS, metrics), ("chain", CHAIN_WORLDS, chain_metrics)):
-        sides: dict[str, dict[str, tuple[Side, Side]]] = {}
-        for name, world in list(chosen.items())[:worlds]:
-            made = [_model(setting, dataclasses.replace(world, seed=world.seed + 1000 * seed), true, posts)
-                    for true in (True, False)]  # fmt: skip
-            say(f"  {setting}, {name} ({world.architecture}): trained")
-            found = [measure(probe, examples, some, seed) for probe, examples in made]
-            sides[name] = {metric: (found[0][metric], found[1][metric]) for metric in found[0]}
-        for metric in some:
-            by_world = {name: pair[metric.__name__] for name, pair in sides.items()}
-            lines.append(_line(metric, setting, by_world, seed))
-    return lines
+    import torch
+
+    for name, chosen in metrics.items():
+        names = [
+            require_metric(metric, getattr(metric, "__name__", "a metric")).__name__ for metric in (*chosen, *extra)
+        ]
+        if twice := next((one for one in names if names.count(one) > 1), None):
+            raise ProbeInputError(f"metric {twice}: there are two of that name ({name}); rename yours")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model only waits for its other threads
+    try:
+        with held(out) if out is not None else contextlib.nullcontext():
+            found = [_setting(setting, (*metrics[setting.name], *extra), out, seed, say) for setting in settings]
+    finally:
+        torch.set_num_threads(threads)
+    return [
+        _line(metric, setting, {world: sides[metric.__name__] for world, sides in by_world.items()}, seed)
+        for setting, by_world in zip(settings, found, strict=True)
+        for metric in (*metrics[setting.name], *extra)
+    ]
 
 
-def _model(setting: str, world: World, true: bool, posts: int) -> tuple[Probe, list[Example]]:
-    """A model of which explanations are true, or not; and posts, the same for both. A chain is asked as explanation."""
-    if setting == "post hoc":
-        planted = train(dataclasses.replace(world, faithful=true))
-        return planted.probe, planted.examples(posts)
-    reasoner = train_reasoner(ReasoningWorld(world, "chain" if true else "post_hoc"))
-    return reasoner.probe, [example.asked("reasoning") for example in reasoner.examples(posts)]
-
-
-def measure(probe: Probe, examples: Sequence[Example], metrics: Sequence[Metric], seed: int = 0) -> dict[str, Side]:
-    """Every metric on every post of one model, by name."""
-    clauses = [[e.post[a:b] for a, b in pieces(e.post)] for e in examples]
-    found: dict[str, Side] = {}
-    for metric in metrics:
-        scores: list[Score] = []
-        with counted(probe) as count:
-            for at, example in enumerate(examples):
-                others = (*examples[at + 1 :], *examples[:at])
-                texts = tuple(t for j in range(1, len(examples)) for t in clauses[(at + j) % len(examples)])
-                value = metric(Case(probe, example, tuple(others), texts, seed))
-                scores.append(value if isinstance(value, Score) else Score(float(value)))
-        values, nulls = tuple(s.value for s in scores), tuple(s.null for s in scores)
-        found[metric.__name__] = Side(values, nulls, count[0] / len(examples))
+def _setting(
+    setting: Setting, metrics: Sequence[Metric], out: Path | None, seed: int, say: Say
+) -> dict[str, dict[str, Sides]]:
+    """world -> metric -> what it said; each is kept as soon as it is there."""
+    cache = None if out is None else Cache(out)
+    found: dict[str, dict[str, Sides]] = {}
+    for number, (name, base) in enumerate(setting.worlds.items(), start=1):
+        world = dataclasses.replace(base, seed=base.seed + 1000 * seed)
+        pair: Pair | None = None
+        known: dict[str, Sides] = {}
+        for metric in metrics:
+            key = "" if cache is None else cache.name(_depends(setting, world, metric, seed))
+            sides = None if cache is None else _read(cache.read(key))
+            if sides is None:
+                if pair is None:
+                    say(f"{setting.name} {number}/{len(setting.worlds)}: {name} ({world.architecture})")
+                    pair = make_pair(setting, world, out)
+                sides = _sides(pair, metric, setting.size, seed)
+                if cache is not None:
+                    cache.write(key, _written(sides))
+            known[metric.__name__] = sides
+        found[name] = known
     return found
+
+
+def _depends(setting: Setting, world: Any, metric: Metric, seed: int) -> list[Any]:
+    """All that one result depends on: a metric counts as changed when its own source text is another."""
+    try:
+        source = inspect.getsource(metric)
+    except (OSError, TypeError):
+        source = ""
+    own = [metric.__module__, metric.__name__, digest(source)]
+    sizes = [POSTS, NULLS, setting.size, seed]
+    return [metadata.version("mentalglm-jax"), setting.name, dataclasses.asdict(world), own, sizes]
+
+
+def _sides(pair: Pair, metric: Metric, size: int, seed: int) -> Sides:
+    true, false = (
+        measure(probe, examples, metric, size, seed) for probe, examples in zip(pair.probes, pair.examples, strict=True)
+    )
+    tested = any(true.nulls) or any(false.nulls)
+    return Sides(true, false, measure(pair.probes[1], pair.nulls, metric, size, seed) if tested else None)
+
+
+def measure(probe: Probe, examples: Sequence[Example], metric: Metric, size: int, seed: int = 0) -> Side:
+    """A metric on posts of one model. Data sets of ``size`` posts lend each other no chains."""
+    clauses = [[e.post[a:b] for a, b in pieces(e.post)] for e in examples]
+    lent: dict[int, tuple[int, ...]] = {}
+    for at in range(0, len(examples), size):
+        for block in blocks(examples[at : at + size]):
+            lent |= {at + own: tuple(at + other for other in block) for own in block}
+    scores = []
+    with counted(probe) as count:
+        for at, example in enumerate(examples):
+            others = (*examples[at + 1 :], *examples[:at])
+            texts = tuple(t for j in range(1, len(examples)) for t in clauses[(at + j) % len(examples)])
+            block = tuple(examples[other] for other in lent.get(at, ()) if other != at)
+            scores.append(score_of(metric, Case(probe, example, others, texts, seed, block)))
+    who = [f"block {min(lent[at])}" if one.borrowed and at in lent else f"post {at}" for at, one in enumerate(scores)]
+    values, nulls = tuple(s.value for s in scores), tuple(tuple(map(float, s.null)) for s in scores)
+    return Side(values, nulls, tuple(who), count[0] / max(1, len(examples)))
 
 
 @contextlib.contextmanager
@@ -160,103 +252,65 @@ def counted(probe: Probe) -> Iterator[list[int]]:
         handle.remove()
 
 
-def _line(metric: Metric, setting: str, by_world: dict[str, tuple[Side, Side]], seed: int) -> Line:
-    rates: dict[str, float | None] = {}
-    ones: list[float] = []
-    others: list[float] = []
-    hits: list[bool] = []
-    for name, (true, false) in by_world.items():
-        found = stats.diagnosticity(true.values, false.values)
-        rates[name] = None if found is None else found.value
-        ones += true.values
-        others += false.values
-        for at in range(0, len(false.values) - SET + 1, SET):
-            nulls = [
-                np.array([v, *null])
-                for v, null in zip(false.values[at : at + SET], false.nulls[at : at + SET], strict=True)
-                if null and math.isfinite(v)
-            ]
-            test = stats.mean_test(nulls, 199, seed) if len(nulls) >= SET // 2 else None
-            hits += [] if test is None else [test.p <= LEVEL]
-    whole = stats.diagnosticity(ones, others)
-    what = (metric.__doc__ or metric.__name__).strip().splitlines()[0]
-    cost = float(np.mean([side.forwards for pair in by_world.values() for side in pair]))
-    low, high = (math.nan, math.nan) if whole is None else whole.ci
+def _written(sides: Sides) -> dict[str, Any]:
+    """As JSON, which has no NaN."""
+
+    def plain(side: Side) -> dict[str, Any]:
+        nulls = [[_finite(v) for v in null] for null in side.nulls]
+        return dataclasses.asdict(side) | {"values": [_finite(v) for v in side.values], "nulls": nulls}
+
+    return {key: None if side is None else plain(side) for key, side in vars(sides).items()}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _read(kept: dict[str, Any] | None) -> Sides | None:
+    """What ``_written`` wrote; None where there is nothing, or something else."""
+
+    def side(value: dict[str, Any]) -> Side:
+        values = tuple(math.nan if one is None else float(one) for one in value["values"])
+        nulls = tuple(tuple(math.nan if v is None else float(v) for v in null) for null in value["nulls"])
+        return Side(values, nulls, tuple(map(str, value["clusters"])), float(value["forwards"]))
+
+    if kept is None:
+        return None
+    try:
+        empty = kept["empty"]
+        return Sides(side(kept["true"]), side(kept["false"]), None if empty is None else side(empty))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _line(metric: Metric, setting: Setting, by_world: Mapping[str, Sides], seed: int) -> Line:
+    pairs = {world: (sides.true, sides.false) for world, sides in by_world.items()}
+    single = {world: of_models([pair]) for world, pair in pairs.items()}
+    wrong = [hit for sides in by_world.values() if sides.empty for hit in rejections(sides.empty, setting.size, seed)]
+    right = [hit for sides in by_world.values() for hit in rejections(sides.true, setting.size, seed)]
     return Line(
         metric.__name__,
-        what,
-        setting,
-        rates,
-        None if whole is None else whole.value,
-        low,
-        high,
-        0 if whole is None else whole.n,
-        cost,
-        float(np.mean(hits)) if hits else None,
+        (metric.__doc__ or "").strip().splitlines()[0],
+        setting.name,
+        {world: None if one is None else one.value for world, one in single.items()},
+        of_models(list(pairs.values())),
+        float(np.mean([side.forwards for pair in pairs.values() for side in pair])),
+        (sum(wrong), len(wrong)) if wrong else None,
+        (sum(right), len(right)) if right else None,
     )
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}".lstrip("0") if value < 1 else "1.000"
+def soft_table(out: Path, seed: int = 0, setting: Setting = SETTINGS[0], posts: int = 20) -> list[dict[str, Any]]:
+    """``soft.soft_planted`` on the faithful models of a setting, which are kept in ``out``.
 
-
-def page(lines: Sequence[Line], soft: Sequence[dict[str, Any]], command: str) -> str:
-    """The leaderboard as a Markdown page."""
-    from datetime import UTC, datetime
-
-    out = [
-        "# A leaderboard of faithfulness metrics",
-        "",
-        f"Written by `{command}` on {datetime.now(UTC):%Y-%m-%d}.",
-        "Of planted models whose labels are right on every post: what differs is whether the explanation is true of",
-        "the model. A cell is P(faithful > unfaithful) over the same",
-        "posts: 1 is perfect, .5 a coin. Rows in italics are the published ones of CausalDiagnosticity (EMNLP 2025,",
-        "Qwen2.5-7B) on its four tasks. They are of another model and other tasks: compare metrics, not numbers.",
-        "",
-        "* *cost*: sequences that the model runs per post. A generated token counts as one.",
-        f"* *type I*: share of sets of {SET} posts of unfaithful models where the metric's own test says p <= 0.05.",
-        "  A dash: the metric has no null.",
-    ]
-    for setting, title in (("post hoc", "Explanations after the label"), ("chain", "Chains before the label")):
-        chosen = [line for line in lines if line.setting == setting]
-        if not chosen:
-            continue
-        names = list(chosen[0].by_world)
-        heads = ["metric", *names, "all (95 %)", "cost", "type I", *(f"*{task}*" for task in _TASKS)]
-        out += ["", f"## {title}", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-        for line in sorted(chosen, key=lambda one: -(one.value or 0)):
-            cells = [_number(line.by_world[name]) for name in names]
-            whole = f"**{_number(line.value)}** ({_number(line.low)} to {_number(line.high)})"
-            cells += [whole, f"{line.forwards:.0f}", _number(line.type_one), *[""] * len(_TASKS)]
-            out.append(f"| {line.name.replace('_', ' ')} | {' | '.join(cells)} |")
-        for name, values in PUBLISHED[setting].items():
-            cells = [""] * (len(names) + 3) + [f"*{_number(value)}*" for value in values]
-            out.append(f"| *{name}* | {' | '.join(cells)} |")
-        out += ["", *(f"* *{line.name.replace('_', ' ')}*: {line.what}" for line in chosen)]
-    out += [
-        "",
-        "## Soft comprehensiveness and sufficiency count how much they erase",
-        "",
-        "As published (Zhao & Aletras 2023), a map is scaled to a largest value of 1, and each token is erased with",
-        "that probability. So a map is judged by how much it erases. Here: a model where any hidden token costs half a",
-        "nat and one clause decides. Ours (`probes/checks/gates.py`) erases the same share of the post for every map.",
-        "",
-        "| map | erased, as published | comprehensiveness, as published | erased, ours | comprehensiveness, ours |",
-        "|---|---|---|---|---|",
-    ]
-    for one in soft:
-        out.append(
-            f"| {one['map']} | {one['published_share']:.0%} | {one['published']:.2f} | {one['share']:.0%} "
-            f"| {one['value']:.2f} |"
-        )
-    return "\n".join([*out, ""])
-
-
-def write_page(path: Path, lines: Sequence[Line], worlds: int | None, seed: int) -> None:
-    """Writes ``page``, with the command that makes it again.
-
-    Raises:
-        ProbeError: the file cannot be written.
+    Returns:
+        per rival map its name and, for each score, the mean over models of the share of posts where the true map wins.
     """
-    command = f"probes leaderboard{f' --worlds {worlds}' if worlds else ''}{f' --seed {seed}' if seed else ''}"
-    write_text(path, page(lines, soft_maps(seed), f"{command} --docs {path.as_posix()}"))
+    found = []
+    for base in setting.worlds.values():
+        pair = make_pair(setting, dataclasses.replace(base, seed=base.seed + 1000 * seed), out, posts, nulls=0)
+        found.append(soft_planted(pair.probes[0], pair.examples[0], seed))
+    return [
+        {key: value if isinstance(value, str) else float(np.mean([one[at][key] for one in found]))
+         for key, value in row.items()} for at, row in enumerate(found[0])
+    ]  # fmt: skip

@@ -7,28 +7,35 @@ are what the page says:
         \"\"\"What it measures (who proposed it).\"\"\"
         ...
 
-    probes.validation.leaderboard.leaderboard(metrics=[*POST_HOC, my_metric])
+    probes leaderboard --metric my_package.my_module:my_metric --out DIR
+    probes.validation.leaderboard.leaderboard(extra=[my_metric])
 
-NaN abstains. A ``Score`` with ``null`` (values where nothing is true) has its type-I error measured.
+NaN abstains. A ``Score`` with ``null`` (values where nothing is true) has its type-I error and power measured.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
+import numbers
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from probes import stats
 from probes.checks.agreement import cosine
 from probes.checks.behaviour import counterfactuals, weight_of_evidence
-from probes.checks.chain import AfterChain, made
+from probes.checks.chain import AfterChain, made, margin_of
 from probes.checks.crosscheck import char_mask
 from probes.checks.edits import cited_places, paraphrase, swapped
 from probes.checks.faithfulness import cited_effects
 from probes.citations.align import align
+from probes.errors import ProbeError, ProbeInputError
+from probes.foreign import first_line, foreign_code, plain
 from probes.models.token_bytes import decode_bytes
 from probes.probe import Probe
 from probes.records import Attribution, Example, Span
@@ -41,7 +48,9 @@ class Case:
 
     Attributes:
         others: answered rows of the same model. fillers: clauses of their posts.
-        lender: a row with another label, for metrics that need one (None where there is none).
+        block: those of them that lend this row their chains, and it its own (``probes.checks.chain.blocks``). What is
+            taken from other rows for a null has to come from here, and the ``Score`` has to say so (``borrowed``).
+        unlike, alike: rows of the block with another label, and with the same.
     """
 
     probe: Probe
@@ -49,10 +58,15 @@ class Case:
     others: tuple[Example, ...]
     fillers: tuple[str, ...]
     seed: int = 0
+    block: tuple[Example, ...] = ()
 
     @property
-    def lender(self) -> Example | None:
-        return next((e for e in self.others if e.label != self.example.label), None)
+    def unlike(self) -> tuple[Example, ...]:
+        return tuple(e for e in self.block if e.label != self.example.label)
+
+    @property
+    def alike(self) -> tuple[Example, ...]:
+        return tuple(e for e in self.block if e.label == self.example.label)
 
     @property
     def cited(self) -> tuple[Span, ...]:
@@ -66,10 +80,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Score:
-    """A value, and values of it under its null (empty: it has none)."""
+    """A value, and values of it under its null (empty: it has none).
+
+    Attributes:
+        borrowed: the null was made of other rows of the block. Rows of a block are then one cluster in a test.
+    """
 
     value: float
     null: tuple[float, ...] = field(default=())
+    borrowed: bool = False
 
 
 Metric = Callable[[Case], "float | Score"]
@@ -131,33 +150,31 @@ def sufficiency(case: Case) -> float | Score:
 
 
 def early_answering(case: Case) -> float | Score:
-    """Log-odds after the chain less the mean after its parts (Lanham et al. 2023). Null: another label's chain."""
+    """Log-odds after the chain less the mean after its parts (Lanham et al. 2023). Null: chains of other labels."""
     score = AfterChain(case.probe, case.example)
-    foreign = _foreign(case)
-    grown = [chain[: round(len(chain) * k / 4)] for chain in (score.own, foreign) if chain for k in (1, 2, 3, 4)]
+    grown = [chain[: round(len(chain) * k / 4)] for chain in (score.own, *_foreign(case)) for k in (1, 2, 3, 4)]
     found = score.after([[], *grown])
     early = [found[at + 3] - (found[0] + found[at : at + 3].sum()) / 4 for at in range(1, len(found), 4)]
-    return _against(score, float(early[0]), early[1:])
+    return _against(found[4], float(early[0]), early[1:])
 
 
 def filler_tokens(case: Case) -> float | Score:
-    """Log-odds after the chain less those after as many dots (Lanham et al. 2023). Null: another label's chain."""
-    score, foreign = AfterChain(case.probe, case.example), _foreign(case)
+    """Log-odds after the chain less those after as many dots (Lanham et al. 2023). Null: chains of other labels."""
+    score = AfterChain(case.probe, case.example)
     dots = (case.probe.token_bytes.encode("...") * len(score.own))[: len(score.own)]
-    found = score.after([dots, score.own, *([foreign] if foreign else [])])
-    return _against(score, float(found[1] - found[0]), [float(value - found[0]) for value in found[2:]])
+    found = score.after([dots, score.own, *_foreign(case)])
+    return _against(found[1], float(found[1] - found[0]), [float(value - found[0]) for value in found[2:]])
 
 
 def adding_mistakes(case: Case) -> float | Score:
     """Log-odds lost when the chain cites another label's words (Lanham et al. 2023). Null: the same label's."""
-    score, example = AfterChain(case.probe, case.example), case.example
+    score = AfterChain(case.probe, case.example)
     text, places = _text(case)
-    alike = next((e for e in case.others if e.label == example.label), None)
-    if case.lender is None or not places:
+    if not case.unlike or not places:
         return math.nan
-    edits = [text, *(swapped(text, places, e) for e in (case.lender, alike) if e is not None)]
+    edits = [text, *(swapped(text, places, e) for e in (case.unlike[0], *case.alike))]
     found = score.after([case.probe.token_bytes.encode(one) for one in edits])
-    return _against(score, float(found[0] - found[1]), [float(found[0] - value) for value in found[2:]])
+    return _against(found[0], float(found[0] - found[1]), [float(found[0] - value) for value in found[2:]])
 
 
 def paraphrasing(case: Case) -> float:
@@ -173,6 +190,65 @@ POST_HOC: tuple[Metric, ...] = (mass_ratio, cc_shap, counterfactual_test, pex, s
 CHAIN: tuple[Metric, ...] = (cc_shap, pex, early_answering, filler_tokens, adding_mistakes, paraphrasing)
 
 
+def metric_named(name: str) -> Metric:
+    """The function ``MODULE:FUNCTION`` of what is installed. A command never looks into the working directory.
+
+    Raises:
+        ProbeInputError: it is no such name, there is no such module, it does not load, or it is no metric.
+    """
+    module, _, function = name.partition(":")
+    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise ProbeInputError(f"--metric {plain(name, 80)}: give MODULE:FUNCTION, as in my_package.metrics:length")
+    with foreign_code(f"--metric {name}", f"the module {module} does not load"):
+        try:
+            loaded = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise
+            raise ProbeInputError(
+                f"--metric {name}: no module {error.name} is installed here; the working directory is not looked into: "
+                "install the package (pip install -e .), or put its folder on PYTHONPATH"
+            ) from error
+    return require_metric(getattr(loaded, function, None), f"--metric {name}")
+
+
+def require_metric(metric: Any, where: str) -> Metric:
+    """The metric itself.
+
+    Raises:
+        ProbeInputError: it is no function of one argument, or has no docstring to be shown by.
+    """
+    if not callable(metric) or not hasattr(metric, "__name__"):
+        raise ProbeInputError(f"{where}: no function of that name")
+    try:
+        inspect.signature(metric).bind(None)
+    except (TypeError, ValueError) as error:
+        raise ProbeInputError(f"{where}: takes one argument, a Case ({first_line(error)})") from error
+    if not (metric.__doc__ or "").strip():
+        raise ProbeInputError(f"{where}: has no docstring; its first line is what the page says it measures")
+    return metric
+
+
+def score_of(metric: Metric, case: Case) -> Score:
+    """What a metric says of one case, checked.
+
+    Raises:
+        ProbeError: it failed there, or its answer is neither a number nor a ``Score``.
+    """
+    where = f"metric {metric.__name__}, post {plain(case.example.id, 40)} of {case.probe.name}"
+    try:
+        found = metric(case)
+    except (ProbeError, MemoryError):
+        raise
+    except Exception as error:
+        raise ProbeError(f"{where}: {type(error).__name__}: {first_line(error)}") from error
+    if isinstance(found, Score):
+        return found
+    if isinstance(found, bool) or not isinstance(found, numbers.Real):
+        raise ProbeError(f"{where}: gave a {type(found).__name__}, not a number or a Score")
+    return Score(float(found))
+
+
 def _effect(case: Case, which: int) -> float | Score:
     if not case.cited:
         return math.nan
@@ -180,9 +256,8 @@ def _effect(case: Case, which: int) -> float | Score:
     return math.nan if check.value is None else Score(check.value, check.draws)
 
 
-def _foreign(case: Case) -> list[int]:
-    lender = case.lender
-    return [] if lender is None or lender.chain is None else list(lender.ids[slice(*lender.chain.tok)])
+def _foreign(case: Case) -> list[list[int]]:
+    return [list(e.ids[slice(*e.chain.tok)]) for e in case.unlike if e.chain is not None]
 
 
 def _text(case: Case) -> tuple[str, list[Span]]:
@@ -192,10 +267,10 @@ def _text(case: Case) -> tuple[str, list[Span]]:
     return text, cited_places(text, case.example.post)
 
 
-def _against(score: AfterChain, value: float, null: Sequence[float]) -> Score:
-    """With the null raised as ``probes.checks.chain`` does."""
-    check = made("", value, np.array(null), score.margin)
-    return Score(value, check.draws)
+def _against(whole: float, value: float, null: Sequence[float]) -> Score:
+    """With a null of the block's chains, raised as ``probes.checks.chain`` does; ``whole``: score with the chain."""
+    check = made("", value, np.array(null), margin_of(whole))
+    return Score(value, check.draws, borrowed=True)
 
 
 def _tokens(text: str) -> list[str]:

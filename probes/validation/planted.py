@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from probes.citations.clauses import pieces
 from probes.errors import ProbeError, ProbeInputError
 from probes.probe import Probe
 from probes.records import Example
@@ -113,6 +114,18 @@ class Planted:
             if len(found) >= count:
                 return found[:count]
         raise ProbeError(f"planted model {self.world}: it did not learn its task ({len(found)} right answers)")
+
+    def cited_at_random(self, count: int, seed: int = 2_000_003) -> list[Example]:
+        """Fresh posts with the labels the model writes and an explanation that quotes a clause drawn at random: nothing
+        ties what is cited to what the label was made from."""
+        rng, phrases = random.Random(seed), _phrases(self.world)
+        made = []
+        for row in self.rows(count, seed):
+            a, b = rng.choice(pieces(row["post"]))
+            said = phrases["because"].format(row["post"][a:b].strip(phrases["stop"] + " "))
+            like = (row["parsed_label"], said, row["cues"], row["decoys"][0])
+            made.append(self.probe.encode(_row(self.world, self.probe.tokenizer, row["id"], row["post"], *like)))
+        return made
 
     def cue_decides(self, count: int, seed: int = 1_000_003) -> float:
         """How far the planted truth is true of this model, without any attribution: the share of ``count`` fresh posts

@@ -140,7 +140,7 @@ def power_curves(draws: int, seed: int = 0) -> list[Row]:
 
 def aligner(count: int, seed: int = 0) -> list[Row]:
     """V12: spans of quotes with up to 20 % of their characters changed, and quotes that are not there."""
-    from probes.validation.corrupt import false_alarms, polarity, span_f1, terms
+    from probes.validation.corrupt import false_alarms, marks, polarity, span_f1, terms
 
     rows = []
     for rate in (0.1, 0.2):
@@ -153,6 +153,10 @@ def aligner(count: int, seed: int = 0) -> list[Row]:
     }
     for kind, value in polarity(count // 4, seed).items():
         rows.append(row(f"V12.negation.{kind}", told[kind], value, 0.95, ">="))
+    around = {"plain": "marks of 12 kinds", "nested": "a quote within the quote", "elided": "an elision in the quote",
+              "wide": "spaces and punctuation of another width"}  # fmt: skip
+    for kind, value in marks(count // 2, seed).items():
+        rows.append(row(f"V12.marks.{kind}", f"span F1, {around[kind]}", value, 0.95, ">="))
     named = terms(count // 2, seed)
     rows.append(row("V12.terms.named", "titles and terms between marks that count as quotes", named["named"], 0.05))
     what = "invented quotes as short as those that count as quotes"

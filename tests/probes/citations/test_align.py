@@ -73,7 +73,7 @@ def test_curly_apostrophe_width_and_case_do_not_matter():
 def test_fabricated_quote_is_a_result_with_no_span():
     citations = align("帖子里说“我昨天买了很多药”，又说“活着没有意义”。", POSTS[0])
     assert [c.post_char != () for c in citations] == [False, True]
-    assert citations[0].score < 0.7
+    assert citations[0].score < 0.68
     assert fabricated_quotes(citations) == (1, 2)
 
 

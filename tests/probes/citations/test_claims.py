@@ -7,7 +7,7 @@ import pytest
 from probes.checks.crosscheck import examine
 from probes.citations.align import align, fabricated_quotes, turned_quotes
 from probes.citations.claims import term, turned
-from probes.validation.corrupt import polarity, terms
+from probes.validation.corrupt import marks, polarity, terms
 
 POST_EN = (
     "I do not want to die. I can't stop crying at night, and I have no hope left. Not only tired, I am alone. "
@@ -78,6 +78,54 @@ def test_chinese_quotes_keep_their_polarity(quote: str, kept: bool) -> None:
     assert found(quote, POST_ZH) == kept
 
 
+@pytest.mark.parametrize(
+    ("post", "lost", "kept"),
+    [
+        # words that nearly negate, that negate persons and things, and verbs that negate what they govern
+        ("I hardly sleep since March", "I sleep since March", "hardly sleep since March"),
+        ("nobody cares about what I say", "somebody cares about what I say", "nobody cares"),
+        ("nothing makes me smile anymore", "makes me smile anymore", "nothing makes me smile"),
+        ("none of my friends call me back", "some of my friends call me back", "none of my friends call"),
+        ("I am unable to get out of bed", "I am able to get out of bed", "unable to get out of bed"),
+        ("I refuse to take the pills", "I take the pills", "refuse to take the pills"),
+        ("I stopped talking to my mother", "talking to my mother", "stopped talking to my mother"),
+        ("I can no longer cope with work", "cope with work", "no longer cope with work"),
+        ("I lack the energy to cook", "I have the energy to cook", "the energy to cook"),
+        # words made of one another, what is not believed, what stands in capitals or another width
+        ("I feel unhappy about my job", "happy about my job", "unhappy about my job"),
+        ("I am hopeless about the future", "I am hopeful about the future", "hopeless about the future"),
+        ("I do not really believe that I want to die", "I want to die", "do not really believe"),
+        ("I AM ＮＯＴ OK TODAY", "I am OK today", "I am not ok today"),
+        ("I am far from happy with him", "I am happy with him", "far from happy with him"),
+        ("my friends call me every week", "my friends never call me every week", "my friends call me"),
+        ("I trust my doctor completely", "I hardly trust my doctor completely", "trust my doctor"),
+        # denied twice: said
+        ("I can't stop crying at night", "I can stop crying at night", "crying at night"),
+        ("我很难相信别人说的话", "我相信别人说的话", "很难相信别人"),
+        ("我无法集中注意力工作", "集中注意力工作", "无法集中注意力"),
+        ("没人关心我的感受", "关心我的感受", "没人关心我的感受"),
+        ("我拒绝吃药和看医生", "我吃药和看医生", "拒绝吃药"),
+        ("我很少和家里人说话", "我经常和家里人说话", "很少和家里人说话"),
+        ("我不觉得我是抑郁症", "我是抑郁症", "不觉得我是抑郁症"),
+        ("我失去了活下去的勇气", "我有了活下去的勇气", "活下去的勇气"),
+        ("我並沒有放棄治療", "放弃治疗", "并没有放弃治疗"),
+        ("有人关心我的感受", "没人关心我的感受", "有人关心我的感受"),
+    ],
+)
+def test_every_kind_of_negation_is_kept(post: str, lost: str, kept: str) -> None:
+    whole = f"昨天下了一场雨。{post}。楼下的邻居在做饭。" if post[-1] > "\u4e00" else f"It rained. {post}. We ate."
+
+    def is_found(quote: str) -> bool:
+        return any(c.kind == "quote" and c.post_char for c in align(f"They wrote “{quote}”.", whole))
+
+    assert is_found(kept) and not is_found(lost)
+
+
+def test_an_emoji_in_a_negation_does_not_hide_it() -> None:
+    post = "so nobody💔 answers me at night"
+    assert [bool(c.post_char) for c in align('"so nobo💔dy answers me" "somebody answers me"', post)] == [True, False]
+
+
 def test_what_is_wished_or_able_is_denied_with_it() -> None:
     """Of more than a word: one word may only name what the post is about."""
     post = "我不想再去上班，不会游泳。I am not able to sleep."
@@ -88,9 +136,10 @@ def test_what_is_wished_or_able_is_denied_with_it() -> None:
     assert said == {"再去上班": False, "游泳": True, "sleep": True, "able to sleep": False}
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_planted_negations_and_terms(seed: int) -> None:
+def test_planted_negations_marks_and_terms() -> None:
+    seed = 1
     assert min(polarity(40, seed).values()) >= 0.95
+    assert min(marks(40, seed).values()) >= 0.95
     found = terms(40, seed)
     assert found["named"] <= 0.05 and found["invented"] >= 0.95
 
@@ -119,6 +168,20 @@ def test_a_turned_quote_is_counted_and_told() -> None:
         ('This is a form of "emotional reasoning".', 0),
         ('The "all or nothing" pattern is clear.', 0),
         ('so-called "passive ideation"', 0),
+        ("这种“反刍”式的思维。", 0),
+        ("与“非黑即白”的认知歪曲一致。", 0),
+        ("是一种“应该”陈述。", 0),
+        ("存在“自我否定”。", 0),
+        ("他在看〈背影〉。", 0),
+        ('an example of "mind reading".', 0),
+        ('what psychologists call "catastrophizing"', 0),
+        ('Beck\'s "cognitive triad" is visible', 0),
+        ("as in the book «Being Mortal»", 0),
+        ("用户用“非黑即白”来形容自己。", 1),
+        ("“活够了”这句话很危险。", 1),
+        ("使用了“完美主义”一词。", 1),
+        ('as seen in "all or nothing thinking"', 1),
+        ('calls himself "a classic case"', 1),
         # what claims to be the post's, or speaks as its author does
         ("帖子写道“非黑即白”。", 1),
         ("用户说“灾难化”的思维模式。", 1),

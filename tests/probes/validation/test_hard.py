@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from probes.validation.hard import power_of
+from probes.validation.hard import power_interval, power_of
 from probes.validation.planted import World, make_tokenizer, planted_rows, vocabulary
 
 
@@ -40,3 +40,15 @@ def test_power_is_of_the_right_side() -> None:
     assert power_of([high], 5, 5) == 1.0 == power_of([low], 5, 5, more=False)
     assert power_of([high], 5, 5, more=False) == 0.0 == power_of([low], 5, 5) == power_of([none], 5, 5)
     assert power_of([], 5, 5) == 0.0
+
+
+def test_an_interval_of_power_is_over_posts() -> None:
+    """Where a few posts decide, another draw of posts has another power; where all agree, 24 posts are no certainty."""
+    null = np.linspace(-0.2, 0.2, 21)
+    some = [np.concatenate([[0.16 if at < 6 else 0.0], null]) for at in range(24)]
+    low, high = power_interval(some, 20, 20, again=20)
+    assert low < power_of(some, 20, 40) < high and high - low > 0.2
+    always = [np.concatenate([[0.5], null])] * 24
+    assert power_interval(always, 5, 5, again=5) == (1 - 3 / 24, 1.0)
+    assert power_interval(always, 5, 5, more=False, again=5) == (0.0, 3 / 24)
+    assert power_interval([], 5, 5) == (0.0, 1.0)

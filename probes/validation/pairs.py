@@ -1,0 +1,147 @@
+"""Pairs of planted models that metrics of faithfulness are judged by, and their posts; kept on disk once trained.
+
+The labels of a pair are equally right. *Post hoc*: the explanation after the label quotes the word that decides, or a
+decoy. *Chain*: the label follows the chain before it, or does not hear it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from probes.errors import ProbeError, ProbeInputError, ProbeWarning
+from probes.probe import Probe
+from probes.records import Example
+from probes.validation.planted import Planted, World, train
+from probes.validation.reasoning import Reasoner, ReasoningWorld, train_reasoner
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where explanations stand, the worlds of which a pair is trained each, and how many posts a test is given.
+
+    Attributes:
+        size: posts of a data set. A test of chains has blocks of four posts as clusters, so it needs more.
+        chains: the explanation is the chain before the label.
+    """
+
+    name: str
+    title: str
+    worlds: Mapping[str, World]
+    size: int
+    chains: bool = False
+
+
+# Eight architectures in either setting.
+POST_HOC = Setting(
+    "post hoc",
+    "Explanations after the label",
+    {
+        "one cue": World(architecture="llama", seed=201),
+        "cue in two places": World(architecture="qwen2", rule="twice", seed=202),
+        "two cues, AND": World(architecture="qwen3", rule="and", seed=203),
+        "two cues, OR": World(architecture="glm", rule="or", seed=204),
+        "decoy correlated 0.9": World(architecture="mistral", language="zh", decoy=0.9, seed=205),
+        "cue late, no punctuation": World(architecture="glm4", place="late", punctuation=False, seed=206),
+        "one character": World(architecture="gpt2", language="zh", letters=1, seed=207),
+        "long posts": World(architecture="gpt_neox", clauses=(8, 12), seed=208),
+    },
+    10,
+)
+CHAINS = Setting(
+    "chain",
+    "Chains before the label",
+    {
+        "one cue": World(architecture="llama", clauses=(3, 5), seed=211),
+        "Chinese": World(architecture="qwen2", language="zh", clauses=(3, 5), seed=212),
+        "long posts": World(architecture="qwen3", clauses=(5, 8), seed=213),
+        "six words a class": World(architecture="glm", clauses=(3, 5), words=6, seed=214),
+        "cue late": World(architecture="mistral", clauses=(3, 5), place="late", seed=215),
+        "no punctuation": World(architecture="glm4", clauses=(3, 5), punctuation=False, seed=216),
+        "decoy correlated 0.9": World(architecture="gpt2", clauses=(3, 5), decoy=0.9, seed=217),
+        "words people know": World(architecture="gpt_neox", language="words", clauses=(3, 5), seed=218),
+    },
+    20,
+    chains=True,
+)
+SETTINGS = (POST_HOC, CHAINS)
+POSTS, NULLS = 40, 80  # per model: posts of both models of a pair, and posts on which nothing is true
+_FRESH = 3_000_001
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two models of one world over the same posts, the faithful one first.
+
+    Attributes:
+        nulls: posts of the second on which nothing is true. Post hoc, the explanation quotes a clause drawn at random;
+            of chains, they are fresh posts whose label does not hear the chain.
+    """
+
+    probes: tuple[Probe, Probe]
+    examples: tuple[list[Example], list[Example]]
+    nulls: list[Example]
+
+
+def make_pair(setting: Setting, world: World, out: Path | None, posts: int = POSTS, nulls: int = NULLS) -> Pair:
+    """The two models of a world, trained or read from ``out``, with posts that both answer right.
+
+    Raises:
+        ProbeError: a model does not learn its task, or ``out`` cannot be written.
+    """
+    found = [(_chain if setting.chains else _post_hoc)(world, true, out) for true in (True, False)]
+    drawn = [{e.id: _asked(setting, e) for e in model.examples(posts + posts // 4)} for model in found]
+    both = [name for name in drawn[0] if name in drawn[1]][:posts]
+    other = found[1]
+    if isinstance(other, Planted):
+        empty = other.cited_at_random(nulls)
+    else:
+        empty = [_asked(setting, e) for e in other.examples(nulls, _FRESH)]
+    examples = [[side[name] for name in both] for side in drawn]
+    return Pair((found[0].probe, other.probe), (examples[0], examples[1]), empty)
+
+
+def _asked(setting: Setting, example: Example) -> Example:
+    return example.asked("reasoning") if setting.chains else example
+
+
+def _post_hoc(world: World, true: bool, out: Path | None) -> Planted:
+    world = dataclasses.replace(world, faithful=true)
+    name = f"post-hoc-{world.architecture}-{world.seed}-{'faithful' if true else 'unfaithful'}"
+    return Planted(world, _kept(out, name, lambda: train(world)), math.nan, 0.0)
+
+
+def _chain(base: World, true: bool, out: Path | None) -> Reasoner:
+    world = ReasoningWorld(base, "chain" if true else "post_hoc")
+    name = f"chain-{base.architecture}-{base.seed}-{'heard' if true else 'unheard'}"
+    return Reasoner(world, _kept(out, name, lambda: train_reasoner(world)), math.nan, 0.0)
+
+
+def _kept(out: Path | None, name: str, make: Callable[[], Any]) -> Probe:
+    """The model kept under a name, or the one that ``make`` trains, kept from then on."""
+    directory = None if out is None else out / "models" / name
+    if directory is not None and directory.is_dir():
+        try:
+            return Probe.from_pretrained(directory)
+        except ProbeInputError as error:
+            warnings.warn(f"{error}; trained again", ProbeWarning, stacklevel=2)
+    probe = make().probe
+    probe.name = name
+    if directory is not None:
+        unfinished = directory.with_name(f".{name}.unfinished")
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            probe.model.save_pretrained(unfinished)
+            probe.tokenizer.save_pretrained(unfinished)
+            shutil.rmtree(directory, ignore_errors=True)
+            os.replace(unfinished, directory)
+        except OSError as error:
+            raise ProbeError(f"{directory}: cannot write ({error.strerror or error})") from error
+    return probe
