@@ -219,7 +219,7 @@ def test_unrelated_quotes_are_not_found():
 def test_long_and_hostile_texts_take_under_a_second():
     post = "".join(POSTS) * 45 + "e" + "\u0301" * 3000
     assert len(post) > 10_000
-    started = time.perf_counter()
+    started = time.process_time()
     citations = align("“" + POSTS[0][:60] + "改”，还有“从来没有写过的一句话在这里”。" + "坐在阳台上看车流" * 5, post)
-    assert time.perf_counter() - started < 5  # about 0.5 s; the bound only has to catch quadratic behaviour
+    assert time.process_time() - started < 5  # about 0.5 s; the bound only has to catch quadratic behaviour
     assert citations[0].post_char
