@@ -95,8 +95,9 @@ def evaluate(
         _refuse(f"{model}: holds {'finished answers' if answered else 'its adapter'}", of_a_model, "a model")
     if job is not None and (own or not answered):
         job.check_trained()
-    for name in ("generate", "evaluate") if job is not None and answered and not own else ():
-        job.check_unchanged(name)
+    if job is not None and answered and not own:
+        job.check_unchanged("generate")
+        job.check_unchanged("evaluate")
     of_records = {"--system": system, "--limit": limit, "--max-new-tokens": max_new_tokens}
     if job is not None and own and split is not None:
         answered, data = False, job.records_file(split)

@@ -22,7 +22,7 @@ import numbers
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -226,7 +226,7 @@ def require_metric(metric: Any, where: str) -> Metric:
         raise ProbeInputError(f"{where}: takes one argument, a Case ({first_line(error)})") from error
     if not (metric.__doc__ or "").strip():
         raise ProbeInputError(f"{where}: has no docstring; its first line is what the page says it measures")
-    return metric
+    return cast(Metric, metric)
 
 
 def score_of(metric: Metric, case: Case) -> Score:
