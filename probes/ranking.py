@@ -7,9 +7,11 @@ same one by a margin. What this optimises is agreement with saliency; ``docs/rep
 The score of an answer by one family is the share of the positive label saliency in the clauses it cites, less their
 share of the length (0 for a citation at random, whatever it takes), less ``INVENTED`` times the share of its quotes
 that are not in the post, and less ``EVERYTHING`` if it cites every clause. Only an answer that every family scores
-above 0 is chosen, one that is merely less bad teaches to quote anything; and only one whose quotes are in the post
-letter for letter, as the chosen words are what is learned. Of the rejected answers those that quote the post too come
-before those that invent: a model that is taught to invent nothing has not learned what to cite.
+above 0 is chosen, one that is merely less bad teaches to quote anything; and only one that came to its end and whose
+quotes are in the post letter for letter, as the chosen words are what is learned. Of equally good ones the likeliest
+(drawn most often) is chosen, whose words are least beside the point. Of the rejected answers the likeliest comes first,
+as it is what the model says now; then those that quote the post too before those that invent: a model that is taught to
+invent nothing has not learned what to cite.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ NULL_DRAWS = 20
 # Why a post has no pair, in the order in which it is looked at.
 ALONE = "one answer with this label"
 SHUT = "no map of a family may speak"
-UNGROUNDED = "no answer cites the post letter for letter"
+UNGROUNDED = "no whole answer cites the post letter for letter"
 CHANCE = "no answer cites more of the saliency than chance"
 CLOSE = "no two answers differ by the margin"
 DISAGREE = "the families do not agree"
@@ -89,6 +91,7 @@ class Answer:
         ids: its tokens.
         cited: bool [clauses]. invented: share of its quotes that are not in the post.
         quotes: how many it has. inexact: whether one of them is in the post with other letters.
+        whole: whether it came to its end. drawn: how often it came among the samples.
     """
 
     row: Mapping[str, Any]
@@ -97,11 +100,14 @@ class Answer:
     invented: float
     quotes: int
     inexact: bool = False
+    whole: bool = True
+    drawn: int = 1
 
     @property
     def choosable(self) -> bool:
-        """Whether it may be preferred: it cites something of the post, letter for letter, and nothing else."""
-        return bool(self.cited.any()) and not self.cited.all() and self.invented == 0 and not self.inexact
+        """Whether it may be preferred: whole, it cites something of the post, letter for letter, and nothing else."""
+        exact = self.invented == 0 and not self.inexact
+        return self.whole and exact and bool(self.cited.any()) and not self.cited.all()
 
     def score(self, voice: Voice, lengths: np.ndarray) -> float:
         """See the top of this file."""
@@ -164,8 +170,8 @@ def comparable(answers: Sequence[Answer], rules: Rules) -> tuple[list[tuple[int,
 
 
 def pairs_of(group: Group, answers: Sequence[Answer], rules: Rules) -> tuple[list[Found], str]:
-    """The pairs of a group whose answers cite what ``answers`` say (its own, or others for a null), those that reject
-    an answer without invention first, of these the widest margin; and where there is none, why."""
+    """The pairs of a group whose answers cite what ``answers`` say (its own, or others for a null), in the order of the
+    top of this file, then the widest margin first; and where there is none, why."""
     able, reason = comparable(answers, rules)
     if not able:
         return [], reason
@@ -182,7 +188,12 @@ def pairs_of(group: Group, answers: Sequence[Answer], rules: Rules) -> tuple[lis
             found.append(Found(i, j, tuple(map(float, margins))))
         elif margins.max() >= rules.margin:
             reason = DISAGREE
-    found.sort(key=lambda pair: (answers[pair.rejected].invented > 0, -pair.margin, pair.chosen, pair.rejected))
+
+    def order(pair: Found) -> tuple[int, bool, float, int, int, int]:
+        one, other = answers[pair.chosen], answers[pair.rejected]
+        return -other.drawn, other.invented > 0, -pair.margin, -one.drawn, pair.chosen, pair.rejected
+
+    found.sort(key=order)
     kept: list[Found] = []
     for pair in found:
         if len(kept) < rules.per_post and all(pair.rejected != other.rejected for other in kept):
@@ -328,9 +339,9 @@ class _Said:
 
     def answer(self, rows: Mapping[str, Mapping[str, Any]], units: Sequence[Span]) -> Answer:
         """On these clauses."""
-        ids = tuple(self.example.ids[self.example.prompt_len :])
-        return Answer(rows[self.example.id], ids, units_hit(self.spans, units), self.invented, self.quotes,
-                      self.inexact)  # fmt: skip
+        row, ids = rows[self.example.id], tuple(self.example.ids[self.example.prompt_len :])
+        return Answer(row, ids, units_hit(self.spans, units), self.invented, self.quotes, self.inexact,
+                      whole=row.get("finish") != "length", drawn=row.get("drawn") or 1)  # fmt: skip
 
 
 def _heard(maps: Sequence[Attribution], units: Sequence[Span], rules: Rules) -> tuple[Voice, ...]:

@@ -34,7 +34,7 @@ RECIPE = "configs/repair.yaml"
 FAITHFUL = 0.1
 CONTROL_POSTS, CONTROL_STEPS = 1250, 150  # posts of each language; once through them
 TASK = "suicide_risk"
-TEMPERATURE, SAMPLES = "1.0", "16"
+TEMPERATURE, MIN_P, SAMPLES = "1.5", "0.05", "16"
 CORPUS = SyntheticConfig(tasks=(TASK,), n_train=0, n_dev=0, n_test=0, n_clauses=(4, 6), fillings=1, templates=2)
 FRESH = 100  # posts that are answered in the end, half of them English
 PROBED = 20  # of which the probes judge the answers
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="where `make demo` wrote")
     parser.add_argument("--out", type=Path, default=Path("runs/repair"))
-    parser.add_argument("--posts", type=int, default=120, help="posts that are answered to be ranked, per round")
+    parser.add_argument("--posts", type=int, default=160, help="posts that are answered to be ranked, per round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="the repair alone, nothing beside it")
     given = parser.parse_args(arguments)
@@ -82,7 +82,7 @@ class Repair:
         liar = self.control()
         with ThreadPoolExecutor(TOGETHER) as pool:
             first = pool.submit(self.round, "round1", liar, 1)
-            honest = None if alone else pool.submit(self.round, "faithful", self.demo / "adapter", 1)
+            honest = None if alone else pool.submit(self.round, "faithful", self.demo / "adapter", 1, spared=True)
             first = first.result()
             chain = pool.submit(self.further, first, rounds)
             null = None if alone else pool.submit(self.null, liar)
@@ -123,7 +123,7 @@ class Repair:
         known |= {record.post for record in self.taught("faithful")}
         half = -(-2 * self.posts // 2)
         drawn = new_posts(known, seed=11, count=half)
-        fresh = new_posts(known | {record.post for record in drawn}, seed=23, count=FRESH // 2)
+        fresh = new_posts(known | {record.post for record in drawn}, seed=29, count=FRESH // 2)
         fresh = [record for both in zip(fresh[: FRESH // 2], fresh[FRESH // 2 :], strict=True) for record in both]
         self.out.mkdir(parents=True, exist_ok=True)
         write_records(sealed, fresh)
@@ -133,16 +133,18 @@ class Repair:
             write_posts(self.out / f"posts-{number}.jsonl", part)
         return sealed
 
-    def round(self, name: str, adapter: Path, number: int) -> Path:
-        """Sample, rank, train; the adapter that comes out."""
+    def round(self, name: str, adapter: Path, number: int, *, spared: bool = False) -> Path:
+        """Sample, rank, train; the adapter that comes out. One that may be ``spared`` stays as it is where no answer is
+        better than another."""
         where = self.out / name
         candidates = where / "candidates.jsonl"
         if not candidates.exists():
             posts = self.out / f"posts-{(number - 1) % 2 + 1}.jsonl"
             mentalglm("generate", self.base, "--adapter", adapter, "--in", posts, "--out", candidates, "--samples",
-                      SAMPLES, "--temperature", TEMPERATURE, "--keep-label", "--max-new-tokens", "96", "--batch-size",
-                      "64", "--seed", number)  # fmt: skip
-        return self.trained(name, adapter, self.ranked(name, adapter, candidates))
+                      SAMPLES, "--temperature", TEMPERATURE, "--min-p", MIN_P, "--keep-label", "--max-new-tokens", "96",
+                      "--batch-size", "64", "--seed", number)  # fmt: skip
+        pairs = self.ranked(name, adapter, candidates, spared=spared)
+        return self.trained(name, adapter, pairs) if pairs.exists() else adapter
 
     def further(self, adapter: Path, rounds: int) -> dict[str, Path]:
         """The rounds after the first."""
@@ -157,19 +159,21 @@ class Repair:
                                                          family))  # fmt: skip
 
     def null(self, adapter: Path) -> Path:
-        """As the first round, with its margins shuffled among the answers of each post."""
+        """As the first round, with its margins shuffled among the draws of each post."""
         first = self.out / "round1"
         return self.trained("null", adapter, shuffled(first / "pairs.jsonl", first / "candidates.jsonl",
                                                       self.out / "null" / "pairs.jsonl"))  # fmt: skip
 
-    def ranked(self, name: str, adapter: Path, candidates: Path, by: str = "both") -> Path:
-        """The pairs of some samples."""
+    def ranked(self, name: str, adapter: Path, candidates: Path, by: str = "both", *, spared: bool = False) -> Path:
+        """The pairs of some samples; where there may be none, a file that is not there."""
         pairs = self.out / name / "pairs.jsonl"
         if not pairs.exists():
             pairs.parent.mkdir(parents=True, exist_ok=True)
             found = command("probes", "rank", self.base, "--adapter", adapter, "--in", candidates, "--out", pairs,
-                            "--by", by, "--maps", self.out / "maps", "--json")  # fmt: skip
-            write_json(self.out / name / "ranked.json", json.loads(found))
+                            "--by", by, "--maps", self.out / "maps", "--json",
+                            fine=(0, 1, 3) if spared else (0, 3))  # fmt: skip
+            if pairs.exists():
+                write_json(self.out / name / "ranked.json", json.loads(found))
         return pairs
 
     def trained(self, name: str, adapter: Path, pairs: Path) -> Path:
@@ -193,16 +197,18 @@ class Repair:
 
 
 def shuffled(pairs: Path, candidates: Path, out: Path) -> Path:
-    """As many pairs of the same posts, each of two of the post's answers in the order of the draw: what ``probes rank``
-    would write if the answers' scores were dealt out anew."""
+    """As many pairs of the same posts, as if the scores had been dealt out anew among the post's draws: one of them,
+    whatever it cites, before one that says something else. An answer that came often is drawn as often here."""
     rng, lines = random.Random(0), []
-    answers: dict[str, list[list[int]]] = {}
+    draws: dict[str, list[list[int]]] = {}
     for line in candidates.read_text("utf-8").splitlines():
         row = json.loads(line)
-        answers.setdefault(json.dumps(row["prompt_ids"]), []).append(row["output_ids"])
+        draws.setdefault(json.dumps(row["prompt_ids"]), []).extend([row["output_ids"]] * row["drawn"])
     for line in pairs.read_text("utf-8").splitlines():
         row = json.loads(line)
-        one, other = rng.sample(answers[json.dumps(row["prompt_ids"])], 2)
+        own = draws[json.dumps(row["prompt_ids"])]
+        one = rng.choice(own)
+        other = rng.choice([ids for ids in own if ids != one])
         kept = {name: row[name] for name in ("id", "task", "prompt_ids")}
         lines.append(json.dumps(kept | {"chosen_ids": one, "rejected_ids": other}) + "\n")
     write_text(out, "".join(lines), private=True)
@@ -229,10 +235,10 @@ def mentalglm(*arguments: object) -> None:
         sys.exit(code)
 
 
-def command(module: str, *arguments: object) -> str:
-    """What a command prints on stdout."""
+def command(module: str, *arguments: object, fine: Sequence[int] = (0, 3)) -> str:
+    """What a command prints on stdout; ends where its exit code is none of ``fine``."""
     done = subprocess.run([sys.executable, "-P", "-m", module, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
-    if done.returncode not in (0, 3):
+    if done.returncode not in fine:
         sys.exit(done.returncode)
     return done.stdout
 

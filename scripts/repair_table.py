@@ -10,12 +10,12 @@ from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
 from mentalglm_jax.data.records import Record
+from probes.citations.align import align, fabricated_quotes, merge_spans
 from probes.report import figures
 
 Lines = list[tuple[str, ...]]
 DRAWS = 2000  # of the bootstrap
-PROBED = ("conclusion", "verdicts", "verdicts_by_chance", "mass_ratio", "mass_ratio_ci", "mass_ratio_null", "n_quotes",
-          "fabricated_quote_rate", "abstained")  # fmt: skip
+PROBED = ("conclusion", "verdicts", "verdicts_by_chance", "mass_ratio", "mass_ratio_ci", "mass_ratio_null", "abstained")
 
 
 def measured(found: Mapping[str, Any], truth: Sequence[Record]) -> dict[str, Any]:
@@ -28,8 +28,14 @@ def measured(found: Mapping[str, Any], truth: Sequence[Record]) -> dict[str, Any
     rows, probes = found["rows"], found["probes"]
     gold = {record.id: record for record in truth}
     said: dict[str, list[bool]] = {"cue": [], "decoy": []}
+    quotes, invented, covered = 0, 0, []
     for row in rows:
         record, text = gold[row["id"]], row["parsed_explanation"] or ""
+        citations = align(text, record.post)
+        nowhere, count = fabricated_quotes(citations)
+        quotes, invented = quotes + count, invented + nowhere
+        cited = merge_spans(span for citation in citations for span in citation.post_char)
+        covered.append(sum(b - a for a, b in cited) / len(record.post))
         for name, spans in (("cue", record.cues), ("decoy", record.decoys)):
             said[name].append(any(record.post[a:b] in text for a, b in spans or ()))
     wanted = [str(gold[row["id"]].label) for row in rows]
@@ -41,6 +47,9 @@ def measured(found: Mapping[str, Any], truth: Sequence[Record]) -> dict[str, Any
         "label_f1": weighted_f1(wanted, labels),
         "unreadable": sum(row["parse_status"] != "ok" for row in rows) / len(rows),
         "tokens": sum(len(row["output_ids"]) for row in rows) / len(rows),
+        "quotes": quotes / len(rows),
+        "quotes_in_post": 1 - invented / quotes if quotes else None,
+        "post_cited": sum(covered) / len(rows),
         "by_post": {
             "cue": [float(x) for x in said["cue"]],
             "decoy": [float(x) for x in said["decoy"]],
@@ -79,20 +88,21 @@ def start_of(name: str) -> str:
 
 def table(rows: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: answers to all fresh posts, what the probes say of some, the changes, the pairs."""
-    answers: Lines = [("answers", "cites the cue", "cites the decoy", "label F1", "unreadable", "tokens")]
+    answers: Lines = [("answers", "cites the cue", "cites the decoy", "label F1", "unreadable", "quotes in the post",
+                       "quotes", "share of the post cited", "tokens")]  # fmt: skip
     probed: Lines = [("probes", "posts", "verdicts s/c/i", "by chance s/c", "data set", "mass ratio ig", "erase",
-                      "random citation", "quotes", "not in the post")]  # fmt: skip
+                      "random citation")]  # fmt: skip
     changes: Lines = [("change from the start", "cites the cue", "cites the decoy", "label right")]
     for name, one in rows.items():
         answers.append((name, interval(one["cites_cue"]), interval(one["cites_decoy"]), f"{one['label_f1']:.3f}",
-                        f"{one['unreadable']:.1%}", f"{one['tokens']:.1f}"))  # fmt: skip
+                        f"{one['unreadable']:.1%}", number(one["quotes_in_post"]), number(one["quotes"]),
+                        number(one["post_cited"]), number(one["tokens"], 1)))  # fmt: skip
         v, chance = one["verdicts"], one["verdicts_by_chance"] or {}
         probed.append((name, str(one["n_probed"]),
                        "/".join(str(v.get(x, 0)) for x in ("supported", "contradicted", "inconclusive")),
                        "/".join(number(chance.get(x), 1) for x in ("supported", "contradicted")),
                        str(one["conclusion"]), *(ratio(one, method) for method in ("ig", "erase")),
-                       number((one["mass_ratio_null"] or {}).get("erase")), str(one["n_quotes"]),
-                       f"{one['fabricated_quote_rate'] or 0:.1%}"))  # fmt: skip
+                       number((one["mass_ratio_null"] or {}).get("erase"))))  # fmt: skip
         start = start_of(name)
         if name != start and start in rows:
             both = ((rows[start]["by_post"][x], one["by_post"][x]) for x in ("cue", "decoy", "label"))

@@ -61,8 +61,8 @@ def test_the_control_learns_one_right_explanation_in_ten(demo, tmp_path, monkeyp
 
 
 def test_the_null_deals_the_scores_out_anew(tmp_path):
-    """As many pairs of the same posts, of any two of their answers, whichever was chosen."""
-    answers = [{"prompt_ids": [n], "output_ids": [n, m]} for n in range(40) for m in range(8)]
+    """As many pairs of the same posts, the chosen answer any of their draws, whichever was chosen."""
+    answers = [{"prompt_ids": [n], "output_ids": [n, m], "drawn": 1} for n in range(40) for m in range(8)]
     given = [{"id": f"p{n}", "task": "t", "prompt_ids": [n], "chosen_ids": [n, 0], "rejected_ids": [n, 1],
               "scores": {}, "margin": 1.0} for n in range(40)]  # fmt: skip
     for name, lines in (("candidates", answers), ("pairs", given)):
@@ -73,6 +73,10 @@ def test_the_null_deals_the_scores_out_anew(tmp_path):
     assert all(row[side][0] == row["prompt_ids"][0] for row in found for side in ("chosen_ids", "rejected_ids"))
     for side in ("chosen_ids", "rejected_ids"):  # each of eight answers as often as any
         assert len({row[side][1] for row in found}) == 8 and sum(row[side][1] == 0 for row in found) < 15
+    often = [row | {"drawn": 50 if row["output_ids"][1] == 3 else 1} for row in answers]
+    (tmp_path / "often.jsonl").write_text("".join(json.dumps(row) + "\n" for row in often))
+    found = rows(repair.shuffled(tmp_path / "pairs.jsonl", tmp_path / "often.jsonl", tmp_path / "null.jsonl"))
+    assert sum(row["chosen_ids"][1] == 3 for row in found) > 25  # 50 draws of 57, not one answer of eight
 
 
 def judged(truth, cue, decoy):

@@ -22,6 +22,7 @@ from mentalglm_jax.cli.options import (
     TaskFile,
     Temperature,
     Tokenizer,
+    finite,
     load_model,
     make_known,
     make_known_of,
@@ -49,6 +50,14 @@ def generate(
     ] = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            callback=finite,
+            min=0,
+            help="With --samples: share of the likeliest token's probability that a drawn one needs",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the draws")] = 0,
     samples: Annotated[int | None, typer.Option(min=1, help="So many different answers to each post, at most")] = None,
     keep_label: Annotated[
@@ -74,6 +83,8 @@ def generate(
 
     if samples is None and keep_label:
         raise InputError("--keep-label goes with --samples")
+    if samples is None and min_p is not None:
+        raise InputError("--min-p goes with --samples")
     if samples is not None and temperature == 0:
         raise InputError("--samples needs --temperature above 0: at 0 all answers to a post are one")
     if samples is not None and label_probabilities:
@@ -96,7 +107,7 @@ def generate(
                                 scalings=scalings, progress=reporter.stage, **common)  # fmt: skip
         else:
             rows, counts = generate_samples(loaded, encoder, posts, out_path=out, samples=samples,
-                                            keep_label=keep_label, progress=reporter.stage("samples"),
+                                            min_p=min_p, keep_label=keep_label, progress=reporter.stage("samples"),
                                             **common)  # fmt: skip
     finally:
         reporter.close()

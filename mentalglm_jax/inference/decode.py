@@ -12,6 +12,7 @@ exchanged, and the weights stay where they are: gathering them, as training does
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -47,9 +48,11 @@ class Sampling:
     """How the next token is picked: the most probable one at temperature 0, else a draw from what the filters leave.
 
     ``top_k`` keeps the k most probable tokens; ``top_p`` then keeps the fewest most probable ones that together reach
-    this probability (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751). Before all of that, greedy or not,
-    ``repetition_penalty`` p divides the positive logits and multiplies the negative ones of every token that stands in
-    the prompt or the answer so far (Keskar et al. 2019, arXiv 1909.05858); 1 is none. Padding is no token of a prompt.
+    this probability (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751), and ``min_p`` those that are at least
+    this many times as probable as the most probable one (Nguyen et al. 2024, arXiv 2407.01082). Before all of that,
+    greedy or not, ``repetition_penalty`` p divides the positive logits and multiplies the negative ones of every token
+    that stands in the prompt or the answer so far (Keskar et al. 2019, arXiv 1909.05858); 1 is none. Padding is no
+    token of a prompt.
 
     Raises:
         InputError: a value outside its range.
@@ -58,6 +61,7 @@ class Sampling:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
@@ -67,6 +71,8 @@ class Sampling:
             raise InputError(f"top_k must be at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.min_p is not None and not 0 <= self.min_p < 1:
+            raise InputError(f"min_p must be from 0 to below 1, got {self.min_p}")
         if not 0 < self.repetition_penalty < float("inf"):
             raise InputError(f"repetition_penalty must be a positive number, got {self.repetition_penalty}")
 
@@ -78,7 +84,7 @@ class Sampling:
             logits = penalise(logits, seen, self.repetition_penalty)
         if self.temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        logits = filter_logits(logits / self.temperature, self.top_k, self.top_p)
+        logits = filter_logits(logits / self.temperature, self.top_k, self.top_p, self.min_p)
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
@@ -88,12 +94,18 @@ def penalise(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: flo
     return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def filter_logits(logits: Float[Array, "B V"], top_k: int | None, top_p: float | None) -> Float[Array, "B V"]:
-    """``logits`` with -inf for the tokens that ``top_k``, then ``top_p`` exclude, as in transformers; tokens exactly as
-    probable as the last one kept are kept too."""
+def filter_logits(
+    logits: Float[Array, "B V"], top_k: int | None, top_p: float | None, min_p: float | None
+) -> Float[Array, "B V"]:
+    """``logits`` with -inf for the tokens that ``top_k``, then ``top_p``, then ``min_p`` exclude, as in transformers;
+    tokens exactly as probable as the last one kept are kept too."""
     if top_k is not None and top_k < logits.shape[-1]:
         logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][:, -1:], -jnp.inf, logits)
-    return nucleus(logits, top_p) if top_p is not None and top_p < 1 else logits
+    if top_p is not None and top_p < 1:
+        logits = nucleus(logits, top_p)
+    if min_p:
+        logits = jnp.where(logits < logits.max(axis=-1, keepdims=True) + math.log(min_p), -jnp.inf, logits)
+    return logits
 
 
 def nucleus(logits: Float[Array, "B V"], top_p: float | Float[Array, "B 1"]) -> Float[Array, "B V"]:

@@ -44,11 +44,12 @@ class Counts:
 
 def generate_samples(
     model: Glm, tokenizer: GlmTokenizer, posts: Sequence[Post], *, out_path: str | Path, samples: int,
-    temperature: float, keep_label: bool = False, max_new_tokens: int | None = None, seed: int = 0,
-    batch_size: int = 32, system: str | None = None, progress: Progress | None = None
+    temperature: float, min_p: float | None = None, keep_label: bool = False, max_new_tokens: int | None = None,
+    seed: int = 0, batch_size: int = 32, system: str | None = None, progress: Progress | None = None
 ) -> tuple[list[Row], Counts]:  # fmt: skip
     """``samples`` answers to every post, written to ``out_path`` as rows of generations.jsonl: ``sample`` is the number
-    of an answer, and stands in its id (``r1#2``). A prompt is run once for all its answers.
+    of an answer, and stands in its id (``r1#2``); ``drawn`` is how often it came, as repetitions are not written. A
+    prompt is run once for all its answers.
 
     With ``keep_label`` answer 0 is the greedy one and the others go on from its label; where the explanation comes
     first, they are drawn whole and dropped where their label is another. The draws of an answer depend on ``seed`` and
@@ -56,6 +57,7 @@ def generate_samples(
 
     Args:
         temperature: above 0.
+        min_p: tokens less probable than this share of the most probable one are never drawn.
         batch_size: answers decoded together.
 
     Returns:
@@ -66,7 +68,7 @@ def generate_samples(
     """
     if samples < 1:
         raise InputError(f"samples must be at least 1, got {samples}")
-    sampling = Sampling(temperature=temperature)
+    sampling = Sampling(temperature=temperature, min_p=min_p)
     if temperature == 0:
         raise InputError("samples need a temperature above 0: at 0 all answers to a post are one")
     prompts, max_new_tokens = prompts_of(model, tokenizer, posts, system, max_new_tokens)
@@ -151,16 +153,17 @@ def _different(
     kept: list[Row] = []
     duplicates = other = 0
     for post in posts:
-        seen: set[tuple[str, str]] = set()
+        seen: dict[tuple[str, str], Row] = {}
         for row in (rows[name] for k in range(samples + 1) if (name := _id(post, k)) in rows):
             said = row["output_text"], row["finish"]
-            if said in seen:
-                duplicates += 1
-            elif keep_label and row["parsed_label"] != rows[_id(post, 0)]["parsed_label"]:
+            if keep_label and row["parsed_label"] != rows[_id(post, 0)]["parsed_label"]:
                 other += 1
+            elif said in seen:
+                seen[said]["drawn"] += 1
+                duplicates += 1
             else:
-                kept.append(row)
-            seen.add(said)
+                seen[said] = {**row, "drawn": 1}
+        kept += seen.values()
     return kept, duplicates, other
 
 

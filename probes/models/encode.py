@@ -35,6 +35,7 @@ OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "decoys": list,
     "rationales": list,
     "finish": str,
+    "drawn": int,
     "user": (str, int),
     "pair": (str, int),
     "reasoning": str,

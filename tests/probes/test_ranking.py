@@ -91,6 +91,19 @@ def test_an_answer_that_quotes_the_post_is_rejected_before_one_that_invents():
     assert first.rejected == 2
 
 
+def test_the_likeliest_answer_is_rejected_first_and_chosen_of_equals():
+    often, seldom, late = (dataclasses.replace(answer("0100"), drawn=n) for n in (3, 1, 9))
+    given = [seldom, answer("1000"), often, dataclasses.replace(answer("0000", 1.0), drawn=5),
+             dataclasses.replace(late, whole=False)]  # fmt: skip
+    found, _ = pairs_of(group(*given), given, Rules())
+    assert [(pair.chosen, pair.rejected) for pair in found] == [(2, 3), (2, 1)]
+
+
+def test_an_answer_without_an_end_is_not_chosen():
+    cut = dataclasses.replace(answer("0100"), whole=False)
+    assert pairs_of(group(cut, answer("1000")), (cut, answer("1000")), Rules()) == ([], ranking.CHANCE)
+
+
 def test_an_answer_that_quotes_with_other_letters_is_not_chosen():
     near = dataclasses.replace(answer("0100"), inexact=True)
     assert pairs_of(group(near, answer("1000")), (near, answer("1000")), Rules())[0] == []

@@ -11,6 +11,7 @@ import pytest
 import torch
 from flax import nnx
 from transformers import (
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -138,13 +139,17 @@ def test_padding_rows_of_the_vocabulary_are_never_generated(hf):
     assert greedy == [[int(logits.argmax())]]
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(None, 0.7), (5, None), (7, 0.6), (1, 0.01), (500, 1.0), (None, 1e-6)])
-def test_filters_equal_transformers(top_k, top_p):
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p"),
+    [(None, 0.7, None), (5, None, None), (7, 0.6, None), (1, 0.01, None), (500, 1.0, None), (None, 1e-6, None),
+     (None, None, 0.05), (6, 0.9, 0.2), (None, None, 0.999)],
+)  # fmt: skip
+def test_filters_equal_transformers(top_k, top_p, min_p):
     logits = np.random.default_rng(0).normal(0, 3, (9, 40)).astype(np.float32)
     expected = TemperatureLogitsWarper(0.7)(None, torch.tensor(logits))
-    for warper, value in ((TopKLogitsWarper, top_k), (TopPLogitsWarper, top_p)):
+    for warper, value in ((TopKLogitsWarper, top_k), (TopPLogitsWarper, top_p), (MinPLogitsWarper, min_p)):
         expected = expected if value is None else warper(value)(None, expected)
-    np.testing.assert_allclose(filter_logits(jnp.asarray(logits / 0.7), top_k, top_p), expected, rtol=1e-5)
+    np.testing.assert_allclose(filter_logits(jnp.asarray(logits / 0.7), top_k, top_p, min_p), expected, rtol=1e-5)
 
 
 def test_the_repetition_penalty_equals_transformers(hf, tiny):

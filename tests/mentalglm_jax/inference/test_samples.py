@@ -87,10 +87,15 @@ def test_rows_of_samples(model, tokenizer, tmp_path):
                                 eos_ids=tokenizer.eos_ids, sampling=Sampling(temperature=1.8), seed=0, batch_size=1,
                                 vocab_limit=tokenizer.vocab_size)))[0][1]  # fmt: skip
         assert row == {**generation_row(dataclasses.replace(post, id=row["id"]), tokenizer, prompts[post.id], ids),
-                       "sample": row["sample"], "answered_by": model_fingerprint(model)}  # fmt: skip
+                       "sample": row["sample"], "drawn": row["drawn"],
+                       "answered_by": model_fingerprint(model)}  # fmt: skip
     assert draw(model, tokenizer, tmp_path / "again.jsonl", seed=1)[0] != rows
     cold, found = draw(model, tokenizer, tmp_path / "cold.jsonl", temperature=0.01)
     assert found.duplicates == 9 and len(cold) == 3  # nearly greedy: all answers of a post are one
+    assert [row["drawn"] for row in cold] == [4, 4, 4] and sum(row["drawn"] for row in rows) == 12
+    hot = draw(model, tokenizer, tmp_path / "hot.jsonl", temperature=5.0)[0]
+    near, _ = draw(model, tokenizer, tmp_path / "near.jsonl", temperature=5.0, min_p=0.999)  # greedy but for ties
+    assert len(near) == 3 < len(hot) and {row["output_text"] for row in near} == {row["output_text"] for row in cold}
 
 
 def test_samples_keep_the_greedy_label(model, tokenizer, tmp_path):
@@ -165,6 +170,8 @@ def test_interrupted_samples_go_on_where_they_stopped(model, tokenizer, tmp_path
         (["--keep-label"], "--keep-label goes with --samples"),
         (["--samples", "2"], "--samples needs --temperature above 0"),
         (["--samples", "0"], "samples"),
+        (["--min-p", "0.1"], "--min-p goes with --samples"),
+        (["--samples", "2", "--temperature", "1", "--min-p", "nan"], "not a finite number"),
         (["--samples", "2", "--temperature", "1", "--label-probabilities"], "not with --samples"),
         (["--seed", "-1"], "seed"),
     ],
