@@ -1,6 +1,7 @@
 """`make repair`: what is sampled from carries no mark, the null is of the same posts, and the table counts."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,6 +78,19 @@ def test_the_null_deals_the_scores_out_anew(tmp_path):
     (tmp_path / "often.jsonl").write_text("".join(json.dumps(row) + "\n" for row in often))
     found = rows(repair.shuffled(tmp_path / "pairs.jsonl", tmp_path / "often.jsonl", tmp_path / "null.jsonl"))
     assert sum(row["chosen_ids"][1] == 3 for row in found) > 25  # 50 draws of 57, not one answer of eight
+
+
+def test_a_model_with_nothing_to_prefer_stays_as_it_is(tmp_path, monkeypatch):
+    """`probes rank` ends with 1 and writes no pairs; for any other model that ends all."""
+    ran: list[str] = []
+    monkeypatch.setattr(repair, "mentalglm", lambda *arguments: ran.append(arguments[0]))
+    monkeypatch.setattr(repair.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stdout=""))
+    work = repair.Repair(tmp_path / "out", tmp_path / "demo", 12)
+    assert work.round("faithful", tmp_path / "adapter", 1, spared=True) == tmp_path / "adapter"
+    assert ran == ["generate"] and not (tmp_path / "out" / "faithful" / "ranked.json").exists()
+    with pytest.raises(SystemExit) as end:
+        work.round("round1", tmp_path / "adapter", 1)
+    assert end.value.code == 1
 
 
 def judged(truth, cue, decoy):
