@@ -171,7 +171,7 @@ def test_interrupted_samples_go_on_where_they_stopped(model, tokenizer, tmp_path
         (["--samples", "2"], "--samples needs --temperature above 0"),
         (["--samples", "0"], "samples"),
         (["--min-p", "0.1"], "--min-p goes with --samples"),
-        (["--samples", "2", "--temperature", "1", "--min-p", "nan"], "not a finite number"),
+        (["--samples", "2", "--temperature", "1", "--min-p", "nan"], "invalid value for --min-p"),
         (["--samples", "2", "--temperature", "1", "--label-probabilities"], "not with --samples"),
         (["--seed", "-1"], "seed"),
     ],
