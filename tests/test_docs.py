@@ -106,6 +106,8 @@ def check(words: list[str]) -> None:
             assert set(extra.split(",")) <= extras(), words
     elif program == "python" and rest[:3] == ["-P", "-m", "mentalglm_jax"]:
         check(["mentalglm", *rest[3:]])
+    elif program == "python" and rest[:1] == ["-m"]:  # a file of the clone, in which it is called
+        assert (ROOT / f"{rest[1].replace('.', '/')}.py").is_file(), words
     elif program in ("python", ".venv/bin/python"):
         files = [word for word in rest if word.endswith(".py")]
         if files and files[0] in ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py"):  # llama.cpp's
@@ -132,7 +134,8 @@ def test_every_command_line_exists(block: Block):
 
 @pytest.mark.parametrize(
     "line", ["mentalglm fly", "probes run", "probes run m --in a --out b --no-such", "make fly", "pip install '.[fly]'",
-             "python scripts/fly.py", "fly", "mentalglm data", "PYTHONSAFEPATH=1 accelerate launch -m probes fly"]
+             "python scripts/fly.py", "python -m scripts.fly", "fly", "mentalglm data",
+             "PYTHONSAFEPATH=1 accelerate launch -m probes fly"]
 )  # fmt: skip
 def test_the_check_would_notice(line: str):
     with pytest.raises(Exception):  # noqa: B017  Click's own, or an assertion

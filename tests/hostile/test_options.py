@@ -37,5 +37,5 @@ def test_what_is_no_number(words, value, capsys):
 def test_every_such_option_is_known():
     assert {words[-1] for words in FOUND} == {
         "--minutes", "--rope-theta", "--max-shard-gb", "--threshold", "--accept-at", "--temperature", "--tolerance",
-        "--margin", "--length-ratio", "--max-memory"
+        "--margin", "--length-ratio", "--max-memory", "--min-p"
     }  # fmt: skip

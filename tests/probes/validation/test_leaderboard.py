@@ -24,6 +24,7 @@ from probes.validation.pairs import CHAINS, SETTINGS, Pair, Setting, make_pair
 from probes.validation.planted import World, planted_rows
 from probes.validation.selftest import closed_form_probe
 from probes.validation.soft import soft_maps, soft_planted
+from tests.fences import ALL
 from tests.hostile.attack import child, run
 
 
@@ -195,6 +196,18 @@ def test_anyones_metric_plugs_in_and_what_is_finished_is_kept(by_hand: list[str]
     with pytest.warns(match="made again"):
         assert leaderboard([length, shorter], tmp_path, settings=SMALL, metrics=chosen) == again
     assert len(by_hand) == 1
+
+
+def test_the_metric_of_the_docs_plugs_in(by_hand: list[str]) -> None:
+    (block,) = [one for one in ALL if one.page.name == "metrics.md" and one.language == "python"]
+    lines: list[Line] = []
+
+    def small(**named: Any) -> None:
+        assert named.pop("out") == Path("board")
+        lines.extend(leaderboard(**named, settings=SMALL, metrics={"post hoc": (), "chain": ()}))
+
+    exec(block.text.replace("from probes.validation.leaderboard import leaderboard", ""), {"leaderboard": small})
+    assert {line.name for line in lines} == {"length"} and all(line.whole is not None for line in lines)
 
 
 def test_a_run_that_was_interrupted_keeps_each_finished_result(by_hand: list[str], tmp_path: Path) -> None:
