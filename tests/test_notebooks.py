@@ -102,13 +102,14 @@ def model(tmp_path_factory) -> dict[str, Any]:
 
 
 def _repair(path: Path, answered: list[dict[str, Any]]) -> Path:
-    """What `make repair` leaves that a notebook looks at: two answers to each post, a pair, a curve, a table."""
+    """What `make repair` leaves that a notebook looks at: two answers to each post, two pairs, a curve, a table."""
     stage = path / "round1" / "run" / "stages" / "repair"
     stage.mkdir(parents=True)
     candidates = [row | {"id": f"{row['id']}#{n}"} for row in answered for n in range(2)]
-    one = {"id": "a > b", "prompt_ids": candidates[2]["prompt_ids"], "margin": 0.5, "scores": {"erasure": [0.5, 0.0]}}
+    common = {"margin": 0.5, "scores": {"erasure": [0.5, 0.0]}}
+    pairs = [{"id": f"{n} > b", "prompt_ids": candidates[n]["prompt_ids"]} | common for n in (0, 2)]
     steps = [{"step": n, "margin": 0.1 * n, "kl": 0.0, "accuracy": 1.0, "chosen_loss": 1.0} for n in range(3)]
-    for file, rows in ((path / "round1" / "candidates.jsonl", candidates), (path / "round1" / "pairs.jsonl", [one]),
+    for file, rows in ((path / "round1" / "candidates.jsonl", candidates), (path / "round1" / "pairs.jsonl", pairs),
                        (stage / "metrics.jsonl", steps)):  # fmt: skip
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     (path / "table.md").write_text("| a |\n| --- |\n| 1 |\n")
