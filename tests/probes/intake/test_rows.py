@@ -157,7 +157,7 @@ def test_what_a_row_may_hold_beside_is_taken_as_it_is(reader: Reader) -> None:
     said = "<think>It rained, they say.</think> The risk is low."
     given = {
         "task": "risk", "question": "Risk?", "user": "ana", "pair": "p", "finish": "stop", "hint": "they say low",
-        "cues": [[2, 5]], "decoys": [[6, 9]], "rationales": [[10, 13]], "reasoning": "It rained, they say.",
+        "cues": [[2, 5]], "decoys": [[6, 9]], "rationales": [[10, 13]], "reasoning": "It rained, they say.", "drawn": 3,
     }  # fmt: skip
     row = one(reader, prompt=f'Post: "{POST}" (they say low) Risk?', answer=said, **given)
     assert {key: row[key] for key in given} == given
