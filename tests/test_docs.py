@@ -33,7 +33,8 @@ REASONS = {
     "needs a server": r"127\.0\.0\.1",
     "other programs": r"vllm serve|convert_hf_to_gguf",
     "takes minutes": r"two_stage\.py|configs/repair\.yaml|mentalglm bench|mentalglm_jax bench|"
-    r"make (demo|study|test\S*)|configs/(demo|study|build/c-imhi)\.yaml|probes validate|benchmarks\.rationales",
+    r"make (demo|study|test\S*)|configs/(demo|study|build/c-imhi)\.yaml|probes validate|"
+    r"benchmarks\.rationales|probes leaderboard",
 }
 TESTED = re.compile(r"tested by (tests/\S+\.py)")
 PYTHON = [block for block in ALL if block.language == "python"]

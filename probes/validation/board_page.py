@@ -49,6 +49,7 @@ It is one function of a `Case`, with a docstring, in a package that is installed
 command never looks into the working directory. Models and finished results are kept in `DIR`, so only the new metric is
 run.
 
+<!-- not run: takes minutes -->
 ```sh
 probes leaderboard --out DIR --metric my_package.metrics:length --docs leaderboard.md
 ```
