@@ -10,6 +10,7 @@ from captum.attr import IntegratedGradients
 
 import probes.models.pack
 import probes.saliency.attribute
+import probes.saliency.gradients
 from probes.citations.clauses import clauses
 from probes.errors import ProbeInputError
 from probes.models.score import Forward
@@ -115,6 +116,15 @@ def test_tighter_tolerance_takes_more_steps_and_gets_closer(planted: Probe, exam
     # the tolerance bounds what the errors come to together; single values may be off by more
     assert np.abs(fine.values - coarse.values).sum() < 0.2 * np.abs(fine.values).sum()
     assert np.corrcoef(fine.values, coarse.values)[0, 1] > 0.98
+
+
+def test_errors_count_whether_they_cancel_or_add_up() -> None:
+    """Of two that cancel the squares, of many that add up the sum."""
+    size = probes.saliency.gradients._size
+    assert size([0.3, -0.3]) == pytest.approx(0.3 * 2**0.5) and size([0.1] * 9) == pytest.approx(0.9)
+    worst = probes.saliency.gradients._worst
+    assert worst({(0.0, 0.5): 0.3, (0.5, 1.0): -0.3}, 0.4) == [(0.0, 0.5), (0.5, 1.0)]
+    assert worst({(0.0, 0.5): 0.5, (0.5, 1.0): 0.1}, 0.4) == [(0.0, 0.5)] and worst({(0.0, 1.0): 0.3}, 0.4) == []
 
 
 def test_steps_run_out(planted: Probe, examples: list[Example]) -> None:
