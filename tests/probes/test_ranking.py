@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from probes import cli, ranking
 from probes.checks.verdict import Voice
 from probes.errors import ProbeError, ProbeInputError
 from probes.ranking import Answer, Group, Rules, pairs_of, rank
+from probes.validation.selftest import closed_form_probe
 from tests.probes.planted import planted_rows, train_planted
 from tests.probes.tiny import make_row
 
@@ -235,3 +237,14 @@ def test_the_command(world, ranked, tmp_path, capsys):
         cli.main(command)
     said = capsys.readouterr().out
     assert "with citations at random" in said and world.rows[0]["post"][:6] not in said
+
+
+@pytest.mark.parametrize(
+    ("row", "whole", "drawn"), [({"finish": "length", "drawn": 3}, False, 3), ({"finish": "stop"}, True, 1)]
+)
+def test_a_row_says_whether_it_came_to_its_end_and_how_often(row: dict[str, Any], whole: bool, drawn: int) -> None:
+    encode = (probe := closed_form_probe({"x": [1.0, 0.0]}, lambda seen: seen.sum(-1))).token_bytes.encode
+    given = {"id": "a#1", "post": "x", "prompt_ids": encode("p x ?"), "output_ids": encode("A"), "label_text": "A"}
+    example = probe.encode(given | {"candidates": {"a": "A", "b": "B"}})
+    found = ranking._Said(example, (), ((0, 1),), 0.0, 1, False).answer({"a#1": row}, [(0, 1)])
+    assert (found.whole, found.drawn, list(found.ids)) == (whole, drawn, given["output_ids"])
