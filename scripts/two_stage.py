@@ -1,6 +1,6 @@
 """Does English first help? Two-stage tuning (English, then Chinese) against Chinese only, by seeds, with paired tests.
 
-    python scripts/two_stage.py MODEL DATA [--out runs/two-stage] [--seeds 3] [--set a.b=c ...]
+    python scripts/two_stage.py MODEL DATA [--out runs/two-stage] [--seeds 3] [--chinese SET] [--set a.b=c ...]
 
 MODEL is a directory or Hub id, DATA the folder of the published files (SOS-HL-1K, SocialCD-3K, IMHI). Everything is
 scored on the development split of their training parts. The same command goes on where it stopped, inside a training
@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 RECIPE = Path("configs/two-stage.yaml")
-TASKS = ("suicide_risk", "cognitive_distortion")
+TASKS = {"sos_hl_1k": "suicide_risk", "socialcd_3k": "cognitive_distortion"}  # what each Chinese set asks
 BOTH, ALONE = "english-then-chinese", "chinese-only"
 
 
@@ -27,11 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/two-stage"))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each arm, from seed 0 on")
+    parser.add_argument("--chinese", choices=TASKS, help="one Chinese set only (default: both)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="as of `mentalglm train`, both arms"
     )
     given = parser.parse_args(arguments)
-    for command in commands(given.model, given.data, given.out, given.seeds, given.set):
+    chinese = [given.chinese] if given.chinese else [*TASKS]
+    for command in commands(given.model, given.data, given.out, given.seeds, given.set, chinese):
         with subprocess.Popen([sys.executable, "-P", "-m", "mentalglm_jax", *command]) as process:
             try:
                 code = process.wait()
@@ -41,39 +43,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(code)
 
 
-def commands(model: str, data: Path, out: Path, seeds: int, sets: Sequence[str]) -> Iterator[list[str]]:
+def commands(
+    model: str, data: Path, out: Path, seeds: int, sets: Sequence[str], chinese: Sequence[str] = (*TASKS,)
+) -> Iterator[list[str]]:
     """What is carried out, as arguments of ``mentalglm``; each does nothing again that it finds done."""
+    tasks = [TASKS[name] for name in chinese]
     for seed in range(seeds):
         for arm in (BOTH, ALONE):
             place = out / arm / f"seed-{seed}"
-            changes = [f"model.path={yaml_text(model)}", f"data.root={yaml_text(data)}", *overrides(arm, sets),
+            changes = [f"model.path={yaml_text(model)}", f"data.root={yaml_text(data)}", *overrides(arm, sets, chinese),
                        f"seed={seed}", f"run_dir={yaml_text(place)}"]  # fmt: skip
             yield ["train", str(RECIPE), *(part for one in changes for part in ("--set", one))]
             yield ["evaluate", str(place)]
         if seed == 0:  # the model as it came, asked the same
             records = out / ALONE / "seed-0" / "data" / "faithful"
-            for task in (name for name in TASKS if not (out / f"before-{name}" / "evaluation.html").exists()):
+            for task in (name for name in tasks if not (out / f"before-{name}" / "evaluation.html").exists()):
                 files = ["--data", str(records / "dev.jsonl"), "--train", str(records / "train.jsonl")]
                 place = out / f"before-{task}"
                 yield ["evaluate", model, "--task", task, *files, "--max-new-tokens", "48", "--out", str(place)]
-        for task in TASKS:
+        for task in tasks:
             both, alone = (str(out / arm / f"seed-{seed}") for arm in (BOTH, ALONE))
             place = out / "difference" / f"{task}-seed-{seed}"
             yield ["evaluate", both, "--task", task, "--against", alone, "--out", str(place)]
     runs = [str(out / arm / f"seed-{seed}") for arm in (BOTH, ALONE) for seed in range(seeds)]
-    yield ["leaderboard", *runs, *(str(out / f"before-{task}") for task in TASKS), "--out", str(out / "leaderboard.md")]
+    yield ["leaderboard", *runs, *(str(out / f"before-{task}") for task in tasks), "--out", str(out / "leaderboard.md")]
 
 
-def overrides(arm: str, sets: Sequence[str]) -> list[str]:
+def overrides(arm: str, sets: Sequence[str], chinese: Sequence[str] = (*TASKS,)) -> list[str]:
     """``sets`` after what makes an arm of the recipe. What they say of the English stage is nothing to the arm that has
     none; both arms read the same split, which does not depend on the sets that are named."""
     if arm == BOTH:
-        return [*sets]
+        return [f"data.sets=[{', '.join([*chinese, 'imhi'])}]", *sets]
     recipe = yaml.safe_load(RECIPE.read_text("utf-8"))
     stages = [stage for stage in recipe["stages"] if stage["name"] != "english"]
     shown = yaml.safe_dump(stages, default_flow_style=True, width=10**6).strip()
     kept = [one for one in sets if not one.startswith("stages.english.")]
-    return ["data.sets=[sos_hl_1k, socialcd_3k]", f"stages={shown}", *kept]
+    return [f"data.sets=[{', '.join(chinese)}]", f"stages={shown}", *kept]
 
 
 def yaml_text(value: object) -> str:

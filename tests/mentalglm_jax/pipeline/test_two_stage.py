@@ -45,6 +45,13 @@ def test_both_arms_train_the_same_but_for_the_english_stage(found):
     assert both.lora.rank == 8
 
 
+def test_one_chinese_set_alone_asks_its_task_alone():
+    found = [*two_stage.commands("m", Path("d"), Path("out"), 1, [], ["sos_hl_1k"])]
+    assert [{*recipe.data.sets} for recipe in recipes(found)] == [{"sos_hl_1k", "imhi"}, {"sos_hl_1k"}]
+    asked = [command[command.index("--task") + 1] for command in found if "--task" in command]
+    assert asked == ["suicide_risk"] * 2 and not [part for part in found[-1] if "cognitive" in part]
+
+
 def test_each_seed_is_compared_when_both_arms_have_it_and_all_at_the_end(found):
     words = [command[0] for command in found]
     assert words == ["train", "evaluate", "train", "evaluate", *["evaluate"] * 4,
@@ -57,7 +64,7 @@ def test_each_seed_is_compared_when_both_arms_have_it_and_all_at_the_end(found):
 
 
 def test_the_model_as_it_came_is_asked_once(found, tmp_path):
-    for task in two_stage.TASKS:
+    for task in two_stage.TASKS.values():
         (tmp_path / f"before-{task}").mkdir()
         (tmp_path / f"before-{task}" / "evaluation.html").touch()
     again = [*two_stage.commands("m", Path("d"), tmp_path, 3, [])]
