@@ -173,6 +173,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Seed of bootstrap and tests")] = 0,
     max_memory: Annotated[float | None, typer.Option(callback=_bound, help="GiB for weights and batches")] = None,
     ask: Annotated[str, typer.Option(help="What is asked: explanation | reasoning (before the label)")] = "explanation",
+    processes: Annotated[int, typer.Option(help="Processes on a CPU, a share of the posts each", min=1, max=64)] = 1,
     json_: AsJson = False,
 ) -> None:
     """Probes every row of a file: saliency, citations, checks, summary.json and report.html."""
@@ -184,12 +185,18 @@ def run(
     rows = read_rows(in_)
     silence_loaders()
     from probes.probe import Probe
+    from probes.workers import workers
 
-    probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=_place(device))
-    with progress("probing posts") as advance:
+    place, memory = _place(device), None if max_memory is None else max_memory / processes
+    options = {"in": in_, "out": out, "adapter": adapter, "budget": budget, "limit": limit, "dtype": dtype,
+               "device": place, "seed": seed, "max-memory": memory, "ask": ask}  # fmt: skip
+    same = [f"--{name}={value}" for name, value in options.items() if value is not None] + ["--redact"] * redact
+    with workers(processes, ["run", *same, "--", model], place) as working, progress("probing posts") as advance:
+        probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=place)
         summary = run_suite(
-            probe, rows, out, budget, limit, redact, advance, seed=seed, max_memory=max_memory, tell=tell, ask=ask
-        )
+            probe, rows, out, budget, limit, redact, advance, seed=seed, max_memory=memory, tell=tell, ask=ask,
+            working=working,
+        )  # fmt: skip
     if not summary:
         return  # not the first of several processes
     if json_:

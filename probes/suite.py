@@ -69,6 +69,7 @@ def run_suite(
     max_memory: int | float | None = None,
     tell: Callable[[str], None] | None = None,
     ask: str = "explanation",
+    working: Callable[[int], bool] = lambda rank: True,
 ) -> Suite:
     """Attributes, aligns and cross-checks every row, and writes the run directory (``probes.results.store``).
 
@@ -89,6 +90,7 @@ def run_suite(
         max_memory: GiB that weights, kept prefix and batches may take together; None: as the engine likes it.
         tell: called before the first post with a line that says how the model is scored and what that takes.
         ask: explanation | reasoning: what is asked whether it cites what the label was made from.
+        working: whether process i of several is still at work; this one makes what another has left.
 
     Returns:
         what is written to ``summary.json`` (``probes.results.summary.summarise``), a dict that knows its run
@@ -122,7 +124,9 @@ def run_suite(
             write_json(out / "manifest.json", manifest | {"status": "running"})
         stack.enter_context(probe.scorer.unchanged())
         prepared = functools.cache(functools.partial(_try, probe, examples, max_memory, tell, manifest))
-        return _carry_out(probe, examples, plan, settings, manifest, out, (rank, world), progress, n_boot, prepared)
+        return _carry_out(
+            probe, examples, plan, settings, manifest, out, (rank, world), working, progress, n_boot, prepared
+        )
 
 
 def _try(
@@ -200,6 +204,7 @@ def _carry_out(
     manifest: dict[str, Any],
     out: Path,
     place: tuple[int, int],
+    working: Callable[[int], bool],
     progress: Progress | None,
     n_boot: int,
     prepared: Callable[[], None],
@@ -219,7 +224,7 @@ def _carry_out(
         if progress:
             progress(done, len(examples))
         name = cache.name(_depends(example, probe.fingerprint, plan, at, settings, redact))
-        result = _awaited(cache, name, at, world) if at % world != rank else _cached(cache, name)
+        result = _awaited(cache, name, at, world, working) if at % world != rank else _cached(cache, name)
         if result is None:
             prepared()
             within = None if progress is None else functools.partial(_within, progress, done, len(examples))
@@ -297,14 +302,18 @@ def _rank() -> tuple[int, int]:
     return int(found[0]), max(1, int(found[1]))
 
 
-def _awaited(cache: Cache, name: str, at: int, world: int, patience: float = 3600.0) -> PostResult:
-    """The post that another process makes.
+def _awaited(
+    cache: Cache, name: str, at: int, world: int, working: Callable[[int], bool], patience: float = 3600.0
+) -> PostResult | None:
+    """The post that another process makes; None where that one has stopped.
 
     Raises:
         ProbeError: it did not come within ``patience`` seconds.
     """
     began = time.monotonic()
     while (result := _cached(cache, name)) is None:
+        if not working(at % world):
+            return _cached(cache, name)  # it may have been its last
         if time.monotonic() - began > patience:
             path = cache.directory / name
             raise ProbeError(f"{path}: process {at % world} has not made this post in {patience:.0f} s; did it stop?")

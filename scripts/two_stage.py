@@ -17,6 +17,7 @@ import yaml
 
 RECIPE = Path("configs/two-stage.yaml")
 TASKS = {"sos_hl_1k": "suicide_risk", "socialcd_3k": "cognitive_distortion"}  # what each Chinese set asks
+LENGTH = ("--max-new-tokens", "48")  # labels alone
 BOTH, ALONE = "english-then-chinese", "chinese-only"
 
 
@@ -48,25 +49,34 @@ def commands(
 ) -> Iterator[list[str]]:
     """What is carried out, as arguments of ``mentalglm``; each does nothing again that it finds done."""
     tasks = [TASKS[name] for name in chinese]
+    answered: list[Path] = []
     for seed in range(seeds):
         for arm in (BOTH, ALONE):
-            place = out / arm / f"seed-{seed}"
-            changes = [f"model.path={yaml_text(model)}", f"data.root={yaml_text(data)}", *overrides(arm, sets, chinese),
-                       f"seed={seed}", f"run_dir={yaml_text(place)}"]  # fmt: skip
+            run = out / arm / f"seed-{seed}"
+            changes = [f"model.path={yaml_text(model)}", f"data.root={yaml_text(data)}",
+                       *overrides(arm, sets, chinese), f"seed={seed}", f"run_dir={yaml_text(run)}"]  # fmt: skip
             yield ["train", str(RECIPE), *(part for one in changes for part in ("--set", one))]
-            yield ["evaluate", str(place)]
+            for task in tasks:  # English posts are long, and ask nothing of this comparison
+                answered.append(out / "answers" / f"{arm}-seed-{seed}-{task}")
+                if not finished(answered[-1]):
+                    yield ["evaluate", str(run), "--split", "dev", "--task", task, *LENGTH, "--out", str(answered[-1])]
         if seed == 0:  # the model as it came, asked the same
             records = out / ALONE / "seed-0" / "data" / "faithful"
-            for task in (name for name in tasks if not (out / f"before-{name}" / "evaluation.html").exists()):
+            for task in tasks:
                 files = ["--data", str(records / "dev.jsonl"), "--train", str(records / "train.jsonl")]
-                place = out / f"before-{task}"
-                yield ["evaluate", model, "--task", task, *files, "--max-new-tokens", "48", "--out", str(place)]
+                answered.append(out / "answers" / f"before-{task}")
+                if not finished(answered[-1]):
+                    yield ["evaluate", model, "--task", task, *files, *LENGTH, "--out", str(answered[-1])]
         for task in tasks:
-            both, alone = (str(out / arm / f"seed-{seed}") for arm in (BOTH, ALONE))
+            both, alone = (str(out / "answers" / f"{arm}-seed-{seed}-{task}") for arm in (BOTH, ALONE))
             place = out / "difference" / f"{task}-seed-{seed}"
-            yield ["evaluate", both, "--task", task, "--against", alone, "--out", str(place)]
-    runs = [str(out / arm / f"seed-{seed}") for arm in (BOTH, ALONE) for seed in range(seeds)]
-    yield ["leaderboard", *runs, *(str(out / f"before-{task}") for task in tasks), "--out", str(out / "leaderboard.md")]
+            yield ["evaluate", both, "--against", alone, "--out", str(place)]
+    yield ["leaderboard", *map(str, answered), "--out", str(out / "leaderboard.md")]
+
+
+def finished(place: Path) -> bool:
+    """Whether a command that scores has come to its end there: it writes this page last."""
+    return (place / "evaluation.html").is_file()
 
 
 def overrides(arm: str, sets: Sequence[str], chinese: Sequence[str] = (*TASKS,)) -> list[str]:

@@ -59,7 +59,7 @@ def reopened(
         again.append("generate")
     if old.generate != new.generate:
         again.append("evaluate")
-    if old.probe != new.probe:
+    if what_it_is(old)["probe"] != what_it_is(new)["probe"]:
         again.append("probe")
     return [name for name in again if name in finished]
 

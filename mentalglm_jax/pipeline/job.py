@@ -451,21 +451,21 @@ def _probe(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     rows = _probed(job, _read_jsonl(generations))
 
     def probed(adapter: Path, rows_file: Path, out: Path) -> dict[str, Any]:
-        return on_primary(lambda: _probes("run", base, "--adapter", adapter, "--in", rows_file, "--out", out,
-                                          "--budget", section.budget))  # fmt: skip
+        asked = ("--budget", section.budget, "--processes", str(section.processes))
+        return on_primary(lambda: _probes("run", base, "--adapter", adapter, "--in", rows_file, "--out", out, *asked))
 
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     on_primary(lambda: write_text(job.dir / "probes_input.jsonl", text, private=True))
     found = probed(job.dir / "adapter", job.dir / "probes_input.jsonl", job.dir / "probes")
     result: dict[str, Any] = {"summary": found}
     if section.control is not None:
-        control, asked = job.dir / "control", job.recipe.generate
+        control, wanted = job.dir / "control", job.recipe.generate
         ids = {row["id"] for row in rows}
         records = [record for record in job.records(job.eval_split) if record.id in ids]
         model, fingerprint = job.load_merged("control")
         generate_records(model, job.tokenizer(), records, fingerprint=fingerprint,
-                         out_path=control / "generations.jsonl", max_new_tokens=asked.max_new_tokens,
-                         batch_size=asked.batch_size)  # fmt: skip
+                         out_path=control / "generations.jsonl", max_new_tokens=wanted.max_new_tokens,
+                         batch_size=wanted.batch_size)  # fmt: skip
         result["control"] = probed(control / "adapter", control / "generations.jsonl", control / "probes")
         result["check"] = on_primary(lambda: _probes("check", job.dir / "probes", "--against", control / "probes"))
     page = job.dir / "probes" / "report.html"

@@ -325,12 +325,14 @@ class GenerateSection(Settings):
 
 
 class ProbeSection(Settings):
-    """What the ``probes`` command is asked: ``posts`` of ``task``, with ``budget``; 0 posts skips it. ``control``
-    trains an adapter whose explanations are unfaithful by construction, so that the checks can be checked."""
+    """What the ``probes`` command is asked: ``posts`` of ``task``, with ``budget``; 0 posts skips it. ``processes``
+    share the posts where PyTorch has a CPU only. ``control`` trains an adapter whose explanations are unfaithful by
+    construction, so that the checks can be checked."""
 
     task: str = "suicide_risk"
     posts: Annotated[int, Field(ge=0)] = 40
     budget: Literal["fast", "standard", "full"] = "standard"
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
     control: StageSection | None = None
 
     @model_validator(mode="after")
@@ -446,7 +448,8 @@ class Recipe(Settings):
 
 def what_it_is(recipe: Recipe) -> dict[str, Any]:
     """The JSON of a recipe without where it runs, which may change: what a run goes on with must equal it."""
-    return recipe.model_dump(mode="json", exclude={"run_dir", "mesh", "wandb", "compile_cache"})
+    where = {"run_dir": True, "mesh": True, "wandb": True, "compile_cache": True, "probe": {"processes"}}
+    return recipe.model_dump(mode="json", exclude=where)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -49,26 +49,30 @@ def test_one_chinese_set_alone_asks_its_task_alone():
     found = [*two_stage.commands("m", Path("d"), Path("out"), 1, [], ["sos_hl_1k"])]
     assert [{*recipe.data.sets} for recipe in recipes(found)] == [{"sos_hl_1k", "imhi"}, {"sos_hl_1k"}]
     asked = [command[command.index("--task") + 1] for command in found if "--task" in command]
-    assert asked == ["suicide_risk"] * 2 and not [part for part in found[-1] if "cognitive" in part]
+    assert asked == ["suicide_risk"] * 3 and not [part for part in found[-1] if "cognitive" in part]
 
 
 def test_each_seed_is_compared_when_both_arms_have_it_and_all_at_the_end(found):
     words = [command[0] for command in found]
-    assert words == ["train", "evaluate", "train", "evaluate", *["evaluate"] * 4,
-                     *["train", "evaluate", "train", "evaluate", *["evaluate"] * 2] * 2, "leaderboard"]  # fmt: skip
+    arm = ["train", "evaluate", "evaluate"]
+    assert words == [*arm * 2, *["evaluate"] * 4, *[*arm * 2, *["evaluate"] * 2] * 2, "leaderboard"]
     compared = [command for command in found if "--against" in command]
     assert [(command[1], command[command.index("--against") + 1]) for command in compared[2:4]] == [
-        ("out/english-then-chinese/seed-1", "out/chinese-only/seed-1")
-    ] * 2
-    assert len(found[-1]) == 1 + 6 + 2 + 2
+        (f"out/answers/english-then-chinese-seed-1-{task}", f"out/answers/chinese-only-seed-1-{task}")
+        for task in two_stage.TASKS.values()
+    ]
+    assert len(found[-1]) == 1 + 2 * 6 + 2 + 2
+    written = [command[-1] for command in found if "evaluate" in command and "--against" not in command]
+    assert sorted(written) == sorted(found[-1][1:-2])
 
 
-def test_the_model_as_it_came_is_asked_once(found, tmp_path):
-    for task in two_stage.TASKS.values():
-        (tmp_path / f"before-{task}").mkdir()
-        (tmp_path / f"before-{task}" / "evaluation.html").touch()
+def test_what_was_answered_is_asked_once(found, tmp_path):
+    places = [Path(command[-1]) for command in found if command[0] == "evaluate" and "--against" not in command]
+    for place in places[:5]:
+        (tmp_path / place.relative_to("out")).mkdir(parents=True)
+        (tmp_path / place.relative_to("out") / "evaluation.html").touch()
     again = [*two_stage.commands("m", Path("d"), tmp_path, 3, [])]
-    assert len(again) == len(found) - len(two_stage.TASKS)
+    assert len(again) == len(found) - 5
 
 
 @pytest.mark.slow
