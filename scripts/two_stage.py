@@ -75,8 +75,8 @@ def commands(
 
 
 def finished(place: Path) -> bool:
-    """Whether a command that scores has come to its end there: it writes this page last."""
-    return (place / "evaluation.html").is_file()
+    """Whether a command that scores has come to its end there: it writes this file last."""
+    return (place / "model_card.md").is_file()
 
 
 def overrides(arm: str, sets: Sequence[str], chinese: Sequence[str] = (*TASKS,)) -> list[str]:

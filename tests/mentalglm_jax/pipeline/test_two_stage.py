@@ -70,7 +70,7 @@ def test_what_was_answered_is_asked_once(found, tmp_path):
     places = [Path(command[-1]) for command in found if command[0] == "evaluate" and "--against" not in command]
     for place in places[:5]:
         (tmp_path / place.relative_to("out")).mkdir(parents=True)
-        (tmp_path / place.relative_to("out") / "evaluation.html").touch()
+        (tmp_path / place.relative_to("out") / "model_card.md").touch()
     again = [*two_stage.commands("m", Path("d"), tmp_path, 3, [])]
     assert len(again) == len(found) - 5
 
