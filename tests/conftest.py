@@ -95,7 +95,7 @@ HEAVY = (
     "mentalglm_jax/pipeline/test_preference_stage.py",
     "probes/intake/test_rows.py", "probes/intake/test_answer.py", "probes/intake/test_template.py",
     "probes/models/test_prefix.py", "probes/checks/test_chain.py", "probes/validation/test_chains.py",
-    "probes/validation/test_leaderboard.py", "test_rationales.py",
+    "probes/validation/test_leaderboard.py", "test_rationales.py", "probes/test_workers.py",
 )  # fmt: skip
 
 # No deadline: the first example of a property may compile. Derandomised: the same commit gives the same answer on every

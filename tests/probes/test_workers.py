@@ -74,6 +74,6 @@ def test_on_a_gpu_one_process_has_the_run(monkeypatch):
 
 def test_beside_a_launcher_they_are_refused(given, tmp_path, monkeypatch, capsys):
     out = [*given, str(tmp_path / "out"), "--processes"]
-    refused(run(["probes", *out, "65"], capsys), "65")
+    refused(run(["probes", *out, "65"], capsys), "invalid value for --processes")
     monkeypatch.setenv("RANK", "0")
     refused(run(["probes", *out, "2"], capsys), r"--processes 2: a launcher has set RANK")

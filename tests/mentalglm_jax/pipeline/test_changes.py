@@ -11,7 +11,7 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.pipeline.changes import outdated, reopened
 from mentalglm_jax.pipeline.job import run
 from mentalglm_jax.pipeline.run_dir import Run
-from mentalglm_jax.train.recipe import load_recipe
+from mentalglm_jax.train.recipe import load_recipe, what_it_is
 
 AGAIN = ["export", "generate", "evaluate", "summary"]
 
@@ -222,3 +222,11 @@ def test_a_control_that_began_from_the_old_adapter_is_deleted(small, whole, tmp_
     assert left == [tmp_path / "run/control/notes.txt"]  # which no run wrote
     assert not (tmp_path / "run/generations.jsonl.partial").exists()
     assert (tmp_path / "run/stages/b/adapter/adapter_config.json").is_file()
+
+
+def test_how_many_processes_probe_makes_nothing_out_of_date(small):
+    old, faster, fewer = (load_recipe(small, ["probe.posts=2", *more])
+                          for more in ([], ["probe.processes=2"], ["probe.posts=1"]))  # fmt: skip
+    assert what_it_is(old) == what_it_is(faster)
+    assert reopened(old, faster, {"probe": {}}, lambda stage: False) == []
+    assert reopened(old, fewer, {"probe": {}}, lambda stage: False) == ["probe"]
