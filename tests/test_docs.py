@@ -32,7 +32,7 @@ REASONS = {
     "goes on until it is stopped": r"mentalglm (chat|serve)",
     "needs a server": r"127\.0\.0\.1",
     "other programs": r"vllm serve|convert_hf_to_gguf",
-    "takes minutes": r"two_stage\.py|configs/repair\.yaml|mentalglm bench|mentalglm_jax bench|"
+    "takes minutes": r"two_stage|configs/repair\.yaml|mentalglm bench|mentalglm_jax bench|"
     r"make (demo|study|test\S*)|configs/(demo|study|build/c-imhi)\.yaml|probes validate|"
     r"benchmarks\.rationales|probes leaderboard",
 }

@@ -295,7 +295,7 @@ class StageSection(Settings):
 
 class PretrainSection(Settings):
     """Training a small base from scratch: on ``chats`` reading exercises (synthetic) or on the training posts, and
-    ``then`` on records with their answers, one stage after the other, all parameters trained (why: docs/results.md).
+    ``then`` on records with their answers, one stage after the other, all parameters trained (docs/results-small.md).
     """
 
     chats: Positive = 20000
