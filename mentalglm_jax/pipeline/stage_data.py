@@ -10,7 +10,7 @@ from mentalglm_jax.data.batches import Example, encode_conversations, encode_rec
 from mentalglm_jax.data.conversations import Conversation, apart_from, read_conversations
 from mentalglm_jax.data.pairs import encode_pairs, read_pairs
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.data.selection import mixture, weighted
+from mentalglm_jax.data.selection import evenly, mixture, weighted
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.model.lora import add_lora, resolve
@@ -26,6 +26,15 @@ def chosen(job: Run, stage: StageSection, split: str = "train") -> list[Record]:
         if (stage.languages is None or record.language in stage.languages)
         and (stage.tasks is None or record.task in stage.tasks)
     ]  # fmt: skip
+
+
+def dev_records(job: Run, stage: StageSection) -> list[Record]:
+    """What ``eval_every`` looks at: ``eval_examples`` of the stage's development records, from the whole of them, so
+    that every task and label has its share in what stops the stage and chooses its best step."""
+    if stage.train.eval_every is None:
+        return []
+    records = chosen(job, stage, "dev")
+    return [records[i] for i in evenly(len(records), stage.train.eval_examples)]
 
 
 def drawn(job: Run, stage: StageSection) -> tuple[list[Record], list[str]]:
