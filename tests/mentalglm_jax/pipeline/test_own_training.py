@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 
 from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.errors import InputError
@@ -93,6 +94,23 @@ def test_what_stops_a_stage_is_drawn_from_the_whole_of_a_sorted_file(small, own,
     whole = stage.model_copy(update={"train": stage.train.model_copy(update={"eval_examples": 24})})
     assert dev_records(job, whole) == job.records("dev")
     assert dev_records(job, job.recipe.stages[0]) == []  # which evaluates nothing
+
+
+def test_labels_that_cannot_be_scored_are_refused_before_training(small, tmp_path):
+    mood = {"kind": "single", "question": {"en": "Which mood?"}, "sentence": {"en": "Mood: {}"},
+            "labels": {"sad": {}, "sad and tired": {}}}  # fmt: skip
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump({"tasks": {"mood": mood}}), "utf-8")
+    sets = [f"run_dir={tmp_path / 'run'}", f"data.root={tmp_path}", f"tasks={tmp_path / 'tasks.yaml'}"]
+    recipe = load_recipe(small, sets)
+    for split in ("train", "test"):
+        write_records(tmp_path / f"{split}.jsonl", [
+            Record(f"{split}{n}", "mood", "en", f"I think of {what} all day long.", "Which mood?", "sad", split=split)
+            for n, what in enumerate(WORDS[:3] if split == "train" else WORDS[5:7])
+        ])  # fmt: skip
+    with pytest.raises(InputError, match="'Mood: sad' is how 'Mood: sad and tired' begins"):
+        data_stage(Run(recipe), print)
+    unscored = load_recipe(small, [*sets, "generate.label_scores=false", f"run_dir={tmp_path / 'other'}"])
+    data_stage(Run(unscored), print)
 
 
 BAD = {
