@@ -62,12 +62,13 @@ _GLM4 = {
 
 @dataclass(frozen=True)
 class _Architecture:
-    """``names``: tensors of a layer (and of none) here and there; ``halves``: rows of q and k are reordered."""
+    """``names``: tensors of a layer (and of none) here and there; ``halves``: rows of q and k are reordered;
+    ``partial``: as in Glm4, part of a head may go unrotated, and q, k and v may have no biases (the models of 32 B)."""
 
     model_class: str
     names: dict[str, str]
     halves: bool = False
-    partial: bool = False  # part of a head may go unrotated
+    partial: bool = False
     fixed: tuple[tuple[str, Any], ...] = ()  # keys of config.json that are the same for all
 
 
@@ -75,8 +76,7 @@ ARCHITECTURES = {
     "llama": _Architecture("LlamaForCausalLM", _COMMON | _LLAMA, halves=True,
                            fixed=(("attention_bias", False), ("mlp_bias", False))),
     "qwen2": _Architecture("Qwen2ForCausalLM", _COMMON | _BIASES | _LLAMA, fixed=(("use_sliding_window", False),)),
-    "glm4": _Architecture("Glm4ForCausalLM", _COMMON | _BIASES | _GLM4, partial=True,
-                          fixed=(("attention_bias", True),)),
+    "glm4": _Architecture("Glm4ForCausalLM", _COMMON | _BIASES | _GLM4, partial=True),
 }  # fmt: skip
 _KEYS = ("context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
          "attention.head_count_kv", "attention.key_length", "attention.value_length",
@@ -129,6 +129,10 @@ def convert_gguf(
         raise InputError(f"dtype {short(dtype)} is not one of float32, bfloat16")
     target, file = Path(target), GgufFile(Path(source))
     name = file.metadata.get("general.architecture")
+    parts = file.metadata.get("split.count", 1)
+    if type(parts) is not int or parts > 1:
+        raise InputError(f"{file.path}: is one of {short(parts)} parts of a model; join them first "
+                         "(`llama-gguf-split --merge FIRST OUT.gguf`)")  # fmt: skip
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise InputError(f"{file.path}: a model of the architecture {short(name)}; those that can be read are {known}")
@@ -189,6 +193,10 @@ def _model(file: GgufFile, name: str, vocabulary: Vocabulary) -> tuple[dict[str,
         "tie_word_embeddings": "output.weight" not in file.tensors, **dict(kind.fixed), **vocabulary.special_ids,
         "rope_parameters": _rope(file, read) | ({"partial_rotary_factor": rotated / size} if kind.partial else {}),
     }  # fmt: skip
+    names = kind.names
+    if kind.partial:
+        config["attention_bias"] = any(_LAYER.format(0) + label in file.tensors for label in _BIASES)
+        names = names if config["attention_bias"] else {k: v for k, v in names.items() if k not in _BIASES}
     sizes = {
         "token_embd.weight": (tokens, hidden), "output.weight": (tokens, hidden), "output_norm.weight": (hidden,),
         "attn_q.weight": (heads * size, hidden), "attn_k.weight": (groups * size, hidden),
@@ -200,15 +208,15 @@ def _model(file: GgufFile, name: str, vocabulary: Vocabulary) -> tuple[dict[str,
     rows: dict[str, _Row] = {}
 
     def add(label: str, layer: int | None) -> None:
-        here, there = (label, kind.names[label]) if layer is None else (
-            _LAYER.format(layer) + label, _HF.format(layer) + kind.names[label])  # fmt: skip
+        here, there = (label, names[label]) if layer is None else (
+            _LAYER.format(layer) + label, _HF.format(layer) + names[label])  # fmt: skip
         turned = {"attn_q.weight": heads, "attn_k.weight": groups}.get(label) if kind.halves else None
         rows[there] = _Row(here, sizes.get(label, (hidden,)), turned)
 
     bare = ("token_embd.weight", "output_norm.weight", "output.weight")
     add("token_embd.weight", None)
     for layer in range(layers):
-        for label in kind.names:
+        for label in names:
             if label not in bare:
                 add(label, layer)
     for label in ("output_norm.weight", *([] if config["tie_word_embeddings"] else ["output.weight"])):
@@ -233,7 +241,7 @@ def _check(file: GgufFile, rows: dict[str, _Row], tokens: int, vocabulary: Vocab
 
 
 def _rope(file: GgufFile, read: Fields) -> dict[str, Any]:
-    """``rope_parameters``. Raises: InputError: a scaling that is not one of Llama 3's or Qwen2's yarn."""
+    """``rope_parameters``. Raises: InputError: a scaling that is not linear, Llama 3's or Qwen2's yarn."""
     base = _rounded(read.number("rope.freq_base", 1e-3, 1e12, 10_000.0))
     kind = read.text("rope.scaling.type", "none", 100)
     factors = file.tensors.get("rope_freqs.weight")
@@ -248,8 +256,15 @@ def _rope(file: GgufFile, read: Fields) -> dict[str, Any]:
             "rope_theta": base, "rope_type": "yarn", "factor": _rounded(read.number("rope.scaling.factor", 1.0, 1e4)),
             "original_max_position_embeddings": read.integer("rope.scaling.original_context_length", 1, _MOST),
         }  # fmt: skip
+    if kind == "linear" and factors is None:
+        return {
+            "rope_theta": base,
+            "rope_type": "linear",
+            "factor": _rounded(read.number("rope.scaling.factor", 1e-4, 1e4)),
+        }
     if kind != "none":
-        raise InputError(f"{file.path}: rope scaling {short(kind)} is not supported; known: none, yarn, and Llama 3's")
+        raise InputError(f"{file.path}: rope scaling {short(kind)} is not supported; known: none, linear, yarn, and "
+                         "Llama 3's")  # fmt: skip
     return {"rope_theta": base, "rope_type": "default"}
 
 

@@ -12,7 +12,6 @@ from mentalglm_jax.cli.options import (
     AsJson,
     BatchSize,
     Dtype,
-    Limit,
     MaxNewTokens,
     OnMesh,
     Quantize,
@@ -51,7 +50,9 @@ def evaluate(
                                                    "own records")] = None,
     language: Annotated[str | None, typer.Option(help="Of a labelled table, e.g. en; default: that of each "
                                                       "post")] = None,
-    limit: Limit = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many records, drawn from the whole of a file that may be sorted")
+    ] = None,
     train_data: Annotated[Path | None, typer.Option("--train", help="Training records (as --data), for floors")] = None,
     against: Annotated[Path | None, typer.Option(help="Compare with these finished answers to the same posts")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for answers and report (HTML, JSON, CSV, card)")] = None,
@@ -74,6 +75,7 @@ def evaluate(
     evaluation records, as its recipe says."""
     import tempfile
 
+    from mentalglm_jax.data.selection import evenly
     from mentalglm_jax.data.surrogates import replacing_surrogates
     from mentalglm_jax.devices.together import held_by_primary, on_primary
     from mentalglm_jax.evaluate.assess import assess
@@ -112,7 +114,9 @@ def evaluate(
         make_known_of(model, adapter)
     with replacing_surrogates(replace_surrogates):  # all that is read, before a model works for hours
         answers = read_answers(model).of_task(task) if answered else None
-        records = None if data is None else read_data(data, task, split, language, sets)[:limit]
+        records = None if data is None else read_data(data, task, split, language, sets)
+        if records is not None and limit is not None:
+            records = [records[i] for i in evenly(len(records), limit)]
         train = [] if train_data is None else read_data(train_data, task, "train", language, sets)
         if floors is not None and train_data is None and floors.records_file("train").is_file():
             train = [record for record in floors.records("train") if task in (None, record.task)]

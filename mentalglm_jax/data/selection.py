@@ -12,17 +12,26 @@ from mentalglm_jax.text import tasks
 
 
 def limited(records: Sequence[Record], limit: int | Mapping[str, int] | None) -> list[Record]:
-    """At most ``limit`` records (one number, or one per task) of each task, language and split, spread evenly over
-    their order: published files are often sorted by label, and their first records all have the same."""
-    keys = [(record.task, record.language, record.split) for record in records]
-    total, seen, kept = Counter(keys), Counter(), []
-    for key, record in zip(keys, records, strict=True):
-        number, count = seen[key], total[key]
-        seen[key] += 1
-        most = limit.get(record.task) if isinstance(limit, Mapping) else limit
-        if most is None or number * most // count != (number - 1) * most // count:  # a new one of `most` equal parts
-            kept.append(record)
-    return kept
+    """At most ``limit`` records (one number, or one per task) of each task, language and split, by ``evenly``. Which
+    ones does not depend on the other tasks, languages and splits that are there."""
+    places: dict[tuple[str, str, str], list[int]] = {}
+    for place, record in enumerate(records):
+        places.setdefault((record.task, record.language, record.split), []).append(place)
+    kept: list[int] = []
+    for (task, *_), those in places.items():
+        most = limit.get(task) if isinstance(limit, Mapping) else limit
+        kept += those if most is None else [those[i] for i in evenly(len(those), most)]
+    return [records[place] for place in sorted(kept)]
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """``most`` of the numbers below ``count``, in their order: one of each of so many equal parts; all where there are
+    no more. Published files are often sorted by label, and their first records all have the same. In others labels, or
+    the questions about a post, take turns, and every n-th record has the same; so which one of a part is drawn."""
+    if count <= most:
+        return list(range(count))
+    ends = [part * count // most for part in range(most + 1)]
+    return np.random.default_rng(0).integers(ends[:-1], ends[1:]).tolist()
 
 
 Weight = float | Mapping[str, float] | str  # of a data set: one number, one per label, or "balanced"

@@ -267,6 +267,7 @@ def generate_ids(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     repetition_penalty: float = 1.0,
     seed: int = 0,
     batch_size: int = 32,
@@ -281,7 +282,7 @@ def generate_ids(
         prompts: token ids, each prompt at least one.
         max_new_tokens: generated per prompt at most; None is ``default_room``.
         eos_ids: generation of a prompt stops after any of these; the stop token is part of the result.
-        temperature, top_k, top_p, repetition_penalty: see ``Sampling``; 0 is greedy.
+        temperature, top_k, top_p, min_p, repetition_penalty: see ``Sampling``; 0 is greedy.
         seed: of the draws. Prompt ``i`` has its own random key, whatever batch it is decoded in.
         batch_size: prompts decoded together; on a mesh the next multiple of ``data``.
         vocab_limit: ids from here on (padding rows of the embedding) are never generated; default: none are excluded.
@@ -297,7 +298,8 @@ def generate_ids(
         InputError: an option out of range, an empty prompt, an id the model does not have, or a prompt that with
             ``max_new_tokens`` exceeds the model's context.
     """
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                        repetition_penalty=repetition_penalty)  # fmt: skip
     numbers = range(len(prompts))
     results: dict[int, list[int]] = {}
     for batch in batches(

@@ -50,7 +50,8 @@ MAX_PARTIAL_BYTES = 4 << 30  # of unfinished answers
 @overload
 def generate(
     model: Glm, tokenizer: GlmTokenizer, prompts: str, max_new_tokens: int | None = None, temperature: float = 0.0, *,
-    top_k: int | None = None, top_p: float | None = None, repetition_penalty: float = 1.0, seed: int = 0,
+    top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
+    repetition_penalty: float = 1.0, seed: int = 0,
     batch_size: int = 32, system: str | None = None, share_prefix: bool = False,
     stream: Callable[[int, str], None] | None = None, progress: Progress | None = None,
 ) -> str: ...  # fmt: skip
@@ -59,7 +60,8 @@ def generate(
 @overload
 def generate(
     model: Glm, tokenizer: GlmTokenizer, prompts: list[str] | tuple[str, ...], max_new_tokens: int | None = None,
-    temperature: float = 0.0, *, top_k: int | None = None, top_p: float | None = None, repetition_penalty: float = 1.0,
+    temperature: float = 0.0, *, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
+    repetition_penalty: float = 1.0,
     seed: int = 0, batch_size: int = 32, system: str | None = None, share_prefix: bool = False,
     stream: Callable[[int, str], None] | None = None, progress: Progress | None = None,
 ) -> list[str]: ...  # fmt: skip
@@ -74,6 +76,7 @@ def generate(
     *,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     repetition_penalty: float = 1.0,
     seed: int = 0,
     batch_size: int = 32,
@@ -100,7 +103,7 @@ def generate(
 
     outputs = generate_ids(
         model, [tokenizer.prompt_ids(prompt, system) for prompt in alone], max_new_tokens=max_new_tokens,
-        eos_ids=tokenizer.eos_ids, temperature=temperature, top_k=top_k, top_p=top_p,
+        eos_ids=tokenizer.eos_ids, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, batch_size=batch_size,
         vocab_limit=tokenizer.vocab_size, share_prefix=share_prefix, stream=say if stream else None, progress=progress
     )  # fmt: skip

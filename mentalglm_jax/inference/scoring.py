@@ -1,6 +1,7 @@
 """How probable each label is: scores of label sentences."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,11 +104,23 @@ def label_ids(
     tokenizer: GlmTokenizer, task: str | tasks.Task, language: str, order: tasks.Order = "label_first"
 ) -> dict[str, list[int]]:
     """Label key to the ids of its label sentence with what leads to it: what begins an answer (GLM's line break), or
-    (explanation first) the colon that follows ``explanation_ids``."""
+    (explanation first) the colon that follows ``explanation_ids``.
+
+    Raises:
+        InputError: the ids of one are how another's begin, which could then never be the more probable of the two.
+    """
     task = tasks.get_task(task)
     lead = tokenizer.answer_lead if order == "label_first" else tasks.before_label(task, "", language)[1]
     candidates = task.candidates(language)
-    return {key: tokenizer.encode(lead + sentence) for key, sentence in candidates.items()}
+    found = {key: tokenizer.encode(lead + sentence) for key, sentence in candidates.items()}
+    for key, other in itertools.permutations(found, 2):
+        if found[key] == found[other][: len(found[key])]:
+            raise InputError(
+                f"task {task.name}, language {language}: in this model's tokens {candidates[key]!r} is how "
+                f"{candidates[other]!r} begins, so label {other!r} could never be the more probable one; end the "
+                "sentences in the task file with a full stop, or do without label scores (generate.label_scores=false)"
+            )
+    return found
 
 
 def explanation_ids(tokenizer: GlmTokenizer, task: str | tasks.Task, explanation: str, language: str) -> list[int]:

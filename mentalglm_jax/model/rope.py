@@ -150,7 +150,8 @@ def _yarn(powers: np.ndarray, size: int, theta: float, rope: Yarn) -> tuple[np.n
 
     low = max(math.floor(dimension_of(rope.beta_fast)), 0)
     high = min(math.ceil(dimension_of(rope.beta_slow)), size - 1)
-    ramp = (np.arange(size // 2, dtype=np.float32) - np.float32(low)) / np.float32(max(high - low, 0.001))
+    span = high - low or 0.001  # below 0 where a small base or swapped betas turn the ramp round, as in transformers
+    ramp = (np.arange(size // 2, dtype=np.float32) - np.float32(low)) / np.float32(span)
     keep = 1 - np.clip(ramp, 0, 1)  # 1: fast pairs, as trained; 0: slow pairs, interpolated
     scale = rope.attention_factor or (0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0)
     kept = np.float32(1) / powers

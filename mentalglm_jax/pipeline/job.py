@@ -25,7 +25,7 @@ from mentalglm_jax.checkpoints.model_card import CARD
 from mentalglm_jax.checkpoints.reference import write_reference
 from mentalglm_jax.data.batches import encode_chats, encode_posts, encode_records
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.data.selection import limited
+from mentalglm_jax.data.selection import evenly, limited
 from mentalglm_jax.data.synthetic import pretraining_chats
 from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.devices.compiled import keep_nothing
@@ -50,7 +50,7 @@ from mentalglm_jax.pipeline.changes import nothing_left, outdated
 from mentalglm_jax.pipeline.data_stage import data_stage
 from mentalglm_jax.pipeline.kept import DEV_GENERATIONS, remove
 from mentalglm_jax.pipeline.run_dir import Run
-from mentalglm_jax.pipeline.stage_data import chosen, stage_examples, start_adapter
+from mentalglm_jax.pipeline.stage_data import dev_records, stage_examples, start_adapter
 from mentalglm_jax.planning.plan import expected
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
@@ -267,7 +267,7 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
         tokenizer.check_rows(model.config.vocab_size, str(job.dir / "tokenizer"))
         start_adapter(job, model, previous)
         identity = {"lora": recipe.lora.model_dump(mode="json"), "stage": stage.name}
-        held_out = chosen(job, stage, "dev")[: stage.train.eval_examples] if stage.train.eval_every else []
+        held_out = dev_records(job, stage)
         if stage.train.eval_every and not held_out:
             raise InputError(f"stage {stage.name}: eval_every is set, but its data has no development records")
         dev = (encode_records(held_out, tokenizer, stage.train.sequence_length, recipe.answer_order)[0]
@@ -400,7 +400,7 @@ def _probed(job: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for language in tasks.get_task(section.task).languages
     }
     share = -(-section.posts // sum(bool(part) for part in by_language.values()))
-    return [row for part in by_language.values() for row in part[:share]][: section.posts]
+    return [part[i] for part in by_language.values() for i in evenly(len(part), share)][: section.posts]
 
 
 def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:

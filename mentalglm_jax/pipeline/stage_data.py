@@ -10,8 +10,9 @@ from mentalglm_jax.data.batches import Example, encode_conversations, encode_rec
 from mentalglm_jax.data.conversations import Conversation, apart_from, read_conversations
 from mentalglm_jax.data.pairs import encode_pairs, read_pairs
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.data.selection import mixture, weighted
+from mentalglm_jax.data.selection import evenly, mixture, weighted
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.inference.scoring import label_ids
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.model.lora import add_lora, resolve
 from mentalglm_jax.pipeline.run_dir import Run
@@ -26,6 +27,15 @@ def chosen(job: Run, stage: StageSection, split: str = "train") -> list[Record]:
         if (stage.languages is None or record.language in stage.languages)
         and (stage.tasks is None or record.task in stage.tasks)
     ]  # fmt: skip
+
+
+def dev_records(job: Run, stage: StageSection) -> list[Record]:
+    """What ``eval_every`` looks at: ``eval_examples`` of the stage's development records, from the whole of them, so
+    that every task and label has its share in what stops the stage and chooses its best step."""
+    if stage.train.eval_every is None:
+        return []
+    records = chosen(job, stage, "dev")
+    return [records[i] for i in evenly(len(records), stage.train.eval_examples)]
 
 
 def drawn(job: Run, stage: StageSection) -> tuple[list[Record], list[str]]:
@@ -86,10 +96,10 @@ def conversations(job: Run, stage: StageSection) -> list[Conversation]:
 
 
 def check_stages(job: Run, tokenizer: GlmTokenizer) -> None:
-    """Weighs the records of every stage and reads its conversations and pairs, so that a name that fits none, or a file
-    that is damaged, is found before hours of training.
+    """Weighs the records of every stage, reads its conversations and pairs, and writes the label sentences, so that a
+    name that fits none, a file that is damaged, or labels that cannot be scored are found before hours of training.
 
-    Raises: InputError as ``drawn``, ``read_conversations`` and ``read_pairs``.
+    Raises: InputError as ``drawn``, ``read_conversations``, ``read_pairs`` and ``label_ids``.
     """
     recipe = job.recipe
     stages = [*recipe.stages, *(recipe.pretrain.then if recipe.pretrain else ())]
@@ -100,6 +110,10 @@ def check_stages(job: Run, tokenizer: GlmTokenizer) -> None:
             drawn(job, stage)
         if stage.conversations is not None:
             read_conversations(stage.conversations)
+    if recipe.generate.label_scores:
+        asked = [record for split in ("train", "dev", "test") for record in job.records_if_any(split)]
+        for task, language in dict.fromkeys((record.task, record.language) for record in asked):
+            label_ids(tokenizer, task, language, recipe.answer_order)
 
 
 def start_adapter(job: Run, model: Glm, previous: str | None) -> None:

@@ -5,7 +5,6 @@ tokens, the scores of label sentences. Nothing is run and no weights are read.
 """
 
 import dataclasses
-import math
 import time
 from typing import Any
 
@@ -126,9 +125,6 @@ def step_seconds(model: Glm, mesh: Mesh | AbstractMesh, cache: float, chip: Chip
         cache: bytes per device; a step reads all of its slots.
     """
     body, head = weight_bytes(model)
-    if model.config.tie_word_embeddings:
-        table = model.embed_tokens.embedding
-        head = math.prod(table.shape) * jnp.dtype(table.dtype).itemsize
     read = (body + head) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
     return (read + cache) / (chip.bandwidth / chip.devices)
 

@@ -144,10 +144,12 @@ def parts_of_activations(model: Glm, shape: Shape, adapters: float) -> dict[str,
 
 
 def weight_bytes(model: Glm) -> tuple[float, float]:
-    """Bytes of all layers' kernels as stored, and of the vocabulary projection."""
-    flat = [(keys, leaf) for keys, leaf in nnx.to_flat_state(nnx.state(model)) if "kernel" in keys]
+    """Bytes of all layers' kernels as stored, and of the vocabulary projection, which is the table of embeddings where
+    they are tied."""
+    projection = "embed_tokens" if model.config.tie_word_embeddings else "lm_head"
+    flat = [(keys, leaf) for keys, leaf in nnx.to_flat_state(nnx.state(model)) if {"kernel", "embedding"} & {*keys}]
     sizes = [(keys, float(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize)) for keys, leaf in flat]
-    head = sum((size for keys, size in sizes if keys[0] == "lm_head"), 0.0)
+    head = sum((size for keys, size in sizes if keys[0] == projection), 0.0)
     return sum((size for keys, size in sizes if keys[0] == "layers"), 0.0), head
 
 

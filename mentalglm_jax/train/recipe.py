@@ -81,9 +81,10 @@ class TrainConfig(Settings):
 
     ``lora_plus_ratio`` is the learning rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354); with
     ``ema_decay`` the run ends with (and evaluates) an exponential average of the parameters. ``eval_every`` steps the
-    loss of ``eval_examples`` development records is taken, with greedy answers to ``eval_samples`` of them, and the
-    state saved; the ``keep_last`` newest checkpoints and the one of lowest development loss are kept, and with
-    ``final: best`` the run ends with that one. With ``early_stopping`` it always does, by the metric given there.
+    loss of ``eval_examples`` development records from the whole of them is taken, with greedy answers to
+    ``eval_samples`` of them, and the state saved; the ``keep_last`` newest checkpoints and the one of lowest
+    development loss are kept, and with ``final: best`` the run ends with that one. With ``early_stopping`` it always
+    does, by the metric given there.
 
     ``schedule`` is what follows the warm-up: ``constant``; ``cosine`` and ``linear``, down to 0; ``wsd`` (warm-up,
     stable, decay; Hu et al. 2024, arXiv 2404.06395), constant until the last ``decay_ratio`` of all steps, over which

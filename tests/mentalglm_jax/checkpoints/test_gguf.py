@@ -164,6 +164,28 @@ def test_yarn_goes_along(tmp_path):
     }  # fmt: skip
 
 
+def test_linear_scaling_goes_along(tmp_path):
+    """llama.cpp divides positions by the factor, transformers frequencies: one product."""
+    keys = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.5}
+    convert_gguf(write_gguf(tmp_path / "m.gguf", "llama", random_weights("llama"), keys=keys), tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["rope_parameters"] == {
+        "rope_theta": 10_000.0, "rope_type": "linear", "factor": 2.5
+    }  # fmt: skip
+
+
+def test_a_glm4_without_biases(tmp_path):
+    """GLM-4-32B-0414 and GLM-Z1-32B have none; one that lacks some is damaged."""
+    weights = {name: weight for name, weight in random_weights("glm4").items() if not name.endswith(".bias")}
+    convert_gguf(write_gguf(tmp_path / "m.gguf", "glm4", weights, "glm"), tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["attention_bias"] is False
+    found = load_file(tmp_path / "m" / "model.safetensors")
+    assert found.keys() == weights.keys()
+    some = random_weights("glm4")
+    path = write_gguf(tmp_path / "n.gguf", "glm4", some, "glm", drop=("blk.1.attn_q.bias",))
+    with pytest.raises(InputError, match=r"blk\.1\.attn_q\.bias is missing"):
+        convert_gguf(path, tmp_path / "n")
+
+
 # ---- what is not understood ----
 
 REFUSED = {
@@ -180,7 +202,9 @@ REFUSED = {
     "a tensor missing": ({}, ("blk.1.ffn_up.weight",), {}, "blk.1.ffn_up.weight is missing"),
     "a tensor too many": ({}, (), {"blk.0.attn_q.bias": np.ones(64, np.float32)}, "blk.0.attn_q.bias does not belong"),
     "no embedding": ({}, ("token_embd.weight",), {}, "token_embd.weight is missing"),
-    "linear scaling": ({"llama.rope.scaling.type": "linear"}, (), {}, "rope scaling 'linear' is not supported"),
+    "longrope": ({"llama.rope.scaling.type": "longrope"}, (), {}, "rope scaling 'longrope' is not supported"),
+    "linear without its factor": ({"llama.rope.scaling.type": "linear"}, (), {}, "rope.scaling.factor.* is missing"),
+    "one part of three": ({"split.count": 3, "split.no": 0}, (), {}, "is one of 3 parts of a model; join them first"),
     "NaN": ({}, ("output_norm.weight",), {"output_norm.weight": np.full(HIDDEN, np.nan, np.float32)},
             "NaN or infinity in tensor output_norm.weight"),
     "SentencePiece": ({"tokenizer.ggml.model": "llama"}, (), {}, "a tokenizer of the kind 'llama'; only byte-level"),

@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 
 from mentalglm_jax.data.records import Record
-from mentalglm_jax.data.selection import limited, mixture, weighted
+from mentalglm_jax.data.selection import evenly, limited, mixture, weighted
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.text.tasks import get_task
 
 
 def risk(number: int, label: str, source: str = "s") -> Record:
@@ -99,6 +100,30 @@ def test_a_limit_takes_from_the_whole_of_a_sorted_file(limit, kept):
     assert len(chosen) == kept
     assert [r for r in records if r in chosen] == chosen  # the order stays
     if limit == 2:
-        assert [r.id for r in chosen] == [
-            f"{task}-{i}" for task in ("suicide_risk", "cognitive_distortion") for i in (0, 5)
-        ]
+        parts = [(r.task, int(r.id[-1]) // 5) for r in chosen]
+        assert parts == [(task, half) for task in ("suicide_risk", "cognitive_distortion") for half in (0, 1)]
+
+
+@pytest.mark.parametrize("count", [1, 7, 60, 600])
+def test_one_of_each_part_is_kept(count):
+    for most in {1, 2, 3, count // 2 or 1, count - 1 or 1, count, count + 5}:
+        kept = evenly(count, most)
+        assert kept == evenly(count, most) and len(kept) == min(most, count)
+        ends = [part * count // most for part in range(most + 1)]
+        assert most >= count or all(a <= k < b for k, a, b in zip(kept, ends, ends[1:], strict=False))
+
+
+@pytest.mark.parametrize("period", [2, 3, 6])
+def test_labels_that_take_turns_are_all_kept(period):
+    """Every n-th record of such a file has one label, or is one question of several about a post."""
+    keys = get_task("cognitive_distortion").keys
+    records = [thoughts(n, keys[n % period]) for n in range(100 * period)]
+    kept = Counter(record.gold for record in limited(records, 100))
+    assert len(kept) == period and min(kept.values()) > 50 / period
+
+
+def test_what_is_kept_of_a_task_does_not_depend_on_the_others():
+    others = [thoughts(n, "labeling") for n in range(33)]
+    mixed = limited([x for pair in zip(RISK, others, strict=False) for x in pair], 7)
+    assert [r for r in mixed if r.task == "suicide_risk"] == limited(RISK[:33], 7)
+    assert [r for r in mixed if r.task == "cognitive_distortion"] == limited(others, {"cognitive_distortion": 7})

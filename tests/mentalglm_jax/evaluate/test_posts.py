@@ -140,15 +140,16 @@ def test_dtype_auto_is_what_the_checkpoint_holds(model, tokenizer, tmp_path, sto
 
 
 def test_evaluate_takes_the_same_options_of_a_model_only(call, tmp_path, model_dir):
-    options = {"--system": "Be brief.", "--quantize": "int8", "--rope-theta": 5000.0, "--limit": 1}
-    (tmp_path / "t.csv").write_text("post,label\nrain,rain\nsun,sun\n")
+    options = {"--system": "Be brief.", "--quantize": "int8", "--rope-theta": 5000.0, "--limit": 2}
+    (tmp_path / "t.csv").write_text("post,label\nrain,rain\nwet,rain\nfog,rain\nsun,sun\nsky,sun\nday,sun\n")
     arguments = ["--data", tmp_path / "t.csv", "--task", "weather", "--language", "en", "--max-new-tokens", 2]
     given = [one for pair in options.items() for one in pair]
     code, out, err = call("evaluate", model_dir, *arguments, *given, "--out", tmp_path / "e", "--json")
     assert code == 0, err
-    assert json.loads(out)["weather"]["n"] == 1 and json.loads(out)["weather"]["label_reading"]["n"] == 1
-    row = read_generations(tmp_path / "e" / "generations.jsonl")[0]
-    assert "Be brief." in GlmTokenizer.load(BUILTIN).decode(row["prompt_ids"])
+    assert json.loads(out)["weather"]["n"] == 2 and json.loads(out)["weather"]["label_reading"]["n"] == 2
+    rows = read_generations(tmp_path / "e" / "generations.jsonl")
+    assert [row["label"] for row in rows] == ["rain", "sun"]  # of a sorted file, not its beginning
+    assert "Be brief." in GlmTokenizer.load(BUILTIN).decode(rows[0]["prompt_ids"])
     for option, value in options.items():
         tasks.forget_added()
         code, _, err = call("evaluate", tmp_path / "e", option, value)

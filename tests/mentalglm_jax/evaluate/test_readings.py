@@ -179,6 +179,21 @@ def test_explanation_and_label_are_tokenised_as_in_the_answer(tokenizer, size):
                     assert before + ids == chosen.encode("\n" + said)
 
 
+@pytest.mark.parametrize("order", ["label_first", "explanation_first"])
+@pytest.mark.parametrize("end", ["", " here", "."])
+def test_a_sentence_that_is_how_another_begins_is_refused(tokenizer, order, end):
+    """Whatever the model, its probability is a factor of the other's."""
+    labels = {key: {} for key in ("calm", "sad", "sad and tired")}
+    task = tasks.task_of("mood", {"kind": "single", "question": {"en": "Which mood?"}, "labels": labels,
+                                  "sentence": {"en": "Mood: {}" + end}}, "a test")  # fmt: skip
+    if end:
+        assert list(label_ids(tokenizer, task, "en", order)) == list(labels)
+        return
+    with pytest.raises(InputError, match=r"task mood, language en: .*'Mood: sad' is how 'Mood: sad and tired' begins, "
+                                         r"so label 'sad and tired' .*; end the sentences"):  # fmt: skip
+        label_ids(tokenizer, task, "en", order)
+
+
 def test_label_log_probabilities_are_the_models_own(tmp_path, model, tokenizer):
     records = [
         Record(f"r{i}", "suicide_risk", language, post, tasks.TASKS["suicide_risk"].question(language), label="high")

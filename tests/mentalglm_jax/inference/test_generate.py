@@ -205,6 +205,9 @@ def test_draws_follow_the_filtered_distribution(tiny, hf):
     expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     assert set(counts) <= set(order.tolist())
     assert np.abs(np.array([counts[i] / draws for i in order.tolist()]) - expected).max() < 4 * 0.5 / draws**0.5
+    between = float(np.exp((logits[2] + logits[3]) / 2 - logits[0]))
+    probable = {row[0] for row in generate_ids(tiny, [prompt] * draws, **options, min_p=between)}
+    assert probable == set(order[:3].tolist())
 
 
 def test_lengths_within_a_bucket_share_one_program(monkeypatch):
@@ -274,6 +277,7 @@ def test_label_scores_equal_a_plain_forward_pass(hf):
         ({"top_k": 0}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
+        ({"min_p": 1.0}, "min_p"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"batch_size": 0}, "batch_size"),

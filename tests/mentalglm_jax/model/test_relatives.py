@@ -60,6 +60,10 @@ BLOCKS = {
     "yarn, all stated": (1e4, 64, Yarn(factor=2.5, original_max_position_embeddings=100, beta_fast=20.0, beta_slow=2.0,
                                        attention_factor=1.3)),
     "linear": (1e4, 128, Linear(factor=3.0)),
+    "yarn, betas swapped": (1e4, 64, Yarn(factor=4.0, original_max_position_embeddings=4096, beta_fast=1.0,
+                                          beta_slow=32.0)),
+    "yarn, a small base": (5.0, 32, Yarn(factor=40.0, original_max_position_embeddings=32768)),
+    "yarn, no ramp": (1e4, 64, Yarn(factor=4.0, original_max_position_embeddings=6)),
 }  # fmt: skip
 
 

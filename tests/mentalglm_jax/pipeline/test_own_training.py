@@ -6,15 +6,16 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 
-from mentalglm_jax.data.records import Record, write_records
+from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import read_label_scores
 from mentalglm_jax.pipeline.data_stage import data_stage
 from mentalglm_jax.pipeline.export import export_run
 from mentalglm_jax.pipeline.job import run
 from mentalglm_jax.pipeline.run_dir import Run
-from mentalglm_jax.pipeline.stage_data import stage_examples
+from mentalglm_jax.pipeline.stage_data import dev_records, stage_examples
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.recipe import load_recipe
 from tests.hostile.attack import refused
@@ -77,6 +78,39 @@ def test_a_stage_trains_on_its_conversations_beside_its_records(small, own, tmp_
     assert [tokenizer.decode(one["target_ids"].tolist(), skip_special=False) for one in alone] == [
         "\nIt is fine.<|user|>"
     ]
+
+
+def test_what_stops_a_stage_is_drawn_from_the_whole_of_a_sorted_file(small, own, tmp_path):
+    shutil.copytree(own[0] / "data", tmp_path / "data")
+    file = tmp_path / "data" / "dev.jsonl"
+    write_records(file, sorted(read_records(file), key=lambda record: record.gold))  # 8 high, then 16 low
+    sets = [f"run_dir={tmp_path / 'run'}", *own[1], f"data.root={tmp_path / 'data'}"]
+    job = Run(load_recipe(small, [*sets, "stages.b.train.eval_examples=6"]))
+    data_stage(job, print)
+    stage = job.recipe.stages[1]
+    seen = dev_records(job, stage)
+    assert sorted(record.label for record in seen) == ["high"] * 2 + ["low"] * 4
+    assert dev_records(job, stage) == seen  # as are those of a run that goes on, and of another seed
+    whole = stage.model_copy(update={"train": stage.train.model_copy(update={"eval_examples": 24})})
+    assert dev_records(job, whole) == job.records("dev")
+    assert dev_records(job, job.recipe.stages[0]) == []  # which evaluates nothing
+
+
+def test_labels_that_cannot_be_scored_are_refused_before_training(small, tmp_path):
+    mood = {"kind": "single", "question": {"en": "Which mood?"}, "sentence": {"en": "Mood: {}"},
+            "labels": {"sad": {}, "sad and tired": {}}}  # fmt: skip
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump({"tasks": {"mood": mood}}), "utf-8")
+    sets = [f"run_dir={tmp_path / 'run'}", f"data.root={tmp_path}", f"tasks={tmp_path / 'tasks.yaml'}"]
+    recipe = load_recipe(small, sets)
+    for split in ("train", "test"):
+        write_records(tmp_path / f"{split}.jsonl", [
+            Record(f"{split}{n}", "mood", "en", f"I think of {what} all day long.", "Which mood?", "sad", split=split)
+            for n, what in enumerate(WORDS[:3] if split == "train" else WORDS[5:7])
+        ])  # fmt: skip
+    with pytest.raises(InputError, match="'Mood: sad' is how 'Mood: sad and tired' begins"):
+        data_stage(Run(recipe), print)
+    unscored = load_recipe(small, [*sets, "generate.label_scores=false", f"run_dir={tmp_path / 'other'}"])
+    data_stage(Run(unscored), print)
 
 
 BAD = {

@@ -8,10 +8,18 @@ import pytest
 from flax import nnx
 
 from mentalglm_jax.devices.hardware import TPUS
-from mentalglm_jax.model.glm import Glm, GlmConfig
+from mentalglm_jax.model.glm import Glm, GlmConfig, abstract_model
 from mentalglm_jax.model.lora import LoraConfig, add_lora
 from mentalglm_jax.model.quantize import abstract_quantized
-from mentalglm_jax.planning.cost import PASSES, abstract_mesh, bound, bytes_per_device, estimate_memory, shape_of
+from mentalglm_jax.planning.cost import (
+    PASSES,
+    abstract_mesh,
+    bound,
+    bytes_per_device,
+    estimate_memory,
+    shape_of,
+    weight_bytes,
+)
 from tests.mentalglm_jax.tiny import tiny_config
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
@@ -48,6 +56,16 @@ def test_weights_are_counted_exactly():
         outputs = 40 * (4096 + 2 * 256 + 4096 + 2 * 13696 + 4096)
         expected = frozen - 2 * kernels + kernels * bits / 8 + (4 * outputs if method == "int8" else 0)
         assert quantised == expected, method
+
+
+def test_tied_embeddings_are_read_as_the_projection_they_are():
+    sizes = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}  # fmt: skip
+    apart, tied = (abstract_model(GlmConfig(**sizes, tie_word_embeddings=tie)) for tie in (False, True))
+    assert weight_bytes(tied) == weight_bytes(apart) and weight_bytes(tied)[1] == 4 * 64 * 1000
+    shape = shape_of(a_step(), EIGHT)
+    one, other = (bound(model, shape, TPUS["v5e"]) for model in (apart, tied))
+    assert (one.bandwidth, one.links, one.compute) == (other.bandwidth, other.links, other.compute)
 
 
 def test_the_step_as_sizes():
