@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from mentalglm_jax.checkpoints.hf_files import DTYPE_NAMES, DTYPES, ModelFiles, TensorInfo
+from mentalglm_jax.checkpoints.ocdbt import MANIFEST, check_databases
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.foreign import read_json
 
@@ -50,6 +51,7 @@ class OrbaxCheckpoint(ModelFiles):
         held = _check_files(self._params)
         described = read_json(self._params / "_METADATA")
         _check_names(self._params, described.get("tree_metadata"))
+        check_databases(self._params)
         self._zarr3 = bool(described.get("use_zarr3"))
         try:
             with ocp.StandardCheckpointer() as checkpointer:
@@ -115,7 +117,7 @@ class OrbaxCheckpoint(ModelFiles):
         return self._open[1]
 
     def _spec(self, path: str) -> dict[str, Any]:
-        if (self._params / "manifest.ocdbt").exists():  # how Orbax itself saves a tree
+        if (self._params / MANIFEST).exists():  # how Orbax itself saves a tree
             kvstore = {"driver": "ocdbt", "base": f"file://{self._params}/", "path": f"{path}/"}
         else:
             kvstore = {"driver": "file", "path": f"{self._params / path}/"}

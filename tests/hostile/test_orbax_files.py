@@ -10,7 +10,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+import tensorstore
 
+from mentalglm_jax.checkpoints.ocdbt import MANIFEST, check_databases
 from mentalglm_jax.checkpoints.orbax_files import OrbaxCheckpoint
 from tests.hostile.attack import refused, run
 from tests.hostile.foreign_files import called, write_checkpoint
@@ -104,6 +106,80 @@ def test_a_name_that_leads_out(copy, name):
 def test_a_tree_that_is_none(copy, tree):
     edit(copy / "params" / "_METADATA", tree_metadata=tree)
     refused(called(lambda: OrbaxCheckpoint(copy)), "_METADATA: tree_metadata does not name the parameters of a model")
+
+
+def checksum(data: bytes) -> bytes:
+    """CRC-32C, bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return struct.pack("<I", crc ^ 0xFFFFFFFF)
+
+
+def framed(magic: int, body: bytes, packed: bool = False) -> bytes:
+    """A manifest or a node of an OCDBT database; ``packed``: ``body`` is compressed."""
+    head = struct.pack(">I", magic) + struct.pack("<Q", len(body) + 18) + bytes([0, packed]) + body
+    return head + checksum(head)
+
+
+def number(value: int) -> bytes:
+    low = bytes([value & 127 | (128 if value > 127 else 0)])
+    return low + number(value >> 7) if value > 127 else low
+
+
+def database(place: Path) -> tuple[bytes, bytes]:
+    """A database of one entry beside its node; its manifest without frame, and the part of it that says how it is
+    kept."""
+    config = {"compression": None, "max_inline_value_bytes": 10}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{place}/", "config": config}).result()
+    store.write("a/x", b"hello" * 30).result()
+    body = (place / MANIFEST).read_bytes()[14:-4]
+    return body, body[:24]
+
+
+@pytest.mark.parametrize("where", ["", "ocdbt.process_0"])
+@pytest.mark.parametrize("files", [10_000_000, 1 << 40])
+def test_a_manifest_that_names_files_without_end(copy, tmp_path, capsys, files, where):
+    """24 kilobytes were 4 GB and a minute and a half of work."""
+    _, config = database(tmp_path / "database")
+    start = config + number(files)
+    blocks = [((len(start) << 3).to_bytes(3, "little")) + start]  # as it is, then zeros, 128 KiB a block
+    count = (min(files, 10_000_000) * 4 >> 17) + 1
+    blocks += [((1 << 17) << 3 | 2 | (one == count - 1)).to_bytes(3, "little") + b"\0" for one in range(count)]
+    place = copy / "params" / where
+    place.mkdir(exist_ok=True)
+    (place / MANIFEST).write_bytes(framed(0x0CDB3A2A, b"\x28\xb5\x2f\xfd\0\x58" + b"".join(blocks), packed=True))
+    assert (place / MANIFEST).stat().st_size < 2000
+    refused(run(["mentalglm", "convert", copy, tmp_path / "out"], capsys), rf"params: .*{MANIFEST}: it takes more than")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../../secret", "d/../../../secret", "{root}/secret"])
+def test_a_value_that_lies_outside(tmp_path, name):
+    """TensorStore keeps to its directory; should a later one not, this tells."""
+    root, place = tmp_path, tmp_path / "in" / "params"
+    (root / "secret").write_bytes(b"secret" * 100)
+    body, _ = database(place)
+    (data,) = (place / "d").iterdir()
+    raw = data.read_bytes()
+    at = raw.index(b"\x0c\xdb\x20\xde")
+    old, path = f"d/{data.name}".encode(), name.format(root=root).encode()
+    inside = raw[at + 14 : -4]
+    start = inside.index(old) - 2
+    node = framed(0x0CDB20DE, inside[:start] + number(len(path)) + b"\0" + path + inside[start + 2 + len(old) :])
+    data.write_bytes(raw[:at] + node)
+    mark = bytes([len(raw) - at])
+    assert body.count(mark + b"\x00\x96\x01") == 1
+    cut = body.index(mark + b"\x00\x96\x01")
+    head = body[:cut].replace(mark, number(len(node)))
+    (place / MANIFEST).write_bytes(framed(0x0CDB3A2A, head + number(len(node)) + body[cut + 1 :]))
+    check_databases(place)
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{place}/"}).result()
+    assert store.list().result() == [b"a/x"]
+    with pytest.raises(ValueError, match="Invalid key"):
+        store.read("a/x").result()
 
 
 def test_the_undamaged_one_converts(whole, tmp_path, capsys):
