@@ -27,6 +27,8 @@ MOST = {"num_hidden_layers": 1 << 12, "num_attention_heads": 1 << 16, "num_key_v
          "head_dim": 1 << 16, "max_position_embeddings": MOST_POSITIONS}  # fmt: skip
 MOST_WIDTH = 1 << 24
 MAX_TOKEN_ID = (1 << 31) - 1  # ids are int32
+# Numbers that every model has. transformers computes with a null and falls over; for an absent key it has a default.
+_NEVER_NULL = ("rms_norm_eps", "layernorm_epsilon", "max_position_embeddings", "seq_length", *SIZES[:-1])
 
 
 def published_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,10 +42,12 @@ def published_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
     """
     read = Fields(raw, "config.json")
     refuse_quantised(raw)
+    _refuse_null(raw)
     kind = raw.get("model_type")
     if isinstance(kind, str) and kind in (*RELATIVES, *VISION):
         text = raw if kind in RELATIVES else read.mapping("text_config")
         refuse_quantised(text)
+        _refuse_null(text)
         where = Fields(text, "config.json" if kind in RELATIVES else "config.json: text_config")
         optional = [name for name in ("num_key_value_heads", "head_dim") if text.get(name) is not None]
         sizes = {name: _size(where, text, name) for name in (*SIZES[:-1], *optional)}
@@ -70,6 +74,12 @@ def refuse_quantised(raw: Mapping[str, Any]) -> None:
             'tensors are codes of that method; load the checkpoint it was made from, with quantize="int8" or "nf4" '
             "(model.quantize in a recipe) where memory is short"
         )
+
+
+def _refuse_null(raw: Mapping[str, Any]) -> None:
+    """Raises: InputError where a number that every model has is null."""
+    if found := [name for name in _NEVER_NULL if name in raw and raw[name] is None]:
+        raise InputError(f"config.json: {found[0]} is null and must be a number; take it from the original release")
 
 
 def _size(read: Fields, raw: Mapping[str, Any], *names: str) -> int:

@@ -68,6 +68,9 @@ ATTACKS = {
     "config eps 1e-60": (
         edit(C, rms_norm_eps=1e-60, layernorm_epsilon=1e-60), "rms_norm_eps must be a positive number"
     ),
+    "config eps of null": (edit(C, rms_norm_eps=None), "config.json: rms_norm_eps is null and must be a number"),
+    "config positions of null": (edit(C, max_position_embeddings=None), "max_position_embeddings is null"),
+    "config width of null": (edit(C, hidden_size=None), "hidden_size is null"),
     "config eps of an object": (edit(C, rms_norm_eps={}), "rms_norm_eps must be a finite number"),
     "config rope a list": (edit(C, rope_parameters=[1]), "rope_parameters must be an object"),
     "config rope 1e39": (edit(C, rope_parameters={"rope_theta": 1e39}), "rope_theta must be a finite number"),
