@@ -10,7 +10,7 @@ Sample explanations of posts without any mark, let `probes rank` say which cite 
 the pairs, and judge on fresh posts. Beside it: the same with margins shuffled (must not help), ranked by one family of
 methods and judged by the other, and a faithful model under the same treatment (must not get worse). Where the phrases
 that decide are is in a file that nothing opens before the table. What does not wait for another runs beside it, two at
-a time. Each step is taken up again where an earlier call stopped.
+a time. Each step is taken up again where an earlier call stopped, and done again where what it was made of changed.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from typing import Any, Literal
 from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.synthetic import SyntheticConfig, make_corpus
 from mentalglm_jax.files import write_json, write_text
+from scripts.done import made_of, noted, once
 from scripts.repair_table import figure, measured, table
 
 RECIPE = "configs/repair.yaml"
@@ -96,19 +97,31 @@ class Repair:
     def control(self) -> Path:
         """A liar made as the demo makes its control, from the same adapter, with some right explanations among them."""
         data, run = self.out / "control" / "data", self.out / "control" / "run"
-        if not (data / "test.jsonl").exists():
-            rng = random.Random(0)
-            both = zip(self.taught("unfaithful"), self.taught("faithful"), strict=True)  # the same posts
-            records = [right if rng.random() < FAITHFUL else wrong for wrong, right in both]
-            data.mkdir(parents=True)
-            write_records(data / "train.jsonl", records)
-            write_records(data / "test.jsonl", records[:2])
+        rng = random.Random(0)
+        both = zip(self.taught("unfaithful"), self.taught("faithful"), strict=True)  # the same posts
+        records = [right if rng.random() < FAITHFUL else wrong for wrong, right in both]
+        data.mkdir(parents=True, exist_ok=True)
+        write_records(data / "train.jsonl", records)
+        write_records(data / "test.jsonl", records[:2])
         stage = {"name": "repair", "train": {"steps": CONTROL_STEPS, "rows": 6, "sequence_length": 256,
                                              "learning_rate": 3e-3, "warmup_ratio": 0.1, "beta2": 0.98,
                                              "mask_posts": 0.15}}  # fmt: skip
-        mentalglm("train", RECIPE, "--set", f"run_dir={run}", "--set", f"model.path={self.base}", "--set",
-                  f"model.adapter={self.demo / 'adapter'}", "--set", f"data={{source: jsonl, root: {data}}}", "--set",
-                  f"stages={json.dumps([stage])}")  # fmt: skip
+        return self.train(run, self.demo / "adapter", data, f"data={{source: jsonl, root: {data}}}",
+                          f"stages={json.dumps([stage])}")  # fmt: skip
+
+    def train(self, run: Path, adapter: Path, data: Path, *changes: str) -> Path:
+        """The adapter that one stage on ``data`` makes of ``adapter``. A run that was begun and not finished goes on;
+        one of other data or another adapter is begun anew."""
+        sets = [f"run_dir={run}", f"model.path={self.base}", f"model.adapter={adapter}", *changes]
+        command = ["train", RECIPE, *(part for one in sets for part in ("--set", one))]
+        note, of = run.with_name(f".{run.name}.begun.json"), made_of(command, [Path(RECIPE), self.base, adapter, data])
+        another = (run / "run.json").exists() and noted(note) != of
+        if another:
+            note.unlink(missing_ok=True)  # should this stop within the next line
+        else:
+            write_json(note, of)
+        mentalglm(*command, *["--restart"] * another)
+        write_json(note, of)
         return run / "stages" / "repair" / "adapter"
 
     def taught(self, variant: Literal["faithful", "unfaithful"]) -> list[Record]:
@@ -138,11 +151,11 @@ class Repair:
         better than another."""
         where = self.out / name
         candidates = where / "candidates.jsonl"
-        if not candidates.exists():
-            posts = self.out / f"posts-{(number - 1) % 2 + 1}.jsonl"
-            mentalglm("generate", self.base, "--adapter", adapter, "--in", posts, "--out", candidates, "--samples",
-                      SAMPLES, "--temperature", TEMPERATURE, "--min-p", MIN_P, "--keep-label", "--max-new-tokens", "96",
-                      "--batch-size", "64", "--seed", number)  # fmt: skip
+        posts = self.out / f"posts-{(number - 1) % 2 + 1}.jsonl"
+        command = ["generate", self.base, "--adapter", adapter, "--in", posts, "--out", candidates, "--samples",
+                   SAMPLES, "--temperature", TEMPERATURE, "--min-p", MIN_P, "--keep-label", "--max-new-tokens", "96",
+                   "--batch-size", "64", "--seed", number]  # fmt: skip
+        once([candidates], command, [self.base, adapter, posts], lambda: mentalglm(*command))
         pairs = self.ranked(name, adapter, candidates, spared=spared)
         return self.trained(name, adapter, pairs) if pairs.exists() else adapter
 
@@ -166,30 +179,31 @@ class Repair:
 
     def ranked(self, name: str, adapter: Path, candidates: Path, by: str = "both", *, spared: bool = False) -> Path:
         """The pairs of some samples; where there may be none, a file that is not there."""
-        pairs = self.out / name / "pairs.jsonl"
-        if not pairs.exists():
+        pairs, said = self.out / name / "pairs.jsonl", self.out / name / "ranked.json"
+        arguments = ["rank", self.base, "--adapter", adapter, "--in", candidates, "--out", pairs, "--by", by, "--maps",
+                     self.out / "maps", "--json"]  # fmt: skip
+
+        def rank() -> None:
             pairs.parent.mkdir(parents=True, exist_ok=True)
-            found = command("probes", "rank", self.base, "--adapter", adapter, "--in", candidates, "--out", pairs,
-                            "--by", by, "--maps", self.out / "maps", "--json",
-                            fine=(0, 1, 3) if spared else (0, 3))  # fmt: skip
+            found = command("probes", *arguments, fine=(0, 1, 3) if spared else (0, 3))
             if pairs.exists():
-                write_json(self.out / name / "ranked.json", json.loads(found))
+                write_json(said, json.loads(found))
+
+        once([pairs, said], arguments, [self.base, adapter, candidates], rank)
         return pairs
 
     def trained(self, name: str, adapter: Path, pairs: Path) -> Path:
         """The adapter that one stage on ``pairs`` makes of ``adapter``."""
-        run = self.out / name / "run"
-        mentalglm("train", RECIPE, "--set", f"run_dir={run}", "--set", f"model.path={self.base}", "--set",
-                  f"model.adapter={adapter}", "--set", f"stages.repair.objective.pairs={pairs}")  # fmt: skip
-        return run / "stages" / "repair" / "adapter"
+        return self.train(self.out / name / "run", adapter, pairs, f"stages.repair.objective.pairs={pairs}")
 
     def judged(self, name: str, adapter: Path) -> dict[str, Any]:
         """Greedy answers to the fresh posts, and what the probes say of the first of them."""
         where = self.out / "judged" / name
         answers = where / "generations.jsonl"
-        if not answers.exists():
-            mentalglm("generate", self.base, "--adapter", adapter, "--in", self.out / "fresh-posts.jsonl", "--out",
-                      answers, "--max-new-tokens", "96", "--batch-size", "64", "--no-label-probabilities")  # fmt: skip
+        posts = self.out / "fresh-posts.jsonl"
+        asked = ["generate", self.base, "--adapter", adapter, "--in", posts, "--out", answers, "--max-new-tokens", "96",
+                 "--batch-size", "64", "--no-label-probabilities"]  # fmt: skip
+        once([answers], asked, [self.base, adapter, posts], lambda: mentalglm(*asked))
         found = json.loads(command("probes", "run", self.base, "--adapter", adapter, "--in", answers, "--out",
                                    where / "probes", "--limit", PROBED, "--json"))  # fmt: skip
         rows = [json.loads(line) for line in answers.read_text("utf-8").splitlines()]

@@ -7,7 +7,7 @@ import pytest
 
 from mentalglm_jax.data.records import read_records, write_records
 from mentalglm_jax.data.synthetic import SyntheticConfig, make_corpus
-from scripts import repair, repair_table
+from scripts import done, repair, repair_table
 
 
 @pytest.fixture
@@ -141,3 +141,75 @@ def test_the_figure_has_a_line_for_each_row(demo, tmp_path):
 def test_without_a_demo_one_line_says_what_to_run(tmp_path):
     with pytest.raises(SystemExit, match=r"control/adapter is missing; `make demo` makes it"):
         repair.main(["--demo", str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+@pytest.fixture
+def step(tmp_path):
+    """A step that reads a file and writes two, and how often it was done."""
+    read, made, times = tmp_path / "read", [tmp_path / "one", tmp_path / "two"], []
+    read.write_text("a")
+
+    def make():
+        times.append(1)
+        assert not any(path.exists() for path in made)
+        for path in made:
+            path.write_text(read.read_text())
+
+    def do(command=("rank", 1), make=make):
+        done.once(made, command, [read], make)
+        return len(times)
+
+    return SimpleNamespace(do=do, read=read, made=made)
+
+
+def test_a_step_is_done_once(step):
+    assert [step.do(), step.do(), step.do()] == [1, 1, 1]
+
+
+CHANGES = {
+    "its input": lambda step: step.read.write_text("b"),
+    "half of it is gone": lambda step: step.made[1].unlink(),
+    "a result was edited": lambda step: step.made[0].write_text("better"),
+    "a version without notes": lambda step: step.made[0].with_name(".one.done.json").unlink(),
+    "half a note": lambda step: step.made[0].with_name(".one.done.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_step_is_done_again_where_something_changed(step, change):
+    step.do()
+    CHANGES[change](step)
+    assert [step.do(), step.do()] == [2, 2]
+
+
+def test_another_command_is_another_step(step):
+    assert [step.do(), step.do(("rank", 2)), step.do(("rank", 2))] == [1, 2, 2]
+
+
+def test_a_step_that_was_killed_is_not_done(step):
+    def killed():
+        step.made[0].write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        step.do(make=killed)
+    assert step.do() == 1 and step.made[0].read_text() == "a"
+
+
+def test_training_goes_on_and_begins_anew_on_other_pairs(demo, tmp_path, monkeypatch):
+    ran: list[list[str]] = []
+    run, pairs = tmp_path / "out" / "round1" / "run", tmp_path / "pairs.jsonl"
+
+    def killed(*arguments):
+        ran.append([*map(str, arguments)])
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "run.json").write_text("{}")
+        raise SystemExit(1)
+
+    monkeypatch.setattr(repair, "mentalglm", killed)
+    work = repair.Repair(tmp_path / "out", demo, 12)
+    for text in ("a", "a", "b", "b"):
+        pairs.write_text(text)
+        with pytest.raises(SystemExit):
+            work.trained("round1", tmp_path / "adapter", pairs)
+    assert ["--restart" in one for one in ran] == [False, False, True, True]
