@@ -3,14 +3,16 @@
 import io
 import json
 import os
+import random
 import zipfile
 
 import openpyxl
 import pytest
 import yaml
 
+from mentalglm_jax.data.intake import rows as intake
 from mentalglm_jax.text import tasks
-from tests.hostile.attack import Outcome, refused, run
+from tests.hostile.attack import Outcome, child, refused, run
 from tests.hostile.foreign_files import JSON_ATTACKS
 
 GOOD = [("I like rain.", "good"), ("I like wind.", "bad"), ("I like snow.", "good"), ("I like soup.", "bad")]
@@ -29,9 +31,9 @@ def imported(source, capsys, *more) -> Outcome:
     )
 
 
-def sheet(rows) -> bytes:
+def sheet(lines) -> bytes:
     book = openpyxl.Workbook()
-    for row in rows:
+    for row in lines:
         book.active.append(row)
     out = io.BytesIO()
     book.save(out)
@@ -122,6 +124,31 @@ def test_a_workbook_that_is_as_large_as_it_says_and_takes_all_memory(tmp_path, c
     )  # fmt: skip
     says = "takes more than 1024 MiB of memory|take more than 60 s of processor time"
     refused(imported(tmp_path / "t.xlsx", capsys), rf"t\.xlsx: .*({says})", seconds=600)
+
+
+@pytest.mark.parametrize(("bound", "value"), [("MOST_ROWS", 20), ("MOST_CHARACTERS", 200)])
+def test_more_than_is_split_in_memory(tmp_path, capsys, monkeypatch, bound, value):
+    monkeypatch.setattr(intake, bound, value)
+    (tmp_path / "t.csv").write_text("post,label\n" + "".join(f"post number {n},{n % 2}\n" for n in range(40)))
+    refused(
+        imported(tmp_path / "t.csv", capsys), r"t\.csv: more than \d+ rows, or \d+ characters, are not taken at once"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_as_many_rows_as_are_taken_fit_into_two_gibibytes(tmp_path):
+    words, length = random.Random(0), intake.MOST_CHARACTERS // intake.MOST_ROWS - 10
+    with (tmp_path / "t.csv").open("w") as file:
+        file.write("post,label\n")
+        for number in range(intake.MOST_ROWS):
+            file.write(f"{words.randbytes(length // 2).hex()},{number % 2}\n")
+    command = ["mentalglm", "data", "import", "t.csv", "--text", "post", "--label", "label", "--language", "en",
+               "--task", "liking", "--out", "out"]  # fmt: skip
+    done = child(command, tmp_path, limit=1700)
+    assert done.code == 0, done.err
+    assert done.peak_mib < 2048
 
 
 @pytest.mark.parametrize("said", ["A1:XFD1048576", "A1:B2", "A1"])

@@ -8,8 +8,8 @@ of the Hub by their id (``datasets``). Values come as Python has them; ``as_text
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 from mentalglm_jax.data.arrow import SUFFIXES as ARROW
@@ -21,7 +21,7 @@ from mentalglm_jax.data.roots import SPLIT_OF, split_files
 from mentalglm_jax.data.surrogates import whole_texts
 from mentalglm_jax.data.tables import read_json_list, read_lines, read_table
 from mentalglm_jax.errors import InputError, nearest
-from mentalglm_jax.foreign import first_line, open_file, parse_json, some
+from mentalglm_jax.foreign import first_line, open_file, parse_json, short, some
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 _TEXTS = (".csv", ".tsv")
@@ -104,7 +104,7 @@ def open_tables(
     if not _HUB_ID.fullmatch(text) or path.suffix.lower() in {*SUFFIXES, *_OTHER}:
         raise InputError(f"{text}: no such file or folder, nor the name of a data set of the Hub (ORG/NAME); check the "
                          "path")  # fmt: skip
-    return _hub_tables(text, config)
+    return _hub_tables(text, config, columns)
 
 
 def _files(folder: Path) -> list[tuple[Path, str | None]]:
@@ -217,19 +217,52 @@ def _class_names(noted: str) -> dict[str, tuple[str, ...]]:
         return {}
 
 
-def _hub_tables(name: str, config: str | None) -> list[Table]:
+def _hub_tables(name: str, config: str | None, columns: Sequence[str]) -> list[Table]:
+    """The tables of a data set of the Hub: ``datasets`` says which files are of which split, and they are fetched and
+    read as anybody's files are."""
     datasets = load_datasets()
     try:
-        found = datasets.load_dataset(name, config)
+        builder = datasets.load_dataset_builder(name, config)
+        found = {str(split): [*map(str, files)] for split, files in (builder.config.data_files or {}).items()}
     except Exception as error:  # of the Hub, of the network, of the files: datasets raises whatever it meets
         if config is None and len(names := _configurations(datasets, name)) > 1:
             raise InputError(f"{name}: is several data sets; name one with --config: {some(names, 20)}") from None
-        raise InputError(f"{name}: no such file or folder, and as a data set of the Hub it cannot be had "
-                         f"({first_line(error)})") from None  # fmt: skip
-    known = {split: rows for split, rows in found.items() if split in SPLIT_OF} or found
+        raise _not_had(name, error) from None
+    known = {split: files for split, files in found.items() if split in SPLIT_OF} or found
     left = ", ".join(split for split in found if split not in known)
     notes = (f"split {left} is left out",) if left else ()
-    return [_hub_table(f"{name} ({split})", SPLIT_OF.get(split), rows, notes) for split, rows in known.items()]
+    features = builder.info.features or {}
+    classes = {column: tuple(kind.names) for column, kind in features.items() if hasattr(kind, "int2str")}
+    tables = []
+    for split, files in known.items():
+        for file in files:
+            table = _open(_fetched(name, file), SPLIT_OF.get(split), columns, None, None)
+            tables.append(replace(table, name=f"{name} ({split})", notes=(*table.notes, *notes),
+                                  classes={**classes, **table.classes}))  # fmt: skip
+    if not tables:
+        raise InputError(f"{name}: holds no table ({', '.join(SUFFIXES)})")
+    return tables
+
+
+def _fetched(name: str, address: str) -> Path:
+    """A file of the data set, from the Hub or its cache. Raises: InputError: it is another's, or cannot be had."""
+    from huggingface_hub import hf_hub_download
+
+    start = f"hf://datasets/{name}@"
+    revision, _, place = address.removeprefix(start).partition("/")
+    if not address.startswith(start) or not place:
+        raise InputError(f"{name}: names the file {short(address)}, which is none of its own")
+    if PurePath(place).suffix.lower() not in SUFFIXES:
+        raise InputError(f"{name}: {place} is none of the tables that can be read ({', '.join(SUFFIXES)})")
+    try:
+        return Path(hf_hub_download(name, place, repo_type="dataset", revision=revision))
+    except Exception as error:  # the client and its transport raise many unrelated types
+        raise _not_had(name, error) from None
+
+
+def _not_had(name: str, error: Exception) -> InputError:
+    return InputError(f"{name}: no such file or folder, and as a data set of the Hub it cannot be had "
+                      f"({first_line(error)})")  # fmt: skip
 
 
 def _configurations(datasets: Any, name: str) -> list[str]:
@@ -237,18 +270,6 @@ def _configurations(datasets: Any, name: str) -> list[str]:
         return datasets.get_dataset_config_names(name)
     except Exception:  # as above; what is wrong is known already
         return []
-
-
-def _hub_table(name: str, split: str | None, rows: Any, notes: tuple[str, ...]) -> Table:
-    classes = {column: tuple(kind.names) for column, kind in rows.features.items() if hasattr(kind, "int2str")}
-
-    def read(chosen: Sequence[str]) -> Rows:
-        number = 0  # as Arrow has them: no picture and no sound is decoded
-        for batch in rows.select_columns(list(chosen)).with_format("arrow").iter(1000):
-            for row in batch.to_pylist():
-                yield (number := number + 1), row
-
-    return Table(name, tuple(rows.column_names), read, split, notes, classes)
 
 
 def as_text(value: Any) -> str:

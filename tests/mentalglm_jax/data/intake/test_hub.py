@@ -37,6 +37,9 @@ ASKED = {
     "a script": ["org/script", *COLUMNS, "--out", "none"],
     "unknown": ["org/absent", *COLUMNS, "--out", "none"],
     "gated": ["org/gated", *COLUMNS, "--out", "none"],
+    "a file of this machine": ["org/outside", *COLUMNS, "--out", "none"],
+    "another kind": ["org/kind", *COLUMNS, "--out", "none"],
+    "a damaged one": ["org/damaged", *COLUMNS, "--out", "none"],
     "no column": ["org/csv", "--text", "text", "--label", "label", "--task", "liking", "--out", "none"],
 }
 CONFIGS = b"""---
@@ -74,6 +77,9 @@ def imported(tmp_path_factory):
                             ("test", "Never did it end so well for all of us."))},
             "org/configs": {"README.md": CONFIGS, "first.csv": table(POSTS[:8]), "second.csv": table(POSTS[8:])},
             "org/script": {"script.py": b"open('executed', 'w').write('x')\n", "posts.csv": table()},
+            "org/outside": {"README.md": CONFIGS.replace(b"first.csv", b"/etc/passwd"), "second.csv": table()},
+            "org/kind": {"posts.h5": b"\x89HDF\r\n\x1a\n" + bytes(100)},
+            "org/damaged": {"posts.parquet": b"PAR1" + bytes(100) + b"PAR1"},
         }  # fmt: skip
         state.refuses["GET /api/datasets/org/gated"] = 403
         state.refuses["HEAD /datasets/org/gated"] = 403
@@ -126,9 +132,18 @@ def test_a_script_is_not_run(imported):
 
 @pytest.mark.parametrize(("name", "says"), [("unknown", "org/absent: no such file or folder"),
                                             ("gated", "org/gated: no such file or folder"),
+                                            ("a file of this machine", "org/outside: "),
+                                            ("another kind", "org/kind: posts.h5 is none of the tables"),
+                                            ("a damaged one", "posts.parquet: not a Parquet file that can be read"),
                                             ("no column", "no column 'text'")])  # fmt: skip
 def test_what_cannot_be_had_is_refused_in_one_line(imported, name, says):
     said, directory, _ = imported
     code, _, err = said[name]
     assert code == 2 and len(err.splitlines()) == 1 and says in err, err
     assert not (directory / "none").exists()
+
+
+def test_datasets_reads_no_file_itself(imported):
+    """It would, without bounds and in this process."""
+    _, directory, _ = imported
+    assert not [path for path in (directory / "hf" / "datasets").rglob("*.arrow")]
