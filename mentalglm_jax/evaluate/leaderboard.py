@@ -15,12 +15,12 @@ import numpy as np
 
 from mentalglm_jax.data.cells import to_cell
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.evaluate.answers import Answer, by_task, expected_records, generated, scored
-from mentalglm_jax.evaluate.inputs import finished, read_answers
+from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.metrics import METRICS, indicator, positive_place
 from mentalglm_jax.evaluate.published import figures_beside
 from mentalglm_jax.evaluate.report import readings
 from mentalglm_jax.evaluate.scores import aligned
+from mentalglm_jax.evaluate.stated import answers_beside, check_stated
 from mentalglm_jax.evaluate.statistics import DRAWS, holm, paired_bootstrap
 from mentalglm_jax.foreign import Fields, parse_json, read_json, read_text, short
 from mentalglm_jax.markdown import escaped
@@ -36,6 +36,7 @@ class _Run:
     directory: Path
     result: Mapping[str, Any]
     recipe: Mapping[str, Any] | None  # of its run.json, where it is a run directory
+    answers: Mapping[str, Mapping[str, list[Answer]]]
 
     @property
     def seed(self) -> Any:
@@ -61,7 +62,7 @@ def leaderboard_rows(paths: Sequence[str | Path], draws: int = DRAWS) -> list[di
         source instead.
 
     Raises:
-        InputError: a file is missing or not an evaluation, or answers beside it are damaged.
+        InputError: a file is missing or not an evaluation, or answers beside it are damaged or have other scores.
     """
     systems = _systems([_read(Path(path)) for path in paths])
     boards: dict[str, list[dict[str, Any]]] = {}
@@ -112,7 +113,9 @@ def _read(path: Path) -> _Run:
     recipe = None
     if (directory / "run.json").is_file():
         recipe = read_json(directory / "run.json").get("recipe")
-    return _Run(directory, result, recipe if isinstance(recipe, dict) else None)
+    answers = answers_beside(directory)
+    check_stated(file, result, answers)
+    return _Run(directory, result, recipe if isinstance(recipe, dict) else None, answers)
 
 
 def _check_entry(entry: Any, where: str) -> None:
@@ -187,7 +190,6 @@ def _row(task: str, system: str, kind: str, reading: str, scores: Sequence[Mappi
 
 def _test(rows: Sequence[dict[str, Any]], members: Mapping[int, Sequence[_Run]], draws: int) -> None:
     """Fills in ``against_best``."""
-    answers: dict[Path, dict[str, dict[str, list[Answer]]]] = {}
     best: dict[tuple[str, str], dict[str, Any]] = {}
     tests = []
     for row in rows:
@@ -197,26 +199,13 @@ def _test(rows: Sequence[dict[str, Any]], members: Mapping[int, Sequence[_Run]],
         first = best.setdefault(place, row)
         if first is row:
             continue
-        for run in (*members[id(first)], *members[id(row)]):
-            if run.directory not in answers:
-                answers[run.directory] = _answers(run.directory)
-        sides = [[answers[run.directory].get(row["reading"], {}).get(row["task"]) for run in members[id(side)]]
+        sides = [[run.answers.get(row["reading"], {}).get(row["task"]) for run in members[id(side)]]
                  for side in (row, first)]  # fmt: skip
         if (found := _difference(row["task"], sides[0], sides[1], draws)) is not None:
             row["against_best"] = found
             tests.append(found)
     for test, adjusted in zip(tests, holm([test["p"] for test in tests]), strict=True):
         test["p_holm"] = adjusted
-
-
-def _answers(directory: Path) -> dict[str, dict[str, list[Answer]]]:
-    """Reading to task to what is answered."""
-    if not finished(directory):
-        return {}
-    found = read_answers(directory)
-    sides = list(map(generated, found.generations)), list(map(scored, found.label_scores))
-    records = expected_records(*sides)
-    return {name: by_task(said, records) for name, said in zip(("text", "label"), sides, strict=True) if said}
 
 
 def _difference(

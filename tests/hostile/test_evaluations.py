@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from mentalglm_jax.evaluate import evaluate
 from mentalglm_jax.evaluate.human import human_ratings
 from mentalglm_jax.evaluate.leaderboard import FORMATS, formatted, leaderboard_rows
-from mentalglm_jax.evaluate.report import csv_text
+from mentalglm_jax.evaluate.report import csv_text, write_report
 from mentalglm_jax.inference.generate import write_rows
 from tests.hostile.attack import refused, run
-from tests.hostile.foreign_files import JSON_ATTACKS, called
+from tests.hostile.foreign_files import JSON_ATTACKS, RECORD, called
 from tests.hostile.test_review_files import FORMULAS
 
 SCORES = {"n": 4, "weighted_f1": 0.5, "micro_f1": 0.5, "macro_f1": 0.25, "ci95": [0.1, 0.9]}
@@ -54,6 +55,31 @@ def test_no_evaluation(tmp_path, capsys, attack):
 def test_a_sound_one_is_a_table_in_every_form(tmp_path):
     rows = leaderboard_rows([evaluation(tmp_path, ENTRY)])
     assert all(formatted(rows, form) for form in FORMATS)
+
+
+EDITS = {"a better score": {"weighted_f1": 0.99}, "a better mean": {"micro_f1": 0.76},
+         "another mean": {"macro_f1": 0.1}, "more posts": {"n": 400}, "fewer posts": {"n": 3}}  # fmt: skip
+
+
+@pytest.mark.parametrize("reading", ["text", "label"])
+@pytest.mark.parametrize("edit", EDITS)
+def test_scores_that_are_not_those_of_the_answers_beside_them(tmp_path, capsys, edit, reading):
+    rows = [RECORD | {"id": f"r{number}", "label": ("high", "low")[number % 2], "parsed_label": "high",
+                      "parse_status": "ok"} for number in range(4)]  # fmt: skip
+    scores = [row | {"label_logprobs": {"high": -1.0, "low": -2.0}} for row in rows]
+    write_rows(tmp_path / "generations.jsonl", rows)
+    write_rows(tmp_path / "label_scores.jsonl", scores)
+    result = evaluate(rows, label_scores=scores, draws=5)
+    write_report(tmp_path, result, title="t")
+    assert leaderboard_rows([tmp_path], draws=5)
+    entry = result["suicide_risk"]
+    (entry if reading == "text" else entry["label_reading"]).update(EDITS[edit])
+    (tmp_path / "evaluation.json").write_text(json.dumps(result))
+    says = rf"suicide_risk: {next(iter(EDITS[edit]))} is \S+ in the {reading} reading, the answers beside it give"
+    refused(run(["mentalglm", "leaderboard", tmp_path], capsys), says)
+    for name in ("generations.jsonl", "label_scores.jsonl"):
+        (tmp_path / name).unlink()
+    assert leaderboard_rows([tmp_path], draws=5)  # alone it is taken at its word, as SECURITY.md says
 
 
 @pytest.mark.parametrize("name", FORMULAS, ids=repr)

@@ -174,6 +174,14 @@ def other_label(file):
     file.write_text(text.replace('"low"', '"high"', 1))
 
 
+def write_own_task(file, name):
+    """A task of two labels, "good" and "bad"."""
+    labels = "".join(f"{key}: {{name: {{en: {key}}}}}, " for key in ("good", "bad"))
+    file.write_text(f"tasks:\n  {name}:\n    kind: single\n    question: {{en: 'How was it?'}}\n"
+                    f"    sentence: {{en: 'It was {{}}.'}}\n    labels: {{{labels}}}\n")  # fmt: skip
+    return file
+
+
 SWAPS = {
     "adapter": (other_adapter, r"adapter_(config\.json|model\.safetensors): was changed"),
     "adapter_config": (lambda d: (f := d / "stages/a/adapter/adapter_config.json").write_text(
@@ -182,6 +190,15 @@ SWAPS = {
     "records of another split": (lambda d: shutil.copy(d / "data/faithful/train.jsonl", d / "data/faithful/dev.jsonl"),
                                  r"dev\.jsonl: was changed"),
     "tokenizer": (lambda d: (d / "tokenizer/tokenizer.json").write_text("{}"), r"tokenizer\.json: was changed"),
+    "a tokenizer's words for its parts": (lambda d: (d / "tokenizer/tokenizer_config.json").write_text("{}"),
+                                          r"tokenizer_config\.json: was changed"),
+    "tokens added": (lambda d: (d / "tokenizer/added_tokens.json").write_text("{}"), r"added_tokens\.json: has come"),
+    "a chat template": (lambda d: (d / "tokenizer/chat_template.jinja").write_text("{{ messages }}"),
+                        r"chat_template\.jinja: was changed"),
+    "where answers end": (lambda d: (d / "tokenizer/generation_config.json").write_text('{"eos_token_id": 5}'),
+                          r"generation_config\.json: has come"),
+    "a task from nowhere": (lambda d: shutil.copy(write_own_task(d.parent / "own.yaml", "mood"), d / "tasks.yaml"),
+                            r"tasks\.yaml: has come"),
     "an answer": (lambda d: other_label(d / "generations.jsonl"), r"generations\.jsonl: was changed"),
     "a score": (lambda d: (f := d / "label_scores.jsonl").write_text(f.read_text().replace("-1.0", "-3.0")),
                 r"label_scores\.jsonl: was changed"),
@@ -203,6 +220,26 @@ def test_what_finished_stages_left_was_changed(finished, capsys, swap):
         refused(run(["mentalglm", "evaluate", "trained"], capsys), says)
     elif "adapter" in swap:
         refused(run(["mentalglm", "export", "trained", "--to", "peft", "--out", "exported"], capsys), says)
+
+
+def test_the_words_of_a_runs_own_task_were_swapped(finished, capsys):
+    """Each label says what the other meant: every score of them would be upside down, without a word."""
+    write_own_task(finished / "tasks.yaml", "mood")
+    job = Run.opened(finished)
+    job.finished("data", {"seconds": 1.0})
+    text = (finished / "tasks.yaml").read_text()
+    (finished / "tasks.yaml").write_text(text.replace("en: good", "en: x").replace("en: bad", "en: good")
+                                         .replace("en: x", "en: bad"))  # fmt: skip
+    refused(run(["mentalglm", "evaluate", "trained"], capsys), r"tasks\.yaml: was changed")
+
+
+def test_a_run_of_a_version_that_noted_fewer_files_goes_on(finished):
+    state = json.loads((finished / "run.json").read_text())
+    noted = state["stages"]["data"]["files"]
+    state["stages"]["data"]["files"] = {name: digest for name, digest in noted.items() if name.endswith(".jsonl")}
+    (finished / "run.json").write_text(json.dumps(state))
+    (finished / "tokenizer" / "added_tokens.json").write_text("{}")
+    Run.opened(finished).check_finished("data")
 
 
 @pytest.mark.parametrize("changed", ["weights", "config.json"])
