@@ -21,11 +21,18 @@ from mentalglm_jax.model.fingerprint import base_fingerprint
 from mentalglm_jax.model.lora import LoraConfig, add_lora
 from mentalglm_jax.pipeline.data_stage import data_stage
 from mentalglm_jax.pipeline.run_dir import Run
+from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.loop import train
 from mentalglm_jax.train.recipe import TrainConfig
 from tests.hostile.attack import refused, run
 from tests.hostile.world import RECORDS
+
+
+@pytest.fixture(autouse=True)
+def known_tasks():
+    yield
+    tasks.forget_added()
 
 
 class Killed(Exception):
@@ -230,6 +237,7 @@ def test_the_words_of_a_runs_own_task_were_swapped(finished, capsys):
     text = (finished / "tasks.yaml").read_text()
     (finished / "tasks.yaml").write_text(text.replace("en: good", "en: x").replace("en: bad", "en: good")
                                          .replace("en: x", "en: bad"))  # fmt: skip
+    tasks.forget_added()  # the next command is another process
     refused(run(["mentalglm", "evaluate", "trained"], capsys), r"tasks\.yaml: was changed")
 
 

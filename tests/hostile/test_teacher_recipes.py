@@ -57,6 +57,10 @@ def test_settings_go_by_the_names_of_the_server_or_not_at_all(world):
         ({"base_url": "http://user:hunter2@h:99999/v1"}, "base_url: not an address of an http"),
         ({"base_url": "http://user:hunter2@h\n/v1"}, "base_url: not an address of an http"),
         ({"api_key_env": "sk-hunter2"}, r"teacher\.api_key_env"),
+        *(
+            ({"api_key_env": name}, rf"api_key_env: {name} is no name for the key of a teacher")
+            for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "SSH_PRIVATE_KEY", "HOME", "PATH")
+        ),
         ({"api_key": "sk-hunter2"}, r"unknown key 'teacher\.api_key' \(did you mean 'api_key_env'\?\)"),
         ({"model": "m\ud83d"}, r"teacher\.model|UTF-8|YAML"),
         ({"timeout": float("inf")}, r"teacher\.timeout"),
@@ -73,6 +77,27 @@ def test_a_recipe_that_cannot_be_meant_is_named_and_no_secret_with_it(world, tea
         path.write_text(path.read_text("utf-8").replace("model: m", 'model: "m\\ud83d"'), encoding="utf-8")
     line = refused(run(["mentalglm", "data", "build", path], world._capsys), says)
     assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    "url", ["https://stranger.invalid/v1", "http://127.0.0.1.stranger.invalid/v1", "https://api.openai.com.invalid/v1",
+            "https://api.openai.com@stranger.invalid/v1", "https://notopenai.com/v1"],
+)  # fmt: skip
+def test_the_key_of_another_house_is_not_sent_to_where_a_recipe_says(world, monkeypatch, url):
+    """The usual variable is set on many machines; a recipe that came with a data set names the address."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    line = refused(world.build(url, api_key_env="OPENAI_API_KEY"), "OPENAI_API_KEY is a key of OpenAI's, and http")
+    assert KEY not in line
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_usual_key_goes_where_the_environment_or_this_machine_is(world, monkeypatch, named):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with behaving() as server:
+        if named:
+            monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        accepted(world.build(server.url, api_key_env="OPENAI_API_KEY"))
+        assert server.requests[0]["authorization"] == f"Bearer {KEY}"
 
 
 @pytest.mark.parametrize("key", ["sk-hunter2\nX-Evil: 1", "sk-hunter2é", "sk-\u200bhunter2"])

@@ -11,6 +11,7 @@ import email.utils
 import math
 import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -122,6 +123,18 @@ def _bounded(openai: Any) -> Any:
     return Bounded
 
 
+OPENAI_KEY = "OPENAI_API_KEY"
+
+
+def _may_have_openai_key(base_url: str | None) -> bool:
+    """Whether an address that a recipe names is OpenAI's, this machine's, or what the environment names for it."""
+    host, known = urlsplit(base_url or "").hostname or "", None
+    with contextlib.suppress(ValueError):
+        known = urlsplit(os.environ.get("OPENAI_BASE_URL") or "").hostname
+    return (base_url is None or host in ("localhost", "::1", "api.openai.com", known) or host.endswith(".openai.com")
+            or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None)  # fmt: skip
+
+
 class OpenAITeacher:
     """Any OpenAI-compatible endpoint: bounded concurrency, retries with exponential back-off, budget, cache.
 
@@ -143,6 +156,10 @@ class OpenAITeacher:
         key = os.environ.get(config.api_key_env, "").strip()
         if not key and not url:
             raise InputError(f"teacher: set {config.api_key_env}, or give teacher.base_url of an endpoint without keys")
+        if key and config.api_key_env == OPENAI_KEY and not _may_have_openai_key(config.base_url):
+            raise InputError(f"teacher: {OPENAI_KEY} is a key of OpenAI's, and {redact_url(config.base_url or '')} "
+                             "would get it; name the variable with the key of that endpoint in teacher.api_key_env "
+                             "(one that is not set, where it needs none)")  # fmt: skip
         if not (key.isascii() and key.isprintable()):
             raise InputError(f"teacher: {config.api_key_env} holds a character that no key has; set it again")
         self._openai: Any = openai

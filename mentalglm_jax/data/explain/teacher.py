@@ -8,6 +8,7 @@ continued for the price of what was not yet answered, and a build repeated costs
 import contextlib
 import hashlib
 import json
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,10 @@ _OURS = ("model", "messages", "stream", "n")  # of a request's body: what ``extr
 _HTTP = TypeAdapter(AnyHttpUrl)
 Positive = Annotated[int, Field(ge=1)]
 Setting = Literal["max_tokens", "temperature", "seed"]
+
+
+# What a recipe of somebody else must not have sent to a place of its choice: HF_TOKEN, AWS_SECRET_ACCESS_KEY.
+_NO_TEACHERS = re.compile(r"SECRET|PRIVATE|ACCESS|TOKEN|PASSW|SSH|GPG", re.IGNORECASE)
 
 
 class TeacherConfig(Settings):
@@ -65,6 +70,9 @@ class TeacherConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> "TeacherConfig":
+        if not self.api_key_env.endswith("KEY") or _NO_TEACHERS.search(self.api_key_env):
+            raise ValueError(f"api_key_env: {self.api_key_env} is no name for the key of a teacher, which it would be "
+                             "sent to; name one that ends in KEY, such as TEACHER_API_KEY")  # fmt: skip
         check_url(self.base_url, "base_url")
         sent = [self.names.get(one, one) for one in ("max_tokens", "temperature", "seed")]
         sent = [*(name for name in sent if name is not None), *self.extra_body]

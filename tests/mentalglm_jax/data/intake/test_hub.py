@@ -146,4 +146,4 @@ def test_what_cannot_be_had_is_refused_in_one_line(imported, name, says):
 def test_datasets_reads_no_file_itself(imported):
     """It would, without bounds and in this process."""
     _, directory, _ = imported
-    assert not [path for path in (directory / "hf" / "datasets").rglob("*.arrow")]
+    assert not list((directory / "hf" / "datasets").rglob("*.arrow"))
