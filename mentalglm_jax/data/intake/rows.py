@@ -15,8 +15,8 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.labels import nearest
 
-# Of all rows together: they are split in memory, and take 3 kB a row and 4 bytes a character there (of Chinese 8).
-MOST_ROWS, MOST_CHARACTERS = 300_000, 1 << 27
+# Of all rows together: they are split in memory, and take 3 kB a row and 4 bytes a character (of Chinese about 8).
+MOST_ROWS, MOST_CHARACTERS = 300_000, 1 << 26
 _ROWS_SHOWN, _REASONS_SHOWN = 5, 6
 
 
