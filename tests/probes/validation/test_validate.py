@@ -375,11 +375,11 @@ def test_posts_by_one_author_are_not_independent() -> None:
 
 
 def test_authors_widen_the_intervals_of_a_summary() -> None:
-    same = [dataclasses.replace(post_result(s % 3, name=f"p{s}"), user=str(s % 3)) for s in range(12)]
+    same = [dataclasses.replace(post_result(s % 5, name=f"p{s}"), user=str(s % 5)) for s in range(20)]
     free = [dataclasses.replace(r, user=None) for r in same]
     wide, narrow = (summarise(r, n_boot=400, draws=199) for r in (same, free))
     width = [s["mass_ratio_ci"]["ig"][1] - s["mass_ratio_ci"]["ig"][0] for s in (wide, narrow)]
-    assert width[0] > 1.3 * width[1] and wide["n_users"] == 3 and narrow["n_users"] is None
+    assert width[0] > 1.3 * width[1] and wide["n_users"] == 5 and narrow["n_users"] is None
 
 
 def test_aligner_under_corruption() -> None:
