@@ -39,9 +39,9 @@ place of tasks. Rows in italics are its own, of another model and other tasks: c
 * *cost*: sequences that the model runs per post. A generated token counts as one.
 * *type I*: how many of so many data sets without a true effect have p <= 0.05 by the metric's own null. After the
   label ({nulls} posts of each unfaithful model, {after} a data set) the explanation quotes a clause drawn at random. Of
-  chains (as many posts, {chains} a data set) the label does not hear the chain. A right test finds one in twenty, in one
-  table of twenty more than {most_after} of {sets_after} ({most_chains} of {sets_chains}). All metrics see the same posts,
-  so rows err together.
+  chains (as many posts, {chains} a data set) the label does not hear the chain. A right test finds one in twenty, and
+  in one table of twenty more than {most_after} of {sets_after} ({most_chains} of {sets_chains}). All metrics see the
+  same posts, so rows err together.
 * *power*: the same of the faithful models. A dash: the metric has no null.
 """
 _OWN = """
