@@ -121,7 +121,7 @@ def error_rates(posts: int, data_sets: int, seed: int = 0) -> list[Row]:
             for name, rate in found.items()
         ]
     for at, (shape, maps) in enumerate(((0.3, "sparse maps"), (3.0, "even maps"))):
-        for size in (5, 10, 20, 40):
+        for size in (5, 10, 20):
             what = f"95 % intervals of the excess that hold the truth, {size} posts, {maps}, {data_sets} sets"
             held = coverage(size, shape, data_sets, seed + at)
             rows.append(row(f"V10.interval.{size}.{maps.split()[0]}", what, held, 0.9 if size >= 20 else None, ">="))
