@@ -133,7 +133,7 @@ def test_worlds_share_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None
             return next(i for i, (_, b) in enumerate(pieces(post)) if at < b)
 
         said = [clause(e.post, align(e)[0].post_char[0][0]) for e in quoted]
-        cues = [[clause(e.post, (e.cues or ())[0][0]) for e in examples] for examples in (quoted, thought)]
+        cues = [[clause(e.post, e.cues[0][0]) for e in examples if e.cues] for examples in (quoted, thought)]
         return [e.post for e in quoted], cues[0], said, cues[1]
 
     base = World(clauses=(6, 6), seed=201)
