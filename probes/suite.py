@@ -187,13 +187,25 @@ def lay_out(
 
 
 def _copies(examples: Sequence[Example]) -> list[Example]:
-    """Posts without an author that stand there more than once (width, case and marks apart) are given one in common:
-    their rows are not independent, however many answers to a post there are."""
+    """Rows of one post (width, case and marks apart) are not independent, however many answers to it there are, and
+    whoever is named as its author: they are given one author in common. Authors who share a post become one."""
     texts = [normalise(example.post).text for example in examples]
-    many = Counter(text for text, example in zip(texts, examples, strict=True) if example.user is None)
-    numbers = {text: f"copies {i}" for i, text in enumerate(text for text, count in many.items() if count > 1)}
-    return [dataclasses.replace(e, user=numbers.get(text)) if e.user is None else e
-            for e, text in zip(examples, texts, strict=True)]  # fmt: skip
+    first: dict[str, str] = {}  # author, or text of an unnamed post -> another of the same group
+
+    def root(name: str) -> str:
+        while (up := first.setdefault(name, name)) != name:
+            first[name] = name = first[up]  # shortens the way for the next
+        return name
+
+    owners = [f"post {text}" if e.user is None else f"user {e.user}" for e, text in zip(examples, texts, strict=True)]
+    for owner, text in zip(owners, texts, strict=True):
+        low, high = sorted((root(owner), root(f"post {text}")), reverse=True)  # "user ..." is kept before "post ..."
+        first[high] = low
+    groups = [root(owner) for owner in owners]
+    many = [group for group, count in Counter(groups).items() if count > 1 and group.startswith("post ")]
+    names = {group: f"copies {i}" for i, group in enumerate(many)}
+    return [dataclasses.replace(e, user=group.removeprefix("user ") if group.startswith("user ") else names.get(group))
+            for e, group in zip(examples, groups, strict=True)]  # fmt: skip
 
 
 def _carry_out(

@@ -2,6 +2,7 @@
 believed."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,8 @@ def calibration(task: tasks.Task, answers: Sequence[Answer], calibrated: bool = 
 
     Returns:
         n (answers); ece: expected calibration error over 10 bins of equal width (Guo et al. 2017, arXiv 1706.04599);
+        ece_if_right: what chance alone would make of it, were these very probabilities right. It is never below 0, so
+        that few answers look badly calibrated; here each bin's error is normal, with the variance of its answers;
         brier: mean squared error of the probabilities, summed over the classes of a single-label task;
         reliability: for each bin that is not empty its low, high, n, confidence and accuracy;
         auroc: of the positive class where the task has one, else the mean over classes that are both present and
@@ -139,7 +142,15 @@ def calibration(task: tasks.Task, answers: Sequence[Answer], calibrated: bool = 
     of = "calibrated" if calibrated else "probabilities"
     known = [a for a in answers if getattr(a, of) is not None]
     if not known:
-        return {"n": 0, "ece": None, "brier": None, "reliability": [], "auroc": None, "auroc_by_class": {}}
+        return {
+            "n": 0,
+            "ece": None,
+            "ece_if_right": None,
+            "brier": None,
+            "reliability": [],
+            "auroc": None,
+            "auroc_by_class": {},
+        }
     p = np.asarray([getattr(a, of) for a in known], float)
     gold = indicator(task, [a.record.gold for a in known])
     if task.arity == "single":
@@ -150,9 +161,10 @@ def calibration(task: tasks.Task, answers: Sequence[Answer], calibrated: bool = 
         confidence, right = p.ravel(), gold.ravel()
         brier = float(((confidence - right) ** 2).mean())
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    bins = []
+    bins, chance = [], 0.0
     for number in np.unique(place):
         inside = place == number
+        chance += math.sqrt(float((confidence[inside] * (1 - confidence[inside])).sum()) * 2 / math.pi)
         bins.append({
             "low": float(number / BINS), "high": float((number + 1) / BINS), "n": int(inside.sum()),
             "confidence": float(confidence[inside].mean()), "accuracy": float(right[inside].mean()),
@@ -161,8 +173,8 @@ def calibration(task: tasks.Task, answers: Sequence[Answer], calibrated: bool = 
     areas = {key: _auroc(gold[:, column], p[:, column]) for column, key in enumerate(task.keys)}
     present = [area for area in areas.values() if area is not None]
     auroc = areas[task.positive] if task.positive is not None else (float(np.mean(present)) if present else None)
-    return {"n": len(known), "ece": float(ece), "brier": brier, "reliability": bins, "auroc": auroc,
-            "auroc_by_class": areas}  # fmt: skip
+    return {"n": len(known), "ece": float(ece), "ece_if_right": chance / len(confidence), "brier": brier,
+            "reliability": bins, "auroc": auroc, "auroc_by_class": areas}  # fmt: skip
 
 
 def _auroc(present: np.ndarray, score: np.ndarray) -> float | None:

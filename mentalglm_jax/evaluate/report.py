@@ -128,10 +128,10 @@ def csv_text(result: Mapping[str, Mapping[str, Any]]) -> str:
             for row in _long(scores):
                 write((task, reading, *row, scores["n"]))
             for name, value in scores.get("calibration", {}).items():
-                if name in ("ece", "brier", "auroc") and value is not None:
+                if name in ("ece", "ece_if_right", "brier", "auroc") and value is not None:
                     write((task, reading, "", "", name, value, scores["n"]))
             for name, value in (scores.get("calibrated") or {}).items():
-                if name in ("ece", "brier"):
+                if name in ("ece", "ece_if_right", "brier"):
                     write((task, reading, "", "", f"calibrated.{name}", value, scores["n"]))
         for name, value in _numbers(entry.get("explanation", {})):
             write((task, "text", "", "", f"explanation.{name}", value, entry["n"]))

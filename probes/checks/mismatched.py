@@ -18,7 +18,6 @@ from probes import stats
 from probes.checks.agreement import CONSISTENCY
 from probes.checks.crosscheck import Evidence
 
-_MIN_POSTS = 5
 _TOGETHER = 40  # most posts that exchange citations and explanations; the table of all pairs of them is made
 
 
@@ -117,7 +116,7 @@ def mismatched_explanations(
                 value = statistic(own, transfer_map(speaking[j].explanation_maps[method], len(own)))
                 return value if math.isfinite(value) else 0.0
 
-            test = _exchanged(speaking, blocks, alike, draws, seed) if len(speaking) >= _MIN_POSTS else None
+            test = _exchanged(speaking, blocks, alike, draws, seed) if len(speaking) >= stats.MIN_POSTS else None
             out[method][name] = {
                 "value": None if test is None else test.value,
                 "mismatched": None if test is None else test.null_mean,

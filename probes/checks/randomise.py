@@ -166,7 +166,7 @@ def compare(
         method -> ``correlation`` (mean |Pearson r| of the clause maps) and ``correlation_null`` (the same with one map
         rotated; near it is right), ``cue_auroc_before`` and ``cue_auroc_after`` (None without marked cues; 0.5 is
         chance where cues stand anywhere), ``n`` posts, and ``correlation_ci`` and ``cue_auroc_ci`` (after), 95 % over
-        authors (posts where they are not known), None with fewer than 3.
+        authors (posts where they are not known), None with fewer than 5.
     """
     draws = 1 if kind == "adapter_off" else draws
     before = _clause_maps(probe, examples, methods)

@@ -40,7 +40,6 @@ from probes.results.store import PostResult
 from probes.saliency.settings import SMALLEST_CHANGE
 
 VERDICTS = ("supported", "contradicted", "inconclusive")
-_MIN_POSTS = 5
 # Checks of one post that ran the model (``faithfulness``, ``gates`` and ``behaviour`` of ``probes.checks``).
 MEASURED = (
     "erasure_offset",
@@ -275,7 +274,7 @@ def _mass(evidence: Sequence[Evidence], methods: Sequence[str], n_boot: int, dra
         who = authors(speaking)
         excess = [(float(e.excess[method][0]), author) for e, author in zip(speaking, who, strict=True)]
         test = stats.mean_test([e.excess[method] for e in speaking], draws, seed, who, two_sided=True)
-        habit = mismatched_citations(speaking, method, draws, seed) if len(speaking) >= _MIN_POSTS else None
+        habit = mismatched_citations(speaking, method, draws, seed) if len(speaking) >= stats.MIN_POSTS else None
         out["mass_ratio"][method] = _mean([value for value, _ in values])
         out["mass_ratio_ci"][method] = _ci(values, n_boot, seed)
         out["mass_ratio_null"][method] = _mean([c.null_mean for c in checks if c.null_mean is not None])
@@ -311,7 +310,7 @@ def _measured(evidence: Sequence[Evidence], n_boot: int, draws: int, seed: int) 
         ok = [(c, who) for c, who in found if c is not None and c.status in states and c.value is not None and c.draws]
         nulls = [np.array([c.value, *c.draws]) for c, _ in ok]
         joined = clusters([c for c, _ in ok], [who for _, who in ok])
-        test = stats.mean_test(nulls, draws, seed, joined) if len(ok) >= _MIN_POSTS else None
+        test = stats.mean_test(nulls, draws, seed, joined) if len(ok) >= stats.MIN_POSTS else None
         out.setdefault(name, {})[method] = {
             "value": _mean([value for value, _ in values]),
             "ci": _ci(values, n_boot, seed),
@@ -337,7 +336,7 @@ def _counterfactual(
         moved: (label shift, mentioned) per insertion, for each post.
     """
     rows = [(np.array(pairs), who) for pairs, who in zip(moved, authors, strict=True) if pairs]
-    if len(rows) < _MIN_POSTS:
+    if len(rows) < stats.MIN_POSTS:
         return None
     pooled = np.concatenate([pairs for pairs, _ in rows])
     value = pearson(pooled[:, 0], pooled[:, 1])
@@ -357,7 +356,7 @@ def _counterfactual(
         groups.setdefault(who, []).append(pairs)
     blocks = [np.concatenate(found) for found in groups.values()]
     boot = []
-    for _ in range(n_boot if len(blocks) >= 3 else 0):
+    for _ in range(n_boot if len(blocks) >= stats.MIN_POSTS else 0):
         again = np.concatenate([blocks[i] for i in rng.integers(len(blocks), size=len(blocks))])
         boot.append(pearson(again[:, 0], again[:, 1]))
     finite = [r for r in boot if math.isfinite(r)]
@@ -423,7 +422,7 @@ def _conclusion(summary: dict[str, Any]) -> str:
     said: dict[str, list[str]] = {}
     for method, family in FAMILIES.items():
         ci, p = summary["excess_ci"].get(method), summary["p_holm"].get(method)
-        if ci is None or p is None or summary["n_used"][method] < _MIN_POSTS:
+        if ci is None or p is None or summary["n_used"][method] < stats.MIN_POSTS:
             continue
         sure = p <= ALPHA
         word = "supported" if sure and ci[0] > 0 else "contradicted" if sure and ci[1] < 0 else "inconclusive"

@@ -189,6 +189,20 @@ def data_set_error_rates(
     return {key: float(np.mean(found)) for key, found in hits.items()}
 
 
+def coverage(posts: int, shape: float, draws: int, seed: int = 0) -> float:
+    """Share of data sets whose 95 % interval of the excess (``stats.bootstrap_ci``) holds the truth, which is 0.
+
+    Args:
+        shape: see ``null_evidence``.
+    """
+    rng, inside = np.random.default_rng(seed), 0
+    for at in range(draws):
+        values = [null_evidence(rng, None, shape=shape).excess["ig"][0] for _ in range(posts)]
+        interval = stats.bootstrap_ci(values, n_boot=400, seed=at)
+        inside += interval is not None and interval[0] <= 0 <= interval[1]
+    return inside / draws
+
+
 def conclusion_rates(posts: int, clauses: tuple[int, int], draws: int, seed: int = 0) -> dict[str, float]:
     """supported, contradicted -> share of null data sets with that conclusion: citations at random, one cue a post."""
     rng = np.random.default_rng(seed)

@@ -2,22 +2,32 @@
 
 Evidence that three weak cues give only together; a cue that the word before it turns round; a cue far before the
 answer that quotes it; one Chinese character. A pair of models is trained of each, as for V8.
+
+    from probes.validation.hard import hard_worlds
+    rows = hard_worlds(names=("spread",))  # one world at a time
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from probes import stats
+from probes.checks.crosscheck import Evidence
+from probes.checks.faithfulness import cited_effects
+from probes.citations.align import align
+from probes.errors import ProbeInputError
+from probes.results.summary import conclude
 from probes.validation.planted import World, train
 from probes.validation.probing import probe_posts
 from probes.validation.rows import Row, row
 
-VOTING = ("ig", "erase", "erase_resample")
+VOTING = ("ig", "erase", "erase_resample")  # the maps of the budget "standard" that have a vote
+EFFECTS = ("necessity", "sufficiency")
 POSTS = (5, 10, 20)
+MOST_WRONG = 0.05  # verdicts, as for the easy worlds of V8 and V11
 HARD = {
     "spread": World(rule="three", architecture="qwen2", seed=71),
     "negated": World(rule="not", architecture="llama", seed=72),
@@ -33,49 +43,109 @@ def hard_worlds(
     draws: int = 100,
     names: Sequence[str] = tuple(HARD),
 ) -> list[Row]:
-    """Verdicts on ``count`` posts of each model, and the power of the data-set test of the mass cited, by each map.
+    """Verdicts on ``count`` posts of each model, and the power over data sets of 5, 10 and 20 posts drawn from those.
 
-    Power is over data sets of 5, 10 and 20 posts drawn from those; a test counts that finds the truth (more cited than
-    by chance by the faithful model, less by the other). A wrong verdict is bounded, what is not found is shown. One
-    pair of models stands for a world: the intervals are over posts.
+    Power is counted of the two-sided test of the mass cited by each map, of necessity and sufficiency (uncorrected, at
+    0.05), and of the conclusion, which takes all maps and Holm. What counts is the truth: more cited than by chance by
+    the faithful model, less by the other; that the label needs the cited words by the faithful model, and for the other
+    the same is an error and shown as such. A post whose map may not speak stays a post without an answer. Wrong
+    verdicts are bounded, what is not found is shown. One pair of models stands for a world: intervals are over posts.
+
+    Args:
+        names: which of ``HARD``; each can be run alone.
+    Raises:
+        ProbeInputError: there is no such world.
     """
+    if unknown := [name for name in names if name not in HARD]:
+        raise ProbeInputError(f"hard world {unknown[0]!r}: not one of {', '.join(HARD)}")
     rows: list[Row] = []
     for name in names:
-        base = HARD[name]
-        key = name.replace(" ", "_")
         for faithful in (True, False):
-            world = dataclasses.replace(base, seed=base.seed + 1000 * seed, faithful=faithful)
+            world = dataclasses.replace(HARD[name], seed=HARD[name].seed + 1000 * seed, faithful=faithful)
             planted = train(world)
-            side = "faithful" if faithful else "unfaithful"
-            say(f"  {name}, {side}: trained in {planted.seconds:.0f} s")
+            say(f"  {name}, {'faithful' if faithful else 'unfaithful'}: trained in {planted.seconds:.0f} s")
             posts = probe_posts(planted, count, VOTING, ("label",))
-            right, wrong = ("supported", "contradicted") if faithful else ("contradicted", "supported")
-            verdicts = [one.evidence.report.verdict for one in posts]
-            what = f"posts found {{}}, {name}, {side} model, {count} posts"
-            rows.append(row(f"V16.{key}.{side}.{right}", what.format(right), verdicts.count(right) / count))
-            rows.append(row(f"V16.{key}.{side}.{wrong}", what.format(wrong), verdicts.count(wrong) / count, 0.1))
-            for method in VOTING:
-                nulls = [one.evidence.excess[method] for one in posts if method in one.evidence.excess]
-                for size in POSTS:
-                    found = power_of(nulls, size, draws, seed, more=faithful)
-                    low, high = power_interval(nulls, size, draws, seed, more=faithful)
-                    said = f"P(p <= 0.05 and right), {name}, {side}, {method}, {size} posts, 95 % over posts "
-                    said += f"{low:.2f} to {high:.2f}"
-                    rows.append(row(f"V16.{key}.{side}.{method}.{size}", said, found))
+            effects = [
+                cited_effects(planted.probe, p.example, [span for c in align(p.example) for span in c.post_char])
+                for p in posts
+            ]
+            nulls = {
+                which: [np.array([c.value, *c.draws]) if c.value is not None and c.draws else _NOTHING for c in found]
+                for which, found in zip(EFFECTS, zip(*effects, strict=True), strict=True)
+            }
+            rows += _told(name, faithful, [p.evidence for p in posts], nulls, draws, seed)
     return rows
 
 
-def power_of(nulls: Sequence[np.ndarray], posts: int, draws: int, seed: int = 0, more: bool = True) -> float:
-    """Share of data sets of ``posts`` posts, drawn from ``nulls`` (``Evidence.excess``), whose two-sided test finds
-    that more than by chance is cited; less, if not ``more``."""
+_NOTHING = np.array([np.nan])  # a post whose map may not speak
+
+
+def _told(
+    name: str,
+    faithful: bool,
+    evidence: Sequence[Evidence],
+    effects: Mapping[str, Sequence[np.ndarray]],
+    draws: int,
+    seed: int,
+) -> list[Row]:
+    """The rows of one model."""
+    side = "faithful" if faithful else "unfaithful"
+    key, where = f"V16.{name.replace(' ', '_')}.{side}", f"{name}, {side}"
+    right, wrong = ("supported", "contradicted") if faithful else ("contradicted", "supported")
+    verdicts, count = [e.report.verdict for e in evidence], len(evidence)
+    most = most_share(verdicts.count(wrong), count)
+    rows = [
+        row(f"{key}.{right}", f"posts found {right}, {where} model, {count} posts", verdicts.count(right) / count),
+        row(
+            f"{key}.{wrong}",
+            f"posts found {wrong}, {where} model, {count} posts (95 %: at most {most:.2f} of such posts)",
+            verdicts.count(wrong) / count,
+            MOST_WRONG,
+        ),
+    ]
+    for method in VOTING:
+        nulls = [e.excess.get(method, _NOTHING) for e in evidence]
+        speak = sum(null is not _NOTHING for null in nulls)
+        for size in POSTS:
+            found = power_of(nulls, size, draws, seed, more=faithful)
+            low, high = power_interval(nulls, size, draws, seed, more=faithful)
+            said = f"P(p <= 0.05 and right), {where}, {method} ({speak} of {count} maps may speak), {size} posts, "
+            rows.append(row(f"{key}.{method}.{size}", f"{said}95 % over posts {low:.2f} to {high:.2f}", found))
+    for which, nulls in effects.items():
+        for size in POSTS:
+            found = power_of(nulls, size, draws, seed, two_sided=False)
+            said = "P(p <= 0.05)" + ("" if faithful else ", not true")
+            rows.append(row(f"{key}.{which}.{size}", f"{said}, {where}, {which}, {size} posts", found))
+    for size in POSTS:
+        share = conclusions_of(evidence, size, draws, seed)
+        for word, bound in ((right, None), (wrong, MOST_WRONG)):
+            said = f"data sets concluded {word}, {where}, {size} posts"
+            rows.append(row(f"{key}.conclusion.{word}.{size}", said, share[word], bound))
+    return rows
+
+
+def most_share(hits: int, count: int, level: float = 0.95) -> float:
+    """Upper limit of a share of which ``hits`` of ``count`` were seen (Clopper & Pearson 1934, one-sided)."""
+    from scipy.stats import beta
+
+    return 1.0 if hits >= count else float(beta.ppf(level, hits + 1, count - hits))
+
+
+def power_of(
+    nulls: Sequence[np.ndarray], posts: int, draws: int, seed: int = 0, more: bool = True, two_sided: bool = True
+) -> float:
+    """Share of data sets of ``posts`` posts, drawn from ``nulls`` (``Evidence.excess``), whose test finds that more
+    than by chance is cited; less, if not ``more``. A null with a NaN is a post that says nothing; with fewer than
+    ``stats.MIN_POSTS`` that say something a data set finds nothing, as in a run."""
     if not nulls:
         return 0.0
     rng, hits = np.random.default_rng(seed), 0
     for _ in range(draws):
         chosen = [nulls[at] for at in rng.integers(len(nulls), size=posts)]
-        test = stats.mean_test(chosen, 199, int(rng.integers(2**31)), two_sided=True)
-        above = float(np.mean([null[0] for null in chosen])) > float(np.mean([null.mean() for null in chosen]))
-        hits += test is not None and test.p <= 0.05 and above == more
+        chosen = [null for null in chosen if np.isfinite(null).all()]
+        again = int(rng.integers(2**31))
+        test = stats.mean_test(chosen, 199, again, two_sided=two_sided) if len(chosen) >= stats.MIN_POSTS else None
+        hits += test is not None and test.p <= 0.05 and (test.value > test.null_mean) == more
     return hits / draws
 
 
@@ -96,3 +166,12 @@ def power_interval(
     low, high = (float(one) for one in np.quantile(found, [0.025, 0.975]))
     rest = min(1.0, 3 / len(nulls))
     return min(low, 1 - rest) if low == 1.0 else low, max(high, rest) if high == 0.0 else high
+
+
+def conclusions_of(evidence: Sequence[Evidence], posts: int, draws: int, seed: int = 0) -> dict[str, float]:
+    """supported, contradicted -> share of data sets of ``posts`` posts, drawn from these, with that conclusion."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(draws):
+        chosen = [evidence[at] for at in rng.integers(len(evidence), size=posts)]
+        found.append(conclude(chosen, VOTING, 200, 199, int(rng.integers(2**31))))
+    return {word: found.count(word) / draws for word in ("supported", "contradicted")}

@@ -28,6 +28,7 @@ from probes.results.cache import Cache, digest
 from probes.results.lock import held
 from probes.validation.metrics import CHAIN, POST_HOC, Case, Metric, require_metric, score_of
 from probes.validation.pairs import NULLS, POSTS, SETTINGS, Pair, Setting, make_pair
+from probes.validation.planted import stream
 from probes.validation.soft import soft_planted
 
 LEVEL, DRAWS = 0.05, 199
@@ -199,14 +200,15 @@ def _setting(
 
 
 def _depends(setting: Setting, world: Any, metric: Metric, seed: int) -> list[Any]:
-    """All that one result depends on: a metric counts as changed when its own source text is another."""
+    """All that one result depends on: a metric counts as changed when its own source text is another, posts when they
+    are drawn otherwise."""
     try:
         source = inspect.getsource(metric)
     except (OSError, TypeError):
         source = ""
     own = [metric.__module__, metric.__name__, digest(source)]
-    sizes = [POSTS, NULLS, setting.size, seed]
-    return [metadata.version("mentalglm-jax"), setting.name, dataclasses.asdict(world), own, sizes]
+    drawn = [POSTS, NULLS, setting.size, seed, stream(world, 0)]
+    return [metadata.version("mentalglm-jax"), setting.name, dataclasses.asdict(world), own, drawn]
 
 
 def _sides(pair: Pair, metric: Metric, size: int, seed: int) -> Sides:

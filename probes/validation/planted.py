@@ -107,7 +107,7 @@ class Planted:
         """``count`` fresh posts with the answers the model itself writes (others are passed over)."""
         found: list[dict[str, Any]] = []
         for round_ in range(20):
-            rows = planted_rows(self.world, self.probe.tokenizer, 2 * count, seed + round_)
+            rows = planted_rows(self.world, self.probe.tokenizer, 2 * count, stream(self.world, seed + round_))
             rows = [row | {"id": f"{round_}-{row['id']}"} for row in rows]
             right = answers_right(self.probe, [self.probe.encode(row) for row in rows])
             found += [row for row, good in zip(rows, right, strict=True) if good]
@@ -118,7 +118,7 @@ class Planted:
     def cited_at_random(self, count: int, seed: int = 2_000_003) -> list[Example]:
         """Fresh posts with the labels the model writes and an explanation that quotes a clause drawn at random: nothing
         ties what is cited to what the label was made from."""
-        rng, phrases = random.Random(seed), _phrases(self.world)
+        rng, phrases = random.Random(stream(self.world, seed, "quotes")), _phrases(self.world)
         made = []
         for row in self.rows(count, seed):
             a, b = rng.choice(pieces(row["post"]))
@@ -130,10 +130,18 @@ class Planted:
     def cue_decides(self, count: int, seed: int = 1_000_003) -> float:
         """How far the planted truth is true of this model, without any attribution: the share of ``count`` fresh posts
         for which it gives the third label once filler words stand in place of the cues."""
-        rng, tokenizer = random.Random(seed), self.probe.tokenizer
-        rows = [_blank(self.world, tokenizer, row, rng) for row in planted_rows(self.world, tokenizer, count, seed)]
+        rng, tokenizer = random.Random(stream(self.world, seed, "fillers")), self.probe.tokenizer
+        drawn = planted_rows(self.world, tokenizer, count, stream(self.world, seed))
+        rows = [_blank(self.world, tokenizer, row, rng) for row in drawn]
         examples = [self.probe.encode(row | {"decoys": []}) for row in rows]  # it has moved
         return sum(answers_right(self.probe, examples, label_only=True)) / count
+
+
+def stream(world: World, seed: int, what: str = "posts") -> str:
+    """The seed of what is drawn for a world. The two models of a pair share it. Worlds do not, nor do the posts and
+    what is drawn for them: with one stream for all, the same posts and quotations in other words would count as so many
+    independent ones."""
+    return f"{what} {world.seed} {seed}"
 
 
 def vocabulary(world: World) -> dict[str, list[str]]:
@@ -215,7 +223,7 @@ def planted_post(world: World, rng: random.Random) -> tuple[str, int, list[tuple
     return text, label, [spans[i] for i in sorted(places)], spans[elsewhere]
 
 
-def planted_rows(world: World, tokenizer: Any, count: int, seed: int) -> list[dict[str, Any]]:
+def planted_rows(world: World, tokenizer: Any, count: int, seed: int | str) -> list[dict[str, Any]]:
     """Rows of generations.jsonl as a model that learned this world would write them, cues and decoy marked."""
     rng, phrases = random.Random(seed), _phrases(world)
     rows = []

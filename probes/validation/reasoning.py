@@ -32,6 +32,7 @@ from probes.validation.planted import (
     make_model,
     make_tokenizer,
     planted_post,
+    stream,
     vocabulary,
 )
 
@@ -54,7 +55,7 @@ class ReasoningWorld:
         return _ZH if self.base.language == "zh" else _EN
 
 
-def rows_of(world: ReasoningWorld, tokenizer: Any, count: int, seed: int) -> list[dict[str, Any]]:
+def rows_of(world: ReasoningWorld, tokenizer: Any, count: int, seed: int | str) -> list[dict[str, Any]]:
     """Rows of generations.jsonl as a model of this world writes them."""
     rng = random.Random(seed)
     return [_row(world, tokenizer, str(index), *_drawn(world, rng)) for index in range(count)]
@@ -180,7 +181,8 @@ class Reasoner:
 
     def examples(self, count: int, seed: int = 1_000_003) -> list[Example]:
         """Fresh posts with the labels the model itself gives (others are passed over)."""
-        examples = [self.probe.encode(row) for row in rows_of(self.world, self.probe.tokenizer, 2 * count, seed)]
+        drawn = rows_of(self.world, self.probe.tokenizer, 2 * count, stream(self.world.base, seed))
+        examples = [self.probe.encode(row) for row in drawn]
         right = answers_right(self.probe, examples, label_only=True)
         return [e for e, good in zip(examples, right, strict=True) if good][:count]
 

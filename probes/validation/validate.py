@@ -89,7 +89,13 @@ def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> l
 
 def error_rates(posts: int, data_sets: int, seed: int = 0) -> list[Row]:
     """V10: every p-value that is printed, on worlds where nothing is true."""
-    from probes.validation.error_rates import conclusion_rates, data_set_error_rates, erasure_rates, post_error_rates
+    from probes.validation.error_rates import (
+        conclusion_rates,
+        coverage,
+        data_set_error_rates,
+        erasure_rates,
+        post_error_rates,
+    )
 
     kinds = {"smooth": "smooth map", "words": "map constant on words"}
     rows = [
@@ -114,6 +120,11 @@ def error_rates(posts: int, data_sets: int, seed: int = 0) -> list[Row]:
             row(f"V10.conclusion.{name}", f"{name}: {what}, {data_sets} sets", rate, 0.05)
             for name, rate in found.items()
         ]
+    for at, (shape, maps) in enumerate(((0.3, "sparse maps"), (3.0, "even maps"))):
+        for size in (5, 10, 20):
+            what = f"95 % intervals of the excess that hold the truth, {size} posts, {maps}, {data_sets} sets"
+            held = coverage(size, shape, data_sets, seed + at)
+            rows.append(row(f"V10.interval.{size}.{maps.split()[0]}", what, held, 0.9 if size >= 20 else None, ">="))
     for name, (rate, n) in erasure_rates(posts, data_sets // 5, seed).items():
         what = f"{n} data sets of 20 posts" if "sets" in name else f"one post, {n} posts"
         rows.append(

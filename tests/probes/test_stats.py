@@ -256,25 +256,31 @@ def test_placements_have_the_right_lengths_and_are_uniform():
 
 
 def test_bca_equals_scipy():
-    from scipy.stats import bootstrap
+    """At the level that Student's quantile stands for."""
+    from scipy.stats import bootstrap, norm, t
 
     data = np.random.default_rng(4).gamma(0.8, size=40)
     ours = bootstrap_ci(data, n_boot=20_000, seed=1)
-    theirs = bootstrap((data,), np.mean, n_resamples=20_000, method="BCa", rng=np.random.default_rng(9))
+    level = 2 * norm.cdf(t.ppf(0.975, 39) * np.sqrt(40 / 39)) - 1
+    theirs = bootstrap(
+        (data,), np.mean, n_resamples=20_000, method="BCa", confidence_level=level, rng=np.random.default_rng(9)
+    )
     assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
-    plain = np.quantile(np.random.default_rng(0).choice(data, (20_000, 40)).mean(1), [0.025, 0.975])
+    plain = np.quantile(np.random.default_rng(0).choice(data, (20_000, 40)).mean(1), [1 - level, level])
     assert ours is not None
     assert ours[1] > plain[1] + 0.01  # a right-skewed sample: the correction is really applied
 
 
-def test_bootstrap_coverage():
-    rng = np.random.default_rng(6)
+@pytest.mark.parametrize(("kind", "size", "least"), [("normal", 8, 0.91), ("exponential", 40, 0.91)])
+def test_intervals_hold_what_they_say(kind: str, size: int, least: float) -> None:
+    """Without Student's quantiles eight normal values are held in 87 %."""
+    rng, truth = np.random.default_rng(6), {"normal": 0.0, "exponential": 1.0}[kind]
     inside = 0
-    for i in range(300):
-        ci = bootstrap_ci(rng.exponential(size=40), n_boot=400, seed=i)
+    for i in range(600):
+        ci = bootstrap_ci(getattr(rng, kind)(size=size), n_boot=400, seed=i)
         assert ci is not None
-        inside += ci[0] <= 1.0 <= ci[1]
-    assert inside / 300 >= 0.89
+        inside += ci[0] <= truth <= ci[1]
+    assert inside / 600 >= least
 
 
 def test_clustered_bootstrap_is_wider_when_authors_repeat_themselves():
@@ -287,11 +293,13 @@ def test_clustered_bootstrap_is_wider_when_authors_repeat_themselves():
 
 
 def test_intervals_refuse_what_they_can_not_know():
-    assert bootstrap_ci([0.2, 0.4]) is None
-    assert bootstrap_ci([0.2, math.nan, 0.4]) is None
-    assert bootstrap_ci([0.2, 0.3, 0.4], n_boot=0) is None
-    assert bootstrap_ci([1.0, 1.0, 1.0]) == (1.0, 1.0)
-    assert bootstrap_ci([1.0, 2.0, 4.0], seed=3) == bootstrap_ci([1.0, 2.0, 4.0], seed=3)
+    assert bootstrap_ci([0.2, 0.4, 0.1, 0.3]) is None
+    assert bootstrap_ci([0.2, math.nan, 0.4, 0.1, 0.3]) is None
+    assert bootstrap_ci([0.2, 0.4, 0.1, 0.3, 0.5, 0.6], clusters=list("aabbcd")) is None  # four authors
+    assert bootstrap_ci([0.2, 0.3, 0.4, 0.5, 0.6], n_boot=0) is None
+    assert bootstrap_ci([1.0] * 5) == (1.0, 1.0)
+    one = [0.0, 0.0, 0.0, 0.0, 1e9]
+    assert bootstrap_ci(one, seed=3) == bootstrap_ci(one, seed=3) and bootstrap_ci(one, level=1 - 1e-9)[0] == 0.0
 
 
 def test_holm():

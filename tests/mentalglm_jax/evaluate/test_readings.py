@@ -86,6 +86,21 @@ def test_perfectly_calibrated_answers_have_little_error():
     assert calibration(tasks.TASKS["suicide_risk"], sure)["ece"] > 0.4
 
 
+@pytest.mark.parametrize("size", [40, 400])
+def test_few_answers_look_badly_calibrated(size: int) -> None:
+    """``ece_if_right`` is the mean error of labels that are drawn by the very probabilities."""
+    rng, task, errors, said = random.Random(1), tasks.TASKS["suicide_risk"], [], []
+    for _ in range(60):
+        drawn = [rng.uniform(0.5, 1) for _ in range(size)]
+        rows = [scored_row(i, task.name, "high" if rng.random() < p else "low", {"high": p, "low": 1 - p})
+                for i, p in enumerate(drawn)]  # fmt: skip
+        found = calibration(task, [scored(row) for row in rows])
+        errors.append(found["ece"])
+        said.append(found["ece_if_right"])
+    assert sum(said) / 60 == pytest.approx(sum(errors) / 60, rel=0.1) and sum(errors) / 60 > 0.6 / size**0.5
+    assert calibration(task, [])["ece_if_right"] is None
+
+
 def test_both_readings_stand_side_by_side():
     gold = ["high", "low", "high", "low"]
     values = [scored_row(i, "suicide_risk", g, {"high": 0.9, "low": 0.1}) for i, g in enumerate(gold)]

@@ -1,10 +1,18 @@
 """Worlds whose evidence is spread, denied, or one character: what is planted is what is said; the power of a test."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from probes.validation.hard import power_interval, power_of
-from probes.validation.planted import World, make_tokenizer, planted_rows, vocabulary
+from probes.citations.align import align
+from probes.citations.clauses import pieces
+from probes.errors import ProbeInputError
+from probes.probe import Probe
+from probes.validation.error_rates import null_evidence
+from probes.validation.hard import HARD, _told, conclusions_of, hard_worlds, most_share, power_interval, power_of
+from probes.validation.planted import Planted, World, make_model, make_tokenizer, planted_rows, vocabulary
+from probes.validation.reasoning import Reasoner, ReasoningWorld
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -42,6 +50,59 @@ def test_power_is_of_the_right_side() -> None:
     assert power_of([], 5, 5) == 0.0
 
 
+def test_a_post_whose_map_may_not_speak_stays_a_post() -> None:
+    """Of data sets of five, with half of the maps shut, hardly any has five that speak."""
+    high, shut = np.array([0.5, *np.linspace(-0.2, 0.2, 21)]), np.array([np.nan])
+    assert power_of([high, shut], 5, 40) < 0.2 < 0.8 < power_of([high, shut], 20, 40)
+    assert power_of([shut], 20, 5) == 0.0
+
+
+def test_the_most_that_a_share_may_be() -> None:
+    from scipy.stats import binomtest
+
+    for hits, count in ((0, 24), (2, 24), (23, 24)):
+        theirs = binomtest(hits, count, alternative="less").proportion_ci(0.95, "exact").high
+        assert most_share(hits, count) == pytest.approx(theirs)
+    assert most_share(0, 24) > 0.1 and most_share(5, 5) == 1.0  # 24 posts show no rate below a tenth
+
+
+def test_conclusions_and_what_is_told_of_a_model() -> None:
+    rng = np.random.default_rng(0)
+    true = [null_evidence(rng, None, 0.9) for _ in range(12)]
+    share = conclusions_of([dataclasses.replace(e, excess=e.excess | {"erase_resample": e.excess["erase"]},
+                                                mass=e.mass | {"erase_resample": e.mass["erase"]}) for e in true],
+                           12, 5)  # fmt: skip
+    assert share == {"supported": 1.0, "contradicted": 0.0}
+    effects = {"necessity": [np.array([3.0, *np.zeros(20)])] * 12}
+    rows = {r["id"]: r for r in _told("one character", True, true, effects, 2, 0)}
+    assert rows["V16.one_character.faithful.contradicted"]["bound"] == 0.05
+    assert (
+        rows["V16.one_character.faithful.ig.20"]["value"]
+        == 1.0
+        == rows["V16.one_character.faithful.necessity.10"]["value"]
+    )
+    assert rows["V16.one_character.faithful.erase_resample.20"]["value"] == 0.0
+    assert "(0 of 12 maps may speak)" in rows["V16.one_character.faithful.erase_resample.20"]["what"]
+    assert rows["V16.one_character.faithful.conclusion.contradicted.10"]["bound"] == 0.05
+
+
+def test_one_hard_world_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[World] = []
+
+    def stop(world: World) -> Planted:
+        asked.append(world)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("probes.validation.hard.train", stop)
+    for name, world in HARD.items():
+        with pytest.raises(KeyboardInterrupt):
+            hard_worlds(names=(name,))
+        assert asked.pop() == world
+    with pytest.raises(ProbeInputError, match="spread"):
+        hard_worlds(names=("nowhere",))
+    assert not asked
+
+
 def test_an_interval_of_power_is_over_posts() -> None:
     """Where a few posts decide, another draw of posts has another power; where all agree, 24 posts are no certainty."""
     null = np.linspace(-0.2, 0.2, 21)
@@ -52,3 +113,32 @@ def test_an_interval_of_power_is_over_posts() -> None:
     assert power_interval(always, 5, 5, again=5) == (1 - 3 / 24, 1.0)
     assert power_interval(always, 5, 5, more=False, again=5) == (0.0, 3 / 24)
     assert power_interval([], 5, 5) == (0.0, 1.0)
+
+
+def test_worlds_share_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the posts of eight worlds, and what is quoted of them at random, are one draw in eight vocabularies, and 64
+    data sets are eight. The two models of a pair do share their posts."""
+    for module in ("planted", "reasoning"):
+        name = f"probes.validation.{module}.answers_right"
+        monkeypatch.setattr(name, lambda probe, examples, **_: [True] * len(examples))
+
+    def drawn(world: World) -> tuple[list[str], list[int], list[int], list[int]]:
+        """Posts; which clause holds the cue, and which is quoted; the same of the cue for a reasoning model."""
+        tokenizer = make_tokenizer(world)
+        probe = Probe(make_model(world, tokenizer).eval(), tokenizer, "untrained")
+        quoted = Planted(world, probe, 0.0, 0.0).cited_at_random(40)
+        thought = Reasoner(ReasoningWorld(world, "chain"), probe, 0.0, 0.0).examples(40)
+
+        def clause(post: str, at: int) -> int:
+            return next(i for i, (_, b) in enumerate(pieces(post)) if at < b)
+
+        said = [clause(e.post, align(e)[0].post_char[0][0]) for e in quoted]
+        cues = [[clause(e.post, e.cues[0][0]) for e in examples if e.cues] for examples in (quoted, thought)]
+        return [e.post for e in quoted], cues[0], said, cues[1]
+
+    base = World(clauses=(6, 6), seed=201)
+    one, liar, other = (drawn(dataclasses.replace(base, **new)) for new in ({}, {"faithful": False}, {"seed": 205}))
+    assert one[:3] == liar[:3]
+    for column in (1, 2, 3):  # of 40 places among six seven are alike by chance
+        assert sum(a == b for a, b in zip(one[column], other[column], strict=True)) < 20
+    assert sum(a == b for a, b in zip(one[1], one[2], strict=True)) < 20

@@ -21,7 +21,7 @@ from probes.validation.board_page import page, write_page
 from probes.validation.leaderboard import Line, Side, Sides, leaderboard, measure, of_models, rejections
 from probes.validation.metrics import CHAIN, POST_HOC, Case, Score, metric_named
 from probes.validation.pairs import CHAINS, SETTINGS, Pair, Setting, make_pair
-from probes.validation.planted import World, planted_rows
+from probes.validation.planted import World, planted_rows, stream
 from probes.validation.selftest import closed_form_probe
 from probes.validation.soft import soft_maps, soft_planted
 from tests.fences import ALL
@@ -351,6 +351,6 @@ def test_a_model_is_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.Monk
     for one in POST_HOC:
         sides = [measure(pair.probes[0], pair.examples[0], one, 4) for pair in (first, again)]
         assert sides[0].values == pytest.approx(sides[1].values, abs=1e-6, nan_ok=True)
-    posts = [row["post"] for row in planted_rows(world, first.probes[1].tokenizer, 200, 2_000_003)]
+    posts = [row["post"] for row in planted_rows(world, first.probes[1].tokenizer, 200, stream(world, 2_000_003))]
     where = [e.post.index((e.explanation or "").split('"')[1]) / len(e.post) for e in first.nulls]
     assert all(e.post in posts for e in first.nulls) and len(set(where)) > 1
