@@ -30,6 +30,7 @@ from probes.known_cli import AsJson, add_known
 from probes.terminal import (
     LINE,
     examples,
+    guarded,
     print_comparison,
     print_json,
     print_pair,
@@ -260,8 +261,10 @@ def report(
     json_: AsJson = False,
 ) -> None:
     """Writes the HTML report of a finished run again."""
-    from probes.report.page import write_report
+    from probes.report.page import refuse_replacing, write_report
 
+    if out is not None:
+        refuse_replacing(out)
     with _finished(directory):
         path = write_report(directory, out or directory / ("report.redacted.html" if redact else "report.html"), redact)
     if json_:
@@ -326,10 +329,11 @@ def rank(
 ) -> None:
     """Which of several explanations cites what the label was made from? Pairs for preference training."""
     from probes.models.encode import read_generations
-    from probes.ranking import Rules, told
+    from probes.ranking import Rules, refuse_replacing, told
     from probes.ranking import rank as write_pairs
 
     rules = Rules(by, margin, length_ratio, per_post)
+    refuse_replacing(out)
     rows = read_generations(in_)
     silence_loaders()
     from probes.probe import Probe
@@ -424,7 +428,7 @@ def _finished(directory: Path) -> Iterator[None]:
 
 @functools.cache
 def _commands() -> Any:
-    return typer.main.get_command(app)  # read from the functions once
+    return guarded(typer.main.get_command(app))  # read from the functions once
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -126,6 +126,21 @@ def read_bytes(path: str | Path, limit: int | None = None) -> bytes:
     return data
 
 
+def begins(path: str | Path, size: int) -> bytes:
+    """The first bytes of a file that would be replaced.
+
+    Raises:
+        ProbeInputError: there is something else than a file, or it cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ProbeInputError(f"{path}: is in the way, it is no file; give another place")
+        with open(path, "rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise ProbeInputError(f"{path}: cannot read ({error.strerror or error})") from error
+
+
 def parse_json(data: bytes, where: object, half_pairs: bool = False) -> Any:
     """Strict JSON: UTF-8, finite numbers, integers of 64 bits, each key once, ``MAX_DEPTH`` levels.
 

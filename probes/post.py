@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from probes.checks.verdict import FAMILIES
 from probes.citations.align import align, merge_spans
 from probes.errors import ProbeError, ProbeInputError
 from probes.records import Attribution, Check, Example
-from probes.results.cache import Cache
+from probes.results.cache import Cache, digest
 from probes.results.store import SCHEMA_VERSION, PostResult, cited_target
 from probes.saliency.settings import NEED_FILLERS, Settings
 
@@ -34,6 +35,11 @@ class Plan:
     examples: tuple[Example, ...]
     deep: bool
     seed: int
+
+    @functools.cached_property
+    def together(self) -> str:
+        """Digest of all rows as they are laid out: what lends and borrows (chains, explanations, labels) is of them."""
+        return digest([digest(example.to_dict()) for example in self.examples])
 
     def able(self, at: int) -> tuple[str, ...]:
         """The methods a post can have: those that put other text in its place need other text."""
@@ -169,7 +175,7 @@ def _maps(
 
     def made(method: str, targets: tuple[str, ...]) -> list[Attribution]:
         found = attribute(probe, example, (method,), targets, settings, fillers)
-        _require_finite(found)
+        require_finite(found)
         return found
 
     found: list[Attribution] = []
@@ -179,7 +185,8 @@ def _maps(
     return found
 
 
-def _require_finite(maps: Sequence[Attribution]) -> None:
+def require_finite(maps: Sequence[Attribution]) -> None:
+    """Raises ``ProbeError`` where a model overflowed: such a map is nothing that can be kept."""
     for a in maps:
         if not (np.isfinite(a.values).all() and np.isfinite([a.f_input, a.f_baseline]).all()):
             raise ProbeError(

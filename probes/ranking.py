@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from probes.checks.verdict import FAMILIES, Voice, voices
 from probes.citations.align import align, fabricated_quotes, merge_spans
 from probes.errors import ProbeError, ProbeInputError
 from probes.files import write_jsonl
+from probes.foreign import begins
+from probes.post import require_finite
 from probes.probe import Probe
 from probes.records import Attribution, Example, Span
 from probes.results.cache import Cache
@@ -42,6 +45,7 @@ METHODS = ("ig", "erase", "erase_resample")  # what may vote of the budget "stan
 BY = {"both": ("gradient", "erasure"), "gradient": ("gradient",), "erasure": ("erasure",)}
 INVENTED, EVERYTHING = 0.5, 0.5
 NULL_DRAWS = 20
+_PAIR = re.compile(rb'\A\{"id": [^\n]*"chosen_ids": \[')  # as ``_rows`` are written
 
 # Why a post has no pair, in the order in which it is looked at.
 ALONE = "one answer with this label"
@@ -228,10 +232,11 @@ def rank(
         place), ``skipped_by_reason`` (rows).
 
     Raises:
-        ProbeInputError: as ``lay_out``; or a file, or a link in place of the maps, is in the way.
+        ProbeInputError: as ``lay_out``; or ``out`` holds anything but pairs, or a link stands in place of the maps.
         ProbeError: no pair at all, and then nothing is written; a file cannot be written.
     """
     out = Path(out)
+    refuse_replacing(out)
     own = maps is None
     place = out.with_name(f"{out.name}.maps") if maps is None else Path(maps)
     if links := [one for one in (place, place / "cache") if one.is_symlink() and (own or one != place)]:
@@ -247,6 +252,12 @@ def rank(
     if own:
         _forget(cache)
     return summary
+
+
+def refuse_replacing(out: Path) -> None:
+    """Raises ``ProbeInputError`` where pairs would be written over something else, say the answers they are made of."""
+    if out.exists() and not _PAIR.search(begins(out, 1 << 20)):
+        raise ProbeInputError(f"{out}: would be replaced, but holds no pairs of `probes rank`; give another --out")
 
 
 def told(found: Mapping[str, Any]) -> str:
@@ -366,12 +377,13 @@ def _maps(
     settings, maps = Settings(seed=seed), []
     for method in methods:
         depends = [SCHEMA_VERSION, probe.fingerprint, method, dataclasses.asdict(settings), list(until), example.post]
-        depends += [example.label_text, example.candidates, example.cut]
+        depends += [example.label_text, example.candidates, example.cut, list(example.post_char)]
         depends += [list(fillers)] if method in NEED_FILLERS else []
         name = cache.name(depends)
         kept = _kept(cache, name, example)
         if kept is None:
             kept = attribute(probe, example, (method,), ("label",), settings, fillers)
+            require_finite(kept)
             cache.write(name, {"maps": [a.to_dict() for a in kept]})
         maps += kept
     return maps

@@ -341,7 +341,7 @@ def _randomisation(probe: Probe, examples: Sequence[Example], cache: Cache, seed
     """``probes.checks.randomise.study`` of a few posts, kept in the cache like a post."""
     from probes.checks.randomise import study
 
-    name = cache.name([SCHEMA_VERSION, probe.fingerprint, seed, [list(e.ids) for e in examples]], "randomised-")
+    name = cache.name([SCHEMA_VERSION, probe.fingerprint, seed, [e.to_dict() for e in examples]], "randomised-")
     if (found := cache.read(name)) is None:
         found = study(probe, examples, seed=seed, keep=Steps(cache, name).kept)
         cache.write(name, found)
@@ -370,7 +370,7 @@ def _depends(example: Example, model_fp: str, plan: Plan, at: int, settings: Set
     parts = [SCHEMA_VERSION, model_fp, list(plan.methods), dataclasses.asdict(settings), redact, example.to_dict()]
     parts.append(list(plan.fillers[at]))
     if plan.deep or chained(example):
-        parts.append([list(e.ids) for e in plan.examples])
+        parts.append(plan.together)
     return parts
 
 

@@ -6,11 +6,12 @@ Results go to stdout, progress and reasons to stderr. No post and no explanation
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from probes.errors import ProbeError, ProbeWarning
+from probes.errors import ProbeError, ProbeInputError, ProbeWarning
 from probes.foreign import plain
 
 SAFETY = (
@@ -33,6 +34,16 @@ _PIPED = 240  # columns of a table that does not go to a terminal
 _TOLD = ("Labels given", "Mean |log-odds| of the label", "Label scores that are no plain contrast",
          "Labels in other words", "Tokens at the ends not varied", "Posts cut into", "Rows left out",
          "Swap pairs left out")  # fmt: skip
+
+
+class _Table(Table):
+    """What a run directory of a stranger says (names of methods, labels) is text here, and moves no cursor."""
+
+    def __init__(self, title: str, **given: Any) -> None:
+        super().__init__(title=plain(title, LINE), **given)
+
+    def add_row(self, *cells: Any, **given: Any) -> None:
+        super().add_row(*(plain(cell, LINE) for cell in cells), **given)
 
 
 def console(stderr: bool = False) -> Console:
@@ -98,7 +109,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     """The numbers of a run."""
     from probes.report.view import interval, p_value, percent
 
-    table = Table(title=f"{summary['n']} posts: {summary['conclusion']}", title_justify="left", show_edge=False)
+    table = _Table(title=f"{summary['n']} posts: {summary['conclusion']}", title_justify="left", show_edge=False)
     for name, side in (("", "left"), ("value", "right"), ("95 %", "right"), ("beside", "left")):
         table.add_column(name, justify=side, no_wrap=name in ("", "value"))  # type: ignore[arg-type]
     for method, value in summary["mass_ratio"].items():
@@ -131,7 +142,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 def print_comparison(found: dict[str, Any]) -> None:
     """Two runs over the same posts."""
-    table = Table(title=f"{found['n_pairs']} pairs of posts", title_justify="left", show_edge=False)
+    table = _Table(title=f"{found['n_pairs']} pairs of posts", title_justify="left", show_edge=False)
     for name, side in (("P(this run scores higher)", "left"), ("value", "right"), ("95 %", "right"), ("n", "right")):
         table.add_column(name, justify=side)  # type: ignore[arg-type]
     for name, methods in found["by_check"].items():
@@ -146,7 +157,7 @@ def print_study(found: dict[str, Any]) -> None:
     """What randomised weights did to the maps."""
     from probes.report.overview import randomisation
 
-    table = Table(title=f"{found['n']} posts, maps on clauses", title_justify="left", show_edge=False)
+    table = _Table(title=f"{found['n']} posts, maps on clauses", title_justify="left", show_edge=False)
     for name, side in (("drawn anew", "left"), ("method", "left"), ("r with the real map", "right"),
                        ("AUROC of marked cues", "right")):  # fmt: skip
         table.add_column(name, justify=side)  # type: ignore[arg-type]
@@ -161,7 +172,7 @@ def print_rows(title: str, rows: Sequence[dict[str, Any]], json_: bool) -> None:
     if json_:
         print_json({"ok": not failed, "rows": list(rows)})
     else:
-        table = Table(title=title, title_justify="left", show_edge=False)
+        table = _Table(title=title, title_justify="left", show_edge=False)
         for name, side in (("id", "left"), ("what", "left"), ("value", "right"), ("bound", "right"), ("", "left")):
             table.add_column(name, justify=side)  # type: ignore[arg-type]
         for row in rows:
@@ -191,7 +202,7 @@ def print_leaderboard(lines: Sequence[Any], json_: bool) -> None:
         print_json({"lines": [asdict(line) for line in lines]})
         return
     for setting in dict.fromkeys(line.setting for line in lines):
-        table = Table(title=f"P(faithful > unfaithful), {setting}", title_justify="left", show_edge=False)
+        table = _Table(title=f"P(faithful > unfaithful), {setting}", title_justify="left", show_edge=False)
         for name, side in (("metric", "left"), ("value", "right"), ("95 %", "right"), ("models", "right"),
                            ("sequences a post", "right"), ("type I", "right"), ("power", "right")):  # fmt: skip
             table.add_column(name, justify=side)  # type: ignore[arg-type]
@@ -215,7 +226,7 @@ def print_pair(models: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     from probes.results.summary import VERDICTS
 
     posts = " and ".join(dict.fromkeys(str(summary["n"]) for _, summary in models))
-    table = Table(title=f"{posts} posts each; in brackets: expected if the citations were placed at random",
+    table = _Table(title=f"{posts} posts each; in brackets: expected if the citations were placed at random",
                   title_justify="left", show_edge=False)  # fmt: skip
     table.add_column("the explanations quote")
     for name in VERDICTS:
@@ -231,6 +242,31 @@ def _count(summary: Mapping[str, Any], verdict: str) -> str:
     chance = summary["verdicts_by_chance"]
     expected = chance[verdict] if verdict in chance else max(0.0, summary["n"] - sum(chance.values()))
     return f"{summary['verdicts'][verdict]} ({expected:.1f})"
+
+
+def guarded(command: Any) -> Any:
+    """A command of Click with its subcommands, each of which refuses to write over a file that it reads, before it does
+    anything: what was to be probed would be gone."""
+    for one in getattr(command, "commands", {}).values():
+        guarded(one)
+    if not hasattr(command, "commands"):
+        command.invoke = functools.partial(_invoked, command.invoke)
+    return command
+
+
+def _invoked(invoke: Callable[[Any], Any], context: Any) -> Any:
+    for written in ("out", "docs"):
+        out = context.params.get(written)
+        for option in context.command.params if out is not None and os.path.isfile(out) else ():
+            read = context.params.get(option.name)
+            if option.name != written and _is_file(read) and os.path.samefile(read, out):
+                said = f"is what {option.opts[0]} names, and would be replaced; name another file"
+                raise ProbeInputError(f"--{written} {out}: {said}")
+    return invoke(context)
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike)) and "\0" not in os.fspath(value) and os.path.isfile(value)
 
 
 def usage(error: Exception, message: str) -> str:

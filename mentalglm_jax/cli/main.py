@@ -39,6 +39,7 @@ from mentalglm_jax.cli.output import (
     stderr,
     usage,
 )
+from mentalglm_jax.cli.overwriting import guarded
 from mentalglm_jax.cli.progress import ConsoleReporter
 from mentalglm_jax.cli.serve import serve
 from mentalglm_jax.cli.sweep import sweep
@@ -267,7 +268,7 @@ _NAMES = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOE
 @functools.cache
 def _commands() -> Any:
     """The commands with their options, read from the functions once."""
-    return typer.main.get_command(app)
+    return guarded(typer.main.get_command(app))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

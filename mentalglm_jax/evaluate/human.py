@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mentalglm_jax.data.explain.review import form_id
 from mentalglm_jax.data.records import read_records
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
@@ -22,7 +23,7 @@ def human_ratings(folder: str | Path, answers: Sequence[Answer]) -> dict[str, di
         kappa, Krippendorff's ordinal alpha (``data.review.agreement``).
 
     Raises:
-        InputError: nothing was imported there, or what was rated is not what these answers say.
+        InputError: nothing was imported there, or of another form, or what was rated is not what these answers say.
     """
     folder = Path(folder)
     file = folder / "agreement.json"
@@ -36,6 +37,9 @@ def human_ratings(folder: str | Path, answers: Sequence[Answer]) -> dict[str, di
     raters, by_task = len(found["raters"]), found["tasks"]
     said, asked = {answer.record.id: answer for answer in answers}, {answer.record.task for answer in answers}
     sample = read_records(folder / "sample.jsonl")
+    if found.get("form") != form_id(sample):
+        raise InputError(f"{file}: is of another form than sample.jsonl beside it; run `mentalglm data review import "
+                         f"{folder} FILES` again")  # fmt: skip
     if not asked & {record.task for record in sample}:
         raise InputError(f"{folder}: nothing was rated of {', '.join(sorted(asked)) or 'these answers'}; export the "
                          "form from this run's generations.jsonl")  # fmt: skip

@@ -21,6 +21,7 @@ import torch
 
 from probes.citations.align import align
 from probes.citations.clauses import pieces
+from probes.models.greedy import continued, stops_of
 from probes.models.probed import Probed
 from probes.models.token_bytes import decode_bytes
 from probes.records import Check, Example, Span
@@ -152,10 +153,8 @@ def _generate(probe: Probed, prompts: Sequence[list[int]], most: int) -> list[st
         for row, prompt in enumerate(chunk):
             ids[row, size - len(prompt) :] = torch.tensor(prompt, device=probe.device)
             mask[row, size - len(prompt) :] = 1
-        with torch.no_grad():
-            out = probe.model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=most, do_sample=False, pad_token_id=probe.pad_id
-            )
+        stops = stops_of(probe.model, probe.tokenizer)
+        out = continued(probe.model, ids, mask, most, stops, probe.pad_id)
         for row in out[:, size:].tolist():
             stop = next((i for i, index in enumerate(row) if index in probe.token_bytes.added), len(row))
             answers.append(decode_bytes(b"".join(probe.token_bytes(index) for index in row[:stop]))[0])

@@ -14,6 +14,7 @@ from probes.intake.labels import read_explanation, read_label
 from probes.intake.rows import Reader, has
 from probes.intake.template import render
 from probes.models.encode import read_generations
+from probes.models.greedy import continued, stops_of
 from probes.models.probed import Probed
 from probes.models.token_bytes import decode_bytes
 
@@ -44,7 +45,8 @@ def prompts(reader: Reader, records: Sequence[Mapping[str, Any]], template: str,
             raise mark
         at = mark.find(_MARK)
         end = at + len(record["post"])
-        if at < 0 or text[at:end] != record["post"]:
+        # A second place of it would stay where the first is erased, and the label with it.
+        if mark.count(_MARK) != 1 or text != mark.replace(_MARK, record["post"]):
             raise ProbeInputError(
                 f"{where}: record {record.get('id')!r}: the prompt does not show the post as it is; write "
                 "{{ post }} once, without a filter"
@@ -69,41 +71,49 @@ def answer(
     Returns:
         the rows, in order, with what the model wrote.
     Raises:
-        ProbeInputError: ``out`` holds something else.
+        ProbeInputError: ``out`` holds something else, or answers that this call would lose.
     """
     import torch
-    from transformers import GenerationConfig
 
-    own = probe.model.generation_config
-    stops = own.eos_token_id if own.eos_token_id is not None else probe.tokenizer.eos_token_id
-    stops = list(stops) if isinstance(stops, (list, tuple)) else [] if stops is None else [stops]
-    # The model's own configuration may sample; a study wants the same answer tomorrow.
-    config = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops or None, pad_token_id=probe.pad_id
-    )
-    made = hashlib.blake2b(f"{probe.fingerprint} {max_new_tokens}".encode(), digest_size=8).hexdigest()
-    before = {row["id"]: row for row in read_generations(out)} if Path(out).exists() else {}
-    if foreign := [name for name, row in before.items() if row.get("answered_by") != made]:
-        raise ProbeInputError(f"{out}: row {foreign[0]!r} was not written by this model and call; give another --out")
+    stops = stops_of(probe.model, probe.tokenizer)
+    made = hashlib.blake2b(f"{probe.fingerprint} {max_new_tokens} {stops}".encode(), digest_size=8).hexdigest()
+    before = _before(Path(out), rows, made)
     found: list[dict[str, Any]] = []
     for done, row in enumerate(rows):
-        kept = before.get(row["id"])
-        if kept is not None and kept["prompt_ids"] == row["prompt_ids"]:
+        if (kept := before.pop(row["id"], None)) is not None:
             output_ids = kept["output_ids"]  # all else is read anew: candidates and labels may be others now
         else:
             ids = torch.tensor([row["prompt_ids"]], device=probe.device)
-            with torch.no_grad():
-                output = probe.model.generate(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
-                )
+            output = continued(probe.model, ids, torch.ones_like(ids), max_new_tokens, stops, probe.pad_id)
             output_ids = output[0, ids.shape[1] :].tolist()
         found.append(read_answer(probe, row, output_ids, stops) | {"answered_by": made})
         if progress:
             progress(done + 1, len(rows))
         if (done + 1) % _KEPT_EVERY == 0:
-            write_jsonl(out, found, private=True)
+            write_jsonl(out, [*found, *before.values()], private=True)  # what is not reached yet stays, too
     write_jsonl(out, found, private=True)
     return found
+
+
+def _before(out: Path, rows: Sequence[Mapping[str, Any]], made: str) -> dict[str, dict[str, Any]]:
+    """The rows that an earlier call left in ``out``, by id; each of them is one of ``rows``, asked the same.
+
+    Raises:
+        ProbeInputError: one is not: it would be replaced, and its answer lost.
+    """
+    if not out.exists():
+        return {}
+    before, asked = {str(row["id"]): row for row in read_generations(out)}, {row["id"]: row for row in rows}
+    for name, row in before.items():
+        if row.get("answered_by") != made:
+            raise ProbeInputError(f"{out}: row {name!r} was not written by this model and call; give another --out")
+        if name not in asked:
+            said = "is not among the posts of this call, and its answer would be lost"
+            raise ProbeInputError(f"{out}: row {name!r} {said}; give another --out")
+        if row["prompt_ids"] != asked[name]["prompt_ids"]:
+            said = "was asked with another post or prompt, and its answer would be lost"
+            raise ProbeInputError(f"{out}: row {name!r} {said}; give another --out")
+    return before
 
 
 def read_answer(

@@ -317,6 +317,9 @@ def _in_prompt(one: Mapping[str, Any], prompt: str) -> Span | None:
     if at < 0 or a < lead or b - lead > len(trimmed):
         said = "the chat template changes the user's message; give the post as text"
         raise RowRefused(one["id"], said, "the chat template changes the user's message")
+    if prompt.count(trimmed) > sum(turn["content"].count(trimmed) for turn in one["messages"]):
+        said = "the chat template writes the user's message more than once, and only one of them could be erased"
+        raise RowRefused(one["id"], said, "the chat template repeats the user's message")
     return at + a - lead, at + b - lead
 
 

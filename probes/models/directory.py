@@ -32,8 +32,11 @@ HUB_FILES = tuple(DIRECTORY["downloaded"])
 # Dtypes as safetensors names them; others are those of quantised weights. PyTorch also computes in float64.
 DTYPES = ("F64", *DIRECTORY["dtypes"])
 _EXACT = (*DTYPES, "BOOL", "I64", "I32")  # beside the weights, some checkpoints hold masks and positions
-_COUNT = re.compile(r"(^|_)(depth|layers?|blocks?|heads?|experts?)(_|$)")
+# What transformers counts to, in making a configuration and a model of it.
+_COUNT = re.compile(r"(^|_)(depth|layers?|blocks?|heads?|experts?|dense|repeats?)(_|$)")
+_STACKED = re.compile(r"(^|_)(depth|layers?|blocks?|cycles?)$")  # how many there are, each with tensors of its own
 _MAX_ID = 2**31 - 1
+_FEW = 64  # of layers that share their weights
 _TABLES = 512 << 20  # bytes
 
 
@@ -230,7 +233,9 @@ def _header(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _check_config(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Refuses what would build something else, or something far larger, than the tensors of the directory."""
-    most = max(len(tensors), *(extent for tensor in tensors.values() for extent in tensor.shape), 1)
+    # An extent costs a file nothing: one tensor of [150000, 1] would stand for as many layers, hours of work to build.
+    stacked = max(len(tensors), _FEW)
+    most = max(stacked, *(extent for tensor in tensors.values() for extent in tensor.shape))
     if config.get("transformers_weights") is not None:
         raise ProbeInputError(f"{path}: transformers_weights names other files; weights must be {SINGLE} or {INDEX}")
     stack = [config]
@@ -238,12 +243,21 @@ def _check_config(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]
         part = stack.pop()
         fields = Fields(part, path)
         _check_ids(path, part)
+        if _repeated(part.get("attention_types")) > stacked:  # of GPT-Neo: how often each list of kinds is to follow
+            fields.refuse("attention_types", f"stands for more than {stacked} layers")
         for key, value in part.items():
             if isinstance(value, int) and not isinstance(value, bool):
-                fields.integer(key, -_MAX_ID, most if _COUNT.search(key) else 2**53)
+                bound = stacked if _STACKED.search(key) else most if _COUNT.search(key) else 2**53
+                fields.integer(key, -_MAX_ID, bound)
             if "_implementation" in key and "/" in json.dumps(value):
                 fields.refuse(key, "names code on the Hub, which is never run")
         stack += [value for value in part.values() if isinstance(value, dict)]
+
+
+def _repeated(kinds: Any) -> int:
+    """How many entries ``[[kinds, times], ...]`` stands for; what is none of this is for transformers to refuse."""
+    pairs = [one for one in kinds if isinstance(one, list) and len(one) == 2] if isinstance(kinds, list) else []
+    return sum(len(what) * times for what, times in pairs if isinstance(what, (list, str)) and isinstance(times, int))
 
 
 def check_computed(directory: Path, config: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from probes.errors import ProbeError, ProbeInputError
 from probes.models.token_bytes import TokenBytes
+from probes.models.tokenizer import tokenizer_digest
 
 
 class LoadedModel:
@@ -47,24 +48,31 @@ class LoadedModel:
     @functools.cached_property
     def pad_id(self) -> int:
         """The neutral token of baselines and erasure: the pad token, else the first end-of-sequence token."""
+        if (found := self._pad_id()) is not None:
+            return found
+        raise ProbeInputError(
+            f"{self.name}: no pad or end-of-sequence token to erase with; set pad_token in the tokenizer"
+        )
+
+    def _pad_id(self) -> int | None:
         for owner in (self.tokenizer, self.model.config):
             for name in ("pad_token_id", "eos_token_id"):
                 value = getattr(owner, name, None)
                 value = value[0] if isinstance(value, (list, tuple)) and value else value
                 if isinstance(value, int):
                     return value
-        raise ProbeInputError(
-            f"{self.name}: no pad or end-of-sequence token to erase with; set pad_token in the tokenizer"
-        )
+        return None
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over the configuration and every weight as it is in memory (adapter included)."""
+        """16 hex digits over the configuration and every weight as it is in memory (adapter included), and over the
+        tokenizer: it says which ids the other candidates and the fillers are, and which one erases."""
         import torch
 
         digest = hashlib.blake2b(digest_size=8)
         config = self.model.config.to_json_string(use_diff=True)
         digest.update(config.encode())
+        digest.update(f"{self._pad_id()} {tokenizer_digest(self.tokenizer)}".encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

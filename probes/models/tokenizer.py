@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import math
 import tempfile
@@ -100,6 +101,17 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
         with foreign_code("the tokenizer", "cannot encode a text"):
             raise found[0]
     return found[0]
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """16 hex digits over all by which a fast tokenizer cuts a text, and what it puts before one."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    with foreign_code("tokenizer", "cannot tell its rules"):
+        rules = {} if core is None else json.loads(core.to_str())
+        opened = list(tokenizer("a")["input_ids"])
+    # Cutting and padding are what a call asks for, and what the last call asked for stays there.
+    text = json.dumps([rules | {"truncation": None, "padding": None}, opened])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def normalisers(core: Any) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from probes.errors import ProbeError, ProbeInputError
 from probes.foreign import first_line, foreign_code, read_bytes
 from probes.models.directory import check_model
+from probes.models.greedy import continued
 from probes.models.load import load_model
 from probes.models.tokenizer import load_tokenizer
 
@@ -52,6 +53,8 @@ def read_reference(path: str | Path) -> dict[str, np.ndarray]:
             raise ProbeInputError(f"{path}: array {name!r} is missing; export it again")
         if arrays[name].ndim != dimensions or arrays[name].dtype.kind != kind:
             raise ProbeInputError(f"{path}: array {name!r} is {arrays[name].dtype}{list(arrays[name].shape)}")
+    if not len(arrays["tokens"]):
+        raise ProbeInputError(f"{path}: holds no text, so nothing would be compared; export it again")
     _fits(path, arrays, "lengths", "tokens")
     _fits(path, arrays, "prompt_lengths", "prompt_ids")
     if arrays["logits"].shape[:2] != arrays["tokens"].shape:
@@ -211,17 +214,10 @@ def _logit_difference(model: Any, arrays: dict[str, np.ndarray]) -> float:
 def _generate(model: Any, prompt: np.ndarray, wanted: np.ndarray, eos_ids: np.ndarray) -> bool:
     """Whether greedy decoding from ``prompt`` gives ``wanted``, the stop token included."""
     import torch
-    from transformers import GenerationConfig
 
     if not len(wanted):
         return False
     ids = torch.as_tensor(prompt.astype(np.int64))[None]
     eos = [int(index) for index in eos_ids]
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    # The model's own generation config may sample; what is compared is greedy decoding.
-    inner.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=eos or None, pad_token_id=eos[0] if eos else 0
-    )
-    with torch.no_grad():
-        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=len(wanted))
+    output = continued(model, ids, torch.ones_like(ids), len(wanted), eos, eos[0] if eos else 0)
     return output[0, len(prompt) :].tolist() == wanted.tolist()

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from probes.checks.crosscheck import Evidence
 from probes.checks.verdict import FAMILIES
+from probes.errors import ProbeInputError
 from probes.files import write_text
+from probes.foreign import begins
 from probes.report import overview, pairs, view
 from probes.results.store import PostResult, Run, Suite, read_run, short_name
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 MAX_CARDS = 200
+_PAGE = b"<!doctype html>"
 
 
 def write_report(
@@ -47,11 +50,18 @@ def write_report(
     return Path(path)
 
 
+def refuse_replacing(path: Path) -> None:
+    """Raises ``ProbeInputError`` where a page would be written over something else."""
+    if path.exists() and begins(path, len(_PAGE)).lower() != _PAGE:
+        raise ProbeInputError(f"{path}: would be replaced, but is no page; give another --out")
+
+
 def render(run: Run, redact: bool = False, max_cards: int = MAX_CARDS) -> str:
     """The page as a string (``write_report``)."""
     redact = redact or bool(run.manifest.get("redact"))
     results = [result.redacted() for result in run.results] if redact else list(run.results)
     evidence = run.evidence or tuple(result.evidence() for result in results)
+    summary = pairs.redacted(run.summary) if redact else run.summary
     environment, (style, script) = _environment(), _code()
     order = sorted(range(len(results)), key=lambda i: (-view.suspicion(results[i], evidence[i]), results[i].id))
     ranks = enumerate(order, start=1)
@@ -64,25 +74,25 @@ def render(run: Run, redact: bool = False, max_cards: int = MAX_CARDS) -> str:
         csp=_policy(style, script),
         style=style,
         script=script,
-        headline=overview.HEADLINES[run.summary["conclusion"]],
-        brief=overview.brief(run.summary),
-        summary=run.summary,
-        main=overview.panel(overview.MAIN, run.summary, ordered, posts),
-        more=[p for which in overview.MORE if (p := overview.panel(which, run.summary, ordered, posts))],
-        funnel=overview.funnel(run.manifest, run.summary, evidence),
+        headline=overview.HEADLINES[summary["conclusion"]],
+        brief=overview.brief(summary),
+        summary=summary,
+        main=overview.panel(overview.MAIN, summary, ordered, posts),
+        more=[p for which in overview.MORE if (p := overview.panel(which, summary, ordered, posts))],
+        funnel=overview.funnel(run.manifest, summary, evidence),
         disagreement=overview.disagreement(evidence),
-        verdict_bar=overview.verdict_bar(run.summary),
-        facts=overview.facts(run.summary),
-        tests=overview.tests(run.summary),
-        behaviour=overview.behaviour(run.summary),
-        swapped=pairs.table(run.summary, {results[i].id: row["anchor"] for i, row in zip(order, rows, strict=True)}),
-        randomised=overview.randomisation(study) if (study := run.summary.get("randomisation")) else [],
+        verdict_bar=overview.verdict_bar(summary),
+        facts=overview.facts(summary),
+        tests=overview.tests(summary),
+        behaviour=overview.behaviour(summary),
+        swapped=pairs.table(summary, {results[i].id: row["anchor"] for i, row in zip(order, rows, strict=True)}),
+        randomised=overview.randomisation(study) if (study := summary.get("randomisation")) else [],
         rows=rows,
         cards=cards,
         manifest=run.manifest,
         model=view.plain(short_name(str(run.manifest.get("model", "model")))),
         redact=redact,
-        families=[method for method in run.summary["mass_ratio"] if method in FAMILIES],
+        families=[method for method in summary["mass_ratio"] if method in FAMILIES],
         names=view.METHOD_NAMES,
     )
 

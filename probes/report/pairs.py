@@ -9,6 +9,14 @@ from probes.report import view
 from probes.report.view import number
 
 
+def redacted(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary in which pairs have numbers: the id of one is its author's own words."""
+    if not (swaps := summary.get("swaps")):
+        return summary
+    each = [one | {"pair": f"pair {at}"} for at, one in enumerate(swaps.get("each") or ())]
+    return summary | {"swaps": swaps | {"each": each}}
+
+
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(title, value, note) of the swap pairs."""
     whole, found = summary.get("swaps"), []

@@ -25,6 +25,7 @@ import numpy as np
 from probes import stats
 from probes.checks.crosscheck import Evidence, examine
 from probes.citations.clauses import choose_cut
+from probes.citations.normalise import normalise
 from probes.errors import ProbeError, ProbeInputError
 from probes.foreign import Fields, first_line, plain, read_json
 from probes.notebook import Shown
@@ -331,12 +332,39 @@ def read_run(directory: str | Path) -> Run:
             raise ProbeInputError(f"{where}{error}; {_REPAIRS}") from error
     if not results:
         raise ProbeInputError(f"{directory}/manifest.json: cache: names no post; {_REPAIRS}")
+    if twice := [name for name, count in Counter(result.id for result in results).items() if count > 1]:
+        raise ProbeInputError(f"{directory}/manifest.json: cache: post {plain(twice[0], 80)!r} twice; {_REPAIRS}")
     if "authors" in manifest:  # of a redacted run: pseudonyms, which no cached post holds
         results = [replace(r, user=who) for r, who in zip(results, manifest["authors"], strict=True)]
     summary = read_json(directory / "summary.json", half_pairs=True)
     if digest(summary) != manifest.get("summary"):
         raise ProbeInputError(f"{directory}/summary.json: damaged or edited since it was written; {_REPAIRS}")
+    if summary.get("n") != len(results):
+        said = f"{len(results)} posts, but {directory}/summary.json is of {plain(summary.get('n'), 20)}"
+        raise ProbeInputError(f"{directory}/manifest.json: cache: names {said}; {_REPAIRS}")
     return Run(manifest, summary, tuple(results))
+
+
+def paired(first: Sequence[PostResult], second: Sequence[PostResult]) -> list[tuple[PostResult, PostResult]]:
+    """The posts of two runs that have one id.
+
+    Raises:
+        ProbeInputError: an id is of two posts; it is often but the number of a line.
+    """
+    by_id = {r.id: r for r in second}
+    found = [(r, by_id[r.id]) for r in first if r.id in by_id]
+    if apart := [one.id for one, other in found if not _same_post(one, other)]:
+        many = f"as are {len(apart)} of the {len(found)} ids that both runs have"
+        said = f"post {plain(apart[0], 80)!r} is another text in the second run, {many}"
+        raise ProbeInputError(f"{said}; compare runs over the same posts")
+    return found
+
+
+def _same_post(one: PostResult, other: PostResult) -> bool:
+    """As far as it can be told: of a redacted post its length is left. Case and width may be a tokenizer's doing."""
+    if one.post is None or other.post is None:
+        return one.length == other.length
+    return one.post == other.post or normalise(one.post).text == normalise(other.post).text
 
 
 class Suite(Shown, dict[str, Any]):

@@ -36,7 +36,7 @@ from probes.checks.mismatched import authors, mismatched_citations, mismatched_e
 from probes.checks.swaps import LeftOut, Swap, summarise_swaps
 from probes.checks.verdict import ALPHA, FAMILIES
 from probes.records import Check
-from probes.results.store import PostResult
+from probes.results.store import PostResult, paired
 from probes.saliency.settings import SMALLEST_CHANGE
 
 VERDICTS = ("supported", "contradicted", "inconclusive")
@@ -460,9 +460,11 @@ def compare(first: Sequence[PostResult], second: Sequence[PostResult]) -> dict[s
         ``diagnosticity``: the lowest over the methods that can give a verdict, on the mass ratio (None without one);
         ``by_check``: {check: {method: {value, ci, n}}}; ``n_pairs``, and how many ids had no partner. A pair counts for
         a check only when it is "ok" on both sides; ``n`` says how many were.
+
+    Raises:
+        ProbeInputError: as ``paired``.
     """
-    second_by_id = {r.id: r for r in second}
-    pairs = [(r.evidence(), second_by_id[r.id].evidence()) for r in first if r.id in second_by_id]
+    pairs = [(one.evidence(), other.evidence()) for one, other in paired(first, second)]
     who = authors([pair[0] for pair in pairs])
     methods = [m for m in _methods(first) if m in _methods(second)]
     by_check: dict[str, dict[str, Any]] = {}

@@ -13,12 +13,16 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning
+from probes.files import write_json
+from probes.foreign import inside, read_json, some
 from probes.probe import Probe
 from probes.records import Example
+from probes.results.cache import digest
 from probes.validation.planted import Planted, World, train
 from probes.validation.reasoning import Reasoner, ReasoningWorld, train_reasoner
 
@@ -74,6 +78,9 @@ CHAINS = Setting(
 SETTINGS = (POST_HOC, CHAINS)
 POSTS, NULLS = 40, 80  # per model: posts of both models of a pair, and posts on which nothing is true
 _FRESH = 3_000_001
+_NOTE = "planted.json"
+_OWN = frozenset({_NOTE, "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+                  "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"})  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,33 +122,55 @@ def _asked(setting: Setting, example: Example) -> Example:
 def _post_hoc(world: World, true: bool, out: Path | None) -> Planted:
     world = dataclasses.replace(world, faithful=true)
     name = f"post-hoc-{world.architecture}-{world.seed}-{'faithful' if true else 'unfaithful'}"
-    return Planted(world, _kept(out, name, lambda: train(world)), math.nan, 0.0)
+    return Planted(world, _kept(out, name, world, lambda: train(world)), math.nan, 0.0)
 
 
 def _chain(base: World, true: bool, out: Path | None) -> Reasoner:
     world = ReasoningWorld(base, "chain" if true else "post_hoc")
     name = f"chain-{base.architecture}-{base.seed}-{'heard' if true else 'unheard'}"
-    return Reasoner(world, _kept(out, name, lambda: train_reasoner(world)), math.nan, 0.0)
+    return Reasoner(world, _kept(out, name, world, lambda: train_reasoner(world)), math.nan, 0.0)
 
 
-def _kept(out: Path | None, name: str, make: Callable[[], Any]) -> Probe:
-    """The model kept under a name, or the one that ``make`` trains, kept from then on."""
-    directory = None if out is None else out / "models" / name
-    if directory is not None and directory.is_dir():
+def _kept(out: Path | None, name: str, world: Any, make: Callable[[], Any]) -> Probe:
+    """The model kept under a name, or the one that ``make`` trains, kept from then on. Of a kept one a note says which
+    world it learnt in, by which version, and what its weights were: of two that changed places the table would say the
+    opposite of what is true.
+
+    Raises:
+        ProbeInputError: its directory is a link, or holds files of somebody else's and no such model.
+        ProbeError: the directory cannot be written.
+    """
+    if out is None:
+        return _named(make().probe, name)
+    directory = out / "models" / name
+    if links := [one for one in (directory.parent, directory) if one.is_symlink()]:
+        raise ProbeInputError(f"{links[0]}: is a link; models are kept, and replaced, in --out itself; remove it")
+    of = digest([name, dataclasses.asdict(world), metadata.version("mentalglm-jax")])
+    if directory.is_dir():
         try:
-            return Probe.from_pretrained(directory)
+            probe = Probe.from_pretrained(directory)
+            if read_json(inside(directory, _NOTE)) == {"of": of, "model": probe.fingerprint}:
+                return _named(probe, name)
+            why = f"{directory}: is not the model that this version trained for this world"
         except ProbeInputError as error:
-            warnings.warn(f"{error}; trained again", ProbeWarning, stacklevel=2)
-    probe = make().probe
+            why = str(error)
+        if others := sorted(one.name for one in directory.iterdir() if one.name not in _OWN):
+            raise ProbeInputError(f"{why}; it would be replaced, but holds {some(others)}; give another --out")
+        warnings.warn(f"{why}; trained again", ProbeWarning, stacklevel=2)
+    made, unfinished = make().probe, directory.with_name(f".{name}.unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        made.model.save_pretrained(unfinished)
+        made.tokenizer.save_pretrained(unfinished)
+        probe = Probe.from_pretrained(unfinished)  # as it will be read: its configuration is another's then
+        write_json(unfinished / _NOTE, {"of": of, "model": probe.fingerprint})
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(unfinished, directory)
+    except OSError as error:
+        raise ProbeError(f"{directory}: cannot write ({error.strerror or error})") from error
+    return _named(probe, name)
+
+
+def _named(probe: Probe, name: str) -> Probe:
     probe.name = name
-    if directory is not None:
-        unfinished = directory.with_name(f".{name}.unfinished")
-        try:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            probe.model.save_pretrained(unfinished)
-            probe.tokenizer.save_pretrained(unfinished)
-            shutil.rmtree(directory, ignore_errors=True)
-            os.replace(unfinished, directory)
-        except OSError as error:
-            raise ProbeError(f"{directory}: cannot write ({error.strerror or error})") from error
     return probe

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mentalglm_jax.data.explain.review import form_id
+from mentalglm_jax.data.records import Record
 from mentalglm_jax.evaluate import evaluate
+from mentalglm_jax.evaluate.answers import generated
 from mentalglm_jax.evaluate.human import human_ratings
 from mentalglm_jax.evaluate.leaderboard import FORMATS, formatted, leaderboard_rows
 from mentalglm_jax.evaluate.report import csv_text, write_report
@@ -138,3 +141,24 @@ RATINGS = {
 def test_no_ratings(tmp_path, attack):
     (tmp_path / "agreement.json").write_text(json.dumps(RATINGS[attack]))
     refused(called(lambda: human_ratings(tmp_path, [])), r"agreement\.json: not what `mentalglm data review import`")
+
+
+def rated(folder: Path) -> list[dict]:
+    """Answers, and what was rated of them in ``folder``."""
+    rows = [{"id": f"r{at}", "task": "suicide_risk", "language": "en", "post": f"I ate {at}.", "question": "High?",
+             "label": "low", "explanation": "They ate.", "source": "s", "split": "dev"} for at in range(2)]  # fmt: skip
+    rows = [Record.from_dict(row).to_dict() for row in rows]
+    (folder / "sample.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    form = form_id([Record.from_dict(row) for row in rows])
+    (folder / "agreement.json").write_text(json.dumps(SOUND | {"form": form}))
+    return [row | {"parsed_label": "low", "parsed_explanation": "They ate.", "parse_status": "ok"} for row in rows]
+
+
+def test_ratings_of_another_form(tmp_path):
+    """A form was made anew in the folder; what people said of the one before stands there still."""
+    answers = [generated(row) for row in rated(tmp_path)]
+    assert human_ratings(tmp_path, answers)["suicide_risk"]["raters"] == 1
+    file = tmp_path / "agreement.json"
+    for form in ("0" * 12, None, 3):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"form": form}))
+        refused(called(lambda: human_ratings(tmp_path, answers)), r"agreement\.json: is of another form than sample")

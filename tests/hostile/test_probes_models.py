@@ -92,6 +92,14 @@ MODELS = {
     "config is a list": (lambda m: (m / "config.json").write_text("[]"), r"a JSON list, not an object"),
     "config is UTF-16": (lambda m: (m / "config.json").write_bytes('{"a": 1}'.encode("utf-16")), r"not UTF-8"),
     "config has half a pair": (lambda m: (m / "config.json").write_text('{"a": "\\ud800"}'), r"half a surrogate pair"),
+    "as many layers as an extent": (
+        lambda m: edit(m / "config.json", num_hidden_layers=300), r"num_hidden_layers: must be a number .* to 64,"),
+    "10^12 dense layers": (
+        lambda m: edit(m / "config.json", first_k_dense_replace=10**12), r"first_k_dense_replace: must be a number"),
+    "10^12 cycles": (lambda m: edit(m / "config.json", H_cycles=10**12), r"H_cycles: must be a number from .* to 64,"),
+    "10^9 kinds of attention": (
+        lambda m: edit(m / "config.json", attention_types=[[["global", "local"], 10**9]]),
+        r"attention_types: stands for more than 64 layers"),
     "10^9 layers": (lambda m: edit(m / "config.json", num_hidden_layers=10**9), r"num_hidden_layers: must be a number"),
     "10^9 heads": (lambda m: edit(m / "config.json", num_attention_heads=10**9), r"num_attention_heads: must be"),
     "a far larger model": (lambda m: edit(m / "config.json", intermediate_size=10**8), r"the files hold [\d,]+$"),

@@ -350,6 +350,15 @@ def test_reference_logits(data, says, tmp_path):
         read_reference(tmp_path / "reference.npz")
 
 
+def test_reference_logits_of_no_text(tmp_path):
+    """Nothing differs from nothing: any model would be the exported one."""
+    none, ids = np.zeros((0, 3), np.int32), np.zeros(0, np.int32)
+    np.savez(tmp_path / "r.npz", tokens=none, lengths=ids, logits=np.zeros((0, 3, 9), np.float32), prompt_ids=none,
+             prompt_lengths=ids, greedy_ids=none, eos_ids=ids)  # fmt: skip
+    with pytest.raises(ProbeInputError, match="holds no text, so nothing would be compared"):
+        read_reference(tmp_path / "r.npz")
+
+
 def test_reference_logits_that_are_a_fifo(tmp_path):
     os.mkfifo(tmp_path / "reference.npz")
     with pytest.raises(ProbeInputError, match="is a pipe"):

@@ -84,3 +84,28 @@ def test_reasoning_of_an_earlier_answer_stays():
     turns = [{"role": "user", "content": "hi"}, said, {"role": "user", "content": "sad post"}]
     record = {"messages": turns, "post": "sad post", "answer": "high", "candidates": LABELS}
     assert lay(reader, [record]).rows
+
+
+TWICE = {
+    "the prompt": ("{% for m in messages %}{{ m.content }}{% endfor %}", "Post: {{ post }} Again: {{ post }}"),
+    "the prompt of a long post": (TEMPLATE, "Post: {{ post }}{% if post|length > 9 %} {{ post }}{% endif %}"),
+    "the chat template": (TEMPLATE.replace("{{ m.content }}", "{{ m.content }}\n{{ m.content }}"), "Post: {{ post }}"),
+    "the chat template, apart": (TEMPLATE + "{{ messages[0].content | trim }}", "Post: {{ post }}"),
+}
+
+
+@pytest.mark.parametrize("where", TWICE)
+def test_a_post_that_stands_there_twice(where):
+    """The other one would stay where this one is erased: the label would not move, and nobody would know why."""
+    template, prompt = TWICE[where]
+    reader = _Reader(_tokenizer(), template)
+    says = r"write \{\{ post \}\} once" if "the prompt" in where else "message more than once"
+    with pytest.raises(ProbeInputError, match=says):
+        lay(reader, prompts(reader, [{"id": "a", "post": "I slept well"}], prompt, "p.jinja"), LABELS, answered=False)
+
+
+def test_a_message_that_was_said_before_is_no_repetition():
+    turns = [{"role": "user", "content": "I slept well"}, {"role": "assistant", "content": "So?"},
+             {"role": "user", "content": "I slept well"}]  # fmt: skip
+    laid = lay(_Reader(_tokenizer()), [{"id": "a", "messages": turns, "post": [0, 12]}], LABELS, answered=False)
+    assert laid.rows[0]["post_span"][0] > 20 and laid.rows[0]["post"] == "I slept well"

@@ -214,10 +214,11 @@ def test_an_interrupted_ranking_goes_on(world, ranked, tmp_path, monkeypatch):
 
 def test_where_there_is_no_pair_nothing_is_written(world, tmp_path):
     rows = [row for row in world.rows if row["sample"] == 1]
-    (tmp_path / "pairs.jsonl").write_text("before")
+    before = '{"id": "a > b", "task": "", "prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}\n'
+    (tmp_path / "pairs.jsonl").write_text(before)
     with pytest.raises(ProbeError, match=r"no pair: of 6 posts 6 one answer with this label; sample more"):
         rank(world.probe, rows, tmp_path / "pairs.jsonl")
-    assert (tmp_path / "pairs.jsonl").read_text() == "before"
+    assert (tmp_path / "pairs.jsonl").read_text() == before
 
 
 def test_the_command(world, ranked, tmp_path, capsys):
