@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="where `make demo` wrote")
     parser.add_argument("--out", type=Path, default=Path("runs/repair"))
-    parser.add_argument("--posts", type=int, default=160, help="posts that are answered to be ranked, per round")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--posts", type=int, default=480, help="posts that are answered to be ranked, per round")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="the repair alone, nothing beside it")
     given = parser.parse_args(arguments)
     if not (given.demo / "control" / "adapter").is_dir():
@@ -136,7 +136,7 @@ class Repair:
         known |= {record.post for record in self.taught("faithful")}
         half = -(-2 * self.posts // 2)
         drawn = new_posts(known, seed=11, count=half)
-        fresh = new_posts(known | {record.post for record in drawn}, seed=29, count=FRESH // 2)
+        fresh = new_posts(known | {record.post for record in drawn}, seed=31, count=FRESH // 2)
         fresh = [record for both in zip(fresh[: FRESH // 2], fresh[FRESH // 2 :], strict=True) for record in both]
         self.out.mkdir(parents=True, exist_ok=True)
         write_records(sealed, fresh)
