@@ -257,7 +257,9 @@ def guarded(command: Any) -> Any:
 def _invoked(invoke: Callable[[Any], Any], context: Any) -> Any:
     for written in ("out", "docs"):
         out = context.params.get(written)
-        for option in context.command.params if out is not None and os.path.isfile(out) else ():
+        if out is None or not os.path.isfile(out):
+            continue
+        for option in context.command.params:
             read = context.params.get(option.name)
             if option.name != written and _is_file(read) and os.path.samefile(read, out):
                 said = f"is what {option.opts[0]} names, and would be replaced; name another file"

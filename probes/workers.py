@@ -54,8 +54,8 @@ def workers(count: int, arguments: Sequence[str], device: str) -> Iterator[Calla
     try:
         for rank in range(1, count):
             command = [sys.executable, "-P", "-m", "probes", *arguments]
-            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            started.append(subprocess.Popen(command, env=environment(**common, RANK=str(rank)), **quiet))
+            env, nowhere = environment(**common, RANK=str(rank)), subprocess.DEVNULL
+            started.append(subprocess.Popen(command, env=env, stdin=nowhere, stdout=nowhere, stderr=nowhere))
         os.environ.update(mine)
         yield lambda rank: rank == 0 or started[rank - 1].poll() is None
     finally:

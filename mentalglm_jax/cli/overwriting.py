@@ -20,7 +20,9 @@ def guarded(command: Any) -> Any:
 def _invoked(invoke: Callable[[Any], Any], context: Any) -> Any:
     """Raises: InputError."""
     out = context.params.get("out")
-    for option in context.command.params if out is not None and os.path.isfile(out) else ():
+    if out is None or not os.path.isfile(out):
+        return invoke(context)
+    for option in context.command.params:
         for path in _paths(context.params.get(option.name)) if option.name != "out" else ():
             if os.path.isfile(path) and os.path.samefile(path, out):
                 raise InputError(f"--out {out}: is what {option.opts[0]} names, and would be replaced; name another "
