@@ -108,7 +108,9 @@ def test_pairs_over_something_else(there, place, capsys):  # noqa: F811
         out.write_text({"a post": "I fed the dog", "half a row": '{"id": "a > b", "chosen_ids"', "nothing": ""}[there])
     before = None if out.is_dir() else out.read_bytes()
     outcome = run(["probes", "rank", place / "model", "--in", place / "rows.jsonl", "--out", out], capsys)
-    refused(outcome, rf"{out}: (would be replaced, but holds no pairs of `probes rank`|is in the way)")
+    refused(
+        outcome, rf"{out}: (would be replaced, but holds no pairs of `probes rank`|is in the way|is what --in names)"
+    )
     assert before is None or out.read_bytes() == before
 
 
