@@ -41,7 +41,7 @@ def check_stated(
     Raises:
         InputError: they are not.
     """
-    for name, entry in result.items():
+    for name, entry in result.items() if answers else ():
         for reading, stated in readings(entry):
             if (said := answers.get(reading, {}).get(name)) is None:
                 continue
