@@ -109,7 +109,7 @@ def _agreement(place: Path) -> Reader:
     scale = {"mean": 1.0, "ratings": 1, "fleiss_kappa": None, "items_rated_by_all": 1, "krippendorff_alpha": 0.5,
              "items_rated_twice": 0}  # fmt: skip
     counts = {"items": 1, "rated": 1, "accepted": 0, "agreement": dict.fromkeys(SCALES, scale)}
-    sound = {"form": "x", "raters": ["A"], "accept_at": 2.0, **counts, "tasks": {"suicide_risk": counts}}
+    sound = {"form": form_id([record]), "raters": ["A"], "accept_at": 2.0, **counts, "tasks": {"suicide_risk": counts}}
     said = [Said(record, record.gold, record.explanation, "ok")]
     return Reader(in_values(sound), from_file(place / "agreement.json", lambda: human_ratings(place, said)))
 

@@ -120,7 +120,7 @@ def test_tables_that_no_file_holds(kind, tmp_path):
 # --- runs that were made up ---
 
 POST = json.loads(json.dumps(post_result(0).to_dict()))
-SUMMARY = json.loads(json.dumps(summarise([post_result(0), post_result(1)], n_boot=20, draws=9)))
+SUMMARY = json.loads(json.dumps(summarise([post_result(0), post_result(1)], n_boot=20, draws=9))) | {"n": 1}
 NAME = f"{'0' * 32}.json"
 MANIFEST = {
     "kind": "probes", "schema_version": SCHEMA_VERSION, "status": "done", "cache": [NAME], "model": "m", "rows": 1,

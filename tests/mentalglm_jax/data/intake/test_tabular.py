@@ -5,6 +5,7 @@ import datetime
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import openpyxl
 import pyarrow as pa
@@ -219,20 +220,24 @@ def test_a_data_set_of_the_hub_that_cannot_be_had(tmp_path, monkeypatch):
 
 
 def test_a_data_set_of_the_hub_is_read_without_decoding_its_pictures(tmp_path, monkeypatch):
-    """Only the way to the Hub is not walked: what `datasets` gives back is real."""
+    """Only the way to the Hub is not walked (test_hub.py does): the files are real, and written by `datasets`."""
     monkeypatch.chdir(tmp_path)
     datasets = load_datasets()
     features = datasets.Features({"post": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"]),
                                   "picture": datasets.Image()})  # fmt: skip
     rows = [{"post": f"post {n}", "label": n % 2, "picture": {"bytes": b"no picture", "path": None}} for n in range(3)]
     part = datasets.Dataset.from_list(rows, features=features)
-    asked = []
+    asked, files = [], {}
+    for split in ("train", "validation", "unsupervised"):
+        part.to_parquet(tmp_path / f"{split}.parquet")
+        files[split] = [f"hf://datasets/somebody/posts@main/{split}.parquet"]
 
     def load(name, config):
         asked.append((name, config))
-        return datasets.DatasetDict({"train": part, "validation": part, "unsupervised": part})
+        return SimpleNamespace(config=SimpleNamespace(data_files=files), info=SimpleNamespace(features=features))
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, place, **where: str(tmp_path / place))
     tables = open_tables("somebody/posts", config="plain")
     assert asked == [("somebody/posts", "plain")]
     assert [(table.name, table.split) for table in tables] == [
