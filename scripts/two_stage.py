@@ -57,18 +57,18 @@ def commands(
                        *overrides(arm, sets, chinese), f"seed={seed}", f"run_dir={yaml_text(run)}"]  # fmt: skip
             yield ["train", str(RECIPE), *(part for one in changes for part in ("--set", one))]
             for task in tasks:  # English posts are long, and ask nothing of this comparison
-                answered.append(out / "answers" / f"{arm}-seed-{seed}-{task}")
+                answered.append(run / task)
                 if not finished(answered[-1]):
                     yield ["evaluate", str(run), "--split", "dev", "--task", task, *LENGTH, "--out", str(answered[-1])]
         if seed == 0:  # the model as it came, asked the same
             records = out / ALONE / "seed-0" / "data" / "faithful"
             for task in tasks:
                 files = ["--data", str(records / "dev.jsonl"), "--train", str(records / "train.jsonl")]
-                answered.append(out / "answers" / f"before-{task}")
+                answered.append(out / f"before-{task}")
                 if not finished(answered[-1]):
                     yield ["evaluate", model, "--task", task, *files, *LENGTH, "--out", str(answered[-1])]
         for task in tasks:
-            both, alone = (str(out / "answers" / f"{arm}-seed-{seed}-{task}") for arm in (BOTH, ALONE))
+            both, alone = (str(out / arm / f"seed-{seed}" / task) for arm in (BOTH, ALONE))
             place = out / "difference" / f"{task}-seed-{seed}"
             yield ["evaluate", both, "--against", alone, "--out", str(place)]
     yield ["leaderboard", *map(str, answered), "--out", str(out / "leaderboard.md")]

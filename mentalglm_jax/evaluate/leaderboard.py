@@ -33,9 +33,9 @@ _SEED = re.compile(r"[-_.=, ]*(?:seed|s)?[-_.=, ]*\d*$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class _Run:
-    directory: Path
+    directory: Path  # of the run, where it is one's
     result: Mapping[str, Any]
-    recipe: Mapping[str, Any] | None  # of its run.json, where it is a run directory
+    recipe: Mapping[str, Any] | None  # of the run.json there, or in the folder above: answers asked for apart
     answers: Mapping[str, Mapping[str, list[Answer]]]
 
     @property
@@ -110,12 +110,11 @@ def _read(path: Path) -> _Run:
             _check_entry(entry, f"{file}: {task}")
         except InputError as error:
             raise InputError(f"{error}; {_HINT}") from None
-    recipe = None
-    if (directory / "run.json").is_file():
-        recipe = read_json(directory / "run.json").get("recipe")
     answers = answers_beside(directory)
     check_stated(file, result, answers)
-    return _Run(directory, result, recipe if isinstance(recipe, dict) else None, answers)
+    place = next((one for one in (directory, directory.absolute().parent) if (one / "run.json").is_file()), None)
+    recipe = None if place is None else read_json(place / "run.json").get("recipe")
+    return _Run(place or directory, result, recipe if isinstance(recipe, dict) else None, answers)
 
 
 def _check_entry(entry: Any, where: str) -> None:
@@ -160,12 +159,22 @@ def _systems(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
     named: dict[str, list[_Run]] = {}
     for group in groups.values():
         name = _name([run.directory for run in group])
+        if name in named and _other_tasks(named[name], group):
+            named[name] = [*named[name], *group]
+            continue
         if name in named:
             name = f"{group[0].directory.absolute().parent.name}/{name}"
         while name in named:
             name += "+"
         named[name] = group
     return named
+
+
+def _other_tasks(runs: Sequence[_Run], group: Sequence[_Run]) -> bool:
+    """Whether ``group`` is of the same runs, asked something else."""
+    return {run.directory for run in runs} >= {run.directory for run in group} and not (
+        {task for run in runs for task in run.result} & {task for run in group for task in run.result}
+    )
 
 
 def _name(directories: Sequence[Path]) -> str:

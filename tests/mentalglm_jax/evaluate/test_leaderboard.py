@@ -70,6 +70,27 @@ def test_runs_that_differ_only_in_their_seed_are_one_row(board):
     assert found["weak"]["ci95"] is None and found["alone"]["sd"] is None and len(found["alone"]["ci95"]) == 2
 
 
+def test_answers_asked_for_apart_below_their_runs_are_one_row_over_seeds_too(tmp_path):
+    paths = []
+    for seed in range(2):
+        (tmp_path / "arm" / f"seed-{seed}").mkdir(parents=True)
+        (tmp_path / "arm" / f"seed-{seed}" / "run.json").write_text(json.dumps({"recipe": {"seed": seed}}))
+        for name, rows in (("risk", answers(0.8, seed)), ("distortion", distortions(seed))):
+            paths.append(run(tmp_path / "arm" / f"seed-{seed}" / name, rows))
+    found = of_runs(leaderboard_rows(paths, draws=5))
+    assert [(row["task"], row["system"], row["runs"], row["seeds"]) for row in found] == [
+        ("suicide_risk", "arm", 2, [0, 1]), ("cognitive_distortion", "arm", 2, [0, 1])
+    ]  # fmt: skip
+
+
+def distortions(seed: int) -> list[dict]:
+    task, rng = tasks.TASKS["cognitive_distortion"], random.Random(seed)
+    record = [Record(f"c{n}", task.name, "en", f"post {n}", task.question("en"), labels=(task.keys[n % 3],))
+              for n in range(20)]  # fmt: skip
+    said = {"parse_status": "ok", "parsed_explanation": None}
+    return [one.to_dict() | said | {"parsed_label": [rng.choice(task.keys[:3])]} for one in record]
+
+
 def test_recipes_are_compared_with_the_best_on_the_same_posts(board):
     paths, rows = board
     good, alone, weak = of_runs(rows)

@@ -58,7 +58,7 @@ def test_each_seed_is_compared_when_both_arms_have_it_and_all_at_the_end(found):
     assert words == [*arm * 2, *["evaluate"] * 4, *[*arm * 2, *["evaluate"] * 2] * 2, "leaderboard"]
     compared = [command for command in found if "--against" in command]
     assert [(command[1], command[command.index("--against") + 1]) for command in compared[2:4]] == [
-        (f"out/answers/english-then-chinese-seed-1-{task}", f"out/answers/chinese-only-seed-1-{task}")
+        (f"out/english-then-chinese/seed-1/{task}", f"out/chinese-only/seed-1/{task}")
         for task in two_stage.TASKS.values()
     ]
     assert len(found[-1]) == 1 + 2 * 6 + 2 + 2
