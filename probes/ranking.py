@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -400,9 +399,11 @@ def _kept(cache: Cache, name: str, example: Example) -> list[Attribution] | None
     return found
 
 
-def _moved(answer: Answer, rng: np.random.Generator) -> Answer:
-    """The answer with its citation turned to a random place of the post, as long in clauses as it was."""
-    return dataclasses.replace(answer, cited=np.roll(answer.cited, int(rng.integers(len(answer.cited)))))
+def _moved(group: Group, rng: np.random.Generator) -> list[Answer]:
+    """The answers with their citations turned by one random number of clauses: as long as they were, and as far from
+    each other, so that answers that cite the same clause still do and make no pair by chance."""
+    turn = int(rng.integers(len(group.lengths)))
+    return [dataclasses.replace(answer, cited=np.roll(answer.cited, turn)) for answer in group.answers]
 
 
 def _summary(found: Sequence[tuple[Group, list[Found], str]], rules: Rules, seed: int) -> dict[str, Any]:
@@ -430,10 +431,7 @@ def _summary(found: Sequence[tuple[Group, list[Found], str]], rules: Rules, seed
 
 
 def _null_draw(found: Iterable[tuple[Group, list[Found], str]], rules: Rules, rng: np.random.Generator) -> list[float]:
-    move = functools.partial(_moved, rng=rng)
-    return [
-        pair.margin for group, _, _ in found for pair in pairs_of(group, [move(a) for a in group.answers], rules)[0]
-    ]
+    return [pair.margin for group, _, _ in found for pair in pairs_of(group, _moved(group, rng), rules)[0]]
 
 
 def _rows(found: Sequence[tuple[Group, list[Found], str]], rules: Rules) -> list[dict[str, Any]]:
