@@ -25,7 +25,7 @@ SPREAD := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # processor time goes into page faults (benchmarks/LOG.md). Means nothing to another C library than glibc >= 2.35.
 PAGES  := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
-.PHONY: help demo study repair test test-quick test-all test-clients test-vllm docs notebooks picture plan lint format clean
+.PHONY: help demo study repair repair-study test test-quick test-all test-clients test-vllm docs notebooks picture plan lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -39,6 +39,9 @@ study: $(VENV)/.installed-study  ## a real language model (SmolLM2-135M, 92 MB t
 
 repair: $(VENV)/.installed-probes  ## after make demo: its control, which cites a decoy, taught by its own saliency (runs/repair/table.md)
 	@$(PAGES) $(BIN)/python -m scripts.repair $(ARGS)
+
+repair-study: $(VENV)/.installed-study  ## after make study: the same with its model, which nobody planted (runs/repair-study/table.md)
+	@$(PAGES) $(BIN)/python -m scripts.repair_study $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the tests, without those marked slow, gpu or tpu
 	@$(PYTEST) $(SPREAD) -m "$(USUAL)" $(ARGS)

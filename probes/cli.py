@@ -84,6 +84,7 @@ def _bound(value: float | None) -> float | None:
 Model = Annotated[str, typer.Argument(help="Hugging Face model directory or Hub id", metavar="MODEL")]
 Adapter = Annotated[str | None, typer.Option(help="PEFT adapter over MODEL: directory or Hub id")]
 Directory = Annotated[Path, typer.Argument(help="A directory that `probes run --out` wrote", metavar="DIR")]
+Processes = Annotated[int, typer.Option(help="Processes on a CPU, a share of the posts each", min=1, max=64)]
 Candidates = Annotated[Path | None, typer.Option(help='JSON file: {"label": "its sentence in an answer", ...}')]
 
 
@@ -174,7 +175,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Seed of bootstrap and tests")] = 0,
     max_memory: Annotated[float | None, typer.Option(callback=_bound, help="GiB for weights and batches")] = None,
     ask: Annotated[str, typer.Option(help="What is asked: explanation | reasoning (before the label)")] = "explanation",
-    processes: Annotated[int, typer.Option(help="Processes on a CPU, a share of the posts each", min=1, max=64)] = 1,
+    processes: Processes = 1,
     json_: AsJson = False,
 ) -> None:
     """Probes every row of a file: saliency, citations, checks, summary.json and report.html."""
@@ -325,6 +326,7 @@ def rank(
     dtype: Annotated[str, typer.Option(help="float32 | bfloat16")] = "float32",
     device: Annotated[str, typer.Option(help="torch device; auto takes a GPU when there is one")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of what is put in place of clauses, and of the null", min=0)] = 0,
+    processes: Processes = 1,
     json_: AsJson = False,
 ) -> None:
     """Which of several explanations cites what the label was made from? Pairs for preference training."""
@@ -337,10 +339,17 @@ def rank(
     rows = read_generations(in_)
     silence_loaders()
     from probes.probe import Probe
+    from probes.workers import workers
 
-    probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=_place(device))
-    with progress("ranking posts") as advance:
-        found = write_pairs(probe, rows, out, rules, maps, advance, seed)
+    place = _place(device)
+    options = {"in": in_, "out": out, "adapter": adapter, "by": by, "margin": margin, "length-ratio": length_ratio,
+               "per-post": per_post, "maps": maps, "dtype": dtype, "device": place, "seed": seed}  # fmt: skip
+    same = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    with workers(processes, ["rank", *same, "--", model], place) as working, progress("ranking posts") as advance:
+        probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=place)
+        found = write_pairs(probe, rows, out, rules, maps, advance, seed, working)
+    if not found:
+        return  # not the first of several processes
     if json_:
         print_json({**found, "out": str(out)})
     else:

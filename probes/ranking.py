@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,6 +40,7 @@ from probes.results.cache import Cache
 from probes.results.store import SCHEMA_VERSION
 from probes.saliency.settings import NEED_FILLERS, Settings
 from probes.suite import fillers_of, lay_out
+from probes.workers import awaited, launched, shares
 
 METHODS = ("ig", "erase", "erase_resample")  # what may vote of the budget "standard"
 BY = {"both": ("gradient", "erasure"), "gradient": ("gradient",), "erasure": ("erasure",)}
@@ -212,6 +214,7 @@ def rank(
     maps: str | Path | None = None,
     progress: Progress | None = None,
     seed: int = 0,
+    working: Callable[[int], bool] = lambda rank: True,
 ) -> dict[str, Any]:
     """Ranks the answers of every post, and writes the pairs.
 
@@ -224,11 +227,12 @@ def rank(
             when all is done.
         progress: called with (posts done, posts in all).
         seed: of fillers and of the null.
+        working: of several processes (``probes.workers``), whether one of them is still at work.
 
     Returns:
         what was found, JSON-able: ``posts``, ``answers``, ``pairs``, ``posts_with_pairs``, ``margin`` (mean),
         ``no_pair`` (posts by reason), ``null`` (mean ``pairs`` and ``margin`` with every citation moved to a random
-        place), ``skipped_by_reason`` (rows).
+        place), ``skipped_by_reason`` (rows). Empty in processes other than the first, which write maps alone.
 
     Raises:
         ProbeInputError: as ``lay_out``; or ``out`` holds anything but pairs, or a link stands in place of the maps.
@@ -241,7 +245,10 @@ def rank(
     if links := [one for one in (place, place / "cache") if one.is_symlink() and (own or one != place)]:
         raise ProbeInputError(f"{links[0]}: is a link; maps are kept, and deleted, in a directory itself; remove it")
     cache = Cache(place)
-    groups, skipped = grouped(probe, rows, rules, cache, progress, seed)
+    place_of = launched()
+    groups, skipped = grouped(probe, rows, rules, cache, progress, seed, place_of, working)
+    if place_of[0] != 0:
+        return {}
     found = [(group, *pairs_of(group, group.answers, rules)) for group in groups]
     summary = _summary(found, rules, seed) | {"answers": len(rows), "skipped_by_reason": skipped}
     if not summary["pairs"]:
@@ -270,7 +277,14 @@ def told(found: Mapping[str, Any]) -> str:
 
 
 def grouped(
-    probe: Probe, rows: Sequence[Mapping[str, Any]], rules: Rules, cache: Cache, progress: Progress | None, seed: int
+    probe: Probe,
+    rows: Sequence[Mapping[str, Any]],
+    rules: Rules,
+    cache: Cache,
+    progress: Progress | None,
+    seed: int,
+    place: tuple[int, int] = (0, 1),
+    working: Callable[[int], bool] = lambda rank: True,
 ) -> tuple[list[Group], dict[str, int]]:
     """The answers by post and label, with their maps; and how many rows could not be read, by reason.
 
@@ -285,16 +299,19 @@ def grouped(
     firsts = [own[0] for own in posts.values()]
     fillers = fillers_of(firsts, seed)
     probe.scorer.check(max(examples, key=lambda e: len(e.ids)))
-    groups: list[Group] = []
-    for done, (own, other_text) in enumerate(zip(posts.values(), fillers, strict=True)):
+    by_post, (rank, world) = list(posts.values()), place
+    groups: dict[int, list[Group]] = {}
+    for done, at in enumerate(shares(len(by_post), rank, world)):
         if progress:
             progress(done, len(posts))
+        own, maker = by_post[at], at % world
+        wait = None if maker == rank else functools.partial(working, maker)
         for label in dict.fromkeys((e.label, e.label_text) for e in own):
             said = [e for e in own if (e.label, e.label_text) == label]
-            groups.append(_group(probe, said, by_id, rules, cache, other_text, seed))
+            groups.setdefault(at, []).append(_group(probe, said, by_id, rules, cache, fillers[at], seed, wait))
     if progress:
         progress(len(posts), len(posts))
-    return groups, dict(Counter(one["reason"] for one in left_out))
+    return [group for at in sorted(groups) for group in groups[at]], dict(Counter(one["reason"] for one in left_out))
 
 
 def _group(
@@ -305,6 +322,7 @@ def _group(
     cache: Cache,
     fillers: tuple[str, ...],
     seed: int,
+    wait: Callable[[], bool] | None,
 ) -> Group:
     """The maps are made only where they can matter: a real model takes minutes for them."""
     methods = [m for m in METHODS if FAMILIES[m] in BY[rules.by] and (fillers or m not in NEED_FILLERS)]
@@ -314,7 +332,7 @@ def _group(
     if comparable([one.answer(rows, units) for one in said], rules)[0]:
         for one in said:
             if one.until not in known:
-                known[one.until] = _maps(probe, one.example, one.until, methods, cache, fillers, seed)
+                known[one.until] = _maps(probe, one.example, one.until, methods, cache, fillers, seed, wait)
         units = post_units([a for maps in known.values() for a in maps], examples[0].post, examples[0].cut)
     lengths = np.array([b - a for a, b in units], dtype=np.float64)
     answers = [one.answer(rows, units) for one in said]
@@ -369,8 +387,13 @@ def _maps(
     cache: Cache,
     fillers: tuple[str, ...],
     seed: int,
+    wait: Callable[[], bool] | None,
 ) -> list[Attribution]:
-    """The label's maps, each kept as soon as it is made. They do not depend on what follows the label."""
+    """The label's maps, each kept as soon as it is made. They do not depend on what follows the label.
+
+    Args:
+        wait: whether another process that makes them is still at work; None where this one does.
+    """
     from probes.saliency.attribute import attribute
 
     settings, maps = Settings(seed=seed), []
@@ -379,7 +402,8 @@ def _maps(
         depends += [example.label_text, example.candidates, example.cut, list(example.post_char)]
         depends += [list(fillers)] if method in NEED_FILLERS else []
         name = cache.name(depends)
-        kept = _kept(cache, name, example)
+        find = functools.partial(_kept, cache, name, example)
+        kept = find() if wait is None else awaited(find, wait, cache.directory / name)
         if kept is None:
             kept = attribute(probe, example, (method,), ("label",), settings, fillers)
             require_finite(kept)

@@ -9,7 +9,6 @@ import math
 import os
 import platform
 import random
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,9 +21,8 @@ from probes.checks.crosscheck import Evidence
 from probes.checks.swaps import LeftOut, Swap, pairs
 from probes.citations.clauses import choose_cut
 from probes.citations.normalise import is_cjk, normalise
-from probes.errors import ProbeError, ProbeInputError, ProbeWarning, RowRefused
+from probes.errors import ProbeInputError, ProbeWarning, RowRefused
 from probes.files import write_json
-from probes.foreign import plain
 from probes.models.trial import told
 from probes.post import Plan, Steps, chained, probe_post, swap_pair
 from probes.records import ASKED, Example
@@ -35,6 +33,7 @@ from probes.results.lock import held, refuse_held
 from probes.results.store import SCHEMA_VERSION, PostResult, Run, Suite, in_words, read_manifest_file, short_name
 from probes.results.summary import summarise
 from probes.saliency.settings import NEED_FILLERS
+from probes.workers import awaited, launched, shares
 
 if TYPE_CHECKING:
     from probes.probe import Probe
@@ -105,7 +104,7 @@ def run_suite(
 
     out = Path(out)
     prepare(out, budget, limit, redact, max_memory, ask)
-    rank, world = _rank()
+    rank, world = launched()
     settings = Settings(seed=seed, **BUDGETS[budget][1])
     rows = list(rows)[:limit]
     examples, skipped = lay_out(probe, rows, ask)
@@ -230,13 +229,14 @@ def _carry_out(
     cache = Cache(out, redact)
     made: dict[int, tuple[str, PostResult]] = {}
     # With several processes each makes every world-th post; then the first reads what the others made.
-    order = sorted(range(len(examples)), key=lambda i: (i % world != rank, i))
-    for done, at in enumerate(order if rank == 0 else [i for i in order if i % world == rank]):
+    for done, at in enumerate(shares(len(examples), rank, world)):
         example = examples[at]
         if progress:
             progress(done, len(examples))
         name = cache.name(_depends(example, probe.fingerprint, plan, at, settings, redact))
-        result = _awaited(cache, name, at, world, working) if at % world != rank else _cached(cache, name)
+        find = functools.partial(_cached, cache, name)
+        theirs = at % world != rank
+        result = awaited(find, functools.partial(working, at % world), cache.directory / name) if theirs else find()
         if result is None:
             prepared()
             within = None if progress is None else functools.partial(_within, progress, done, len(examples))
@@ -304,33 +304,6 @@ def fillers_of(examples: Sequence[Example], seed: int) -> list[tuple[str, ...]]:
 def _script(post: str) -> str:
     wide = sum(map(is_cjk, post))
     return "wide" if 3 * wide >= len(post) else "narrow"
-
-
-def _rank() -> tuple[int, int]:
-    """(rank, processes) as `accelerate launch` and `torchrun` set them; (0, 1) otherwise."""
-    found = [os.environ.get(name, usual) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1"))]
-    if not all(value.isascii() and value.isdigit() and len(value) < 10 for value in found):
-        raise ProbeInputError(f"RANK={plain(found[0], 20)}, WORLD_SIZE={plain(found[1], 20)}: both must be numbers")
-    return int(found[0]), max(1, int(found[1]))
-
-
-def _awaited(
-    cache: Cache, name: str, at: int, world: int, working: Callable[[int], bool], patience: float = 3600.0
-) -> PostResult | None:
-    """The post that another process makes; None where that one has stopped.
-
-    Raises:
-        ProbeError: it did not come within ``patience`` seconds.
-    """
-    began = time.monotonic()
-    while (result := _cached(cache, name)) is None:
-        if not working(at % world):
-            return _cached(cache, name)  # it may have been its last
-        if time.monotonic() - began > patience:
-            path = cache.directory / name
-            raise ProbeError(f"{path}: process {at % world} has not made this post in {patience:.0f} s; did it stop?")
-        time.sleep(0.2)
-    return result
 
 
 def _within(progress: Progress, done: int, total: int, share: float) -> None:
@@ -411,7 +384,7 @@ def prepare(
         raise ProbeInputError(f"{out}: a file is in the way; give a directory")
     if links := [name for name in ("cache", "private") if (out / name).is_symlink()]:
         raise ProbeInputError(f"{out / links[0]}: is a link; posts are kept in the run's own directory only, remove it")
-    if _rank()[0] == 0:
+    if launched()[0] == 0:
         refuse_held(out)
     if not os.path.lexists(out / "manifest.json"):
         if others := [name for name in (*NAMES, "summary.json", "report.html") if os.path.lexists(out / name)]:

@@ -1,7 +1,7 @@
-"""Further processes of ``probes run``: each makes its share of the posts, as under ``accelerate launch``.
+"""Further processes of ``probes run`` and ``rank``: each makes its share of the posts, as under ``accelerate launch``.
 
 A small model leaves most of a processor idle between its operations; a second process uses what a second thread cannot.
-A worker is the same command with a rank of its own. What it makes lies in the cache of the run, so that nothing is lost
+A worker is the same command with a rank of its own. What it makes lies in the cache they share, so that nothing is lost
 with it, and the first process makes what a worker that stopped has left.
 """
 
@@ -14,12 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
 
-from probes.errors import ProbeInputError
+from probes.errors import ProbeError, ProbeInputError
+from probes.foreign import plain
 from probes.interpreter import environment
 
 _PARENT = "PROBES_PARENT"  # whose worker this process is
 _LAUNCHED = ("RANK", "WORLD_SIZE")  # as `accelerate launch` and `torchrun` set them
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -70,6 +74,43 @@ def workers(count: int, arguments: Sequence[str], device: str) -> Iterator[Calla
             except subprocess.TimeoutExpired:
                 one.kill()
                 one.wait()
+
+
+def launched() -> tuple[int, int]:
+    """(rank, processes) of this process; (0, 1) where it is alone.
+
+    Raises:
+        ProbeInputError: the environment says neither.
+    """
+    found = [os.environ.get(name, usual) for name, usual in zip(_LAUNCHED, ("0", "1"), strict=True)]
+    if not all(value.isascii() and value.isdigit() and len(value) < 10 for value in found):
+        raise ProbeInputError(f"RANK={plain(found[0], 20)}, WORLD_SIZE={plain(found[1], 20)}: both must be numbers")
+    return int(found[0]), max(1, int(found[1]))
+
+
+def shares(count: int, rank: int, world: int) -> list[int]:
+    """The places of ``count`` posts in the order in which this process takes them: every world-th, its own; the first
+    process then reads those of the others."""
+    order = sorted(range(count), key=lambda i: (i % world != rank, i))
+    return order if rank == 0 else [i for i in order if i % world == rank]
+
+
+def awaited(
+    read: Callable[[], T | None], working: Callable[[], bool], path: Path, patience: float = 3600.0
+) -> T | None:
+    """What another process makes and ``read`` finds; None where that one has stopped.
+
+    Raises:
+        ProbeError: it did not come within ``patience`` seconds.
+    """
+    began = time.monotonic()
+    while (result := read()) is None:
+        if not working():
+            return read()  # it may have been its last
+        if time.monotonic() - began > patience:
+            raise ProbeError(f"{path}: another process has not made this post in {patience:.0f} s; did it stop?")
+        time.sleep(0.2)
+    return result
 
 
 def _end_with(parent: int) -> None:

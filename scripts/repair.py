@@ -35,10 +35,8 @@ RECIPE = "configs/repair.yaml"
 FAITHFUL = 0.1
 CONTROL_POSTS, CONTROL_STEPS = 1250, 150  # posts of each language; once through them
 TASK = "suicide_risk"
-TEMPERATURE, MIN_P, SAMPLES = "1.5", "0.05", "16"
 CORPUS = SyntheticConfig(tasks=(TASK,), n_train=0, n_dev=0, n_test=0, n_clauses=(4, 6), fillings=1, templates=2)
 FRESH = 100  # posts that are answered in the end, half of them English
-PROBED = 20  # of which the probes judge the answers
 TOGETHER = 2  # programs at a time
 
 
@@ -74,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 class Repair:
     """The steps, each into a directory of its own below ``out``."""
+
+    sampling: Sequence[object] = ("--samples", 16, "--temperature", 1.5, "--min-p", 0.05, "--batch-size", 64)
+    recipe: Sequence[str] = ()  # what is changed of RECIPE
+    processes = 1  # of each call of the probes
+    probed = 20  # of the fresh posts the probes judge the answers to as many
 
     def __init__(self, out: Path, demo: Path, posts: int):
         self.out, self.demo, self.base, self.posts = out, demo, demo / "base", posts
@@ -112,7 +115,7 @@ class Repair:
     def train(self, run: Path, adapter: Path, data: Path, *changes: str) -> Path:
         """The adapter that one stage on ``data`` makes of ``adapter``. A run that was begun and not finished goes on;
         one of other data or another adapter is begun anew."""
-        sets = [f"run_dir={run}", f"model.path={self.base}", f"model.adapter={adapter}", *changes]
+        sets = [f"run_dir={run}", f"model.path={self.base}", f"model.adapter={adapter}", *self.recipe, *changes]
         command = ["train", RECIPE, *(part for one in sets for part in ("--set", one))]
         note, of = run.with_name(f".{run.name}.begun.json"), made_of(command, [Path(RECIPE), self.base, adapter, data])
         another = (run / "run.json").exists() and noted(note) != of
@@ -152,9 +155,8 @@ class Repair:
         where = self.out / name
         candidates = where / "candidates.jsonl"
         posts = self.out / f"posts-{(number - 1) % 2 + 1}.jsonl"
-        command = ["generate", self.base, "--adapter", adapter, "--in", posts, "--out", candidates, "--samples",
-                   SAMPLES, "--temperature", TEMPERATURE, "--min-p", MIN_P, "--keep-label", "--max-new-tokens", "96",
-                   "--batch-size", "64", "--seed", number]  # fmt: skip
+        command = ["generate", self.base, "--adapter", adapter, "--in", posts, "--out", candidates, *self.sampling,
+                   "--keep-label", "--max-new-tokens", "96", "--seed", number]  # fmt: skip
         once([candidates], command, [self.base, adapter, posts], lambda: mentalglm(*command))
         pairs = self.ranked(name, adapter, candidates, spared=spared)
         return self.trained(name, adapter, pairs) if pairs.exists() else adapter
@@ -181,7 +183,7 @@ class Repair:
         """The pairs of some samples; where there may be none, a file that is not there."""
         pairs, said = self.out / name / "pairs.jsonl", self.out / name / "ranked.json"
         arguments = ["rank", self.base, "--adapter", adapter, "--in", candidates, "--out", pairs, "--by", by, "--maps",
-                     self.out / "maps", "--json"]  # fmt: skip
+                     self.out / "maps", "--processes", self.processes, "--json"]  # fmt: skip
 
         def rank() -> None:
             pairs.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +207,8 @@ class Repair:
                  "--batch-size", "64", "--no-label-probabilities"]  # fmt: skip
         once([answers], asked, [self.base, adapter, posts], lambda: mentalglm(*asked))
         found = json.loads(command("probes", "run", self.base, "--adapter", adapter, "--in", answers, "--out",
-                                   where / "probes", "--limit", PROBED, "--json"))  # fmt: skip
+                                   where / "probes", "--limit", self.probed, "--processes", self.processes,
+                                   "--json"))  # fmt: skip
         rows = [json.loads(line) for line in answers.read_text("utf-8").splitlines()]
         return {"rows": rows, "probes": found}
 

@@ -7,7 +7,7 @@ import pytest
 
 from mentalglm_jax.data.records import read_records, write_records
 from mentalglm_jax.data.synthetic import SyntheticConfig, make_corpus
-from scripts import done, repair, repair_table
+from scripts import done, repair, repair_study, repair_table
 
 
 @pytest.fixture
@@ -213,3 +213,51 @@ def test_training_goes_on_and_begins_anew_on_other_pairs(demo, tmp_path, monkeyp
         with pytest.raises(SystemExit):
             work.trained("round1", tmp_path / "adapter", pairs)
     assert ["--restart" in one for one in ran] == [False, False, True, True]
+
+
+@pytest.fixture
+def studied(tmp_path):
+    """What `make study` leaves of its records, answers and checks."""
+    run = tmp_path / "study" / "run"
+    config = SyntheticConfig(
+        n_train=20, n_dev=0, n_test=4, n_clauses=(4, 6), languages=("en",), tasks=("suicide_risk",)
+    )
+    corpus = make_corpus(config)
+    for split in ("train", "test"):
+        write_records(run / "data" / "faithful" / f"{split}.jsonl", [r for r in corpus if r.split == split])
+    asked = [r.id for r in corpus if r.split == "test"]
+    (run / "generations.jsonl").write_text("".join(json.dumps({"id": id}) + "\n" for id in [*asked, "another-task"]))
+    (run / "probes").mkdir()
+    checks = [{"example_id": id, "name": "mass_ratio", "method": method, "status": "ok", "value": 0.2}
+              for id in asked[:3] for method in ("ig", "erase")]  # fmt: skip
+    (run / "probes" / "checks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in checks))
+    (run / "probes" / "summary.json").write_text("{}")
+    return tmp_path / "study"
+
+
+def test_a_real_model_is_judged_on_the_posts_of_its_study(studied, tmp_path):
+    work = repair_study.RealRepair(tmp_path / "out", studied, 12)
+    work.make_posts()
+    drawn, judged = (rows(tmp_path / "out" / f"{name}.jsonl") for name in ("posts-1", "fresh-posts"))
+    assert all(set(row) == {"id", "task", "language", "post"} for row in drawn + judged)
+    test = read_records(studied / "run" / "data" / "faithful" / "test.jsonl")
+    assert [row["id"] for row in judged] == [record.id for record in test[:3]]  # three of four were probed
+    train = read_records(studied / "run" / "data" / "faithful" / "train.jsonl")
+    assert len(drawn) == 12 and not {row["post"] for row in drawn} & {record.post for record in [*test, *train]}
+    assert {row["task"] for row in drawn} == {"suicide_risk"} and {row["language"] for row in drawn} == {"en"}
+    assert len(work.before()["rows"]) == 3
+
+
+def test_a_change_of_mass_is_of_the_posts_whose_maps_speak_twice(studied, tmp_path):
+    now = rows(studied / "run" / "probes" / "checks.jsonl")
+    for at, row in enumerate(now):
+        row |= {"value": 0.5} if row["method"] == "ig" else {"status": "failed"} if at < 2 else {}
+    (tmp_path / "now").mkdir()
+    (tmp_path / "now" / "checks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in now))
+    found = list(repair_study.changes(studied / "run" / "probes", tmp_path / "now"))
+    assert found == [("ig", "3", "+0.30 (+0.30 to +0.30)"), ("erase", "2", "+0.00 (+0.00 to +0.00)")]
+
+
+def test_without_a_study_one_line_says_what_to_run(tmp_path):
+    with pytest.raises(SystemExit, match="`make study` makes it"):
+        repair_study.main(["--study", str(tmp_path), "--out", str(tmp_path / "out")])

@@ -179,6 +179,33 @@ def test_citations_at_random_make_fewer_and_narrower_pairs(ranked):
     assert null["margin"] < ranked.found["margin"]
 
 
+def test_the_null_moves_the_answers_of_a_post_together():
+    """Two that cite the same clause, or one beside the other, still do: apart they would differ by chance."""
+    one, same, beside = answer("0100"), answer("0100", tokens=11), answer("0010")
+    seen = set()
+    for draw in range(40):
+        a, b, c = ranking._moved(group(one, same, beside), np.random.default_rng(draw))
+        np.testing.assert_array_equal(a.cited, b.cited)
+        np.testing.assert_array_equal(np.roll(a.cited, 1), c.cited)
+        seen.add(int(np.flatnonzero(a.cited)[0]))
+    assert seen == {0, 1, 2, 3}
+
+
+def test_two_processes_rank_as_one_does(world, ranked, tmp_path, monkeypatch):
+    from probes.saliency import attribute
+
+    model, data, made, real = tmp_path / "model", tmp_path / "rows.jsonl", [], attribute.attribute
+    world.probe.model.save_pretrained(model)
+    world.probe.tokenizer.save_pretrained(model)
+    data.write_text("".join(json.dumps(row) + "\n" for row in world.rows), "utf-8")
+    monkeypatch.setattr(attribute, "attribute", lambda *given: (made.append(given[1].post), real(*given))[1])
+    out = tmp_path / "pairs.jsonl"
+    cli.main(["rank", str(model), "--in", str(data), "--out", str(out), "--device", "cpu", "--processes", "2"])
+    posts = list(dict.fromkeys(row["post"] for row in world.rows))
+    assert set(made) == set(posts[::2])  # the maps of the others were made by the other process
+    assert written(out) == ranked.pairs and not out.with_name("pairs.jsonl.maps").exists()
+
+
 def test_maps_are_kept_and_used_again(world, ranked, tmp_path, monkeypatch):
     from probes.saliency import attribute
 
