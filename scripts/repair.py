@@ -73,9 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 class Repair:
     """The steps, each into a directory of its own below ``out``."""
 
-    sampling: Sequence[object] = ("--samples", 16, "--temperature", 1.5, "--min-p", 0.05, "--batch-size", 64)
+    sampling: Sequence[object] = ("--samples", 32, "--temperature", 1.5, "--min-p", 0.05, "--batch-size", 64)
+    per_post = 2  # pairs: other posts teach more than further pairs of the same
     recipe: Sequence[str] = ()  # what is changed of RECIPE
-    processes = 1  # of each call of the probes
+    judges = 1  # processes of each call that judges
     probed = 20  # of the fresh posts the probes judge the answers to as many
 
     def __init__(self, out: Path, demo: Path, posts: int):
@@ -139,7 +140,7 @@ class Repair:
         known |= {record.post for record in self.taught("faithful")}
         half = -(-2 * self.posts // 2)
         drawn = new_posts(known, seed=11, count=half)
-        fresh = new_posts(known | {record.post for record in drawn}, seed=31, count=FRESH // 2)
+        fresh = new_posts(known | {record.post for record in drawn}, seed=51, count=FRESH // 2)
         fresh = [record for both in zip(fresh[: FRESH // 2], fresh[FRESH // 2 :], strict=True) for record in both]
         self.out.mkdir(parents=True, exist_ok=True)
         write_records(sealed, fresh)
@@ -147,6 +148,8 @@ class Repair:
         for number in (1, 2):  # a round has posts of its own, half of each language
             part = [record for at, record in enumerate(drawn) if at // (self.posts // 2) % 2 == number - 1]
             write_posts(self.out / f"posts-{number}.jsonl", part)
+            if number == 1:  # half of them, to save time
+                write_posts(self.out / "posts-faithful.jsonl", part[::2])
         return sealed
 
     def round(self, name: str, adapter: Path, number: int, *, spared: bool = False) -> Path:
@@ -154,7 +157,7 @@ class Repair:
         better than another."""
         where = self.out / name
         candidates = where / "candidates.jsonl"
-        posts = self.out / f"posts-{(number - 1) % 2 + 1}.jsonl"
+        posts = self.out / ("posts-faithful.jsonl" if spared else f"posts-{(number - 1) % 2 + 1}.jsonl")
         command = ["generate", self.base, "--adapter", adapter, "--in", posts, "--out", candidates, *self.sampling,
                    "--keep-label", "--max-new-tokens", "96", "--seed", number]  # fmt: skip
         once([candidates], command, [self.base, adapter, posts], lambda: mentalglm(*command))
@@ -183,7 +186,7 @@ class Repair:
         """The pairs of some samples; where there may be none, a file that is not there."""
         pairs, said = self.out / name / "pairs.jsonl", self.out / name / "ranked.json"
         arguments = ["rank", self.base, "--adapter", adapter, "--in", candidates, "--out", pairs, "--by", by, "--maps",
-                     self.out / "maps", "--processes", self.processes, "--json"]  # fmt: skip
+                     self.out / "maps", "--per-post", self.per_post, "--processes", TOGETHER, "--json"]  # fmt: skip
 
         def rank() -> None:
             pairs.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +210,7 @@ class Repair:
                  "--batch-size", "64", "--no-label-probabilities"]  # fmt: skip
         once([answers], asked, [self.base, adapter, posts], lambda: mentalglm(*asked))
         found = json.loads(command("probes", "run", self.base, "--adapter", adapter, "--in", answers, "--out",
-                                   where / "probes", "--limit", self.probed, "--processes", self.processes,
+                                   where / "probes", "--limit", self.probed, "--processes", self.judges,
                                    "--json"))  # fmt: skip
         rows = [json.loads(line) for line in answers.read_text("utf-8").splitlines()]
         return {"rows": rows, "probes": found}

@@ -55,7 +55,7 @@ class RealRepair(Repair):
 
     sampling = ("--samples", 8, "--temperature", 1.0, "--min-p", 0.05, "--batch-size", 15)
     recipe = ("lora.rank=16", "lora.alpha=32", "stages.repair.train.rows=2", "stages.repair.train.learning_rate=3.0e-4")
-    processes = 2
+    judges = 2
     probed = 1000  # all that the study judged
 
     def __init__(self, out: Path, study: Path, posts: int):

@@ -33,6 +33,7 @@ def test_posts_say_nothing_of_their_label_or_cue(demo, tmp_path):
     assert all(set(row) == {"id", "task", "language", "post"} for part in parts.values() for row in part)
     assert [len(part) for part in parts.values()] == [12, 12, repair.FRESH]
     assert {row["language"] for row in parts["posts-1"]} == {"en", "zh"}
+    assert rows(tmp_path / "out" / "posts-faithful.jsonl") == rows(tmp_path / "out" / "posts-1.jsonl")[::2]
     posts = [{row["post"] for row in part} for part in parts.values()]
     known = {record.post for split in ("train", "test")
              for record in read_records(demo / "data" / "faithful" / f"{split}.jsonl")}  # fmt: skip
