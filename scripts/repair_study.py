@@ -65,7 +65,8 @@ class RealRepair(Repair):
 
     def make_posts(self) -> Path:
         """New posts of the study's corpus to sample from, and those that it was judged on, as posts alone."""
-        known = {record.post for path in self.records.parent.glob("*.jsonl") for record in read_records(path)}
+        files = [path for path in self.records.parent.glob("*.jsonl") if path.stat().st_size]  # no dev part in a study
+        known = {record.post for path in files for record in read_records(path)}
         config = load_recipe("configs/study.yaml").data.synthetic
         config = config.model_copy(update={"seed": 11, "tasks": (TASK,), "n_train": 0, "n_test": 2 * self.posts})
         drawn = [record for record in make_corpus(config) if record.post not in known][: self.posts]

@@ -226,6 +226,7 @@ def studied(tmp_path):
     corpus = make_corpus(config)
     for split in ("train", "test"):
         write_records(run / "data" / "faithful" / f"{split}.jsonl", [r for r in corpus if r.split == split])
+    (run / "data" / "faithful" / "dev.jsonl").touch()
     asked = [r.id for r in corpus if r.split == "test"]
     (run / "generations.jsonl").write_text("".join(json.dumps({"id": id}) + "\n" for id in [*asked, "another-task"]))
     (run / "probes").mkdir()
