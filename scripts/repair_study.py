@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 class RealRepair(Repair):
     """As on the control, with the study's model and corpus, and settings for fewer and longer posts."""
 
-    sampling = ("--samples", 8, "--temperature", 1.0, "--min-p", 0.05, "--batch-size", 15)
+    sampling = ("--samples", 8, "--temperature", 1.5, "--min-p", 0.05, "--batch-size", 15)
     recipe = ("lora.rank=16", "lora.alpha=32", "stages.repair.train.rows=2", "stages.repair.train.learning_rate=3.0e-4")
     judges = 2
     probed = 1000  # all that the study judged
