@@ -4,6 +4,7 @@ The environment is set at import, before JAX or torch is, and child processes in
 left as it is; a test that needs eight fake ones starts a child process with its own XLA_FLAGS.
 """
 
+import gc
 import os
 import random
 import shutil
@@ -35,6 +36,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: threads would on
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # The same operations from code generators that take a third of the time; `make test-all` runs the usual ones.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+
+# Bytecode is kept, whatever the shell says: each of a hundred child processes would compile our sources anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # What JAX compiles is kept on disk, for all workers, child processes and later runs: a training step takes seconds to
 # compile and milliseconds to run. `pytest --cache-clear` and `make clean` empty it.
@@ -111,7 +116,9 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     if torch := sys.modules.get("torch"):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
+        if torch.cuda.is_initialized():  # else `torch.manual_seed` notes the whole stack, in every test
+            torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +140,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, names in (("gpu", ("cuda", "gpu")), ("tpu", ("tpu",))):
             if item.get_closest_marker(marker) and not any(name in platforms for name in names):
                 item.add_marker(pytest.mark.skip(reason=f"needs JAX_PLATFORMS={names[0]} and the device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Leave what is imported out of every later search for garbage: a tenth of the time went into looking at it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

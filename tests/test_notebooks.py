@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +132,20 @@ def asked() -> dict[str, Any]:
     return {"MODEL": str(PAIR / "faithful"), "POSTS": posts, "QUESTION": question, "LABELS": rows[0]["candidates"]}
 
 
-@pytest.mark.timeout(900)  # about 10 seconds on a free core: a kernel that imports torch, and two posts
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory) -> Iterator[NotebookClient]:
+    """One kernel for all, for each would import torch anew; what a notebook names is gone before the next begins."""
+    client = NotebookClient(nbformat.v4.new_notebook(), timeout=800, kernel_name="python3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("OMP_NUM_THREADS", "1")  # tiny matrices: threads would only wait for each other
+        with client.setup_kernel(cwd=str(tmp_path_factory.mktemp("kernel"))):
+            yield client
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", STUDIES)
-def test_runs_from_top_to_bottom(name, model, asked, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # tiny matrices: threads would only wait for each other
+def test_runs_from_top_to_bottom(name, kernel, model, asked, tmp_path):
     notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
     (cell,) = parameters(notebook)
     if "\nQUESTION = " in cell.source:
@@ -145,9 +155,10 @@ def test_runs_from_top_to_bottom(name, model, asked, tmp_path, monkeypatch):
     cell.source += "\n" + "\n".join(f"{variable} = {value!r}" for variable, value in changed.items())
     if "\nOUT = " in cell.source:
         cell.source += f"\nOUT = {str(tmp_path / 'out')!r}"
-    NotebookClient(
-        notebook, timeout=800, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-    ).execute()
+    forget = nbformat.v4.new_code_cell(f"%reset -f\nimport os\nos.chdir({str(tmp_path)!r})\ndel os")
+    kernel.nb = notebook
+    for at, one in enumerate([forget, *notebook.cells]):
+        kernel.execute_cell(one, at)
     outputs = [output for c in notebook.cells for output in c.get("outputs", ())]
     assert not [o for o in outputs if o.output_type == "error"]
     kinds = {kind for o in outputs if o.output_type in ("display_data", "execute_result") for kind in o.data}

@@ -51,6 +51,11 @@ def all_modules() -> dict[str, Path]:
     return modules("mentalglm_jax") | modules("probes")
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
 def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
@@ -67,12 +72,17 @@ def walk(node: ast.AST, runtime_only: bool, import_time_only: bool) -> Iterator[
         yield from walk(child, runtime_only, import_time_only)
 
 
+@cache
 def imports(
     name: str, path: Path, *, runtime_only: bool = False, import_time_only: bool = False
-) -> Iterator[tuple[str, int]]:
+) -> tuple[tuple[str, int], ...]:
     """(dotted name, line) of everything that the module imports, by statement or by `import_module("...")`."""
+    return tuple(_imports(name, path, runtime_only, import_time_only))
+
+
+def _imports(name: str, path: Path, runtime_only: bool, import_time_only: bool) -> Iterator[tuple[str, int]]:
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in walk(ast.parse(path.read_text("utf-8"), str(path)), runtime_only, import_time_only):
+    for node in walk(tree(path), runtime_only, import_time_only):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -83,8 +93,8 @@ def imports(
             full = {name if (name := f"{base}.{alias.name}") in all_modules() else base for alias in node.names}
             yield from ((name, node.lineno) for name in sorted(full))
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            function = ast.unparse(node.func)
-            if function.endswith(("import_module", "__import__")) and isinstance(node.args[0].value, str):
+            function = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if function in ("import_module", "__import__") and isinstance(node.args[0].value, str):
                 yield node.args[0].value, node.lineno
 
 
@@ -166,7 +176,7 @@ def test_nothing_runs_code_that_comes_with_a_checkpoint():
     faults = [
         f"{path.relative_to(ROOT)}:{node.value.lineno}"
         for path in all_modules().values()
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for node in ast.walk(tree(path))
         if isinstance(node, ast.keyword)
         and node.arg == "trust_remote_code"
         and not (isinstance(node.value, ast.Constant) and node.value.value is False)

@@ -79,6 +79,7 @@ class TensorFiles:
                 raise InputError(
                     f"{file}: more than {MAX_TENSORS} tensors are not those of a language model's checkpoint"
                 )
+        for file in files:
             try:
                 with safe_open(file, framework="np") as handle:
                     self.metadata |= handle.metadata() or {}

@@ -2,15 +2,34 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
-
-from tensorboardX import SummaryWriter
 
 from mentalglm_jax.errors import InputError, install
 from mentalglm_jax.files import write_text
 from mentalglm_jax.foreign import parse_json, read_bytes
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """An import in here finds no torch, unless it is there already. tensorboardX would import it wherever it is
+    installed, for plots that we do not make: two seconds and a few hundred MB of every process that trains."""
+    modules: dict[str, Any] = sys.modules
+    if "torch" in modules:
+        yield
+        return
+    modules["torch"] = None  # Python's own sign that there is no such module
+    try:
+        yield
+    finally:
+        del modules["torch"]
+
+
+with _without_torch():
+    from tensorboardX import SummaryWriter
 
 MAX_BYTES = 1 << 30
 

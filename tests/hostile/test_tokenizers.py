@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import time
 import tomllib
 import warnings
@@ -247,10 +248,18 @@ TEMPLATES = {
 }  # fmt: skip
 
 
+# They take all the time there is: "loops" has the three seconds, which are the bound; to these one is given.
+BUSY = ("a number of 10^9 digits", "lipsum")
+BUSY_CHILD = "from mentalglm_jax.text import chat_template as room; room.SECONDS = 1; room._main()"
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("attack", TEMPLATES)
 def test_a_chat_template_that_is_a_program(tmp_path, monkeypatch, attack):
     """It ends, in one line, and has done nothing."""
+    if attack in BUSY:
+        command = [sys.executable, "-P", "-c", BUSY_CHILD]
+        monkeypatch.setattr("mentalglm_jax.text.chat_template.module_command", lambda *_: command)
     write_family(tmp_path / "t", "qwen", chat_template=TEMPLATES[attack])
     monkeypatch.chdir(tmp_path)
     with silent_stderr() as said:

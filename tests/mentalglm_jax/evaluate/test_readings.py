@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from flax import nnx
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate import evaluate, read_label_scores, score_records
-from mentalglm_jax.evaluate.answers import scored
+from mentalglm_jax.evaluate.answers import Answer, scored
 from mentalglm_jax.evaluate.readings import calibration
 from mentalglm_jax.inference.generate import explanation_ids, label_ids
 from mentalglm_jax.model.glm import Glm, GlmConfig
@@ -71,18 +72,17 @@ def test_calibration_of_several_labels():
     json.dumps(found, allow_nan=False)
 
 
+def drawn(confidence: list[float], rng: random.Random) -> list[Answer]:
+    """Answers whose posts are "high" as often as they say, in the form that ``scored`` gives them."""
+    of = {gold: scored(scored_row(0, "suicide_risk", gold, {"high": 0.5, "low": 0.5})) for gold in ("high", "low")}
+    return [replace(of["high" if rng.random() < p else "low"], probabilities=(p, 1 - p)) for p in confidence]
+
+
 def test_perfectly_calibrated_answers_have_little_error():
-    rng, rows = random.Random(0), []
-    for number in range(4000):
-        p = rng.random()
-        rows.append(
-            scored_row(number, "suicide_risk", "high" if rng.random() < p else "low", {"high": p, "low": 1 - p})
-        )
-    answers = [scored(row) for row in rows]
+    rng = random.Random(0)
+    answers = drawn([rng.random() for _ in range(4000)], rng)
     assert calibration(tasks.TASKS["suicide_risk"], answers)["ece"] < 0.02
-    sure = [
-        scored(scored_row(i, "suicide_risk", row["label"], {"high": 0.99, "low": 0.01})) for i, row in enumerate(rows)
-    ]
+    sure = [replace(answer, probabilities=(0.99, 0.01)) for answer in answers]
     assert calibration(tasks.TASKS["suicide_risk"], sure)["ece"] > 0.4
 
 
@@ -91,10 +91,7 @@ def test_few_answers_look_badly_calibrated(size: int) -> None:
     """``ece_if_right`` is the mean error of labels that are drawn by the very probabilities."""
     rng, task, errors, said = random.Random(1), tasks.TASKS["suicide_risk"], [], []
     for _ in range(60):
-        drawn = [rng.uniform(0.5, 1) for _ in range(size)]
-        rows = [scored_row(i, task.name, "high" if rng.random() < p else "low", {"high": p, "low": 1 - p})
-                for i, p in enumerate(drawn)]  # fmt: skip
-        found = calibration(task, [scored(row) for row in rows])
+        found = calibration(task, drawn([rng.uniform(0.5, 1) for _ in range(size)], rng))
         errors.append(found["ece"])
         said.append(found["ece_if_right"])
     assert sum(said) / 60 == pytest.approx(sum(errors) / 60, rel=0.1) and sum(errors) / 60 > 0.6 / size**0.5

@@ -62,10 +62,15 @@ def test_cut_answers_are_counted(tokenizer):
     assert evaluate(old)["suicide_risk"]["cut_off"] == count_unread(old)["cut_off"] == 0
 
 
+@pytest.fixture(scope="module")
+def corpus():
+    return make_corpus(SyntheticConfig())
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_the_default_limit_holds_the_longest_explanation_allowed(tokenizer, language):
+def test_the_default_limit_holds_the_longest_explanation_allowed(tokenizer, corpus, language):
     """In the words of the corpus that the tokenizer was made for, after the longest label sentence of any task."""
-    said = [r.explanation or "" for r in make_corpus(SyntheticConfig()) if r.language == language]
+    said = [r.explanation or "" for r in corpus if r.language == language]
     if language == "zh":
         text = "".join(said)[: Limits.zh_characters[1]]
     else:

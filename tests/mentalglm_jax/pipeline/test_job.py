@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -423,7 +424,7 @@ def test_ctrl_c_on_the_command_line_exits_1_with_one_line(recipe_file, tmp_path)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     metrics = tmp_path / "run/pretrain/metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text()):
-        pass
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
