@@ -156,8 +156,9 @@ def test_runs_from_top_to_bottom(name, kernel, model, asked, tmp_path):
     if "\nOUT = " in cell.source:
         cell.source += f"\nOUT = {str(tmp_path / 'out')!r}"
     forget = nbformat.v4.new_code_cell(f"%reset -f\nimport os\nos.chdir({str(tmp_path)!r})\ndel os")
+    notebook.cells.insert(0, forget)
     kernel.nb = notebook
-    for at, one in enumerate([forget, *notebook.cells]):
+    for at, one in enumerate(notebook.cells):
         kernel.execute_cell(one, at)
     outputs = [output for c in notebook.cells for output in c.get("outputs", ())]
     assert not [o for o in outputs if o.output_type == "error"]
