@@ -1,5 +1,6 @@
 """What makes the tests quick is in force: bytecode and compiled programs are found again, by child processes too."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -31,6 +32,14 @@ def test_compiled_programs_are_kept_for_child_processes(monkeypatch, tmp_path):
     hits, misses = child()
     assert not hits and misses
     assert child() == [misses, 0]
+
+
+def test_what_is_imported_is_left_out_of_searches_for_garbage():
+    assert gc.isenabled() and gc.get_freeze_count() > 100_000
+
+
+def test_bytecode_is_written_here_and_by_child_processes():
+    assert not sys.dont_write_bytecode and "PYTHONDONTWRITEBYTECODE" not in os.environ
 
 
 def test_this_process_keeps_them_too():
