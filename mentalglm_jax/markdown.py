@@ -12,6 +12,10 @@ _JOINERS = "\u200c\u200d"  # Persian, the scripts of India and emoji need them
 # They look like nothing, whatever their category says.
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
+# Those in common use of what Unicode calls confusables.
+_LOOK = str.maketrans("АВЕКМНОРСТУХІЈЅӀаеорсухкіјѕһӏԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧοανρκι",
+                      "ABEKMHOPCTYXIJSIaeopcyxkijshldqwABEZHIKMNOPTYXoavpki")  # fmt: skip
+
 # What means something to CommonMark or to GitHub's extensions of it; an underscore inside a word does not.
 _MARKS = re.compile(r"[\\`*\[\]<>#|~!&$]|(?<![^\W_])_|_(?![^\W_])")
 _ADDRESS = re.compile(r"://|(?<=www)\.", re.IGNORECASE)  # from which a link is made without any mark
@@ -45,6 +49,12 @@ def hidden(one: str) -> bool:
     """Whether a character is seen by nobody or moves others: controls, direction marks, spaces of no width, halves of
     surrogate pairs. Line ends, tabs and joiners are none of them."""
     return unicodedata.category(one) in ("Cc", "Cf", "Cs", "Zl", "Zp") and one not in f"\n\t{_JOINERS}"
+
+
+def look(text: str) -> str:
+    """``text`` with letters of Cyrillic and Greek as the Latin ones that they look like: two texts of one look cannot
+    be told apart by who reads them."""
+    return text.translate(_LOOK)
 
 
 def seen(text: str) -> str:

@@ -54,12 +54,12 @@ def write_text(path: str | Path, text: str, private: bool = False) -> None:
 
 def write_json(path: str | Path, value: Any, private: bool = False) -> None:
     """Indented JSON; NaN and infinity are refused (they are not JSON). Lone surrogates survive as escapes."""
-    write_bytes(path, (_dump(value, indent=2) + "\n").encode("utf-8"), private)
+    write_bytes(path, (dump(value, indent=2) + "\n").encode("utf-8"), private)
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]], private: bool = False) -> None:
     """One JSON object per line."""
-    write_bytes(path, "".join(_dump(row) + "\n" for row in rows).encode("utf-8"), private)
+    write_bytes(path, "".join(dump(row) + "\n" for row in rows).encode("utf-8"), private)
 
 
 def make_dir(path: Path, private: bool = False) -> None:
@@ -77,7 +77,8 @@ def _mode(path: Path) -> int | None:
         return None
 
 
-def _dump(value: Any, indent: int | None = None) -> str:
+def dump(value: Any, indent: int | None = None) -> str:
+    """A JSON text; NaN and infinity are refused, lone surrogates survive as escapes."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     try:
         text.encode("utf-8")

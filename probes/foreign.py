@@ -214,13 +214,13 @@ def _half_pair(value: Any, key: str = "the text") -> str | None:
     return None
 
 
-def read_json(path: str | Path, half_pairs: bool = False) -> dict[str, Any]:
-    """A JSON object from a file; its name says how large it may be.
+def read_json(path: str | Path, half_pairs: bool = False, limit: int | None = None) -> dict[str, Any]:
+    """A JSON object from a file of at most ``limit`` bytes; None: its name says how large it may be.
 
     Raises:
         ProbeInputError: see ``read_bytes`` and ``parse_json``; or the file holds something else than an object.
     """
-    value = parse_json(read_bytes(path), path, half_pairs)
+    value = parse_json(read_bytes(path, limit), path, half_pairs)
     if not isinstance(value, dict):
         raise ProbeInputError(f"{path}: a JSON {type(value).__name__}, not an object")
     return value

@@ -32,7 +32,7 @@ from probes.checks.verdict import FAMILIES, Voice, voices
 from probes.citations.align import align, fabricated_quotes, merge_spans
 from probes.errors import ProbeError, ProbeInputError
 from probes.files import write_jsonl
-from probes.foreign import begins
+from probes.foreign import begins, plain
 from probes.post import require_finite
 from probes.probe import Probe
 from probes.records import Attribution, Example, Span
@@ -46,6 +46,7 @@ METHODS = ("ig", "erase", "erase_resample")  # what may vote of the budget "stan
 BY = {"both": ("gradient", "erasure"), "gradient": ("gradient",), "erasure": ("erasure",)}
 INVENTED, EVERYTHING = 0.5, 0.5
 NULL_DRAWS = 20
+MOST_ANSWERS = 256  # of one post with one label: each is compared with each, and again for every draw of the null
 _PAIR = re.compile(rb'\A\{"id": [^\n]*"chosen_ids": \[')  # as ``_rows`` are written
 
 # Why a post has no pair, in the order in which it is looked at.
@@ -289,13 +290,17 @@ def grouped(
     """The answers by post and label, with their maps; and how many rows could not be read, by reason.
 
     Raises:
-        ProbeInputError: as ``lay_out``.
+        ProbeInputError: as ``lay_out``; or too many answers to a post.
     """
     examples, left_out = lay_out(probe, rows)
     by_id = {str(row["id"]): row for row in rows}
     posts: dict[tuple[Any, ...], list[Example]] = {}
     for example in examples:
         posts.setdefault((example.ids[: example.prompt_len], example.post), []).append(example)
+    for own in posts.values():
+        if (most := max(Counter((e.label, e.label_text) for e in own).values())) > MOST_ANSWERS:
+            raise ProbeInputError(f"{most} answers to the post of {plain(repr(own[0].id), 80)} have one label; at most "
+                                  f"{MOST_ANSWERS} are compared, leave some out")  # fmt: skip
     firsts = [own[0] for own in posts.values()]
     fillers = fillers_of(firsts, seed)
     probe.scorer.check(max(examples, key=lambda e: len(e.ids)))

@@ -294,10 +294,17 @@ def fillers_of(examples: Sequence[Example], seed: int) -> list[tuple[str, ...]]:
 
     cut = [[e.post[a:b] for a, b in pieces(e.post, cut=e.cut)] for e in examples]
     kinds = [(e.task, _script(e.post)) for e in examples]
+    pools: dict[tuple[str, str], list[str]] = {kind: [] for kind in kinds}
+    starts = []
+    for texts, kind in zip(cut, kinds, strict=True):
+        starts.append(len(pools[kind]))
+        pools[kind] += texts
     fillers = []
-    for i, kind in enumerate(kinds):
-        pool = [t for j, texts in enumerate(cut) if j != i and kinds[j] == kind for t in texts]
-        fillers.append(tuple(random.Random(f"{seed} {i}").sample(pool, min(_FILLERS, len(pool)))))
+    for i, (start, kind) in enumerate(zip(starts, kinds, strict=True)):
+        pool, own = pools[kind], len(cut[i])  # places in the pool without its own; a pool for each would be quadratic
+        others = range(len(pool) - own)
+        drawn = random.Random(f"{seed} {i}").sample(others, min(_FILLERS, len(others)))
+        fillers.append(tuple(pool[at if at < start else at + own] for at in drawn))
     return fillers
 
 

@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     most = str(recipe.generate.max_new_tokens or 96)
     of, note = made_of(most, asked, HERE / "smollm2" / "model.safetensors"), place / "zero-shot.json"
     if not ((before / "evaluation.html").exists() and note.exists() and read(note) == of):
+        if (before / "evaluation.html").exists():  # of another call; finished answers are not written over
+            for name in ("generations.jsonl", "label_scores.jsonl"):
+                (before / name).unlink(missing_ok=True)
         mentalglm(times, "evaluate", HERE / "smollm2", "--data", asked, "--out", before, "--max-new-tokens", most,
                   "--batch-size", recipe.generate.batch_size)  # fmt: skip
         note.write_text(json.dumps(of), "utf-8")

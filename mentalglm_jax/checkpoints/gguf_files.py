@@ -78,6 +78,11 @@ class GgufFile:
                 what = f"ends at byte {last}, the file at {size}" if last > size else f"begins at {offset}"
                 raise InputError(f"{self.path}: tensor {name} {what}; the file is cut short or damaged, {_HINT}")
             tensors[name] = GgufTensor(shape, kind, start + offset, row_bytes)
+        end = 0
+        for name, one in sorted(tensors.items(), key=lambda item: item[1].offset):
+            if one.offset < end:  # a small file would stand for any number of large tensors
+                raise InputError(f"{self.path}: tensor {name} shares its bytes with another; {_HINT}")
+            end = one.offset + math.prod(one.shape[:-1]) * one.row_bytes
         return tensors
 
     def _kind(self, name: str, number: int, width: int) -> tuple[Any, int]:

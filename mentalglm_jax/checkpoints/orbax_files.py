@@ -48,11 +48,9 @@ class OrbaxCheckpoint(ModelFiles):
         self.directory = directory
         self.config: dict[str, Any] = read_json(directory / "config.json")
         self._params = (directory / PARAMS).absolute()
-        held = _check_files(self._params)
-        described = read_json(self._params / "_METADATA")
-        _check_names(self._params, described.get("tree_metadata"))
+        held = check_files(self._params)
+        _, self._zarr3 = _described(self._params)
         check_databases(self._params)
-        self._zarr3 = bool(described.get("use_zarr3"))
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 tree = checkpointer.metadata(self._params).item_metadata.tree
@@ -101,33 +99,53 @@ class OrbaxCheckpoint(ModelFiles):
 
     def _store(self, path: str) -> Any:
         if self._open is None or self._open[0] != path:
-            try:
-                store = ts.open(self._spec(path), open=True, read=True).result()
-            except Exception as error:
-                raise InputError(f"{self._params}: cannot read parameter {path} ({reason(error)})") from error
-            chunk, shape = store.chunk_layout.read_chunk.shape, self.tensors[path].shape
-            if tuple(store.shape) != shape or any(
-                part is not None and part > size for part, size in zip(chunk or (), shape, strict=False)
-            ):
-                raise InputError(  # a chunk is decoded whole, however little of it is wanted
-                    f"{self._params}: parameter {path} has shape {list(store.shape)} in chunks of {list(chunk or ())}, "
-                    f"wanted {list(shape)}"
-                )
-            self._open = path, store
+            self._open = path, _opened(self._params, path, self._zarr3, self.tensors[path].shape)
         return self._open[1]
 
-    def _spec(self, path: str) -> dict[str, Any]:
-        if (self._params / MANIFEST).exists():  # how Orbax itself saves a tree
-            kvstore = {"driver": "ocdbt", "base": f"file://{self._params}/", "path": f"{path}/"}
-        else:
-            kvstore = {"driver": "file", "path": f"{self._params / path}/"}
-        driver = "zarr3" if self._zarr3 else "zarr"
-        return {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
+
+def check_saved(tree: Path) -> None:
+    """Whether a tree that Orbax itself saved can be restored for no more time and memory than its arrays take; that
+    these have the shapes that are wanted is seen by Orbax.
+
+    Args:
+        tree: its directory, of which ``check_files`` was asked.
+
+    Raises:
+        InputError: it cannot.
+    """
+    names, zarr3 = _described(tree)
+    check_databases(tree)
+    for name in names:
+        _opened(tree, name, zarr3)
 
 
-def _check_files(params: Path) -> int:
+def _opened(params: Path, path: str, zarr3: bool, shape: tuple[int, ...] | None = None) -> Any:
+    """The array of a parameter. Raises: InputError: it is not readable, not of ``shape``, or in chunks larger than
+    itself: a chunk is decoded whole, however little of it is wanted."""
+    if (params / MANIFEST).exists():  # how Orbax itself saves a tree
+        kvstore = {"driver": "ocdbt", "base": f"file://{params}/", "path": f"{path}/"}
+    else:
+        kvstore = {"driver": "file", "path": f"{params / path}/"}
+    spec = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
+    try:
+        store = ts.open(spec, open=True, read=True).result()
+    except Exception as error:
+        raise InputError(f"{params}: cannot read parameter {path} ({reason(error)})") from error
+    chunk, found = store.chunk_layout.read_chunk.shape, tuple(store.shape)
+    if (shape is not None and found != shape) or any(
+        part is not None and part > max(size, 1) for part, size in zip(chunk or (), found, strict=False)
+    ):
+        wanted = "" if shape is None else f", wanted {list(shape)}"
+        raise InputError(f"{params}: parameter {path} has shape {list(found)} in chunks of {list(chunk or ())}{wanted}")
+    return store
+
+
+def check_files(params: Path) -> int:
     """Only files and directories below ``params``, and not without end: a FIFO would be waited for, a link followed.
-    Returns the bytes of all of them."""
+    Returns the bytes of all of them.
+
+    Raises: InputError: there is something else.
+    """
     held = 0
     for number, path in enumerate((params, *params.rglob("*"))):
         status = path.lstat()
@@ -142,15 +160,25 @@ def _check_files(params: Path) -> int:
     return held
 
 
-def _check_names(params: Path, tree: Any) -> None:
-    """Orbax makes paths of the names in ``_METADATA``: none may lead out of ``params``."""
-    parts = [
-        part.get("key") if isinstance(part, dict) else None
-        for leaf in (tree.values() if isinstance(tree, dict) else [None])
-        for part in (leaf.get("key_metadata") if isinstance(leaf, dict) else None) or [None]
-    ]
-    if not all(isinstance(part, str) and re.fullmatch(r"\w{1,200}", part, re.ASCII) for part in parts):
-        raise InputError(f"{params / '_METADATA'}: tree_metadata does not name the parameters of a model")
+def _described(params: Path) -> tuple[list[str], bool]:
+    """The dotted names of the arrays in ``_METADATA``, and whether they are of zarr's third version. Orbax makes paths
+    of the names: none may lead out of ``params``.
+
+    Raises: InputError: one does, or these are no names.
+    """
+    described = read_json(params / "_METADATA")
+    tree, names = described.get("tree_metadata"), []
+    for leaf in tree.values() if isinstance(tree, dict) else [None]:
+        parts = [
+            part.get("key") if isinstance(part, dict) else None
+            for part in (leaf.get("key_metadata") if isinstance(leaf, dict) else None) or [None]
+        ]
+        if not all(isinstance(part, str) and re.fullmatch(r"\w{1,200}", part, re.ASCII) for part in parts):
+            raise InputError(f"{params / '_METADATA'}: tree_metadata does not name the parameters of a model")
+        value = leaf.get("value_metadata")
+        if not (isinstance(value, dict) and value.get("skip_deserialize")):  # None has no array
+            names.append(".".join(map(str, parts)))
+    return names, bool(described.get("use_zarr3"))
 
 
 def _nbytes(info: TensorInfo) -> int:

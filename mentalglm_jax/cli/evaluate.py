@@ -80,10 +80,11 @@ def evaluate(
     from mentalglm_jax.devices.together import held_by_primary, on_primary
     from mentalglm_jax.evaluate.assess import assess
     from mentalglm_jax.evaluate.calibrated import read_scalings, scalings_of
-    from mentalglm_jax.evaluate.inputs import finished, read_answers, read_data, shown_name
+    from mentalglm_jax.evaluate.inputs import GENERATIONS, check_place, finished, read_answers, read_data, shown_name
     from mentalglm_jax.evaluate.report import write_report
     from mentalglm_jax.evaluate.tables import format_comparison, format_table
     from mentalglm_jax.files import working_in
+    from mentalglm_jax.inference.generate import forget_partial
     from mentalglm_jax.train.recipe import opened_mesh
 
     section = place(set_)
@@ -100,6 +101,8 @@ def evaluate(
     if job is not None and answered and not own:
         job.check_unchanged("generate")
         job.check_unchanged("evaluate")
+    if out is not None:
+        check_place(out, Path(model) if (split is None if own else answered) else None)
     of_records = {"--system": system, "--limit": limit, "--max-new-tokens": max_new_tokens}
     if job is not None and own and split is not None:
         answered, data = False, job.records_file(split)
@@ -151,6 +154,8 @@ def evaluate(
                 alone.enter_context(held_by_primary(lambda: working_in(out)))
             on_primary(lambda: write_report(out, result, title=shown_name(model), compared=compared,
                                             against="" if against is None else shown_name(str(against))))  # fmt: skip
+            if not answered:
+                forget_partial(out / GENERATIONS)
     if json_:
         print_json({"tasks": result, "comparison": compared} if compared is not None else result)
         return
@@ -169,15 +174,16 @@ def _refuse(what: str, options: Mapping[str, Any], where: str) -> None:
 
 
 def _run_of(directory: Path, mesh: "MeshSection | None") -> "Run | None":
-    """The run in ``directory``; None where there is none, or nothing but its answers can be read."""
+    """The run in ``directory``; None where there is none, or none that can be read beside its answers. One that is
+    refused for what else is in it is refused here too: its answers may not be what its stages left."""
     from mentalglm_jax.evaluate.inputs import finished
-    from mentalglm_jax.pipeline.run_dir import Run
+    from mentalglm_jax.pipeline.run_dir import NoRun, Run
 
     if not (directory / "run.json").is_file():
         return None
     try:
         return Run.opened(directory, mesh=mesh)
-    except InputError:
+    except NoRun:
         if finished(directory):
             return None
         raise

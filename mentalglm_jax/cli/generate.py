@@ -77,7 +77,7 @@ def generate(
     from mentalglm_jax.data.surrogates import replacing_surrogates
     from mentalglm_jax.evaluate.calibrated import scalings_of
     from mentalglm_jax.evaluate.posts import answer_posts
-    from mentalglm_jax.inference.generate import count_unread
+    from mentalglm_jax.inference.generate import check_unfinished, count_unread
     from mentalglm_jax.inference.samples import generate_samples
     from mentalglm_jax.train.recipe import opened_mesh
 
@@ -89,6 +89,7 @@ def generate(
         raise InputError("--samples needs --temperature above 0: at 0 all answers to a post are one")
     if samples is not None and label_probabilities:
         raise InputError("--label-probabilities: not with --samples, they are of a post, not of an answer")
+    check_unfinished(out)  # before a model is loaded for minutes
     section = place(set_)
     make_known(tasks)
     make_known_of(model, adapter)

@@ -49,9 +49,26 @@ def _chunks(path: Path) -> Iterator[bytes]:
         raise InputError(f"{path}: cannot read ({error.strerror})") from None
 
 
+class _Lines(io.TextIOWrapper):
+    """Gives no line of any length to who goes through them, as `csv.reader` does."""
+
+    def __init__(self, path: Path, encoding: str, newline: str | None):
+        super().__init__(open_file(path), encoding=encoding, newline=newline)
+        self._path, self._number = path, 0
+
+    def __next__(self) -> str:
+        self._number += 1
+        if len(line := self.readline(_LONGEST_ITEM)) == _LONGEST_ITEM:
+            raise InputError(f"{self._path}: line {self._number} has {_LONGEST_ITEM} characters or more, as no row of "
+                             "a table has")  # fmt: skip
+        if not line:
+            raise StopIteration
+        return line
+
+
 def opened(path: Path, encoding: str, newline: str | None) -> io.TextIOWrapper:
-    """The file as text."""
-    return io.TextIOWrapper(open_file(path), encoding=encoding, newline=newline)
+    """The file as text; going through its lines raises InputError at one of ``_LONGEST_ITEM`` characters."""
+    return _Lines(path, encoding, newline)
 
 
 def can_decode(path: Path, encoding: str) -> bool:

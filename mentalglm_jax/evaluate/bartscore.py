@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
-from mentalglm_jax.evaluate.bertscore import LENGTHS, check_shapes, read_model, read_tokenizer
+from mentalglm_jax.evaluate.bertscore import LENGTHS, check_shapes, read_model, read_tokenizer, rows_for
 from mentalglm_jax.foreign import Fields
 
 _SHARED = ("model.shared.weight", "lm_head.weight", "model.encoder.embed_tokens.weight")
@@ -47,7 +47,7 @@ class Bart:
         self._tokenizer = read_tokenizer(directory, self._longest)
         words = next((name for name in _SHARED if name in self._tensors), _SHARED[0])
         rows = {f"model.{side}.embed_positions.weight": self._longest + _OFFSET for side in ("encoder", "decoder")}
-        rows[words] = max(self._tokenizer.get_vocab_size(), self._start + 1)
+        rows[words] = max(rows_for(self._tokenizer), self._start + 1)
         for heads in self._shape[2:]:
             check_shapes(directory, self._tensors, _wanted(*self._shape[:2]), words, rows, heads)
         shared = self._tensors[words]

@@ -52,7 +52,7 @@ class Encoder:
         self._longest = min(read.integer("max_position_embeddings", 2, 1 << 31), LENGTHS[-1])
         self._tokenizer = read_tokenizer(directory, self._longest)
         words, places = (f"embeddings.{part}_embeddings.weight" for part in ("word", "position"))
-        rows = {words: self._tokenizer.get_vocab_size(), places: self._longest}
+        rows = {words: rows_for(self._tokenizer), places: self._longest}
         check_shapes(directory, self._tensors, _wanted(self.layers), words, rows, self._heads)
 
     def tokens(self, text: str) -> list[int]:
@@ -208,6 +208,12 @@ def read_tokenizer(directory: Path, longest: int) -> Any:
         raise InputError(f"{directory}: has neither tokenizer.json nor vocab.txt")
     tokenizer.enable_truncation(longest)
     return tokenizer
+
+
+def rows_for(tokenizer: Any) -> int:
+    """How many rows an embedding needs: ids count the lines of vocab.txt, also those that are blank or stand twice, and
+    JAX would read one beyond the embedding as its last."""
+    return max(tokenizer.get_vocab().values(), default=0) + 1
 
 
 def _wanted(layers: int) -> list[str]:

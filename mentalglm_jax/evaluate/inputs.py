@@ -1,5 +1,6 @@
 """What `mentalglm evaluate` is pointed at: finished answers, or a model and records to answer."""
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
 from mentalglm_jax.evaluate.calibrated import Scaling
 from mentalglm_jax.evaluate.readings import score_records
-from mentalglm_jax.inference.generate import forget_partial, generate_records
+from mentalglm_jax.inference.generate import generate_records, partial_file
 from mentalglm_jax.model.fingerprint import model_fingerprint
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.text import tasks
@@ -89,7 +90,8 @@ def answer_records(
     progress: Callable[[str], Callable[..., None]] | None = None,
 ) -> Answers:  # fmt: skip
     """Both readings of ``records`` by ``model``, also written to ``out``; after an interruption the same call has the
-    answers generated so far from there (and scores all labels anew, which takes a fraction of the time).
+    answers generated so far from there (and scores all labels anew, which takes a fraction of the time). The caller
+    says when it has done all it wants them for (``forget_partial``): then they are finished, and not written over.
 
     Labels are scored after the model's own explanations if more than half of its answers begin with one.
 
@@ -103,14 +105,34 @@ def answer_records(
     """
     stage, fingerprint = progress if progress is not None else lambda name: None, model_fingerprint(model)
     rows = generate_records(model, tokenizer, records, out_path=out / GENERATIONS, max_new_tokens=max_new_tokens,
-                            batch_size=batch_size, system=system, keep_partial=True, fingerprint=fingerprint,
-                            progress=stage("generate"))  # fmt: skip
+                            batch_size=batch_size, system=system, keep_partial=True, replace=False,
+                            fingerprint=fingerprint, progress=stage("generate"))  # fmt: skip
     first = sum(tasks.explains_first(row["task"], row["language"], row["output_text"]) for row in rows)
     values = score_records(model, tokenizer, records, written=rows if 2 * first > len(rows) else None,
                            out_path=out / LABEL_SCORES, batch_size=batch_size, system=system, scalings=scalings,
                            fingerprint=fingerprint, progress=stage("label log-probabilities"))  # fmt: skip
-    forget_partial(out / GENERATIONS)
     return Answers(rows, values)
+
+
+def check_place(out: Path, source: Path | None) -> None:
+    """Whether a directory may get a model's answers, or a report on finished ones: none of another may be there.
+
+    Args:
+        source: the finished answers (``read_answers``); None: a model will give them.
+
+    Raises: InputError.
+    """
+    own: set[Path] = set()
+    if source is not None:
+        beside = source if source.is_dir() else source.parent
+        first = beside / GENERATIONS if source.is_dir() or source.name == LABEL_SCORES else source
+        own = {first.resolve(), (beside / LABEL_SCORES).resolve()}
+    elif partial_file(out / GENERATIONS).exists():  # it goes on
+        return
+    for path in (out / GENERATIONS, out / LABEL_SCORES):
+        if os.path.lexists(path) and path.resolve() not in own:
+            raise InputError(f"{path}: is there already, and would be written over, or stand beside scores that are "
+                             "not its own; name another --out, or delete it")  # fmt: skip
 
 
 def read_data(

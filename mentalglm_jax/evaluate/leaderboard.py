@@ -20,14 +20,13 @@ from mentalglm_jax.evaluate.metrics import METRICS, indicator, positive_place
 from mentalglm_jax.evaluate.published import figures_beside
 from mentalglm_jax.evaluate.report import readings
 from mentalglm_jax.evaluate.scores import aligned
-from mentalglm_jax.evaluate.stated import answers_beside, check_stated
+from mentalglm_jax.evaluate.stated import EVALUATION, read_stated
 from mentalglm_jax.evaluate.statistics import DRAWS, holm, paired_bootstrap
-from mentalglm_jax.foreign import Fields, parse_json, read_json, read_text, short
+from mentalglm_jax.foreign import read_json
 from mentalglm_jax.markdown import escaped
 from mentalglm_jax.text import tasks
 
 FORMATS = ("markdown", "csv", "latex", "json")
-_HINT = "make it with `mentalglm evaluate --out DIR`"
 _SEED = re.compile(r"[-_.=, ]*(?:seed|s)?[-_.=, ]*\d*$", re.IGNORECASE)
 
 
@@ -96,52 +95,11 @@ def leaderboard_rows(paths: Sequence[str | Path], draws: int = DRAWS) -> list[di
 
 
 def _read(path: Path) -> _Run:
-    directory, file = (path.parent, path) if path.suffix == ".json" else (path, path / "evaluation.json")
-    try:
-        tasks.add_tasks_beside(file)
-        result = parse_json(read_text(file), str(file), _HINT)
-    except OSError as error:
-        raise InputError(f"{file}: cannot read ({error.strerror}); {_HINT}") from None
-    if not isinstance(result, dict):
-        raise InputError(f"{file}: not an evaluation; {_HINT}")
-    for task, entry in result.items():
-        tasks.get_task(task)
-        try:
-            _check_entry(entry, f"{file}: {task}")
-        except InputError as error:
-            raise InputError(f"{error}; {_HINT}") from None
-    answers = answers_beside(directory)
-    check_stated(file, result, answers)
+    directory, file = (path.parent, path) if path.suffix == ".json" else (path, path / EVALUATION)
+    result, answers = read_stated(file)
     place = next((one for one in (directory, directory.absolute().parent) if (one / "run.json").is_file()), None)
     recipe = None if place is None else read_json(place / "run.json").get("recipe")
     return _Run(place or directory, result, recipe if isinstance(recipe, dict) else None, answers)
-
-
-def _check_entry(entry: Any, where: str) -> None:
-    """Raises: InputError unless there is all that the rows of a task need."""
-    fields = _fields(entry, where)
-    fields.text("data_set", None)
-    for floor, scores in fields.mapping("floors").items():
-        _check_scores(_fields(scores, f"{where}: floor {short(floor)}"))
-    if fields.integer("n", 0, 2**53) > 0:
-        _check_scores(fields)
-    if entry.setdefault("label_reading", None):
-        _check_scores(_fields(entry["label_reading"], f"{where}: label_reading"))
-
-
-def _fields(raw: Any, where: str) -> Fields:
-    if not isinstance(raw, dict):
-        raise InputError(f"{where}: not an evaluation")
-    return Fields(raw, where)
-
-
-def _check_scores(fields: Fields) -> None:
-    fields.integer("n", 1, 2**53)
-    for metric in METRICS:
-        fields.number(metric, 0.0, 1.0)
-    ends = fields.raw.get("ci95")
-    if not (isinstance(ends, list) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)):
-        raise fields.wrong("ci95", "two numbers")
 
 
 def _systems(runs: Sequence[_Run]) -> dict[str, list[_Run]]:

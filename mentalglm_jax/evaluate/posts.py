@@ -43,7 +43,7 @@ def answer_posts(
     out = Path(out)
     rows = generate_records(model, tokenizer, posts, out_path=out, max_new_tokens=max_new_tokens,
                             temperature=temperature, seed=seed, batch_size=batch_size, system=system,
-                            keep_partial=probabilities, progress=stage("generate"))  # fmt: skip
+                            keep_partial=probabilities, replace=False, progress=stage("generate"))  # fmt: skip
     if not probabilities:
         return rows
     first = any(tasks.explains_first(row["task"], row["language"], row["output_text"]) for row in rows)

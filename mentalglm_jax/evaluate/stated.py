@@ -11,11 +11,73 @@ from mentalglm_jax.evaluate.answers import Answer, by_task, expected_records, ge
 from mentalglm_jax.evaluate.inputs import finished, read_answers
 from mentalglm_jax.evaluate.metrics import METRICS, indicator, task_scores
 from mentalglm_jax.evaluate.report import readings
-from mentalglm_jax.foreign import short
+from mentalglm_jax.foreign import Fields, parse_json, read_text, short
 from mentalglm_jax.text import tasks
 
+EVALUATION = "evaluation.json"
+_HINT = "make it with `mentalglm evaluate --out DIR`"
+Readings = dict[str, dict[str, list[Answer]]]
 
-def answers_beside(directory: Path) -> dict[str, dict[str, list[Answer]]]:
+
+def read_stated(file: Path) -> tuple[dict[str, Any], Readings]:
+    """The result of ``evaluate`` that was written to ``file``, as far as tables and cards quote it, and the answers
+    beside it (``answers_beside``), of which its scores are.
+
+    Raises:
+        InputError: the file is missing, is not an evaluation, or is not of these answers.
+    """
+    try:
+        tasks.add_tasks_beside(file)
+        result = parse_json(read_text(file), str(file), _HINT)
+    except OSError as error:
+        raise InputError(f"{file}: cannot read ({error.strerror}); {_HINT}") from None
+    if not isinstance(result, dict):
+        raise InputError(f"{file}: not an evaluation; {_HINT}")
+    for task, entry in result.items():
+        tasks.get_task(task)
+        try:
+            _check_entry(entry, f"{file}: {task}")
+        except InputError as error:
+            raise InputError(f"{error}; {_HINT}") from None
+    answers = answers_beside(file.parent)
+    check_stated(file, result, answers)
+    return result, answers
+
+
+def _check_entry(entry: Any, where: str) -> None:
+    """Raises: InputError unless there is all that the rows of a task need."""
+    fields = _fields(entry, where)
+    fields.text("data_set", None)
+    for floor, scores in fields.mapping("floors").items():
+        _check_scores(_fields(scores, f"{where}: floor {short(floor)}"))
+    if fields.integer("n", 0, 2**53) > 0:
+        _check_reading(fields)
+    if entry.setdefault("label_reading", None):
+        _check_reading(_fields(entry["label_reading"], f"{where}: label_reading"))
+
+
+def _fields(raw: Any, where: str) -> Fields:
+    if not isinstance(raw, dict):
+        raise InputError(f"{where}: not an evaluation")
+    return Fields(raw, where)
+
+
+def _check_reading(fields: Fields) -> None:
+    _check_scores(fields)
+    fields.number("parse_failure_rate", 0.0, 1.0, None)
+    fields.integer("cut_off", 0, 2**53, None)
+
+
+def _check_scores(fields: Fields) -> None:
+    fields.integer("n", 1, 2**53)
+    for metric in METRICS:
+        fields.number(metric, 0.0, 1.0)
+    ends = fields.raw.get("ci95")
+    if not (isinstance(ends, list) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)):
+        raise fields.wrong("ci95", "two numbers")
+
+
+def answers_beside(directory: Path) -> Readings:
     """Reading ("text", "label") to task to what is answered; empty where no answers are in ``directory``.
 
     Raises:

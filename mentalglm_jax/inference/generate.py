@@ -29,6 +29,7 @@ __all__ = [
     "Calibration",
     "Sampling",
     "answer_text",
+    "check_unfinished",
     "explanation_ids",
     "fit_calibration",
     "forget_partial",
@@ -173,6 +174,7 @@ def generate_records(
     batch_size: int = 32,
     system: str | None = None,
     keep_partial: bool = False,
+    replace: bool = True,
     fingerprint: str | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
@@ -188,6 +190,7 @@ def generate_records(
         system: a system turn before every post; None is the one of its task, if it has one.
         keep_partial: leave the finished batches there (``partial_file``), so that the same call gives the same rows
             without generating again, until the caller has done what it wants them for (``forget_partial``).
+        replace: whether finished answers may be replaced (``check_unfinished``).
         fingerprint: of ``model`` before its adapter was merged (``model_fingerprint``): the last bits of a sum depend
             on the mesh, those of base and adapter do not, so that another mesh can go on. None is ``model``'s own.
 
@@ -195,8 +198,8 @@ def generate_records(
         The rows written.
 
     Raises:
-        InputError: as ``generate_ids``, naming the record; two records with one id; or the partial file was left by
-            another model or other options, or is damaged.
+        InputError: as ``generate_ids``, naming the record; two records with one id; the partial file was left by
+            another model or other options, or is damaged; or there are finished answers.
         RunError: the file system refused, or another process writes the same file.
         Interrupted, Preempted: in a run of several processes, a signal arrived at one of them.
     """
@@ -212,6 +215,8 @@ def generate_records(
         return generation_row(record, tokenizer, prompts[record.id], ids) | {"answered_by": by}
 
     with held_by_primary(lambda: working_on(out_path)):
+        if not replace:
+            on_primary(lambda: check_unfinished(out_path))
         left = on_primary(lambda: open_partial(partial, made_by, tokenizer.vocab_size))
         rows = {record.id: row(record, left[record.id]["output_ids"]) for record in records
                 if record.id in left and left[record.id]["prompt_ids"] == prompts[record.id]}  # fmt: skip
@@ -264,6 +269,19 @@ def prompts_of(
     for record_id, prompt in prompts.items():
         check_ids(model, f"record {record_id!r}", prompt, max_new_tokens, "max_new_tokens")
     return prompts, max_new_tokens
+
+
+def check_unfinished(out_path: Path) -> None:
+    """Refuses to write over answers that are finished: those of another model, or to other posts, would be gone, and
+    so would be hours. Where some are half done beside them (``partial_file``), the same call goes on.
+
+    Raises: InputError.
+    """
+    if os.path.lexists(out_path) and not partial_file(out_path).exists():
+        if out_path.is_file() and out_path.stat().st_size == 0:
+            return
+        raise InputError(f"{out_path}: is there already, and finished answers are not written over; name another "
+                         "place, or delete it")  # fmt: skip
 
 
 def forget_partial(out_path: str | Path) -> None:

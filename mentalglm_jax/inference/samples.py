@@ -14,6 +14,7 @@ from mentalglm_jax.inference.decode import Progress, Sampling, batches
 from mentalglm_jax.inference.generate import (
     answer_text,
     append_rows,
+    check_unfinished,
     forget_partial,
     generation_row,
     open_partial,
@@ -64,7 +65,7 @@ def generate_samples(
         The rows written, and how many were not.
 
     Raises:
-        InputError, RunError: as ``generate_records``; or nothing would be drawn.
+        InputError, RunError: as ``generate_records``; nothing would be drawn; or there are finished answers.
     """
     if samples < 1:
         raise InputError(f"samples must be at least 1, got {samples}")
@@ -86,6 +87,7 @@ def generate_samples(
 
     with held_by_primary(lambda: working_on(out_path)), stopping_together("generating") as check:
         partial = partial_file(out_path)
+        on_primary(lambda: check_unfinished(out_path))
         left = on_primary(lambda: open_partial(partial, made_by, tokenizer.vocab_size))
         rows = {name: row(post, number, left[name]["output_ids"]) for post in posts for number in range(samples + 1)
                 if (name := _id(post, number)) in left and left[name]["prompt_ids"] == prompts[post.id]}  # fmt: skip

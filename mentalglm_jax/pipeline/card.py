@@ -21,7 +21,7 @@ from mentalglm_jax.checkpoints.model_card import (
 from mentalglm_jax.data.sources import SOURCES
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.report import RESULTS_NOTE, readings, results_table
-from mentalglm_jax.foreign import read_json
+from mentalglm_jax.evaluate.stated import EVALUATION, read_stated
 from mentalglm_jax.markdown import code, escaped, fenced
 from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.text import tasks
@@ -58,7 +58,7 @@ def run_card(
         now: what a stage that is just ending says, by its name as in ``job.result``, where it does not stand yet.
 
     Raises:
-        InputError: the run's own files are damaged.
+        InputError: the run's own files are damaged, or its scores are not those of its answers.
     """
     names = [one.name for one in job.recipe.stages]
     stage = stage or names[-1]
@@ -99,7 +99,7 @@ def run_card(
 
 
 def _evaluation(job: Run) -> dict[str, Any]:
-    return read_json(job.dir / "evaluation.json") if "evaluate" in job.result else {}
+    return read_stated(job.dir / EVALUATION)[0] if "evaluate" in job.result else {}
 
 
 def _origin(job: Run, base: str | None) -> str:

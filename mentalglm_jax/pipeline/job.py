@@ -39,6 +39,7 @@ from mentalglm_jax.evaluate.development import fit_on_development
 from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
 from mentalglm_jax.evaluate.readings import label_f1, score_records
 from mentalglm_jax.evaluate.report import write_report
+from mentalglm_jax.evaluate.stated import EVALUATION, read_stated
 from mentalglm_jax.files import working_in, write_bytes, write_json, write_text
 from mentalglm_jax.foreign import parse_json, read_json
 from mentalglm_jax.inference.generate import answer_text, count_unread, generate_ids, generate_records
@@ -113,7 +114,8 @@ def run(
             raise nothing_left(job.changed_from, recipe)
         job.begin()
         _go(job, reporter, list(_stages(recipe, until)), evaluated=until is None)
-        return job.result if until is not None else on_primary(lambda: _own_json(job.dir / "summary.json"))
+        hint = f"delete {job.dir} or choose another run_dir"  # somebody may have touched it
+        return job.result if until is not None else on_primary(lambda: read_json(job.dir / "summary.json", hint))
 
 
 def evaluate_run(directory: Path, reporter: Reporter, mesh: MeshSection | None = None) -> None:
@@ -441,11 +443,6 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [parse_json(line, f"{path}:{number}", "delete it to start over") for number, line in read_lines(path)]
 
 
-def _own_json(path: Path) -> dict[str, Any]:
-    """What an earlier stage left; somebody may have touched it since."""
-    return read_json(path, hint=f"delete {path.parent} or choose another run_dir")
-
-
 def _probe(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     section, base, generations = job.recipe.probe, str(job.base), job.dir / "generations.jsonl"
     rows = _probed(job, _read_jsonl(generations))
@@ -490,7 +487,7 @@ def _summary(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{job.dir / 'run.json'}: what stages verify and probe found is damaged; begin anew with "
                          "--restart") from None  # fmt: skip
-    summary["eval"] = _own_json(job.dir / "evaluation.json")
+    summary["eval"], _ = read_stated(job.dir / EVALUATION)
     for name, to in (("adapter", "peft"), ("merged", "merged")):  # with results, which were not there at the export
         write_text(job.dir / name / CARD, run_card(job, to, base=job.base_id))
         job.pack_calibration(job.dir / name)

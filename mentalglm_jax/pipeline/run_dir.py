@@ -149,6 +149,10 @@ def _sorted_out(directory: Path, folder: str = "") -> tuple[list[Path], list[Pat
     return links, written, other
 
 
+class NoRun(InputError):
+    """There is no run in a directory, or none that this version can read."""
+
+
 class Run:
     """A run directory and its recipe.
 
@@ -192,9 +196,12 @@ class Run:
                 raise InputError(f"{self.dir} holds a run of another recipe ({few(differing, 3)}); --allow-changed "
                                  "goes on with the new values, --set run_dir=... begins elsewhere, --restart deletes "
                                  "it")  # fmt: skip
-            if links := _sorted_out(self.dir)[0]:  # old checkpoints are deleted, damaged ones renamed
+            links, written, _ = _sorted_out(self.dir)
+            if links:  # old checkpoints are deleted, damaged ones renamed
                 raise InputError(f"{links[0]}: is a link, and a run writes and deletes in its own directory only; put "
                                  "the files themselves there, or choose another run_dir")  # fmt: skip
+            if odd := [path for path in written if not path.is_file()]:  # a pipe would be waited for
+                raise InputError(f"{odd[0]}: is neither a file nor a directory; remove it")
             self._state["stages"] = dict(self._known["stages"])
             self._state["base"] = dict(self._known["base"])
             if differing:
@@ -211,13 +218,14 @@ class Run:
         """The run in ``directory``, by its own recipe, on ``mesh``, which is part of no run.
 
         Raises:
-            InputError: there is none, or it is damaged.
+            NoRun: there is none.
+            InputError: it is damaged, or has links or pipes in it.
         """
         try:
             recipe = Recipe.model_validate({**read_json(directory / "run.json")["recipe"], "run_dir": directory})
             recipe = recipe.model_copy(update={"mesh": mesh})
         except (InputError, ValueError, KeyError, TypeError):
-            raise InputError(f"{directory}: not a run directory (no readable run.json)") from None
+            raise NoRun(f"{directory}: not a run directory (no readable run.json)") from None
         return cls(recipe, say=say)
 
     def check_trained(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from mentalglm_jax.devices.stopping import StopSignal
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.evaluate.stated import answers_beside, check_stated
+from mentalglm_jax.evaluate.stated import EVALUATION, read_stated
 from mentalglm_jax.files import make_dir, working_in, write_json
 from mentalglm_jax.foreign import read_json
 from mentalglm_jax.interpreter import environment, module_command
@@ -261,8 +261,7 @@ def _found(point: Point) -> dict[str, Any]:
     file = point.directory / "run.json"
     try:
         last = read_json(file)["stages"][f"train {point.recipe.stages[-1].name}"]
-        scores = read_json(point.directory / "evaluation.json")
-        check_stated(point.directory / "evaluation.json", scores, answers_beside(point.directory))
+        scores, _ = read_stated(point.directory / EVALUATION)
         best = {name: float(value) for name, value in last.get("best", {}).items() if name != "step"}
         return {"development": best or None,
                 "weighted_f1": {task: float((entry if entry["n"] else entry["label_reading"])["weighted_f1"])

@@ -13,6 +13,7 @@ from mentalglm_jax.foreign import read_text
 from mentalglm_jax.inference.continuous import ContinuousBatch, cache_bytes
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.serve.app import make_app
+from mentalglm_jax.serve.connections import bounded, most_connections
 from mentalglm_jax.serve.engine import Engine
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 
@@ -104,8 +105,9 @@ def make_server(
     context = min(context, model.config.max_position_embeddings)
     app = make_app(Engine(batch, tokenizer, most_waiting=waiting), tokenizer, name=name, context=context, key=key)
     # h11 bounds what it holds of a request's head; httptools, which uvicorn would take where it is installed, does not.
+    protocol = bounded(most_connections(rows + waiting))
     return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="on",
-                                         http="h11", timeout_graceful_shutdown=_GRACE))  # fmt: skip
+                                         http=protocol, ws="none", timeout_graceful_shutdown=_GRACE))  # fmt: skip
 
 
 def address(at: socket.socket) -> str:

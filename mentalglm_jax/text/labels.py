@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.markdown import without_blanks
+from mentalglm_jax.markdown import look, without_blanks
 
 Kind = Literal["single", "multi", "hierarchy", "ordinal"]
 KINDS: tuple[Kind, ...] = ("single", "multi", "hierarchy", "ordinal")
@@ -257,15 +257,20 @@ class Task:
         """Whether every label, however an answer is dressed, is read back as itself and as no other.
 
         Raises:
-            InputError: two labels have one sentence once case, width, marks and full stops are set aside; a name is
-                made of two others and what joins them; or a sentence cannot be read back. Both sentences are named.
+            InputError: two labels have one sentence once case, width, marks and full stops are set aside, or one look;
+                a name is made of two others and what joins them; or a sentence cannot be read back. Both sentences are
+                named.
         """
+        keys = {look(key): key for key in self.keys}
+        if alike := next((key for key in self.keys if keys[look(key)] != key), None):
+            raise InputError(f"task {self.name}: the labels {alike!r} and {keys[look(alike)]!r} look the same, of "
+                             "letters of two scripts; change one of them")  # fmt: skip
         for language in self.languages:
             seen: dict[str, str] = {}
             for sentence in self.candidates(language).values():
-                if (other := seen.setdefault(fold(sentence), sentence)) is not sentence:
-                    raise self._alike(language, other, sentence, "are one sentence once case, width and marks are left "
-                                      "out")  # fmt: skip
+                if (other := seen.setdefault(fold(look(sentence)), sentence)) is not sentence:
+                    raise self._alike(language, other, sentence, "are one sentence, or look like it, once case, width "
+                                      "and marks are left out")  # fmt: skip
             if self.arity == "multi":
                 self._check_names(language)
             for key, sentence in self.candidates(language).items():

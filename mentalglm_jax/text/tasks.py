@@ -19,6 +19,7 @@ from typing import Any, Literal
 import yaml
 
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.markdown import look
 from mentalglm_jax.text.labels import WRAPPERS, Label, Markers, Task, nearest, wrapped
 from mentalglm_jax.text.task_files import (
     TASKS_FILE,
@@ -110,12 +111,15 @@ def add_tasks(tasks: Iterable[Task], where: str = "") -> None:
         where: the file they come from, for messages.
 
     Raises:
-        InputError: a name is known with another definition. None is added then.
+        InputError: a name is known with another definition, or looks like another name. None is added then.
     """
     tasks = list(tasks)
     fresh: dict[str, Task] = {}
     for task in tasks:
         known = fresh.get(task.name) or TASKS.get(task.name)
+        if known is None and (alike := [one for one in (*TASKS, *fresh) if look(one) == look(task.name)]):
+            raise InputError(f"{where}{': ' if where else ''}task {task.name!r} looks like {alike[0]!r}, which is "
+                             "another name; write it in letters of one script")  # fmt: skip
         if known is not None and known != task:
             differing = [
                 field.name for field in fields(Task) if getattr(known, field.name) != getattr(task, field.name)

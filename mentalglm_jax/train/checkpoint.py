@@ -25,6 +25,7 @@ from mentalglm_jax.checkpoints.orbax_files import reason
 from mentalglm_jax.devices.distributed import barrier, is_primary
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.train.recipe import Metric
+from mentalglm_jax.train.saved import check_state, check_steps, read_noted
 
 _log = logging.getLogger(__name__)
 _MOST_SHOWN = 80  # characters of a value in ``differences``
@@ -44,6 +45,7 @@ class Checkpoints:
             are refused all the same, for the arrays would not fit.
 
     Raises:
+        InputError: there is something in the directory that Orbax should not read.
         RunError: the directory cannot be created or read.
     """
 
@@ -67,6 +69,8 @@ class Checkpoints:
                 preservation_policy=preservation_policy.AnyPreservationPolicy([latest, best]),
             )  # fmt: skip
         try:
+            check_steps(self.directory)
+            barrier("the checkpoints are looked through")  # Orbax removes what is not finished
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise RunError(f"{self.directory}: cannot keep checkpoints there ({error.strerror or error})") from error
@@ -120,22 +124,28 @@ class Checkpoints:
 
         Raises:
             InputError: the checkpoint was made by a run with another recipe; names the keys that differ.
-            RunError: there are checkpoints, but none can be read.
+            RunError: there are checkpoints, but none can be read, or no process can be started to look.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         damaged: dict[int, str] = {}
         for step in steps:
             try:
+                noted = [read_noted(self.directory / str(step), name) for name in ("identity", "data")]
+            except InputError as error:
+                damaged[step] = self._why(step, error)
+                continue
+            self._check_identity(step, noted[0])
+            try:
                 with _quiet_stragglers():
                     found = self._read(step, abstract)
-            except InputError:
+            except RunError:  # nothing could be looked at
                 raise
             except Exception as error:  # Orbax raises many kinds for a damaged step: ValueError, OSError, KeyError, ...
-                damaged[step] = reason(error)
+                damaged[step] = self._why(step, error)
             else:
                 self._set_aside(damaged, step)
-                return step, found["state"], found["data"]
+                return step, found, noted[1]
         if damaged:
             step, why = next(iter(damaged.items()))
             raise RunError(
@@ -150,18 +160,20 @@ class Checkpoints:
         step = self._manager.best_step()
         if step is None or self._manager.metrics(step) is None:
             return None
-        return step, self._read(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))["state"]
+        self._check_identity(step, read_noted(self.directory / str(step), "identity"))
+        return step, self._read(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
 
     def _read(self, step: int, abstract: dict[str, Any]) -> Any:
-        identity = self._manager.restore(step, args=ocp.args.Composite(identity=ocp.args.JsonRestore()))
-        self._check_identity(step, identity["identity"])
+        check_state(self.directory / str(step))
         return self._manager.restore(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract),  # pyright: ignore[reportCallIssue]
-                data=ocp.args.JsonRestore(),
-            ),
-        )
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),  # pyright: ignore[reportCallIssue]
+        )["state"]
+
+    def _why(self, step: int, error: Exception) -> str:
+        if isinstance(error, InputError):
+            return str(error).replace(f"{self.directory / str(step)}/", "")
+        return reason(error)
 
     def _set_aside(self, damaged: dict[int, str], good: int) -> None:
         for step, why in damaged.items():

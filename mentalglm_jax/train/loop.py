@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mentalglm_jax.data.batches import Batch, Example, Lengths, PackedBatches, f
 from mentalglm_jax.devices.distributed import any_process, gathered, is_primary, local_rows, spread
 from mentalglm_jax.devices.stopping import StopSignal
 from mentalglm_jax.errors import InputError, RunError
+from mentalglm_jax.foreign import Fields
 from mentalglm_jax.model.fingerprint import base_fingerprint, model_fingerprint
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.model.sharding import shard_model
@@ -27,6 +28,7 @@ from mentalglm_jax.train.preference import MEASURES, Objective
 from mentalglm_jax.train.recipe import TrainConfig
 from mentalglm_jax.train.reference import FILE as REFERENCE
 from mentalglm_jax.train.reference import with_reference
+from mentalglm_jax.train.saved import check_form
 from mentalglm_jax.train.speed import Speedometer, peak_flops
 from mentalglm_jax.train.step import TrainState, averaged, learning_rate_schedule, make_optimizer, make_step
 
@@ -159,9 +161,11 @@ def train(
             restored = checkpoints.restore(_tree(state))
             if restored is not None:
                 done, tree, data = restored
+                where = f"{checkpoints.directory / str(done)}/data/metadata"
+                check_form(data.get("iterator"), iterator.get_state(), f"{where}: iterator")
+                tally = _Tally.read(Fields(data, where).mapping("tally"), where)
                 state = _filled(state, tree)
                 iterator.set_state(data["iterator"])
-                tally = _Tally.read(data["tally"])
             first = done + 1
             cleanup.callback(lambda: nnx.update(model, gathered(state.trainable)))  # the step took the model's arrays
             log = MetricsLog(directory, done, around.wandb) if is_primary() else None
@@ -187,7 +191,7 @@ def train(
                 speed.count(*(float(out[name]) for name in ("tokens", "targets", "pairs")))
                 names = ("loss", "accuracy", *(() if objective is None else MEASURES), "targets", "grad_norm")
                 metrics = {name: float(out[name]) for name in names}
-                tally.metrics = metrics if finite else tally.metrics
+                tally.metrics = metrics if finite and all(map(math.isfinite, metrics.values())) else tally.metrics
                 if done % config.log_every == 0 or done == steps:
                     rate = float(jnp.asarray(schedule(updates)))
                     if log is not None:
@@ -240,9 +244,14 @@ class _Tally:
     stale: int = 0  # evaluations since then
 
     @classmethod
-    def read(cls, data: dict[str, Any]) -> "_Tally":
-        """From a checkpoint, also of a version that counted other things."""
-        return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data})
+    def read(cls, data: Mapping[str, Any], where: str = "a checkpoint") -> "_Tally":
+        """From a checkpoint, also of a version that counted other things. Raises: InputError: these are no counts."""
+        found = Fields(data, f"{where}: tally")
+        metrics = Fields(found.mapping("metrics", {}), f"{where}: tally.metrics")
+        numbers = {name: metrics.number(name) for name in ({"loss", "accuracy", *metrics.raw} if metrics.raw else ())}
+        counts = {name: found.integer(name, 0, 2**53, 0) for name in ("skipped", "bad_in_a_row", "stale")}
+        values = {name: found.number(name, default=None) for name in ("best", "reference")}
+        return cls(**counts, **values, metrics=numbers, best_step=found.integer("best_step", 0, 2**53, None))
 
     def count(self, finite: bool) -> None:
         self.skipped += not finite

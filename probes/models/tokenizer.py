@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import json
 import math
+import re
 import tempfile
 import threading
 import warnings
@@ -28,9 +29,10 @@ from probes.models.patterns import MAX_PATTERNS, backtracks, patterns_in
 _JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
          "vocab.json")  # fmt: skip
 _OTHER = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "merges.txt", "vocab.txt")
-# Of tokenizer_config.json: code of a repository, and names of other files.
-_DROPPED = ("auto_map", "chat_template", "tokenizer_file", "vocab_file", "merges_file", "fast_tokenizer_files",
-            "special_tokens_map_file", "name_or_path", "custom_pipelines")  # fmt: skip
+_VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", *(name for name in _OTHER if name.endswith(".model"))}
+# Of tokenizer_config.json: code of a repository, and what names other files (a vocabulary may be one).
+_DROPPED = re.compile(r"auto_map|chat_template|name_or_path|custom_pipelines|.*_files?|vocab|merges|\w+_kwargs"
+                      r"|tokenizer_object|__slow_tokenizer|post_processor")  # fmt: skip
 _SHORT, _LONGEST = 2000, 60  # characters whose time the form of the patterns bounds; seconds for a longer text
 _MAX_GROWTH = 1000  # how often a chain of Replace rules may multiply the length of a text
 
@@ -48,7 +50,7 @@ def load_tokenizer(model_dir: str | Path) -> Any:
 
     directory = Path(model_dir)
     found = [name for name in (*_JSON, *_OTHER) if (directory / name).exists() or (directory / name).is_symlink()]
-    if not set(found) - {"config.json", "special_tokens_map.json", "added_tokens.json"}:
+    if not set(found) & _VOCABULARIES:  # the library would make one without a word in it
         raise ProbeInputError(f"{model_dir}: no usable tokenizer (no tokenizer.json); save one beside the model")
     with tempfile.TemporaryDirectory(prefix="probes-tokenizer-") as staged:
         for name in found:
@@ -130,7 +132,7 @@ def _checked(path: Path, data: bytes) -> dict[str, Any]:
     if path.name == "tokenizer.json":
         return _tokenizer_json(path, value)
     if path.name in ("tokenizer_config.json", "config.json"):
-        return {key: one for key, one in value.items() if key not in _DROPPED}
+        return {key: one for key, one in value.items() if not _DROPPED.fullmatch(key)}
     return value
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning
-from probes.files import make_dir, write_json
+from probes.files import dump, make_dir, write_bytes
 from probes.foreign import plain, read_bytes, read_json
 
 _NAME = re.compile(r"(randomised-|swap-)?[0-9a-f]{32}(\.part-[0-9]{1,3})?\.json")
 _KEY_BYTES = 32
+MOST_BYTES = 256 << 20  # of a post: fifty maps of the longest
 
 
 def digest(value: Any, key: bytes = b"", name: str = "") -> str:
@@ -83,8 +84,13 @@ class Cache:
 
         Raises:
             ProbeError: the file system refused.
+            ProbeInputError: it is larger than what is read back.
         """
-        write_json(self.directory / name, {"digest": digest(value, name=name), "value": value}, private=True)
+        data = (dump({"digest": digest(value, name=name), "value": value}) + "\n").encode()
+        if len(data) > MOST_BYTES:
+            raise ProbeInputError(f"{self.directory / name}: the maps of this post take {len(data)} bytes (at most "
+                                  f"{MOST_BYTES}); ask for fewer methods, or leave the post out")  # fmt: skip
+        write_bytes(self.directory / name, data, private=True)
 
 
 def entry(directory: Path, name: object) -> dict[str, Any]:
@@ -98,7 +104,7 @@ def entry(directory: Path, name: object) -> dict[str, Any]:
     path = directory / name
     if path.is_symlink():
         raise ProbeInputError(f"{path}: is a link, not a file of this run")
-    stored = read_json(path, half_pairs=True)
+    stored = read_json(path, half_pairs=True, limit=MOST_BYTES)
     value = stored.get("value")
     if stored.keys() != {"digest", "value"} or not isinstance(value, dict):
         raise ProbeInputError(f"{path}: not a post of this version")

@@ -48,6 +48,8 @@ ATTACKS = {
     "a tensor far beyond": (file((tensor(offset=1 << 60),)), "tensor t ends at byte .* cut short"),
     "2^64 - 32 as a place": (file((tensor(offset=(1 << 64) - 32),)), "tensor t ends at byte .* cut short"),
     "a place that is not aligned": (file((tensor(offset=7),)), "tensor t begins at 7"),
+    "two tensors of the same bytes": (file((tensor("a"),), (tensor("b"),)), "tensor b shares its bytes with another"),
+    "a tensor inside another": (file((tensor("a", (64,)),), (tensor("b", offset=32),)), "tensor b shares its bytes"),
     "an alignment of 0": (file(entry("general.alignment", U32, bytes(4)), (tensor(),)), "alignment must be a multiple"),
     "an alignment of 2^31": (
         file(entry("general.alignment", U32, struct.pack("<I", 1 << 31)), (tensor(),)),

@@ -25,7 +25,7 @@ from probes.records import Report
 from probes.report.display import html
 from probes.report.page import render
 from probes.report.view import _bars
-from probes.results.cache import digest
+from probes.results.cache import MOST_BYTES, Cache, digest
 from probes.results.store import MOST_CHARACTERS, SCHEMA_VERSION, Run
 from probes.results.summary import summarise
 from tests.hostile.attack import refused, run
@@ -203,3 +203,22 @@ def test_a_report_of_strangers_in_a_notebook():
     shown = html(Report.from_dict({"example_id": attack, "checks": [], "verdict": attack, "notes": [attack]}))
     assert shown is not None
     assert "<img" not in shown and shown.count("&lt;img") == 3
+
+
+# --- cached posts ---
+
+
+def test_a_cached_post_is_never_larger_than_what_is_read_back(tmp_path, monkeypatch):
+    """One of more than 64 MiB was written, refused when it was read, and made again without end."""
+    monkeypatch.setattr("probes.foreign.MAX_JSON_BYTES", 1000)
+    monkeypatch.setattr("probes.results.cache.MOST_BYTES", 20_000)
+    cache, name = Cache(tmp_path), f"{'a' * 32}.json"
+    cache.write(name, {"values": [0.5] * 3000})
+    assert cache.read(name) == {"values": [0.5] * 3000}
+    with pytest.raises(ProbeInputError, match=r"the maps of this post take \d+ bytes \(at most 20000\); ask for fewer"):
+        cache.write(name, {"values": [0.5] * 5000})
+    assert cache.read(name) == {"values": [0.5] * 3000}
+
+
+def test_fifty_maps_of_the_longest_post_can_be_kept():
+    assert len(str(-1 / 3)) * MOST_CHARACTERS * 40 < MOST_BYTES

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from probes.errors import ProbeWarning
+from probes.errors import ProbeInputError, ProbeWarning
 from probes.models.adapter import with_adapter
 from probes.models.load import load_model
 from probes.models.tokenizer import load_tokenizer
@@ -361,6 +361,35 @@ def test_tokenizer_files_that_are_elsewhere(how, place, capsys):  # noqa: F811
     else:
         _link(file, place / "t.json")
     refused(probe(place, capsys), r"tokenizer\.json: is (not a plain file|a link)")
+
+
+@pytest.mark.parametrize(
+    "named", [("vocab", "merges"), ("gguf_file",), ("vocab_file", "merges_file"), ("tokenizer_file",)]
+)
+def test_a_vocabulary_that_is_elsewhere(named, tmp_path):
+    """transformers takes these of tokenizer_config.json; a pipe in their place was waited for."""
+    words = {"vocab": "v.json", "merges": "m.txt"}
+    for folder, more in ((tmp_path, {"elsewhere": 3}), (tmp_path / "model", {})):
+        folder.mkdir(exist_ok=True)
+        vocabulary = {"a": 0, "b": 1, "<|endoftext|>": 2, **more}
+        (folder / ("vocab.json" if not more else "v.json")).write_text(json.dumps(vocabulary))
+        (folder / ("merges.txt" if not more else "m.txt")).write_text("#version: 0.2\n")
+    files = {key: str(tmp_path / words.get(key.removesuffix("_file"), "v.json")) for key in named}
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", **files}))
+    found = load_tokenizer(tmp_path / "model").get_vocab()
+    assert "a" in found and "elsewhere" not in found
+
+
+@pytest.mark.parametrize("beside", [[], ["merges.txt"], ["added_tokens.json"]], ids=repr)
+def test_a_tokenizer_without_a_word(beside, tmp_path):
+    """transformers made one for which every post is empty."""
+    for name in beside:
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    with pytest.raises(ProbeInputError, match=r"no usable tokenizer \(no tokenizer\.json\)"):
+        load_tokenizer(tmp_path)
 
 
 CUTS = {

@@ -38,7 +38,9 @@ def world(template, tmp_path, monkeypatch):
     }  # fmt: skip
     (place / "runs/trained/run.json").write_text(json.dumps(state))
     shutil.copy(place / "finished/evaluation.json", place / "runs/trained/evaluation.json")
-    (place / "runs/trained/generations.jsonl").write_text(json.dumps({"id": POST}))
+    first, *rows = (place / "finished/generations.jsonl").read_text().splitlines(keepends=True)
+    first = json.dumps(json.loads(first) | {"id": POST, "post": POST}) + "\n"
+    (place / "runs/trained/generations.jsonl").write_text(first + "".join(rows))
     shutil.copytree(place / "data", place / "runs/trained/data/faithful")
     monkeypatch.chdir(place)
     return place

@@ -207,6 +207,18 @@ def test_a_run_does_not_go_on_through_a_link(tried, tmp_path, name):
     assert (tmp_path / "elsewhere" / "2023" / "photo").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["stages/a/reference.safetensors", "stages/a/checkpoints/1/metrics/metrics",
+                                  "generations.jsonl", "merged/config.json"])  # fmt: skip
+def test_a_run_does_not_wait_for_a_pipe(tried, tmp_path, name):
+    """The log-probabilities of a preference stage were read by a library that waits for one."""
+    refused(tried(), MISSING)
+    (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(tmp_path / "run" / name)
+    refused(tried(), rf"run/{name}: is neither a file nor a directory; remove it")
+    refused(tried("--restart"), MISSING)
+    assert not (tmp_path / "run" / name).exists()
+
+
 @pytest.mark.parametrize("kind", ["a link", "a pipe"])
 def test_the_log_of_a_sweep_is_its_own(tmp_path, kind):
     (tmp_path / "mine").write_text("mine")

@@ -205,8 +205,11 @@ SWAPS = {
                 r"label_scores\.jsonl: was changed"),
     "scores gone": (lambda d: (d / "label_scores.jsonl").unlink(), r"label_scores\.jsonl: is gone"),
     "a calibration": (lambda d: (d / "calibration.json").write_text("{}"), r"calibration\.json: has come"),
+    "a link beside an answer": (
+        lambda d: (other_label(d / "generations.jsonl"), (d / "evaluation.csv").symlink_to("/dev/null")),
+        r"evaluation\.csv: is a link, and a run writes"),
     "a pipe": (lambda d: ((d / "label_scores.jsonl").unlink(), os.mkfifo(d / "label_scores.jsonl")),
-               r"label_scores\.jsonl: cannot be read, it is not a file"),
+               r"label_scores\.jsonl: is neither a file nor a directory"),
 }  # fmt: skip
 
 
@@ -214,7 +217,7 @@ SWAPS = {
 def test_what_finished_stages_left_was_changed(finished, capsys, swap):
     change, says = SWAPS[swap]
     change(finished)
-    of_training = not says.startswith(("generations", "label", "calibration"))
+    of_training = not says.startswith(("generations", "label", "calibration", "evaluation"))
     command = ["mentalglm", "run", "recipe.yaml", "--set", "run_dir=trained"]
     refused(run(command, capsys), says)
     if not of_training:

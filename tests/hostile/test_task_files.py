@@ -51,6 +51,12 @@ ATTACKS = {
         yaml.safe_dump(with_labels({"high": {}, "h\u3164igh": {}})), "are one sentence"),
     "two labels apart by their width": (
         yaml.safe_dump(with_labels({"high": {}, "\uff48\uff49\uff47\uff48": {}})), "are one sentence"),
+    "two labels of one look": (
+        yaml.safe_dump(with_labels({"high": {}, "h\u0456gh": {}})), "'high' and 'h\u0456gh' look the same"),
+    "two names of one look": (
+        yaml.safe_dump(with_labels({"a": {"name": {"en": "\u039fut"}}, "b": {"name": {"en": "Out"}}})), "or look like"),
+    "a task that looks like one of ours": (
+        yaml.safe_dump({"tasks": {"suicide_r\u0456sk": MOOD}}), "looks like 'suicide_risk', which is another name"),
     "half a pair": ('tasks: {mood: {kind: single, question: {en: "\\ud83d"}, labels: {a: {}, b: {}}}}', "surrogate"),
     "infinity": ("tasks: .inf", "must be a mapping"),
     "a date": ("tasks: {mood: {kind: single, question: {en: x}, labels: {2020-01-01: {}, b: {}}}}", "quotes"),

@@ -157,6 +157,9 @@ def test_interrupted_samples_go_on_where_they_stopped(model, tokenizer, tmp_path
     partial.write_bytes(partial.read_bytes()[:-20])  # a crash in the middle of a line
     rows, found = draw(model, tokenizer, out, **options)
     assert (rows, found) == (whole, counts) and not partial.exists()
+    with pytest.raises(InputError, match="finished answers are not written over"):
+        draw(model, tokenizer, out, **options)
+    out.unlink()
     calls.clear()
     with pytest.raises(Interrupted):
         draw(model, tokenizer, out, progress=progress, **options)

@@ -23,7 +23,8 @@ SCORES = {"n": 40, "weighted_f1": 0.8125, "micro_f1": 0.81, "macro_f1": 0.8, "ci
           "parse_failure_rate": 0.025, "cut_off": 1}  # fmt: skip
 EVALUATION = {
     "suicide_risk": {
-        **SCORES, "floors": {"majority": {"weighted_f1": 0.333}, "tfidf_logreg": {"weighted_f1": 0.769}},
+        **SCORES,
+        "floors": {"majority": SCORES | {"weighted_f1": 0.333}, "tfidf_logreg": SCORES | {"weighted_f1": 0.769}},
         "label_reading": {**SCORES, "weighted_f1": 0.79},
     }
 }  # fmt: skip

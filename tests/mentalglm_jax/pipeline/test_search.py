@@ -40,7 +40,8 @@ class Runs:
         best = {"step": 1, "loss": abs(math.log10(rate) + 3) + 0.01 * recipe.seed}
         state = {"recipe": what_it_is(recipe), "stages": {"train a": {"best": best}, "generate": {}, "evaluate": {}}}
         (recipe.run_dir / "run.json").write_text(json.dumps(state))
-        (recipe.run_dir / "evaluation.json").write_text(json.dumps({"suicide_risk": {"n": 1, "weighted_f1": 0.5}}))
+        scores = {"n": 1, "weighted_f1": 0.5, "micro_f1": 0.5, "macro_f1": 0.5, "ci95": [0.0, 1.0], "floors": {}}
+        (recipe.run_dir / "evaluation.json").write_text(json.dumps({"suicide_risk": scores}))
         return 0
 
 
