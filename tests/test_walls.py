@@ -32,8 +32,8 @@ OTHER_DISTRIBUTIONS = {p: names - set(FORBIDDEN) | {"orbax_checkpoint"} for p, n
 OTHER_DISTRIBUTIONS["mentalglm_jax"] -= {"orbax_checkpoint"}
 
 # Modules behind an extra of their own, imported by the function that needs them.
-OPTIONAL = {"fastapi": "serve", "gguf": "gguf", "optuna": "sweep", "starlette": "serve", "uvicorn": "serve",
-            "wandb": "track"}  # fmt: skip
+OPTIONAL = {"fastapi": "serve", "gguf": "gguf", "h11": "serve", "optuna": "sweep", "starlette": "serve",
+            "uvicorn": "serve", "wandb": "track"}  # fmt: skip
 
 
 @cache

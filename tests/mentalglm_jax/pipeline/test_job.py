@@ -429,8 +429,7 @@ def test_ctrl_c_on_the_command_line_exits_1_with_one_line(recipe_file, tmp_path)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
     lines = [line for line in err.splitlines() if line.startswith("mentalglm: ")]
-    assert len(lines) == 1
-    assert "continues from there" in lines[0]
+    assert len(lines) == 1 and "continues from there" in lines[0]
     assert out == ""
 
 
