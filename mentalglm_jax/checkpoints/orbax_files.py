@@ -169,13 +169,15 @@ def _described(params: Path) -> tuple[list[str], bool]:
     described = read_json(params / "_METADATA")
     tree, names = described.get("tree_metadata"), []
     for leaf in tree.values() if isinstance(tree, dict) else [None]:
+        about: dict[str, Any] = leaf if isinstance(leaf, dict) else {}
+        keys = about.get("key_metadata")
         parts = [
             part.get("key") if isinstance(part, dict) else None
-            for part in (leaf.get("key_metadata") if isinstance(leaf, dict) else None) or [None]
+            for part in (keys if isinstance(keys, list) and keys else [None])
         ]
         if not all(isinstance(part, str) and re.fullmatch(r"\w{1,200}", part, re.ASCII) for part in parts):
             raise InputError(f"{params / '_METADATA'}: tree_metadata does not name the parameters of a model")
-        value = leaf.get("value_metadata")
+        value = about.get("value_metadata")
         if not (isinstance(value, dict) and value.get("skip_deserialize")):  # None has no array
             names.append(".".join(map(str, parts)))
     return names, bool(described.get("use_zarr3"))

@@ -102,7 +102,9 @@ def test_a_name_that_leads_out(copy, name):
     refused(called(lambda: OrbaxCheckpoint(copy)), "_METADATA: tree_metadata does not name the parameters of a model")
 
 
-@pytest.mark.parametrize("tree", [None, [], "x", {"a": None}, {"a": {}}, {"a": {"key_metadata": [3]}}], ids=repr)
+@pytest.mark.parametrize(
+    "tree", [None, [], "x", {"a": None}, {"a": {}}, {"a": {"key_metadata": [3]}}, {"a": {"key_metadata": 3}}], ids=repr
+)
 def test_a_tree_that_is_none(copy, tree):
     edit(copy / "params" / "_METADATA", tree_metadata=tree)
     refused(called(lambda: OrbaxCheckpoint(copy)), "_METADATA: tree_metadata does not name the parameters of a model")
