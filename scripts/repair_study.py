@@ -94,7 +94,7 @@ def changes(before: Path, after: Path) -> Iterator[tuple[str, ...]]:
     for method in FAMILIES:
         both = sorted(post for post, name in was.keys() & now.keys() if name == method)
         if both:
-            found = change(*([values[post, method] for post in both] for values in (was, now)))
+            found = change([was[post, method] for post in both], [now[post, method] for post in both])
             yield method, str(len(both)), interval(found, signed=True)
 
 

@@ -86,7 +86,19 @@ def test_a_recipe_that_cannot_be_meant_is_named_and_no_secret_with_it(world, tea
 def test_the_key_of_another_house_is_not_sent_to_where_a_recipe_says(world, monkeypatch, url):
     """The usual variable is set on many machines; a recipe that came with a data set names the address."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    line = refused(world.build(url, api_key_env="OPENAI_API_KEY"), "OPENAI_API_KEY is a key of OpenAI's, and http")
+    line = refused(world.build(url, api_key_env="OPENAI_API_KEY"), "OPENAI_API_KEY is a key of openai.com, and http")
+    assert KEY not in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "owner"), [("WANDB_API_KEY", "wandb.ai"), ("ANTHROPIC_API_KEY", "anthropic.com"),
+                            ("AZURE_OPENAI_API_KEY", "azure.com"), ("deepseek_KEY", "deepseek.com")],
+)  # fmt: skip
+@pytest.mark.parametrize("url", [None, "https://stranger.invalid/v1"])
+def test_nor_is_that_of_any_known_service(world, monkeypatch, variable, owner, url):
+    """Not to OpenAI either, which is where answers come from that name no address."""
+    monkeypatch.setenv(variable, KEY)
+    line = refused(world.build(url, api_key_env=variable), f"{variable} is a key of {owner}, and ")
     assert KEY not in line
 
 

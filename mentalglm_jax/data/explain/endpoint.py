@@ -123,16 +123,33 @@ def _bounded(openai: Any) -> Any:
     return Bounded
 
 
-OPENAI_KEY = "OPENAI_API_KEY"
+# Whose key a variable holds by the services' own documentation, and where it may go: the machine of a reader of recipes
+# has several of them set.
+_OWNERS = {
+    "OPENAI": ("openai.com",), "ANTHROPIC": ("anthropic.com",), "WANDB": ("wandb.ai",), "GEMINI": ("googleapis.com",),
+    "GOOGLE": ("googleapis.com",), "AZURE": ("azure.com", "azure.us", "azure.cn"), "MISTRAL": ("mistral.ai",),
+    "COHERE": ("cohere.com", "cohere.ai"), "CO": ("cohere.com", "cohere.ai"), "GROQ": ("groq.com",), "XAI": ("x.ai",),
+    "TOGETHER": ("together.xyz", "together.ai"), "DEEPSEEK": ("deepseek.com",), "OPENROUTER": ("openrouter.ai",),
+    "FIREWORKS": ("fireworks.ai",), "PERPLEXITY": ("perplexity.ai",), "NVIDIA": ("nvidia.com",),
+    "DASHSCOPE": ("aliyuncs.com",), "ZHIPUAI": ("bigmodel.cn", "z.ai"), "ZAI": ("z.ai", "bigmodel.cn"),
+    "MOONSHOT": ("moonshot.cn", "moonshot.ai"), "CEREBRAS": ("cerebras.ai",), "REPLICATE": ("replicate.com",),
+    "LANGSMITH": ("langchain.com",), "COMET": ("comet.com",), "NEPTUNE": ("neptune.ai",), "PINECONE": ("pinecone.io",),
+}  # fmt: skip
 
 
-def _may_have_openai_key(base_url: str | None) -> bool:
-    """Whether an address that a recipe names is OpenAI's, this machine's, or what the environment names for it."""
-    host, known = urlsplit(base_url or "").hostname or "", None
+def _check_owner(variable: str, base_url: str | None) -> None:
+    """Raises: InputError where a key that is a service's by its variable's name would go to another address than that
+    service's, this machine's, or what the environment names for the client."""
+    owner = variable.upper().partition("_")[0]
+    host, known = urlsplit(base_url or "https://api.openai.com").hostname or "", None
     with contextlib.suppress(ValueError):
         known = urlsplit(os.environ.get("OPENAI_BASE_URL") or "").hostname
-    return (base_url is None or host in ("localhost", "::1", "api.openai.com", known) or host.endswith(".openai.com")
-            or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None)  # fmt: skip
+    here = host in ("localhost", "::1", known) or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+    own = _OWNERS.get(owner)
+    if own is not None and not here and not any(host == one or host.endswith(f".{one}") for one in own):
+        raise InputError(f"teacher: {variable} is a key of {own[0]}, and {redact_url(base_url or host)} would get it; "
+                         "name the variable with the key of that endpoint in teacher.api_key_env (one that is not set, "
+                         "where it needs none)")  # fmt: skip
 
 
 class OpenAITeacher:
@@ -156,10 +173,8 @@ class OpenAITeacher:
         key = os.environ.get(config.api_key_env, "").strip()
         if not key and not url:
             raise InputError(f"teacher: set {config.api_key_env}, or give teacher.base_url of an endpoint without keys")
-        if key and config.api_key_env == OPENAI_KEY and not _may_have_openai_key(config.base_url):
-            raise InputError(f"teacher: {OPENAI_KEY} is a key of OpenAI's, and {redact_url(config.base_url or '')} "
-                             "would get it; name the variable with the key of that endpoint in teacher.api_key_env "
-                             "(one that is not set, where it needs none)")  # fmt: skip
+        if key:
+            _check_owner(config.api_key_env, url)
         if not (key.isascii() and key.isprintable()):
             raise InputError(f"teacher: {config.api_key_env} holds a character that no key has; set it again")
         self._openai: Any = openai
