@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[3]
 NOTEBOOK = ROOT / "notebooks" / "train_on_tpu.ipynb"
-TRAIN = {"rows": 1, "sequence_length": 256, "learning_rate": 1e-3, "log_every": 1}
+TRAIN = {"rows": 2, "sequence_length": 256, "learning_rate": 1e-3, "log_every": 1}
 RECIPE = {
     "run_dir": "elsewhere",
     "data": {"source": "synthetic", "synthetic": {"n_train": 6, "n_dev": 0, "n_test": 0, "tasks": ["suicide_risk"]}},
@@ -42,7 +42,7 @@ def test_it_trains_stops_goes_on_and_exports(tmp_path, monkeypatch):
     recipe.write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
-    changes = {"RECIPE": str(recipe), "DATA": None, "RUN_DIR": str(tmp_path / "run"), "STOP_AFTER": 3}
+    changes = {"RECIPE": str(recipe), "DATA": None, "RUN_DIR": str(tmp_path / "run"), "STOP_AFTER": 12}
     parameters.source += "\n" + "\n".join(f"{name} = {value!r}" for name, value in changes.items())
     NotebookClient(
         notebook, timeout=800, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
