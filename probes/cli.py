@@ -460,6 +460,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error.__cause__, EOFError):  # which Typer takes for the end of what is typed
+            error = error.__cause__
         show = getattr(error, "format_message", None)  # click's own errors: unknown option, missing argument
         if isinstance(error, ProbeError):
             _fail(str(error), error.exit_code)

@@ -299,10 +299,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         complain(f"mentalglm: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
         sys.exit(2 if error.errno in _NAMES else 1)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
         if debug:
             raise
-        complain("mentalglm: interrupted; what was finished is kept, the same command continues")
+        if isinstance(error.__cause__, EOFError):  # which Typer takes for the end of what is typed
+            complain(f"mentalglm: EOFError: {first_line(error.__cause__)} (--debug shows where)")
+        else:
+            complain("mentalglm: interrupted; what was finished is kept, the same command continues")
         sys.exit(1)
     except Exception as error:
         if debug:

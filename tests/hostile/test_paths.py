@@ -48,3 +48,18 @@ def test_a_path_that_is_none(command, path, capsys):
     said = replace(outcome, err=outcome.err.replace("data ...\n", ""))  # the stage that was about to begin
     refused(said, "", code=1 if outcome.code == 1 else 2)
     assert not {"o", "out", "o.jsonl"} & set(os.listdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "within"), [("mentalglm convert a b --to glm", "mentalglm_jax.checkpoints.directories.convert"),
+                            ("probes report a", "probes.report.page.write_report")],
+)  # fmt: skip
+def test_what_ends_too_early_is_no_interruption(command, within, monkeypatch, capsys):
+    """Typer takes EOFError, which readers of damaged files raise, for the end of what is typed."""
+
+    def read(*given, **named):
+        raise EOFError("marshal data too short")
+
+    monkeypatch.setattr(within, read)
+    outcome = run(command.split(), capsys)
+    assert outcome.code == 1 and "EOFError: marshal data too short (--debug shows where)" in outcome.err

@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,11 +106,13 @@ def full_disk(limit: int) -> Iterator[None]:
     cached = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)  # it is the tests', and would be left cut short
     compilation_cache.reset_cache()
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # Python cuts bytecode short without a word
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = kept
         jax.config.update("jax_compilation_cache_dir", cached)
         compilation_cache.reset_cache()
 

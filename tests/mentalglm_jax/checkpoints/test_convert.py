@@ -255,12 +255,13 @@ def test_a_check_that_fails_keeps_the_old_directory(native, tmp_path):
 
 
 def command(*arguments: object, limit: int = 1 << 40) -> subprocess.CompletedProcess[str]:
-    """``mentalglm convert`` in a process that may write files of ``limit`` bytes at most."""
+    """``mentalglm convert`` in a process that may write files of ``limit`` bytes at most; it keeps no bytecode, which
+    Python would cut short without a word and trip over later."""
     program = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv[1]),)); "
     program += "os.execv(sys.executable, [sys.executable, '-m', 'mentalglm_jax', 'convert', *sys.argv[2:]])"
     return subprocess.run(
         [sys.executable, "-c", program, str(limit), *map(str, arguments)], capture_output=True, text=True,
-        check=False, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        check=False, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
 
 

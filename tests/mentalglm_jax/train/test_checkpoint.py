@@ -292,10 +292,11 @@ def test_what_the_system_said_is_found_in_what_tensorstore_says(tmp_path):
         assert reason(ValueError(f"FAILED_PRECONDITION: Error: Not a directory {order}")) == "Not a directory"
 
 
-def test_a_save_that_failed_is_not_taken_for_the_next(tmp_path):
+def test_a_save_that_failed_is_not_taken_for_the_next(tmp_path, monkeypatch):
     """Saving is asynchronous: the failure of step 2 is seen when the save of step 3 starts."""
     checkpoints = Checkpoints(tmp_path, IDENTITY)
     noise = {"trainable": {"w": jax.random.normal(jax.random.key(0), (64, 64))}}  # 16 KiB that do not compress
+    monkeypatch.setattr("sys.dont_write_bytecode", True)  # it would be cut short without a word
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
     try:

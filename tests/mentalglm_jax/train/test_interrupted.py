@@ -226,6 +226,7 @@ def main(directory: str, kill_at: str, moment: str = "") -> None:
         def limit() -> None:
             while not (Path(directory) / "checkpoints" / "4").exists():
                 time.sleep(0.01)
+            sys.dont_write_bytecode = True  # it would be cut short without a word
             resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 
         try:
