@@ -211,5 +211,5 @@ def test_ranked_maps_of_a_post_that_stands_elsewhere(place, tmp_path, monkeypatc
 
     monkeypatch.setattr("probes.saliency.attribute.attribute", attribute)
     for one in (example, example, moved):
-        _maps(model, one, one.ids, ("erase",), Cache(tmp_path / "maps"), (), 0)
+        _maps(model, one, one.ids, ("erase",), Cache(tmp_path / "maps"), (), 0, None)
     assert len(made) == 2

@@ -96,8 +96,8 @@ BAD = [
     (change(labels__calm__parent="a"), "labels.calm.parent must be one of parents in a hierarchy"),
     (change(labels__calm__aliases=["tense"]), "labels.calm.aliases 'tense' also means label 'tense'"),
     (change(labels__calm__name__en="Tense!"), "is Tense!.' and 'The mood of this post is tense.' are one sentence"),
-    (change(labels__calm__name__en="**tense**"), "are one sentence once case, width and marks are left out"),
-    (change(labels__calm__name__en="ｔｅｎｓｅ"), "are one sentence once case, width and marks are left out"),
+    (change(labels__calm__name__en="**tense**"), "are one sentence, or look like it, once case, width"),
+    (change(labels__calm__name__en="ｔｅｎｓｅ"), "are one sentence, or look like it, once case, width"),
     (change(labels__calm__name__en="calm Reasoning: none"), "holds 'Reasoning' with a colon"),
     (change(labels__calm__sentence={"en": "Answer: it is calm."}), "holds 'Answer' with a colon"),
 ]  # fmt: skip
