@@ -11,7 +11,7 @@ import torch
 
 from probes import cli, suite
 from probes.results.store import read_run
-from probes.workers import workers
+from probes.workers import shares, workers
 from tests.hostile.attack import refused, run
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +23,11 @@ def given(tiny_model_dir, tiny_rows, tmp_path):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return ["run", str(tiny_model_dir), "--in", str(data), "--budget", "fast", "--device", "cpu", "--json", "--out"]
+
+
+def test_each_has_its_own_share_and_the_first_then_reads_the_others():
+    assert shares(5, 0, 2) == [0, 2, 4, 1, 3] and shares(5, 1, 2) == [1, 3]
+    assert shares(3, 0, 1) == [0, 1, 2] and shares(2, 3, 4) == []
 
 
 def test_two_make_the_run_that_one_makes(given, tmp_path, monkeypatch):
