@@ -1,5 +1,6 @@
 """`make repair`: what is sampled from carries no mark, the null is of the same posts, and the table counts."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -248,6 +249,10 @@ def test_a_real_model_is_judged_on_the_posts_of_its_study(studied, tmp_path):
     assert len(drawn) == 12 and not {row["post"] for row in drawn} & {record.post for record in [*test, *train]}
     assert {row["task"] for row in drawn} == {"suicide_risk"} and {row["language"] for row in drawn} == {"en"}
     assert len(work.before()["rows"]) == 3
+    seen = [dataclasses.replace(train[0], id=row["id"], post=row["post"], cues=None, decoys=None) for row in drawn]
+    write_records(studied / "run" / "data" / "faithful" / "train.jsonl", seen)
+    work.make_posts()  # posts that the model has learned from are not drawn
+    assert not {row["post"] for row in rows(tmp_path / "out" / "posts-1.jsonl")} & {record.post for record in seen}
 
 
 def test_a_change_of_mass_is_of_the_posts_whose_maps_speak_twice(studied, tmp_path):
