@@ -45,7 +45,7 @@ from probes.workers import awaited, launched, shares
 METHODS = ("ig", "erase", "erase_resample")  # what may vote of the budget "standard"
 BY = {"both": ("gradient", "erasure"), "gradient": ("gradient",), "erasure": ("erasure",)}
 INVENTED, EVERYTHING = 0.5, 0.5
-NULL_DRAWS = 20
+NULL_DRAWS, LEVEL = 20, 0.05
 MOST_ANSWERS = 256  # of one post with one label: each is compared with each, and again for every draw of the null
 _PAIR = re.compile(rb'\A\{"id": [^\n]*"chosen_ids": \[')  # as ``_rows`` are written
 
@@ -232,8 +232,8 @@ def rank(
 
     Returns:
         what was found, JSON-able: ``posts``, ``answers``, ``pairs``, ``posts_with_pairs``, ``margin`` (mean),
-        ``no_pair`` (posts by reason), ``null`` (mean ``pairs`` and ``margin`` with every citation moved to a random
-        place), ``skipped_by_reason`` (rows). Empty in processes other than the first, which write maps alone.
+        ``no_pair`` (posts by reason), ``null`` (mean ``pairs`` and ``margin`` with a post's citations moved by a random
+        number of clauses, ``p`` of as many pairs), ``skipped_by_reason`` (rows). Empty in all processes but the first.
 
     Raises:
         ProbeInputError: as ``lay_out``; or ``out`` holds anything but pairs, or a link stands in place of the maps.
@@ -245,10 +245,9 @@ def rank(
     place = out.with_name(f"{out.name}.maps") if maps is None else Path(maps)
     if links := [one for one in (place, place / "cache") if one.is_symlink() and (own or one != place)]:
         raise ProbeInputError(f"{links[0]}: is a link; maps are kept, and deleted, in a directory itself; remove it")
-    cache = Cache(place)
-    place_of = launched()
-    groups, skipped = grouped(probe, rows, rules, cache, progress, seed, place_of, working)
-    if place_of[0] != 0:
+    cache, process = Cache(place), launched()
+    groups, skipped = grouped(probe, rows, rules, cache, progress, seed, process, working)
+    if process[0] != 0:
         return {}
     found = [(group, *pairs_of(group, group.answers, rules)) for group in groups]
     summary = _summary(found, rules, seed) | {"answers": len(rows), "skipped_by_reason": skipped}
@@ -269,11 +268,12 @@ def refuse_replacing(out: Path) -> None:
 
 def told(found: Mapping[str, Any]) -> str:
     """The summary of ``rank`` in one line."""
-    null, without = found["null"], [f"{count} of {reason}" for reason, count in found["no_pair"].items()]
+    null, without = found["null"], ", ".join(f"{count} of {reason}" for reason, count in found["no_pair"].items())
     beside = "" if null["margin"] is None else f", margin {null['margin']:.2f}"
+    warned = "" if null["p"] <= LEVEL else "; NO MORE THAN BY CHANCE: such pairs say nothing of what the labels rest on"
     return (
         f"{found['pairs']} pairs of {found['posts_with_pairs']} posts, mean margin {found['margin']:.2f} (with "
-        f"citations at random {null['pairs']:.1f} pairs{beside}); posts without a pair: {', '.join(without) or 'none'}"
+        f"citations at random {null['pairs']:.1f} pairs{beside}); posts without a pair: {without or 'none'}{warned}"
     )
 
 
@@ -455,6 +455,7 @@ def _summary(found: Sequence[tuple[Group, list[Found], str]], rules: Rules, seed
             "draws": NULL_DRAWS,
             "pairs": len(null) / NULL_DRAWS,
             "margin": float(np.mean(null)) if null else None,
+            "p": (1 + sum(len(draw) >= len(margins) for draw in draws)) / (NULL_DRAWS + 1),
         },
     }
 
