@@ -206,18 +206,18 @@ def test_two_processes_rank_as_one_does(world, ranked, tmp_path, monkeypatch):
     assert written(out) == ranked.pairs and not out.with_name("pairs.jsonl.maps").exists()
 
 
-def test_pairs_that_chance_makes_too_are_said_to_be_none(ranked):
-    """Which of two clauses is cited, and which of them the label rests on, have nothing to do with each other."""
+@pytest.mark.parametrize("rests", [False, True])
+def test_pairs_that_chance_makes_too_are_said_to_be_none(rests):
+    """Which of two clauses is cited, and which of them the label rests on, may have nothing to do with each other."""
     rng, rules, found = np.random.default_rng(0), Rules(), []
     for post in range(40):
         given = [dataclasses.replace(answer(cited), row={"prompt_ids": [post]}) for cited in ("0100", "1000")]
-        mass = np.roll(CUE, int(rng.integers(4)))
+        mass = CUE if rests else np.roll(CUE, int(rng.integers(4)))
         one = dataclasses.replace(group(*given, maps=(mass, mass)), post=str(post))
         found.append((one, *pairs_of(one, given, rules)))
     summary = ranking._summary(found, rules, 0)
-    assert summary["pairs"] > 10 and summary["null"]["p"] > ranking.LEVEL
-    assert "NO MORE THAN BY CHANCE" in ranking.told(summary)
-    assert ranked.found["null"]["p"] <= ranking.LEVEL and "CHANCE" not in ranking.told(ranked.found)
+    assert summary["pairs"] > 10 and (summary["null"]["p"] <= ranking.LEVEL) == rests
+    assert ("NO MORE THAN BY CHANCE" in ranking.told(summary)) != rests
 
 
 def test_maps_are_kept_and_used_again(world, ranked, tmp_path, monkeypatch):
