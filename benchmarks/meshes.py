@@ -3,23 +3,26 @@
     python -P benchmarks/meshes.py RUNS.jsonl [--kinds plain dora] [--dtypes float32 bfloat16] [--meshes 12]
     python -P benchmarks/meshes.py RUNS.jsonl --table
 
-A GLM of two layers with LoRA, rsLoRA or DoRA of rank 4 takes the same steps on one device, on twelve meshes and with
-their devices in three orders; every run is a line of RUNS.jsonl as soon as it is there, and what is there is not run
-again. With B = 0 at the start, Adam's first update of B is its learning rate times the sign of a gradient, however
-small that is, and rounding, which depends on the order of a sum, decides some of the signs.
+A GLM of two layers with LoRA, rsLoRA or DoRA of rank 4, and a preference stage of LoRA (DPO), take the same steps on
+one device, on twelve meshes and with their devices in three orders; every run is a line of RUNS.jsonl as soon as it is
+there, and what is there is not run again. With B = 0 at the start, Adam's first update of B is its learning rate times
+the sign of a gradient, however small that is, and rounding, which depends on the order of a sum, decides some of the
+signs.
 
 * float32: the largest difference between the losses of any run and those of one device, over all steps.
 * bfloat16: for each way to start, the share of signs of the first gradient that differ from one device's; how far the
   adapter is from one device's after two updates and after all (of the way it went); the spread of the loss at the end.
 
 The compiled step is the trainer's own (``make_step``); learning rate and eps are arguments of its optimiser, so that
-one program serves every way to start. LoRA and rsLoRA differ in a scale, which is an argument too.
+one program serves every way to start. LoRA and rsLoRA differ in a scale, which is an argument too. XLA_FLAGS is kept:
+``--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false`` compiles in less than half the time.
 """
 
 import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,15 +38,18 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mentalglm_jax.data.batches import Example, PackedBatches
+from mentalglm_jax.data.pairs import Pair, encode_pairs
 from mentalglm_jax.devices.distributed import on_host, spread
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import LoraConfig, add_lora, linears
 from mentalglm_jax.model.sharding import make_mesh, shard_model
+from mentalglm_jax.train.preference import Objective
 from mentalglm_jax.train.recipe import TrainConfig
+from mentalglm_jax.train.reference import with_reference
 from mentalglm_jax.train.step import make_step
 
 KINDS: dict[str, dict[str, dict[str, Any]]] = {  # of programs, and the methods that each serves
-    "plain": {"LoRA": {}, "rsLoRA": {"use_rslora": True}}, "dora": {"DoRA": {"use_dora": True}},
+    "plain": {"LoRA": {}, "rsLoRA": {"use_rslora": True}}, "dora": {"DoRA": {"use_dora": True}}, "pairs": {"DPO": {}},
 }  # fmt: skip
 MESHES = [
     (8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (2, 4, 1), (4, 2, 1), (2, 1, 4), (4, 1, 2), (1, 2, 4), (1, 4, 2),
@@ -85,28 +91,42 @@ def swapped(model: Glm) -> None:
             adapter.b.set_value(draw)
 
 
-def batches(steps: int) -> list[dict[str, Any]]:
-    """Packed rows of random examples, the same ones in every run."""
+def settings(steps: int) -> TrainConfig:
+    """Of every run."""
+    return TrainConfig(steps=steps, rows=ROWS, sequence_length=LENGTH, loss_chunk=8, learning_rate=RATE)
+
+
+def batches(kind: str, dtype: str, steps: int) -> list[dict[str, Any]]:
+    """Packed rows of random examples, or pairs with what the base says of them on one device; the same in every run."""
     rng, examples = np.random.default_rng(0), []
-    for _ in range(60):
+    for number in range(60):
         length = int(rng.integers(6, 21))
         tokens = rng.integers(4, VOCAB, length).astype(np.int32)
+        if kind == "pairs":  # two answers to one prompt, in one row
+            parts = (tuple(map(int, x)) for x in np.split(tokens[:15], [3, 3 + (min(length, 15) - 3) // 2]))
+            examples += encode_pairs([Pair(f"{number}", *parts, number)], LENGTH)[0]
+            continue
         index = np.arange(length // 2, length - 1, dtype=np.int32)
         examples.append(Example(tokens=tokens, target_index=index, target_ids=tokens[index + 1]))
+    if kind == "pairs":
+        with tempfile.TemporaryDirectory() as folder:
+            examples = with_reference(model_of({}, jnp.dtype(dtype)), examples, settings(steps), Path(folder) / "kept",
+                                      start="the base", seed=0, mesh=None, progress=None)  # fmt: skip
     packed = iter(PackedBatches(examples, rows=ROWS, sequence_length=LENGTH, targets_per_row=None, seed=0))
     return [{**next(packed)} for _ in range(steps)]
 
 
 def runs(kind: str, dtype: str, steps: int, mesh: Mesh | None) -> Iterator[dict[str, Any]]:
     """Every method of ``kind`` and every way to start (in float32 the plain one), by one program."""
-    config = TrainConfig(steps=steps, rows=ROWS, sequence_length=LENGTH, loss_chunk=8, learning_rate=RATE)
+    config = settings(steps)
+    objective = Objective(kind="dpo", pairs=Path("pairs.jsonl")) if kind == "pairs" else None
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.inject_hyperparams(optax.adamw)(RATE, eps=config.eps, weight_decay=0.0),
     )
     step: Any = None
     rows = [spread(batch, ROWS, 1, mesh, None) if mesh is not None else {name: x[None] for name, x in batch.items()}
-            for batch in batches(steps)]  # fmt: skip
+            for batch in batches(kind, dtype, steps)]  # fmt: skip
     for method, changes in KINDS[kind].items():
         for start, (warm, eps, other) in list(STARTS.items())[: 1 if dtype == "float32" else None]:
             model = model_of(changes, jnp.dtype(dtype))
@@ -114,7 +134,7 @@ def runs(kind: str, dtype: str, steps: int, mesh: Mesh | None) -> Iterator[dict[
                 swapped(model)
             if mesh is not None:
                 shard_model(model, mesh)
-            new, state, frozen = make_step(model, optimizer, config, "lora", mesh)
+            new, state, frozen = make_step(model, optimizer, config, "lora", mesh, objective)
             step = step or new
             train, moments, losses = state.trainable, state.optimizer, []
             found: dict[str, Any] = {"method": method, "start": start, "dtype": dtype, "values": [flat(train)]}
