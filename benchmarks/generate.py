@@ -1,6 +1,7 @@
 """Tokens per second of our `generate_ids` against transformers' `generate`: same random model, same prompts, same run.
 
     python -P benchmarks/generate.py [--sizes tiny small] [--batches 1 8] [--new 128] [--rounds 5] [--json]
+    python -P benchmarks/generate.py --models DIR [DIR ...]             trained ones instead of random ones
     python -P benchmarks/generate.py --sizes 9b --dtype bfloat16        on a GPU; 19 GB of disk
 
 (-P keeps this folder, whose file is called like a module, out of the import path.)
@@ -9,7 +10,8 @@ The model is written once by transformers and read by both. Greedy, no stop toke
 both sides are warmed up, then take turns, and a ratio is the median over the rounds of their times in one round. Beside
 it: the same of processor seconds (a machine's other work moves them less), whether the tokens are equal, and how fast
 the weights went by, in GB/s, as a fraction of what the device can: on an accelerator `hardware.py`'s figure, on a CPU a
-matrix-vector product of PyTorch over a matrix that no cache holds.
+matrix-vector product of PyTorch over a matrix that no cache holds. Eight prompts need eight products by each number
+that was read: the share of the matmul peak (PyTorch's product of 2048 x 2048 on a CPU) stands last.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from transformers import GlmConfig, GlmForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, GlmConfig, GlmForCausalLM
 
 from mentalglm_jax import load
 from mentalglm_jax.devices.hardware import chip_of
@@ -40,8 +42,8 @@ SIZES = {
 LONGEST_PROMPT = 120
 
 
-def write_model(directory: Path, size: str, dtype: torch.dtype) -> int:
-    """Saves a random model; returns the bytes that one decoding step reads of it: all but the embedding table."""
+def write_model(directory: Path, size: str, dtype: torch.dtype) -> None:
+    """Saves a random model."""
     config = GlmConfig(**SIZES[size], attention_bias=True, max_position_embeddings=8192, pad_token_id=0,
                        eos_token_id=None, initializer_range=0.05, dtype=dtype)  # fmt: skip
     torch.manual_seed(0)
@@ -51,7 +53,13 @@ def write_model(directory: Path, size: str, dtype: torch.dtype) -> int:
         model = GlmForCausalLM(config)
     torch.set_default_dtype(before)
     model.save_pretrained(directory)
-    return sum(p.numel() * p.element_size() for n, p in model.named_parameters() if "embed_tokens" not in n)
+
+
+def read_per_step(model: Any) -> tuple[int, int]:
+    """Bytes and numbers that one decoding step reads of a model's weights: a table of embeddings only where it is tied
+    to the logits."""
+    found = [p for n, p in model.named_parameters() if "embed_tokens" not in n or model.config.tie_word_embeddings]
+    return sum(p.numel() * p.element_size() for p in found), sum(p.numel() for p in found)
 
 
 def prompts_of(batch: int, vocabulary: int) -> list[list[int]]:
@@ -107,19 +115,22 @@ def compare(theirs: Any, ours: Any, batch: int, new: int, rounds: int) -> dict[s
     }  # fmt: skip
 
 
-def read_bandwidth(device: torch.device) -> tuple[float, str]:
-    """Bytes per second that the device can read, and whence the figure."""
+def limits(device: torch.device) -> tuple[float, float, str]:
+    """Bytes per second that the device can read, its multiply-and-adds per second times two, and whence the figures."""
     chip = chip_of(jax.devices()[0].device_kind)
     if chip is not None:
-        return chip.bandwidth, f"{chip.name}, {chip.source}"
+        return chip.bandwidth, chip.flops, f"{chip.name}, {chip.source}"
     matrix, vector = torch.ones(8192, 8192, device=device), torch.ones(8192, device=device)
     best = min(timed(lambda: matrix @ vector)[0][0] for _ in range(10))
-    return matrix.numel() * 4 / best, "best of ten matrix-vector products of 256 MiB in PyTorch"
+    square = torch.ones(2048, 2048, device=device)
+    most = min(timed(lambda: square @ square)[0][0] for _ in range(5))
+    return matrix.numel() * 4 / best, 2 * 2048**3 / most, "PyTorch's best products: matrix by vector, matrix by matrix"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="generate_ids against transformers' generate.")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "small"])
+    parser.add_argument("--models", nargs="+", type=Path, default=[], help="directories, instead of sizes")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--new", type=int, default=128, help="tokens generated per prompt")
     parser.add_argument("--rounds", type=int, default=5)
@@ -130,23 +141,29 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, args.dtype)
     rows = []
-    for size in args.sizes:
+    for size in args.models or args.sizes:
         with tempfile.TemporaryDirectory(dir=args.dir) as directory:
-            weights = write_model(Path(directory), size, dtype)
-            theirs: Any = GlmForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+            if not args.models:
+                write_model(Path(directory), size, dtype)
+            place = size if args.models else directory
+            theirs: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype).eval()
+            theirs.generation_config = GenerationConfig(pad_token_id=0)  # its own may stop, sample and penalise
             theirs.to(device)
-            ours = load(directory, dtype=args.dtype)
+            ours = load(place, dtype=args.dtype)
+        weights, numbers = read_per_step(theirs)
         for batch in args.batches:
-            found = {"size": size, "weight_bytes": weights} | compare(theirs, ours, batch, args.new, args.rounds)
+            found = compare(theirs, ours, batch, args.new, args.rounds)
+            found |= {"size": getattr(size, "name", size), "weight_bytes": weights, "weights": numbers}
             rows.append(found | {"gb_per_second": {n: weights / s / 1e9 for n, s in found["step_seconds"].items()}})
         del theirs, ours
-    limit, source = read_bandwidth(device)
+    limit, peak, source = limits(device)
     if args.json:
-        print(json.dumps({"limit": limit, "limit_source": source, "threads": torch.get_num_threads(), "rows": rows}))
+        said = {"limit": limit, "peak": peak, "limit_source": source, "threads": torch.get_num_threads(), "rows": rows}
+        print(json.dumps(said))
         return
     print(f"{args.dtype}, {args.new} tokens per prompt, {torch.get_num_threads()} threads of PyTorch, {device}")
     columns = ["model", "batch", "tokens/s theirs", "ours", "ratio (lowest, highest)", "ratio of processor time",
-               "tokens equal", "processor ms a step theirs", "ours", "GB/s theirs", "ours"]  # fmt: skip
+               "tokens equal", "processor ms a step theirs", "ours", "GB/s theirs", "ours", "of the peak"]  # fmt: skip
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in rows:
         speeds, gb, step = row["tokens_per_second"], row["gb_per_second"], row["step_processor_seconds"]
@@ -156,9 +173,10 @@ def main() -> None:
             f"{row['processor_ratio']:.2f}", "yes" if row["equal"] else "NO", f"{1e3 * step['theirs']:.2f}",
             f"{1e3 * step['ours']:.2f}", f"{gb['theirs']:.1f}",
             f"{gb['ours']:.1f} ({1e9 * gb['ours'] / limit:.0%} of the limit)",
+            f"{2 * row['batch'] * row['weights'] / row['step_seconds']['ours'] / peak:.0%}",
         ]  # fmt: skip
         print(f"| {' | '.join(map(str, cells))} |")
-    print(f"Limit: {limit / 1e9:.1f} GB/s ({source}).")
+    print(f"Limit: {limit / 1e9:.1f} GB/s, peak {peak / 1e9:.0f} GFLOP/s ({source}).")
 
 
 if __name__ == "__main__":

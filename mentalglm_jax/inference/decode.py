@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mentalglm_jax.devices.distributed import on_host, placed
+from mentalglm_jax.devices.hardware import free_memory
 from mentalglm_jax.devices.together import check_same
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.glm import Glm, KVCache
@@ -39,8 +40,9 @@ SHORTEST_PREFIX = 32
 # English words, 400 Chinese characters) at 2 tokens a word and 1.5 a character, and 40 for the label sentence.
 MAX_NEW_TOKENS = 640
 LEAST_NEW_TOKENS = 256  # in a short context; a post that leaves less is refused by name
-# On a CPU, layers up to this many bytes are laid apart for decoding, which holds them twice; see ``laid_apart``.
-APART_BYTES = 1 << 30
+# On a CPU, layers are laid apart for decoding, which holds them twice, where they take up to this share of the memory
+# that is free (of this many bytes where the system does not say); see ``laid_apart``.
+APART_SHARE, FREE_UNSAID = 0.25, 4 << 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,14 +215,21 @@ def first_token(
 
 
 def laid_apart(state: Any) -> list[Any] | None:
-    """The parameters of every layer as arrays of their own, or None where the stacked ones serve as well.
+    """The parameters of every layer as arrays of their own, or None where the stacked ones serve as well, or where the
+    memory is too small for both.
 
     XLA's CPU backend copies a layer out of its stack before it multiplies by it. With one token at a time that is most
     of the work: the products read every weight once, the copies read and write it once more.
     """
-    layers = state["layers"]
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(layers))
-    return _cut(layers) if jax.default_backend() == "cpu" and size <= APART_BYTES else None
+    return _cut(state["layers"]) if apart_bytes(state) else None
+
+
+def apart_bytes(state: Any) -> int:
+    """Bytes that ``laid_apart`` takes beside ``state``; 0 where it lays nothing apart."""
+    if jax.default_backend() != "cpu":
+        return 0
+    size, free = sum(x.nbytes for x in jax.tree.leaves(state["layers"])), free_memory(jax.devices()[0])
+    return size if size <= APART_SHARE * (FREE_UNSAID if free is None else free) else 0
 
 
 @jax.jit

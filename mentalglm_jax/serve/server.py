@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax import nnx
 
 from mentalglm_jax.devices.hardware import GIB, free_memory
 from mentalglm_jax.errors import InputError, RunError, install
 from mentalglm_jax.foreign import read_text
 from mentalglm_jax.inference.continuous import ContinuousBatch, cache_bytes
+from mentalglm_jax.inference.decode import apart_bytes
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.serve.app import make_app
 from mentalglm_jax.serve.connections import bounded, most_connections
@@ -64,6 +66,8 @@ def check_cache(model: Glm, rows: int, context: int) -> str:
     """
     context = max(2, min(context, model.config.max_position_embeddings))
     free = free_memory(jax.devices()[0])
+    if free is not None:
+        free -= apart_bytes(nnx.split(model)[1])
 
     def needed(rows: int, context: int) -> int:
         return 2 * cache_bytes(model, rows, context)

@@ -19,6 +19,10 @@ def test_layers_too_large_to_lie_apart_stay_in_their_stack(hf, monkeypatch):
         jax.tree.map(lambda x, y, n=layer: np.testing.assert_array_equal(x[n], y), state["layers"], parameters)
     prompts = [[5, 6, 7, 8], [9], [10, 11]]
     expected = generate_ids(model, prompts, max_new_tokens=10, eos_ids=[1])
-    monkeypatch.setattr(decode, "APART_BYTES", 1)
+    size = sum(x.nbytes for x in jax.tree.leaves(state["layers"]))
+    monkeypatch.setattr(decode, "free_memory", lambda device: 4 * size - 1)
     assert laid_apart(state) is None
     assert generate_ids(model, prompts, max_new_tokens=10, eos_ids=[1]) == expected
+    for free in (4 * size, None):  # None: a system that does not say
+        monkeypatch.setattr(decode, "free_memory", lambda device, free=free: free)
+        assert laid_apart(state) is not None

@@ -1,5 +1,6 @@
 """`mentalglm serve` and `mentalglm chat` as a user starts them."""
 
+import contextlib
 import json
 import os
 import pty
@@ -21,6 +22,8 @@ from pexpect import fdpexpect
 from mentalglm_jax.checkpoints.adapters import save_adapter
 from mentalglm_jax.checkpoints.directories import load
 from mentalglm_jax.devices.hardware import free_memory
+from mentalglm_jax.errors import InputError
+from mentalglm_jax.inference.decode import apart_bytes
 from mentalglm_jax.inference.generate import answer_text, generate, generate_ids
 from mentalglm_jax.model.lora import LoraConfig, add_lora, has_lora, merge_lora
 from mentalglm_jax.serve.server import check_cache
@@ -101,6 +104,7 @@ def test_a_cache_that_cannot_fit_is_told_before_anything_is_served(model_dir, ca
     """One layer, two heads of 8, float32: 128 bytes a token and row, and 4 for whose it is; 16 rows of 6144 columns."""
     one = 16 * 6144 * 132 + 4
     large = ["mentalglm", "serve", model_dir, "--port", 0, "--batch-size", 12]
+    monkeypatch.setattr("mentalglm_jax.inference.decode.free_memory", lambda device: 0)  # no layers laid apart
     monkeypatch.setattr("mentalglm_jax.serve.server.free_memory", lambda device: 2 * one - 1)
     refused(run(large, capsys), "the cache of 12 requests of 4096 tokens takes up to 0.02 GiB while it grows, and 0.02 "
             "GiB are free; --batch-size 8 or --context 2048 fits")  # fmt: skip
@@ -110,6 +114,13 @@ def test_a_cache_that_cannot_fit_is_told_before_anything_is_served(model_dir, ca
     for free, says in ((2 * one, "12 requests of 4096 tokens .* GiB are free$"), (None, "while it grows$")):
         monkeypatch.setattr("mentalglm_jax.serve.server.free_memory", lambda device, free=free: free)
         assert re.search(says, check_cache(tokens, 12, 8192))
+    monkeypatch.setattr("mentalglm_jax.inference.decode.free_memory", lambda device: 1 << 30)
+    apart = apart_bytes(nnx.split(tokens)[1])
+    assert apart > 0
+    for more in (0, -1):
+        monkeypatch.setattr("mentalglm_jax.serve.server.free_memory", lambda device, m=more: 2 * one + apart + m)
+        with pytest.raises(InputError, match="12 requests") if more else contextlib.nullcontext():
+            check_cache(tokens, 12, 8192)
 
 
 def test_free_memory_is_that_of_this_machine_or_of_its_device():
