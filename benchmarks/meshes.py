@@ -9,9 +9,11 @@ there, and what is there is not run again. With B = 0 at the start, Adam's first
 the sign of a gradient, however small that is, and rounding, which depends on the order of a sum, decides some of the
 signs.
 
+For each way to start:
+
 * float32: the largest difference between the losses of any run and those of one device, over all steps.
-* bfloat16: for each way to start, the share of signs of the first gradient that differ from one device's; how far the
-  adapter is from one device's after two updates and after all (of the way it went); the spread of the loss at the end.
+* bfloat16: the share of signs of the first gradient that differ from one device's; how far the adapter is from one
+  device's after two updates and after all (of the way it went); the spread of the loss at the end.
 
 The compiled step is the trainer's own (``make_step``); learning rate and eps are arguments of its optimiser, so that
 one program serves every way to start. LoRA and rsLoRA differ in a scale, which is an argument too. XLA_FLAGS is kept:
@@ -117,7 +119,7 @@ def batches(kind: str, dtype: str, steps: int) -> list[dict[str, Any]]:
 
 
 def runs(kind: str, dtype: str, steps: int, mesh: Mesh | None) -> Iterator[dict[str, Any]]:
-    """Every method of ``kind`` and every way to start (in float32 the plain one), by one program."""
+    """Every method of ``kind`` and every way to start, by one program."""
     config = settings(steps)
     objective = Objective(kind="dpo", pairs=Path("pairs.jsonl")) if kind == "pairs" else None
     optimizer = optax.chain(
@@ -128,7 +130,7 @@ def runs(kind: str, dtype: str, steps: int, mesh: Mesh | None) -> Iterator[dict[
     rows = [spread(batch, ROWS, 1, mesh, None) if mesh is not None else {name: x[None] for name, x in batch.items()}
             for batch in batches(kind, dtype, steps)]  # fmt: skip
     for method, changes in KINDS[kind].items():
-        for start, (warm, eps, other) in list(STARTS.items())[: 1 if dtype == "float32" else None]:
+        for start, (warm, eps, other) in STARTS.items():
             model = model_of(changes, jnp.dtype(dtype))
             if other:
                 swapped(model)
@@ -201,7 +203,7 @@ def table(all_runs: list[dict[str, Any]]) -> str:
             plain = {run["mesh"]: run for run in others if run["order"] == "as they are"}
             errors = [difference(run, wanted) for run in others]
             orders = max(difference(run, plain[run["mesh"]]) for run in others)
-            exact.append(f"| {method} | {len(others)} | {wanted['losses'][0]:.3f}, {wanted['losses'][-1]:.3f} "
+            exact.append(f"| {method}, {start} | {len(others)} | {wanted['losses'][0]:.3f}, {wanted['losses'][-1]:.3f} "
                          f"| {max(errors):.1e} | {orders:.1e} | {max(signs):.2%} |")  # fmt: skip
             continue
         ends = [float(np.mean(run["losses"][-5:])) for run in members]

@@ -118,10 +118,11 @@ def rows(
 def answer(
     model: Model,
     in_: Annotated[
-        Path, typer.Option("--in", help="JSONL, .csv or .tsv with a key post, or .txt with a post per line")
+        Path, typer.Option("--in", help="JSONL, .csv or .tsv with a post in each record, or .txt with one per line")
     ],
     prompt: Annotated[Path, typer.Option(help="Jinja template of what the model is asked, with {{ post }} in it")],
     out: Annotated[Path, typer.Option(help="generations.jsonl to write; an interrupted call continues in it")],
+    text: Annotated[str, typer.Option(help="Key or column that holds the post", metavar="NAME")] = "post",
     adapter: Adapter = None,
     candidates: Candidates = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer", min=1)] = 256,
@@ -134,7 +135,7 @@ def answer(
     from probes.intake.rows import Reader, lay, read_candidates, read_records
     from probes.intake.template import read_template
 
-    records, labels = read_records(in_)[:limit], read_candidates(candidates)
+    records, labels = read_records(in_, text)[:limit], read_candidates(candidates)
     template = read_template(prompt)
     silence_loaders()
     from probes.intake.answer import answer as ask

@@ -33,7 +33,7 @@ def prompts(reader: Reader, records: Sequence[Mapping[str, Any]], template: str,
     """
     for record in records:
         if not isinstance(record.get("post"), str) or not record["post"].strip():
-            said = f"key 'post' must be a text that is not empty; {has(record)}"
+            said = f"key 'post' must be a text that is not empty; {has(record)}; --text names another key"
             raise ProbeInputError(f"record {plain(record.get('id'), 80)!r}: {said}")
     texts = render(template, records, where, strict=True)
     marked = render(template, [{**record, "post": _MARK} for record in records], where, strict=True)

@@ -138,12 +138,14 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
         raise
 
 
-def read_records(path: str | Path) -> list[dict[str, Any]]:
+def read_records(path: str | Path, text: str = "post") -> list[dict[str, Any]]:
     """Reads records: ``.csv`` and ``.tsv`` (columns by their header), ``.txt`` (a post on each line), else JSONL (one
     object per line). What has no id has the number of its line, of its row in a table, as one.
 
+    Args:
+        text: the key, or column, that holds the post; it is called ``post`` in what is returned.
     Raises:
-        ProbeInputError: ``file:line: reason``, or there is none.
+        ProbeInputError: ``file:line: reason``, or there is none; a record has ``post`` beside ``text``.
     """
     data = read_bytes(path, MAX_GENERATIONS_BYTES).removeprefix(BOM)
     kind = Path(path).suffix.lower()
@@ -154,7 +156,13 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         read = ((number, {"post": line.strip()}) for number, line in lines if line.strip())
     else:
         read = _objects(path, data)
-    found = [{"id": str(number)} | record for number, record in itertools.islice(read, MOST_RECORDS + 1)]
+    found = []
+    for number, record in itertools.islice(read, MOST_RECORDS + 1):
+        if text != "post" and text in record:
+            if "post" in record:
+                raise ProbeInputError(f"{path}:{number}: has a key 'post' beside {plain(text, 80)!r}; leave one out")
+            record["post"] = record.pop(text)
+        found.append({"id": str(number)} | record)
     if len(found) > MOST_RECORDS:
         raise ProbeInputError(f"{path}: more than {MOST_RECORDS} records; give them in several files")
     if not found:

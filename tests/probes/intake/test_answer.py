@@ -1,5 +1,6 @@
 """A model is asked by a template of one's own; what it wrote is what is probed."""
 
+import itertools
 import json
 import shlex
 import shutil
@@ -127,13 +128,19 @@ def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     for page in (ROOT / "README.md", ROOT / "docs" / "probe-any-model.md"):
         (block,) = [one for one in blocks(page) if "probes answer" in one.text]
-        Path("posts.csv").write_text("id,post\n" + "".join(f'{row["id"]},"{row["post"]}"\n' for row in ROWS))
         for line in block.text.splitlines():
             if line.startswith("echo "):
                 subprocess.run(["sh", "-c", line], check=True)
                 continue
             words = shlex.split(line.replace("MODEL", str(PAIR / "faithful")), comments=True)
             if words[:2] == ["probes", "answer"]:  # what was echoed is right for a chat model
+                given = dict(itertools.pairwise(words))
+                table, column = Path(given["--in"]), given.get("--text", "post")
+                if table.parent.name:  # a file of ours
+                    assert column in (ROOT / table).read_text("utf-8").splitlines()[0].split(",")
+                table.parent.mkdir(parents=True, exist_ok=True)
+                table.write_text(f"id,{column}\n" + "".join(f'{row["id"]},"{row["post"]}"\n' for row in ROWS))
+                count = min(len(ROWS), int(given.get("--limit", len(ROWS))))
                 asked = prompts(Reader(PAIR / "faithful"), ROWS, read_template("ask.jinja"), "ask.jinja")
                 assert all(row["post"] in one["prompt"] for one, row in zip(asked, ROWS, strict=True))
                 assert set(read_candidates("labels.json")) == {"positive", "negative"}
@@ -141,7 +148,7 @@ def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: Any) -> None:
                 Path("labels.json").write_text(json.dumps(ROWS[0]["candidates"]))
             cli.main(words[1:])
         found = read_run("probed")
-        assert found.summary["n"] == len(ROWS) and Path("probed/report.html").is_file()
+        assert found.summary["n"] == count and Path("probed/report.html").is_file()
         for path in tmp_path.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

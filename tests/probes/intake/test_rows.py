@@ -244,6 +244,15 @@ def test_a_table_that_cannot_be_read_is_refused(tmp_path: Path, name: str, data:
         read_records(tmp_path / name)
 
 
+def test_another_column_can_hold_the_post(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\nI ate.,low\n,high\n", "utf-8")
+    assert read_records(tmp_path / "a.csv", "text") == [
+        {"id": "1", "label": "low", "post": "I ate."}, {"id": "2", "label": "high"}]  # fmt: skip
+    (tmp_path / "b.jsonl").write_text('{"post": "a", "text": "b"}', "utf-8")
+    with pytest.raises(ProbeInputError, match=r"b.jsonl:1: has a key 'post' beside 'text'; leave one out"):
+        read_records(tmp_path / "b.jsonl", "text")
+
+
 def test_a_record_without_a_post_says_what_it_has(reader: Reader) -> None:
     with pytest.raises(ProbeInputError, match=r"key 'post' must .*; it has prompt, answer, text"):
         lay(reader, [{"prompt": POST, "answer": "low", "text": POST}], LABELS)
