@@ -204,7 +204,9 @@ class Run:
             if links:  # old checkpoints are deleted, damaged ones renamed
                 raise InputError(f"{links[0]}: is a link, and a run writes and deletes in its own directory only; put "
                                  "the files themselves there, or choose another run_dir")  # fmt: skip
-            if odd := [path for path in written if not (path.is_file() or path.is_symlink())]:  # a pipe would be waited for
+            if odd := [
+                path for path in written if not (path.is_file() or path.is_symlink())
+            ]:  # a pipe would be waited for
                 raise InputError(f"{odd[0]}: is neither a file nor a directory; remove it")
             self._state["stages"] = dict(self._known["stages"])
             self._state["base"] = dict(self._known["base"])
