@@ -4,8 +4,8 @@ A file of a few kilobytes can stand for gigabytes: a dictionary value in every r
 header says, an archive of spaces. All sizes in it are what a stranger wrote, and libraries allocate by them. So the
 system sets the bound: the child that reads may hold ``MEMORY`` bytes more than its libraries, gets ``SECONDS`` of
 processor time for a few rows and ``seconds_for`` for all of them, and hands them over as lines of JSON, of which there
-are not many more bytes than the file has. A file that makes the library fall over ends the child only. (Where the system does not count what a process
-maps, as on macOS, the last bound is the only one.)
+are not many more bytes than the file has. A file that makes the library fall over ends the child only.
+(Where the system does not count what a process maps, as on macOS, of memory the last bound is the only one.)
 """
 
 import json
