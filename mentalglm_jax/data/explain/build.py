@@ -30,7 +30,7 @@ from mentalglm_jax.data.imhi import load_imhi_experts
 from mentalglm_jax.data.records import SPLITS, Record, read_records, write_records
 from mentalglm_jax.data.selection import limited
 from mentalglm_jax.data.surrogates import replacing_surrogates
-from mentalglm_jax.data.written import MANIFEST, check_replaceable, digests
+from mentalglm_jax.data.written import check_replaceable, digests, write_manifest
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.files import replace_dir, working_in, write_json, write_text
 from mentalglm_jax.settings import Settings, load_settings
@@ -313,8 +313,7 @@ def _write(
             "attempts": dict(sorted(Counter(str(o.attempts) for o in outcomes).items())),
             "files": digests(folder),
         }  # fmt: skip
-        write_text(folder / "README.md", datasheet(manifest))
-        write_json(folder / MANIFEST, manifest)
+        write_manifest(folder, manifest, datasheet(manifest))
     return manifest
 
 
