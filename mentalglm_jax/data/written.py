@@ -1,6 +1,7 @@
 """Folders that a command writes whole, each with a manifest of its files: which of them it may replace."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,18 @@ def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below ``folder``, by its path there."""
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(folder.rglob("*")) if path.is_file()}  # fmt: skip
+
+
+def check_same(folder: Path, texts: Mapping[str, str | None], why: str) -> None:
+    """Whether files of ``folder`` are not there, or what they will be; None: it will not be there. ``why`` they may be
+    needed stands in the message.
+
+    Raises: InputError."""
+    for name, text in texts.items():
+        path = folder / name
+        same = text is not None and path.is_file() and path.read_bytes() == text.encode()
+        if os.path.lexists(path) and not same:
+            raise InputError(f"{path}: is there already and differs; {why}: choose another --out")
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any], datasheet: str) -> None:
