@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,22 @@ def check_owned(directory: Path, owned: Callable[[str], object]) -> None:
         shown = ", ".join(name if len(name) <= 200 else name[:200] + "…" for name in sorted(others)[:4])
         more = f" and {len(others) - 4} more" if len(others) > 4 else ""
         raise InputError(f"{directory}: would be replaced but holds other files ({shown}{more}); choose another place")
+
+
+def refuse_inputs(out: Path, read: Mapping[str, str | Path | None]) -> None:
+    """Whether a directory that will be replaced whole is, or holds, what is read.
+
+    Args:
+        read: what names it, for the message, and where it is; what is not there is no matter.
+
+    Raises:
+        InputError: it does.
+    """
+    for name, given in read.items():
+        path = Path(os.path.expanduser(given)) if given is not None else None
+        if path is not None and path.exists() and path.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{out}: would be replaced, and {'holds' if path.is_file() else 'is or holds'} {given}, "
+                             f"which is read ({name}); name another place")  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ HEAVY = (
     "mentalglm_jax/train/test_loop.py", "probes/validation/test_validate.py", "test_notebooks.py",
     "mentalglm_jax/train/test_interrupted.py", "mentalglm_jax/pipeline/test_changes.py",
     "hostile/test_swapped_state.py", "hostile/test_orbax_files.py", "hostile/test_saved_steps.py",
-    "hostile/test_kept_models.py", "hostile/test_finished_answers.py",
+    "hostile/test_kept_models.py", "hostile/test_finished_answers.py", "hostile/test_over_directories.py",
     "mentalglm_jax/pipeline/test_evaluate_run.py", "mentalglm_jax/pipeline/test_sweep.py",
     "mentalglm_jax/pipeline/test_search.py",
     "mentalglm_jax/train/test_early_stopping.py", "mentalglm_jax/evaluate/test_cli.py",

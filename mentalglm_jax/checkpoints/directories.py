@@ -58,7 +58,7 @@ from mentalglm_jax.checkpoints.weights import (
 from mentalglm_jax.devices.distributed import on_host
 from mentalglm_jax.devices.together import consumed
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.files import check_owned, replace_dir, write_json, write_text
+from mentalglm_jax.files import check_owned, refuse_inputs, replace_dir, write_json, write_text
 from mentalglm_jax.foreign import at_home, read_json, some, there
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import has_lora, merge_lora, refuse_quantized
@@ -351,6 +351,7 @@ def convert(
     if layout not in (None, *WRITABLE_LAYOUTS, "orbax"):
         raise InputError(f"layout {layout!r} is not one of {', '.join(WRITABLE_LAYOUTS)}, orbax")
     checkpoint = _opened(locate(source))
+    refuse_inputs(Path(target), {"the model": checkpoint.directory})
     config = read_config(checkpoint, rope_theta)
     layout = layout or config.family
     tensors = check_tensors(checkpoint, config, detect_layout(checkpoint.tensors))

@@ -150,16 +150,19 @@ def import_lines(manifest: dict[str, Any]) -> Iterator[Table | str]:
 
 
 def _write_splits(folder: Path, records: list[Any]) -> None:
-    from mentalglm_jax.data.records import SPLITS, write_records
-    from mentalglm_jax.files import working_in
-    from mentalglm_jax.text.tasks import TASKS_FILE, added_tasks, write_tasks
+    from mentalglm_jax.data.records import SPLITS, records_text
+    from mentalglm_jax.data.written import check_same
+    from mentalglm_jax.files import working_in, write_text
+    from mentalglm_jax.text.tasks import added_tasks, keep_tasks
 
+    parts = {f"{split}.jsonl": [record for record in records if record.split == split] for split in SPLITS}
+    texts = {name: records_text(rows) if rows else None for name, rows in parts.items()}
     with working_in(folder):
-        for split in SPLITS:
-            if rows := [record for record in records if record.split == split]:
-                write_records(folder / f"{split}.jsonl", rows)
-        if own := added_tasks(record.task for record in records):
-            write_tasks(folder / TASKS_FILE, own)
+        check_same(folder, texts, "it may be what was read, or another's")
+        keep_tasks(folder, added_tasks(record.task for record in records))
+        for name, text in texts.items():
+            if text is not None:
+                write_text(folder / name, text, private=True)
 
 
 def inspection_lines(report: dict[str, Any]) -> Iterator[Table | str]:

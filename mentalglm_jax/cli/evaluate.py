@@ -85,6 +85,7 @@ def evaluate(
     from mentalglm_jax.evaluate.tables import format_comparison, format_table
     from mentalglm_jax.files import working_in
     from mentalglm_jax.inference.generate import forget_partial
+    from mentalglm_jax.text.tasks import added_tasks, keep_tasks
     from mentalglm_jax.train.recipe import opened_mesh
 
     section = place(set_)
@@ -124,6 +125,9 @@ def evaluate(
         if floors is not None and train_data is None and floors.records_file("train").is_file():
             train = [record for record in floors.records("train") if task in (None, record.task)]
         others = None if against is None else read_answers(against).of_task(task)
+        if out is not None:
+            named = answers.tasks() if answers is not None else {record.task for record in records or ()}
+            keep_tasks(out, added_tasks(named), write=False)
         scalings = {}
         # Never told of records that may be those it was fitted on.
         if not answered and not any(record.split == "dev" for record in records or ()):

@@ -3,9 +3,9 @@
 A file of a few kilobytes can stand for gigabytes: a dictionary value in every row, a page that decompresses to what its
 header says, an archive of spaces. All sizes in it are what a stranger wrote, and libraries allocate by them. So the
 system sets the bound: the child that reads may hold ``MEMORY`` bytes more than its libraries, gets ``SECONDS`` of
-processor time for a few rows, and hands them over as lines of JSON, of which there are not many more bytes than the
-file has. A file that makes the library fall over ends the child only. (Where the system does not count what a process
-maps, as on macOS, the last bound is the only one.)
+processor time for a few rows and ``seconds_for`` for all of them, and hands them over as lines of JSON, of which there
+are not many more bytes than the file has. A file that makes the library fall over ends the child only.
+(Where the system does not count what a process maps, as on macOS, of memory the last bound is the only one.)
 """
 
 import json
@@ -24,6 +24,7 @@ from mentalglm_jax.interpreter import environment, module_command
 
 MEMORY = 1 << 30  # bytes the child may allocate
 SECONDS = 60  # of processor time, for one batch
+WHOLE, PER_MIB = 60, 10  # seconds of it for any file, and for each MiB of it more; tables take less than one
 LONGEST_ROW = 1 << 22  # characters of its JSON: far beyond any post
 GROWTH, FLOOR, ROW = 100, 64 << 20, 512  # bytes of rows for one of the file, of any file, and what a row is counted as
 
@@ -46,18 +47,27 @@ def handed_over(module: str, source: BinaryIO, *arguments: str) -> Iterator[Any]
             child.kill()
     if child.returncode == -signal.SIGPROF:
         yield f"a few of its rows take more than {SECONDS} s of processor time"
+    elif child.returncode == -signal.SIGXCPU:
+        yield f"it takes more than {seconds_for(source)} s of processor time"
     else:
         yield f"reading it takes more than {MEMORY >> 20} MiB of memory, or breaks the reader"
 
 
+def seconds_for(source: BinaryIO) -> int:
+    """Seconds of processor time that all of a file may take: 700 bytes of it may stand for 200 MB, row by row."""
+    return WHOLE + PER_MIB * os.fstat(source.fileno()).st_size // (1 << 20)
+
+
 def bound() -> None:
-    """Of this process from now on: the memory it allocates, and no file that tells of a crash."""
+    """Of this process from now on: the memory it allocates, its time, and no file that tells of a crash."""
     import resource
 
     taken = Path("/proc/self/statm")  # the sixth number: pages of data and stack
     most = MEMORY + (int(taken.read_text().split()[5]) * mmap.PAGESIZE if taken.exists() else 0)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    seconds = seconds_for(sys.stdin.buffer)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
 
 
 def serve(batches: Iterator[Sequence[Any]], plain: Callable[[Any], Any]) -> None:

@@ -68,7 +68,7 @@ def apart_from(conversations: Sequence[Conversation], held_out: Sequence[Record]
     """The conversations of which no turn has a held-out post, and how many went: a turn that holds its letters and
     digits in one piece (from ``NEAR_FROM`` on; a shorter post must be the whole turn), or that is nearly the same."""
     index, whole = NearIndex(NEAR), set[str]()
-    begins: dict[str, set[int]] = {}  # lengths of long posts by their first characters
+    begun: dict[str, list[str]] = {}  # long posts by their first characters
     for record in held_out:
         text = bare_post(record.post)
         if text in whole:
@@ -76,16 +76,19 @@ def apart_from(conversations: Sequence[Conversation], held_out: Sequence[Record]
         whole.add(text)
         if len(text) >= NEAR_FROM:
             index.add(signature(text, record.language))
-            begins.setdefault(text[:NEAR_FROM], set()).add(len(text))
+            begun.setdefault(text[:NEAR_FROM], []).append(text)
     languages = sorted({record.language for record in held_out})
 
     def held(turn: str) -> bool:
-        text = bare_post(turn)
+        text, seen = bare_post(turn), set[str]()
         if text in whole:
             return True
         for at in range(len(text) - NEAR_FROM + 1):
-            if any(text[at : at + length] in whole for length in begins.get(text[at : at + NEAR_FROM], ())):
-                return True
+            start = text[at : at + NEAR_FROM]
+            if start in begun and start not in seen:  # once: one post may begin at every place of a turn
+                seen.add(start)
+                if any(post in text for post in begun[start]):
+                    return True
         return len(text) >= NEAR_FROM and any(index.near(signature(text, one)) for one in languages)
 
     stay = [one for one in conversations if not any(held(turn["content"]) for turn in one.messages)]

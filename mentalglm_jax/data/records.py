@@ -178,8 +178,12 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
     if Path(path).suffix == ".parquet":
         _write_parquet(Path(path), records)
     else:
-        lines = (json.dumps(record.to_dict(), ensure_ascii=False) + "\n" for record in records)
-        write_text(path, "".join(lines), private=True)
+        write_text(path, records_text(records), private=True)
+
+
+def records_text(records: Iterable[Record]) -> str:
+    """What ``write_records`` writes as JSONL."""
+    return "".join(json.dumps(record.to_dict(), ensure_ascii=False) + "\n" for record in records)
 
 
 def read_records(path: str | Path, *, allow_extra: bool = False) -> list[Record]:

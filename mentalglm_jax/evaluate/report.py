@@ -52,6 +52,7 @@ def write_report(
         notes: what a reader must know of the training data, one sentence each; stands in the card.
 
     Raises:
+        InputError: as ``keep_tasks``.
         RunError: the file system refused.
     """
     directory = Path(directory)
@@ -61,8 +62,7 @@ def write_report(
     write_text(directory / "model_card.md", model_card(result, title=title, notes=notes))
     if compared is not None:
         write_json(directory / "comparison.json", compared)
-    if own := tasks.added_tasks(result):
-        tasks.write_tasks(directory / tasks.TASKS_FILE, own)
+    tasks.keep_tasks(directory, tasks.added_tasks(result))
 
 
 def render(

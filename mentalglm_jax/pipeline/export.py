@@ -14,11 +14,12 @@ from mentalglm_jax.checkpoints.model_card import CARD, Licence, licence_named, l
 from mentalglm_jax.devices.distributed import join
 from mentalglm_jax.devices.together import on_primary
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.files import refuse_inputs
 from mentalglm_jax.foreign import at_home
 from mentalglm_jax.model.lora import merge_lora
 from mentalglm_jax.pipeline import hub
 from mentalglm_jax.pipeline.card import run_card
-from mentalglm_jax.pipeline.run_dir import Run
+from mentalglm_jax.pipeline.run_dir import Run, written_by_run
 from mentalglm_jax.train.recipe import MeshSection
 
 
@@ -82,6 +83,7 @@ def export_run(
     if not job.adapter_dir(stage).is_dir():
         raise InputError(f"{job.adapter_dir(stage)}: no adapter; is stage {stage!r} of this run finished?")
     job.check_unchanged(f"train {stage}")
+    _refuse_own(job, out)
     named = None if licence is None else licence_named(licence)
     if push is not None and not dry_run:
         on_primary(lambda: hub.prepare(push, public))  # before the work, not after it
@@ -110,6 +112,18 @@ def export_run(
 
     files, pushed = on_primary(finish)
     return Export(out, files, pushed and hub.Pushed(*pushed))
+
+
+def _refuse_own(job: Run, out: Path) -> None:
+    """Whether the export would replace what the run reads, or what it wrote and needs to go on. Raises: InputError."""
+    recipe = job.recipe
+    refuse_inputs(out, {"model.path": job.base, "model.adapter": recipe.model.adapter,
+                        "tokenizer.path": recipe.tokenizer.path, "data.root": recipe.data.root})  # fmt: skip
+    here, below = out.resolve(), job.dir.resolve()
+    if here.is_relative_to(below):
+        place = here.relative_to(below).as_posix()
+        if any(written_by_run(f"{place}/{name}") for name in ("config.json", "adapter_config.json")):
+            raise InputError(f"{out}: is the run's own, and would be replaced; name another --out")
 
 
 def _terms(job: Run, base: str | None, ask: bool) -> Licence | None:

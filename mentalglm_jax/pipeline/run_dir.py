@@ -50,6 +50,8 @@ _WRITTEN = re.compile(
     rf"|data/(?:un)?faithful/(?:train|dev|test)\.jsonl|pretrain/(?:[^/]+/)?{_TRAINED}|stages/[^/]+/{_TRAINED}"
     rf"|control/(?:{_TRAINED}|{_GENERATED}|{_PROBED})"
 )
+# Links that W&B makes in its own folder; nothing of a run is read or written there, and deleted they are themselves.
+_OF_OTHERS = re.compile(r"(?:stages/[^/]+|control)/wandb/.+")
 _FOLDERS = {"data", "tokenizer", "base", "pretrain", "stages", "control", "adapter", "merged", "probes"}
 # Without which a stage that run.json calls finished is not; of training stages it is the adapter.
 _RESULTS = {
@@ -142,7 +144,9 @@ def _sorted_out(directory: Path, folder: str = "") -> tuple[list[Path], list[Pat
         for path in (Path(root) / name for name in (*folders, *names)):
             relative = path.relative_to(directory).as_posix()
             ours = written_by_run(relative) or relative in _FOLDERS
-            if path.is_symlink():
+            if path.is_symlink() and _OF_OTHERS.fullmatch(relative):
+                written.append(path)
+            elif path.is_symlink():
                 (links if ours or relative.split("/")[0] in _FOLDERS else other).append(path)
             elif not path.is_dir():
                 (written if ours else other).append(path)
@@ -200,7 +204,9 @@ class Run:
             if links:  # old checkpoints are deleted, damaged ones renamed
                 raise InputError(f"{links[0]}: is a link, and a run writes and deletes in its own directory only; put "
                                  "the files themselves there, or choose another run_dir")  # fmt: skip
-            if odd := [path for path in written if not path.is_file()]:  # a pipe would be waited for
+            if odd := [
+                path for path in written if not (path.is_file() or path.is_symlink())
+            ]:  # a pipe would be waited for
                 raise InputError(f"{odd[0]}: is neither a file nor a directory; remove it")
             self._state["stages"] = dict(self._known["stages"])
             self._state["base"] = dict(self._known["base"])

@@ -15,7 +15,7 @@ import yaml
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_text
-from mentalglm_jax.foreign import inside, read_yaml, short
+from mentalglm_jax.foreign import MAX_YAML_BYTES, inside, read_text, read_yaml, short
 from mentalglm_jax.markdown import hidden
 from mentalglm_jax.text.labels import KINDS, MARKERS, WRAPPERS, Label, Markers, Task, base_language, nearest, squeeze
 
@@ -58,6 +58,34 @@ def tasks_in(directory: Path) -> tuple[Task, ...]:
 def write_tasks(path: str | Path, tasks: Iterable[Task]) -> None:
     """Writes a task file, atomically; ``read_tasks`` gives equal tasks back."""
     write_text(path, tasks_text(tasks))
+
+
+def keep_tasks(directory: Path, tasks: Iterable[Task], write: bool = True) -> None:
+    """Sees to it that the ``tasks.yaml`` of a directory holds ``tasks``, and all that it held before. One that people
+    wrote is never written anew: their comments would be gone.
+
+    Args:
+        write: only find out whether that can be done.
+
+    Raises:
+        InputError: it defines one of ``tasks`` otherwise, lacks one and was written by hand, or as ``tasks_in``.
+        RunError: the file system refused.
+    """
+    path, tasks = directory / TASKS_FILE, list(tasks)
+    if not tasks:
+        return
+    there = {task.name: task for task in tasks_in(directory)}
+    if other := next((task.name for task in tasks if there.get(task.name, task) != task), None):
+        raise InputError(
+            f"{path}: defines task {other!r} otherwise; name another place, or use one definition for both"
+        )
+    lacking = [task for task in tasks if task.name not in there]
+    if lacking and there and read_text(path, MAX_YAML_BYTES) != tasks_text(there.values()):
+        raise InputError(
+            f"{path}: lacks task {lacking[0].name!r} and was written by hand; add it, or name another place"
+        )
+    if lacking and write:
+        write_tasks(path, [*there.values(), *lacking])
 
 
 def tasks_text(tasks: Iterable[Task]) -> str:

@@ -23,6 +23,7 @@ from mentalglm_jax.markdown import look
 from mentalglm_jax.text.labels import WRAPPERS, Label, Markers, Task, nearest, wrapped
 from mentalglm_jax.text.task_files import (
     TASKS_FILE,
+    keep_tasks,
     read_tasks,
     task_of,
     task_record,
@@ -36,8 +37,8 @@ from mentalglm_jax.text.thinking import spoken_span
 __all__ = [
     "BUILT_IN", "LANGUAGES", "TASKS", "TASKS_FILE", "Label", "Language", "Markers", "Order", "Parsed", "Status", "Task",
     "add_row_definition", "add_tasks", "add_tasks_beside", "added_tasks", "answer", "before_label", "explains_first",
-    "forget_added", "get_task", "parse", "prompt", "read_tasks", "row_definition", "task_of", "task_record",
-    "tasks_in", "tasks_of", "tasks_text", "write_tasks",
+    "forget_added", "get_task", "keep_tasks", "parse", "prompt", "read_tasks", "row_definition", "task_of",
+    "task_record", "tasks_in", "tasks_of", "tasks_text", "write_tasks",
 ]  # fmt: skip
 
 Language = Literal["en", "zh"]

@@ -32,6 +32,10 @@ with _without_torch():
     from tensorboardX import SummaryWriter
 
 MAX_BYTES = 1 << 30
+# W&B takes more than it is given: what the command prints (it names records), its arguments and path, the host, the
+# user, the repository, what is installed. A version that does not know one of these refuses, and so do we.
+_METRICS_ONLY = {"console": "off", "disable_git": True, "save_code": False, "x_disable_meta": True,
+                 "x_save_requirements": False, "symlink": False}  # fmt: skip
 
 
 class MetricsLog:
@@ -115,7 +119,8 @@ def _wandb_run(directory: Path, project: str, name: str | None) -> Any:
         raise InputError(f"wandb: is not installed; {install('track')}, or remove the section") from None
     try:
         # Its own step counter only rises, but a resumed run writes steps again: ours is a value beside the others.
-        run = wandb.init(project=project, name=name, dir=str(directory), resume="allow")
+        run = wandb.init(project=project, name=name, dir=str(directory), resume="allow",
+                         settings=wandb.Settings(**_METRICS_ONLY))  # fmt: skip
     except Exception as error:  # wandb raises its own classes for a missing login, no network and the like
         reason = next(iter(str(error).splitlines()), "")
         raise InputError(f"wandb: {type(error).__name__}: {reason[:160]}; WANDB_MODE=offline needs no login") from error

@@ -5,8 +5,11 @@ import signal
 
 import pytest
 
+from mentalglm_jax.data.conversations import Conversation, apart_from
 from mentalglm_jax.data.explain.quotes import quotes_occur
+from mentalglm_jax.data.records import Record
 from probes.intake.labels import read_label
+from tests.hostile.foreign_files import RECORD
 
 SECONDS = 30  # of the processor; what each took before is several times that
 
@@ -48,3 +51,12 @@ def test_quotes_of_a_reply_that_are_almost_in_a_long_post(quoted):
 def test_an_answer_without_a_word(answer):
     assert read_label(answer, {"one": "low", "two": "high"}) == (None, None)
     assert read_label(answer + "Low.", {"one": "low", "two": "high"})[0] == "one"
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_turn_in_which_held_out_posts_may_begin_at_every_character(held):
+    """Each of them was looked for at each place, by a copy of it."""
+    posts = [Record(**RECORD | {"id": str(n), "post": f"{'a' * n}b", "split": "test"}) for n in range(24, 1524)]
+    said = "a" * 400_000 + "b" * held
+    turns = ({"role": "user", "content": said}, {"role": "assistant", "content": "Yes."})
+    assert apart_from([Conversation("c", turns)], posts)[1] == held

@@ -207,6 +207,34 @@ def test_a_run_does_not_go_on_through_a_link(tried, tmp_path, name):
     assert (tmp_path / "elsewhere" / "2023" / "photo").read_text() == "mine"
 
 
+@pytest.mark.parametrize("options", [[], ["--restart"]])
+def test_a_run_goes_on_with_the_links_that_wandb_makes(tried, tmp_path, options):
+    """In its own folder, of which a run reads nothing: one to the newest run, one to a log in the user's cache."""
+    refused(tried(), MISSING)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "core.log").write_text("mine")
+    (tmp_path / "run/stages/a/wandb/run-1/logs").mkdir(parents=True)
+    for name, to in (("latest-run", "run-1"), ("debug.log", "run-1/logs/gone.log"),
+                     ("run-1/logs/core.log", tmp_path / "mine" / "core.log"), ("all", tmp_path / "mine")):  # fmt: skip
+        (tmp_path / "run/stages/a/wandb" / name).symlink_to(to)
+    refused(tried(*options), MISSING)
+    assert (tmp_path / "mine" / "core.log").read_text() == "mine"
+    assert (tmp_path / "run/stages").exists() == (not options)
+
+
+@pytest.mark.parametrize("name", ["stages/a/wandb", "stages/wandb/checkpoints", "pretrain/wandb/checkpoints", "wandb"])
+def test_nothing_else_called_wandb_may_be_a_link(tried, tmp_path, name):
+    refused(tried(), MISSING)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    if name == "wandb":  # somebody else's
+        refused(tried("--restart"), MISSING)
+    else:
+        refused(tried(), rf"run/{name}: is a link, and a run writes and deletes in its own directory only")
+    assert (tmp_path / "elsewhere").is_dir() and (tmp_path / "run" / name).is_symlink()
+
+
 @pytest.mark.parametrize("name", ["stages/a/reference.safetensors", "stages/a/checkpoints/1/metrics/metrics",
                                   "generations.jsonl", "merged/config.json"])  # fmt: skip
 def test_a_run_does_not_wait_for_a_pipe(tried, tmp_path, name):

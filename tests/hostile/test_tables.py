@@ -19,6 +19,16 @@ from mentalglm_jax.data.roots import iter_root
 from tests.hostile.attack import refused
 from tests.hostile.foreign_files import RECORD, called
 
+# A file of ever more batches of no rows: each is cheap, and without a bound for all of them it takes half a minute.
+ENDLESS = """
+import itertools
+from mentalglm_jax.data import bounded
+bounded.WHOLE = 1
+def batches():
+    bounded.bound()
+    yield from itertools.repeat([], 50_000_000)
+bounded.serve(batches(), str)
+"""
 READ = """
 import re, resource, sys
 from pathlib import Path
@@ -139,6 +149,13 @@ def test_a_reader_that_never_ends_is_stopped(tmp_path, monkeypatch):
     refused(
         called(lambda: read_records(tmp_path / "r.parquet")), "not a Parquet file .*seconds of processor time|60 s of"
     )
+
+
+def test_a_file_that_never_ends_in_small_steps_is_stopped(tmp_path, monkeypatch):
+    """Two rows of a Parquet file each take 700 bytes and 200 MB to unpack: a third of a second, a thousand times."""
+    monkeypatch.setattr("mentalglm_jax.data.bounded.module_command", lambda *_: [sys.executable, "-c", ENDLESS])
+    parquet(tmp_path / "r.parquet", table(1))
+    refused(called(lambda: read_records(tmp_path / "r.parquet")), "not a Parquet file .*takes more than 60 s of proc")
 
 
 @pytest.mark.parametrize(

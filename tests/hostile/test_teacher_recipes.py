@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mentalglm_jax.data.explain import prompts
+from mentalglm_jax.data.explain import endpoint, prompts
 from tests.hostile.attack import refused, run
+from tests.hostile.foreign_files import called
 from tests.hostile.teacher_world import KEY, World, accepted
 from tests.mentalglm_jax.endpoint import behaving
 
@@ -92,13 +93,46 @@ def test_the_key_of_another_house_is_not_sent_to_where_a_recipe_says(world, monk
 
 @pytest.mark.parametrize(
     ("variable", "owner"), [("WANDB_API_KEY", "wandb.ai"), ("ANTHROPIC_API_KEY", "anthropic.com"),
-                            ("AZURE_OPENAI_API_KEY", "azure.com"), ("deepseek_KEY", "deepseek.com")],
+                            ("AZURE_OPENAI_API_KEY", "azure.com"), ("deepseek_KEY", "deepseek.com"),
+                            ("MY_WANDB_API_KEY", "wandb.ai"), ("WANDBKEY", "wandb.ai"), ("PROD_XAI_KEY", "x.ai"),
+                            ("TEACHER_WANDB_KEY", "wandb.ai")],
 )  # fmt: skip
 @pytest.mark.parametrize("url", [None, "https://stranger.invalid/v1"])
 def test_nor_is_that_of_any_known_service(world, monkeypatch, variable, owner, url):
     """Not to OpenAI either, which is where answers come from that name no address."""
     monkeypatch.setenv(variable, KEY)
     line = refused(world.build(url, api_key_env=variable), f"{variable} is a key of {owner}, and ")
+    assert KEY not in line
+
+
+@pytest.mark.parametrize("variable", ["KAGGLE_KEY", "STRIPE_API_KEY", "RAILS_MASTER_KEY", "API_KEY", "KEY"])
+@pytest.mark.parametrize("url", [None, "https://stranger.invalid/v1", "https://kaggle.stranger.invalid/v1",
+                                 "https://kaggle.xyz.co.uk", "https://kaggle@a.invalid",
+                                 "https://stripe-api.invalid", "https://master.invalid", "http://1.2.3.4"])  # fmt: skip
+def test_nor_is_a_key_of_which_nobody_knows_whose_it_is(variable, url):
+    says = rf"{variable} may be a key of something else, and (http|api\.openai\.com would)"
+    refused(called(lambda: endpoint._check_owner(variable, url)), says)
+
+
+def test_nor_by_the_command(world, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KEY", KEY)
+    line = refused(world.build("https://kaggle.invalid.com/v1", api_key_env="KAGGLE_KEY"), "KAGGLE_KEY may be a key of")
+    assert KEY not in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "url"), [("TEACHER_API_KEY", "https://llm.example.org/v1"), ("my_teacher_KEY", "http://10.0.0.7:8000"),
+                          ("MY_LAB_API_KEY", "https://llm.my-lab.ac.uk/v1"), ("MYLAB_KEY", "https://mylab.example"),
+                          ("GPU7_KEY", "http://gpu7:8000/v1"), ("MY_OPENAI_KEY", "https://api.openai.com/v1"),
+                          ("OPENAI_API_KEY", None), ("AZURE_OPENAI_API_KEY", "https://me.openai.azure.com/v1")],
+)  # fmt: skip
+def test_a_key_that_is_named_for_its_host_may_go_there(variable, url):
+    endpoint._check_owner(variable, url)
+
+
+def test_a_service_s_key_does_not_travel_in_the_clear(world, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    line = refused(world.build("http://api.openai.com/v1", api_key_env="OPENAI_API_KEY"), "in the clear; write https")
     assert KEY not in line
 
 
@@ -134,8 +168,9 @@ def test_a_line_end_behind_the_key_is_no_part_of_it(world, monkeypatch):
         ("https://127.0.0.1:1/v1", "last: no connection", 1),
     ],
 )
-def test_an_address_where_nobody_is(world, url, says, code):
-    refused(world.build(url, retries=0), says, code=code, seconds=30)
+def test_an_address_where_nobody_is(world, monkeypatch, url, says, code):
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    refused(world.build(url, retries=0, api_key_env="TEACHER_KEY"), says, code=code, seconds=30)
     assert world.written() == ""
 
 

@@ -30,9 +30,9 @@ from mentalglm_jax.data.imhi import load_imhi_experts
 from mentalglm_jax.data.records import SPLITS, Record, read_records, write_records
 from mentalglm_jax.data.selection import limited
 from mentalglm_jax.data.surrogates import replacing_surrogates
-from mentalglm_jax.data.written import MANIFEST, check_replaceable, digests
+from mentalglm_jax.data.written import check_replaceable, digests, write_manifest
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.files import replace_dir, working_in, write_json, write_text
+from mentalglm_jax.files import refuse_inputs, replace_dir, working_in, write_json, write_text
 from mentalglm_jax.settings import Settings, load_settings
 from mentalglm_jax.text.tasks import TASKS_FILE, added_tasks, write_tasks
 from mentalglm_jax.text.thinking import spoken
@@ -115,6 +115,7 @@ def build(recipe: BuildRecipe, progress: Progress, teacher: Teacher | None = Non
             the same call goes on. A post that the teacher's content filter refuses is no failure: it is rejected.
     """
     check_replaceable(recipe.out)
+    refuse_inputs(recipe.out, {"data.root": recipe.data.root, "experts": recipe.experts, "prompts": recipe.prompts})
     with replacing_surrogates(recipe.data.replace_surrogates):
         records, split = _gold_records(recipe)
         experts = load_experts(recipe.experts)
@@ -313,8 +314,7 @@ def _write(
             "attempts": dict(sorted(Counter(str(o.attempts) for o in outcomes).items())),
             "files": digests(folder),
         }  # fmt: skip
-        write_text(folder / "README.md", datasheet(manifest))
-        write_json(folder / MANIFEST, manifest)
+        write_manifest(folder, manifest, datasheet(manifest))
     return manifest
 
 

@@ -22,8 +22,9 @@ import yaml
 
 from mentalglm_jax.data.cells import FORMULA, VALUE, from_cell, to_cell
 from mentalglm_jax.data.explain.replies import readable
-from mentalglm_jax.data.records import Record, read_records, write_records
+from mentalglm_jax.data.records import Record, read_records, records_text, write_records
 from mentalglm_jax.data.tables import read_named_rows
+from mentalglm_jax.data.written import check_same
 from mentalglm_jax.errors import InputError, install
 from mentalglm_jax.files import working_in, write_json, write_text
 from mentalglm_jax.foreign import parse_json, read_text
@@ -100,15 +101,12 @@ def export_review(records: Sequence[Record], folder: str | Path, *, count: int =
     if twice := [one for one, count in Counter(record.id for record in sample).items() if count > 1]:
         raise InputError(f"review export: id {twice[0]!r} stands in two of the files; ratings need ids that differ")
     form = form_id(sample)
-    texts = {"review.html": render_form(sample, language, labels_by), "review.csv": _sheet(sample, form, labels_by)}
+    texts = {"review.html": render_form(sample, language, labels_by), "review.csv": _sheet(sample, form, labels_by),
+             "sample.jsonl": records_text(sample)}  # fmt: skip
+    own = tasks.added_tasks(record.task for record in sample)
     with working_in(folder):
-        for name, text in texts.items():
-            if (folder / name).exists() and (folder / name).read_bytes() != text.encode():
-                raise InputError(f"{folder / name}: is there already and differs; somebody may be rating with it: "
-                                 "choose another --out")  # fmt: skip
-        write_records(folder / "sample.jsonl", sample)
-        if own := tasks.added_tasks(record.task for record in sample):
-            tasks.write_tasks(folder / tasks.TASKS_FILE, own)
+        check_same(folder, texts, "somebody may be rating with it")
+        tasks.keep_tasks(folder, own)
         for name, text in texts.items():
             write_text(folder / name, text, private=True)
     return {"form": form, "items": len(sample)}

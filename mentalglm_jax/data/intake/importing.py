@@ -22,6 +22,7 @@ from mentalglm_jax.data.records import SPLITS, Record
 from mentalglm_jax.data.splits import bare_post, clusters, grouped_split, joined, without_held_out
 from mentalglm_jax.data.written import check_replaceable
 from mentalglm_jax.errors import InputError, nearest
+from mentalglm_jax.files import refuse_inputs
 from mentalglm_jax.text import tasks
 
 SHARES = (80.0, 10.0, 10.0)
@@ -89,6 +90,7 @@ def import_table(source: str | Path, out: Path, columns: Columns, choices: Choic
     if not os.fsencode(out).decode("utf-8", "replace").isprintable():
         raise InputError(f"--out {str(out)!r}: choose a name that can be printed; the recipe repeats it")
     check_replaceable(out)
+    refuse_inputs(out, {"the table": source})
     tables = open_tables(source, columns.named, encoding=choices.encoding, sheet=choices.sheet, config=choices.config)
     name, faults = _name(source), Faults()
     rows = read_rows(tables, columns, choices.separator, faults)

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from mentalglm_jax.data.records import SPLITS, Record, write_records
-from mentalglm_jax.data.written import MANIFEST, check_replaceable, digests
-from mentalglm_jax.files import replace_dir, write_json, write_text
+from mentalglm_jax.data.written import check_replaceable, digests, write_manifest
+from mentalglm_jax.files import replace_dir, write_text
 from mentalglm_jax.markdown import escaped
 from mentalglm_jax.text import tasks
 
@@ -84,8 +84,7 @@ def write_import(
             tasks.write_tasks(folder / tasks.TASKS_FILE, [task])
         write_text(folder / RECIPE, _recipe(out, records, task, model, seed))
         manifest["files"] = digests(folder)
-        write_text(folder / "README.md", datasheet(manifest))
-        write_json(folder / MANIFEST, manifest)
+        write_manifest(folder, manifest, datasheet(manifest))
     return manifest
 
 

@@ -189,7 +189,7 @@ def test_what_one_process_refuses_all_refuse(small, posts, trained, tmp_path):
         "the processes were given different posts": Pod(devices=2, each=[
             mentalglm(*asked(small, posts, tmp_path / "out.jsonl"), *limit) for limit in ((), ("--limit", "3"))
         ]),
-        "would be replaced but holds other files": Pod(
+        "would be replaced": Pod(
             *mentalglm("export", trained, "--to", "merged", "--out", posts.parent), devices=2
         ),
     }  # fmt: skip

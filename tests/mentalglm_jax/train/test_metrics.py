@@ -1,6 +1,7 @@
 """``metrics.jsonl`` is strict JSON and reads as one uninterrupted run."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -83,6 +84,27 @@ def test_the_same_values_go_to_wandb(tmp_path, monkeypatch):
     log.close()
     assert wandb.run is None
     assert [path for path in (tmp_path / "wandb").rglob("*.wandb") if path.stat().st_size > 0]
+
+
+def test_wandb_gets_the_values_and_nothing_else(tmp_path, monkeypatch, capfd):
+    """Not what the command prints, its arguments and files, the machine, or the repository it stands in."""
+    pytest.importorskip("wandb", reason="install the extra [track]")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(sys, "argv", ["mentalglm", "train", "--set", "a.b=hunter2"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "posts.jsonl").write_text("hunter2")
+    for command in (["init", "-q"], ["add", "posts.jsonl"], ["remote", "add", "origin", "https://hunter2.example/r"]):
+        subprocess.run(["git", *command], check=True)
+    log = MetricsLog(tmp_path / "stage", 0, wandb=("thesis", "run"))
+    sys.stdout.write("hunter2 on stdout\n")
+    sys.stderr.write("hunter2 on stderr\n")
+    log.write(1, {"loss": 2.0})
+    log.close()
+    assert "hunter2" in capfd.readouterr().out
+    files = [path for path in (tmp_path / "stage" / "wandb").rglob("*") if path.is_file() and "logs" not in path.parts]
+    assert [path.suffix for path in files] == [".wandb"]
+    sent = files[0].read_bytes()
+    assert b"loss" in sent and not any(word.encode() in sent for word in ("hunter2", sys.executable, str(tmp_path)))
 
 
 def test_wandb_that_is_not_there_is_one_line(tmp_path, monkeypatch):

@@ -243,6 +243,23 @@ def test_what_a_person_changed_is_not_replaced(tmp_path):
         import_table(source, tmp_path, PLAIN)
 
 
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_datasheet_that_was_completed_is_not_written_over(tmp_path, noted):
+    """It asks for that; what people wrote there was gone with the next import. Earlier versions did not note it."""
+    source, out = table(tmp_path / "t.csv", GOOD), tmp_path / "out"
+    import_table(source, out, PLAIN)
+    (out / "README.md").write_text((out / "README.md").read_text("utf-8") + "Labelled by two nurses.\n", "utf-8")
+    manifest = json.loads((out / "manifest.json").read_text("utf-8"))
+    if noted:
+        with pytest.raises(InputError, match=r"README.md: was changed since it was written, and would be lost"):
+            import_table(source, out, PLAIN)
+        assert "two nurses" in (out / "README.md").read_text("utf-8")
+    else:
+        del manifest["datasheet_sha256"]
+        (out / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+        import_table(source, out, PLAIN)
+
+
 def test_nothing_written_names_where_it_was_made_and_posts_are_private(imported):
     out, _ = imported
     for file in out.iterdir():

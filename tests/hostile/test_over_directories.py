@@ -1,0 +1,186 @@
+"""A command that was told to write into the directory that it reads, or into another's: what is there stays as it was.
+
+``test_over_inputs.py`` is about files. A directory is replaced whole, or gets files by names that others use too.
+"""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+
+from mentalglm_jax.text import tasks
+from tests.hostile.attack import refused, run
+from tests.hostile.teacher_world import KEY, World
+from tests.hostile.world import contents
+
+OWN = """\
+# Agreed with the clinic on 3 May.
+tasks:
+  mood:
+    kind: single
+    question: {en: "Which mood?"}
+    sentence: {en: "The mood is {}."}
+    labels: {good: {}, bad: {}}
+  sleep:
+    kind: single
+    question: {en: "How was the sleep?"}
+    sentence: {en: "The sleep was {}."}
+    labels: {fine: {}, poor: {}}
+"""
+IS_READ = r"would be replaced, and (is or )?holds \S+, which is read \({}\); name another place"
+
+
+@pytest.fixture
+def world(template, tmp_path, monkeypatch):
+    shutil.copytree(template, tmp_path / "world")
+    monkeypatch.chdir(tmp_path / "world")
+    yield tmp_path / "world"
+    tasks.forget_added()
+
+
+@pytest.mark.parametrize("source", ["data", "data/train.jsonl"])
+def test_records_are_not_written_over_by_their_scrubbed_copy(world, capsys, source):
+    """Contact details were gone from the only copy there was, and the command said that it had written it."""
+    rows = [json.loads(line) for line in (world / "data/train.jsonl").read_text("utf-8").splitlines()]
+    rows[0]["post"] += " Write to anna@example.org."
+    (world / "data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = contents(world)
+    refused(run(["mentalglm", "data", "inspect", source, "--out", "data"], capsys),
+            r"data/train\.jsonl: is there already and differs; .*choose another --out")  # fmt: skip
+    assert contents(world) == before
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl"])
+@pytest.mark.parametrize("there", ["a file", "a link", "a directory"])
+def test_nor_are_those_of_another_data_set(world, capsys, name, there):
+    """A part that this data set does not have would be one of two data sets."""
+    (world / "other").mkdir()
+    (world / "mine").write_text("mine")
+    path = world / "other" / name
+    path.write_text("mine") if there == "a file" else path.mkdir() if there == "a directory" else path.symlink_to(
+        world / "mine")  # fmt: skip
+    before = contents(world)
+    refused(run(["mentalglm", "data", "inspect", "data", "--out", "other"], capsys),
+            rf"other/{name}: is there already and differs")  # fmt: skip
+    assert contents(world) == before
+
+
+def test_the_same_copy_may_be_written_again(world, capsys):
+    for _ in range(2):
+        assert run(["mentalglm", "data", "inspect", "data", "--out", "copy"], capsys).code == 0
+    assert sorted(contents(world / "copy")) == ["dev.jsonl", "train.jsonl"]
+
+
+@pytest.mark.parametrize("left", ["review.html", "sample.jsonl"])
+def test_what_is_rated_is_not_exchanged_for_another_sample(world, capsys, left):
+    """The form went to the raters; without its sample their ratings can no longer be read."""
+    for path in (world / "rated").iterdir():
+        if path.name != left:
+            path.unlink()
+    before = contents(world)
+    outcome = run(["mentalglm", "data", "review", "export", "records.jsonl", "--limit", 1, "--out", "rated"], capsys)
+    refused(outcome, rf"rated/{left}: is there already and differs; somebody may be rating with it")
+    assert contents(world) == before
+
+
+@pytest.mark.parametrize("target", ["model", "sub/../model", "link"])
+def test_a_model_is_not_converted_over_itself(world, capsys, target):
+    (world / "sub").mkdir()
+    (world / "link").symlink_to("model")
+    before = contents(world)
+    outcome = run(["mentalglm", "convert", "model", target, "--to", "chatglm"], capsys)
+    refused(outcome, IS_READ.format("the model"))
+    assert contents(world) == before
+
+
+@pytest.mark.parametrize("form", ["merged", "vllm-split"])
+@pytest.mark.parametrize(
+    ("out", "says"), [("model", IS_READ.format(r"model\.path")), ("trained/stages/a/adapter", "is the run's own"),
+                      ("trained/merged", "is the run's own"), ("trained/adapter", "is the run's own")],
+    ids=["base", "stage", "merged", "adapter"],
+)  # fmt: skip
+def test_an_export_replaces_neither_the_base_nor_what_the_run_goes_on_with(world, capsys, out, says, form):
+    state = json.loads((world / "trained" / "run.json").read_text())
+    state["stages"] = {name: {"seconds": 1.0} for name in ("data", "train a")}
+    (world / "trained" / "run.json").write_text(json.dumps(state))
+    before = contents(world)
+    refused(run(["mentalglm", "export", "trained", "--to", form, "--out", out], capsys), says)
+    assert contents(world) == before
+
+
+def test_an_import_does_not_replace_the_table_it_reads(world, capsys):
+    """It may be a part of the import that is there, whose other parts would be gone."""
+    options = ["--text", "post", "--label", "label", "--task", "mood", "--split", "50/25/25"]
+    rows = "".join(f"{word} came home {word},{label}\n" for word in ("rain", "wind", "snow", "hail", "sun", "fog")
+                   for label in ("good", "bad"))  # fmt: skip
+    (world / "posts.csv").write_text(f"post,label\n{rows}")
+    assert run(["mentalglm", "data", "import", "posts.csv", "--out", "mine", *options], capsys).code == 0
+    before = contents(world)
+    outcome = run(["mentalglm", "data", "import", "mine/train.jsonl", "--out", "mine", *options], capsys)
+    refused(outcome, IS_READ.format("the table"))
+    assert contents(world) == before
+
+
+@pytest.mark.parametrize("key", ["data.root", "experts", "prompts"])
+def test_a_build_does_not_replace_what_it_reads(tmp_path, monkeypatch, capsys, key):
+    monkeypatch.setenv("HOSTILE_KEY", KEY)
+    here = World(tmp_path, capsys)
+    shutil.copytree(tmp_path, tmp_path / "out" / "records")
+    digest = hashlib.sha256
+    files = {name: digest(data).hexdigest() for name, data in contents(tmp_path / "out").items()}
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps({"files": files}))
+    before = contents(tmp_path)
+    inside = tmp_path / "out/records" / ("posts.jsonl" if key == "data.root" else "experts.jsonl")
+    refused(here.build("http://127.0.0.1:9/v1", "--set", f"{key}={inside}"), IS_READ.format(key.replace(".", r"\.")))
+    assert {name: data for name, data in contents(tmp_path).items() if name != "recipe.yaml"} == before
+
+
+def answers(folder, own=OWN):
+    """Answers to the task mood, which is defined in ``own``."""
+    (folder / "tasks.yaml").write_text(own)
+    tasks.add_tasks_beside(folder)
+    row = {"task": "mood", "language": "en", "question": "Which mood?", "label": "good", "split": "test", "source": "s",
+           "parsed_label": "good", "parsed_explanation": "They smile.", "parse_status": "ok"}  # fmt: skip
+    rows = [row | {"id": f"r{n}", "post": f"Day {n}: I went out and smiled."} for n in range(3)]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+
+
+def test_tasks_that_somebody_wrote_stay_beside_the_evaluation(tmp_path, capsys):
+    """Those that this evaluation did not ask were gone, and so was what people had written between them."""
+    answers(tmp_path)
+    for options in ([], ["--task", "mood"]):
+        outcome = run(["mentalglm", "evaluate", tmp_path / "answers.jsonl", "--out", tmp_path, *options], capsys)
+        assert outcome.code == 0 and (tmp_path / "tasks.yaml").read_text() == OWN
+
+
+OTHERS = {
+    "lacks the task": (OWN.replace("mood", "tiredness"), r"lacks task 'mood' and was written by hand; add it"),
+    "defines it otherwise": (OWN.replace("good: {}", "good: {name: {en: fine}}"), r"defines task 'mood' otherwise"),
+    "is damaged": ("tasks: [", "not valid YAML"),
+    "is a link": (None, "is a link to a file outside the directory"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_task_file_of_somebody_is_not_written_anew(tmp_path, capsys, other):
+    text, says = OTHERS[other]
+    (tmp_path / "from").mkdir()
+    (tmp_path / "out").mkdir()
+    answers(tmp_path / "from")
+    path = tmp_path / "out" / "tasks.yaml"
+    path.write_text(text) if text is not None else path.symlink_to(tmp_path / "from" / "tasks.yaml")
+    before = contents(tmp_path)
+    outcome = run(["mentalglm", "evaluate", tmp_path / "from/answers.jsonl", "--out", tmp_path / "out"], capsys)
+    refused(outcome, rf"out/tasks\.yaml:.* {says}" if other != "is damaged" else says)
+    assert contents(tmp_path) == before
+
+
+def test_what_we_wrote_grows(tmp_path):
+    tasks.keep_tasks(tmp_path, tasks.tasks_of({"mood": MOOD}, "here"))
+    tasks.keep_tasks(tmp_path, tasks.tasks_of({"sleep": MOOD | {"question": {"en": "How was it?"}}}, "here"))
+    assert [task.name for task in tasks.read_tasks(tmp_path)] == ["mood", "sleep"]
+
+
+MOOD = {"kind": "single", "question": {"en": "Which mood?"}, "sentence": {"en": "The mood is {}."},
+        "labels": {"good": {}, "bad": {}}}  # fmt: skip
