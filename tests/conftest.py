@@ -4,22 +4,22 @@ The environment is set at import, before JAX or torch is, and child processes in
 left as it is; a test that needs eight fake ones starts a child process with its own XLA_FLAGS.
 """
 
-import dataclasses
 import gc
 import os
 import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import cache_from_source
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import hypothesis
 import jaxtyping._import_hook
 import numpy as np
 import pytest
+
+from tests.checked import checked
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,28 +66,7 @@ def _bytecode_file(typechecker: str, /, path: str, debug_override: None = None) 
 
 jaxtyping._import_hook._optimized_cache_from_source = _bytecode_file
 
-# The hook also measures every call for shapes, and compiles two more functions to do so, where one in twenty names any.
-_with_shapes = jaxtyping.jaxtyped
-
-
-def _checked(*, typechecker: Callable) -> Callable:
-    """As `jaxtyping.jaxtyped`, for a tenth of the time where no annotation names a shape: the type checker alone."""
-
-    def decorated(made: Any) -> Any:
-        if isinstance(made, type):
-            if dataclasses.is_dataclass(made) and "__init__" in vars(made):
-                made.__init__ = decorated(made.__init__)
-            return made
-        try:
-            hints = get_type_hints(made, include_extras=True)
-        except Exception:  # a name that only type checkers import, or one that is defined below
-            return _with_shapes(made, typechecker=typechecker)
-        return _with_shapes(made, typechecker=typechecker) if "jaxtyping." in repr(hints) else typechecker(made)
-
-    return decorated
-
-
-jaxtyping.jaxtyped = _checked
+jaxtyping.jaxtyped = checked
 
 # Files whose tests train or compile models, or start processes: the longest first, for that is the order in which
 # workers take them. `make test-quick` leaves them out, and the attacks too.
@@ -172,7 +151,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Leave what is imported out of every later search for garbage, and search less often: a fifth of the time it was."""
+    """Leave what is imported out of every later search for garbage, and search less often: a tenth of the time."""
     try:
         return (yield)
     finally:
