@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any, get_type_hints
 
 import beartype
@@ -32,22 +32,40 @@ def decorated(made: Any, typechecker: Callable) -> Any:
         if dataclasses.is_dataclass(made) and "__init__" in vars(made):
             made.__init__ = decorated(made.__init__, typechecker)
         return made
+    if not made.__annotations__:
+        return made
     key = (made.__code__, made.__module__, made.__qualname__)
+    said = dict(made.__annotations__)  # the type checker puts types in place of names
     annotations, checks = compiled.get(key, ({}, None))
-    if checks is not None and annotations == made.__annotations__:
-        again = FunctionType(checks.__code__, checks.__globals__)
-        again.__kwdefaults__ = checks.__kwdefaults__ | {"__beartype_func": made}
-        return functools.update_wrapper(again, made)
+    if checks is not None and annotations == said:
+        return bound(checks, made)
     try:
         shapes = "jaxtyping." in repr(get_type_hints(made, include_extras=True))
     except Exception:  # a name that only type checkers import, or that is defined further down: taken for any type
         shapes = True
     if shapes:
         return with_shapes(made, typechecker=typechecker)
-    checks = types_alone(made)
-    if checks is not made:  # else it has no annotation
-        compiled[key] = (made.__annotations__, checks)
-    return checks
+    checks = types_alone(emptied(made) if made.__closure__ else made)
+    if not hasattr(checks, "__beartype_wrapper"):  # its annotations say that anything goes
+        return made
+    compiled[key] = (said, checks)
+    return bound(checks, made) if made.__closure__ else checks
+
+
+def bound(checks: FunctionType, made: FunctionType) -> FunctionType:
+    """The same checks around another function of the same lines."""
+    again = FunctionType(checks.__code__, checks.__globals__)
+    again.__kwdefaults__ = checks.__kwdefaults__ | {"__beartype_func": made}
+    return functools.update_wrapper(again, made)
+
+
+def emptied(made: FunctionType) -> FunctionType:
+    """The function without what it holds of the one around it, which would be kept as long as its checks are."""
+    cells = tuple(CellType() for _ in made.__closure__)
+    same = FunctionType(made.__code__, made.__globals__, made.__name__, made.__defaults__, cells)
+    same.__kwdefaults__, same.__annotations__ = made.__kwdefaults__, dict(made.__annotations__)
+    same.__module__, same.__qualname__ = made.__module__, made.__qualname__
+    return same
 
 
 @contextmanager

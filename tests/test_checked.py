@@ -1,5 +1,8 @@
 """Shapes and types of every call are checked in tests, though nothing in the code checks them."""
 
+import gc
+import weakref
+
 import beartype
 import jaxtyping
 import numpy as np
@@ -31,7 +34,7 @@ def test_a_wrong_field_is_seen():
 
 def made(more):
     @checked
-    def sum_of(x: int, *, y: int = 1) -> int:
+    def sum_of(x: int, *, y: int = 1) -> "int":  # as a name, which is what most of our modules hold
         return x + y + more
 
     return sum_of
@@ -58,6 +61,25 @@ def test_annotations_are_those_of_each():
     assert of(int)(1) == 1 and of(str)("a") == "a"
     with wrong:
         of(str)(1)
+
+
+def test_what_a_function_holds_is_not_kept():
+    class Held:
+        pass
+
+    def around(held):
+        @checked
+        def holding(x: int) -> int:
+            return x if held else 0
+
+        return holding
+
+    held = Held()
+    assert around(held)(2) == 2
+    gone = weakref.ref(held)
+    del held
+    gc.collect()
+    assert gone() is None
 
 
 def test_they_can_be_turned_off_for_a_while():
