@@ -11,7 +11,6 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -55,14 +54,6 @@ def test_files_are_short_enough_to_read():
     lengths = {p: len(p.read_text("utf-8").splitlines()) for d in folders for p in (ROOT / d).rglob("*.py")}
     too_long = {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > 500}
     assert not too_long, too_long
-
-
-def test_shapes_and_types_are_checked_in_tests():
-    """`--jaxtyping-packages` is in force: a call with a wrong type raises, though nothing in the code checks it."""
-    from mentalglm_jax import files
-
-    with pytest.raises(jaxtyping.TypeCheckError):
-        files.write_text(3, "text")
 
 
 # ---- the environment -------------------------------------------------------------------------------------------------

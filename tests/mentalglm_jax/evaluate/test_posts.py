@@ -4,7 +4,6 @@ import csv
 import json
 
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -22,6 +21,7 @@ from mentalglm_jax.inference.generate import generation_row, partial_file, write
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
+from tests.checked import unchecked
 from tests.mentalglm_jax.own_tasks import definitions
 
 
@@ -160,9 +160,8 @@ def test_evaluate_takes_the_same_options_of_a_model_only(call, tmp_path, model_d
 @pytest.fixture
 def as_users_call_it():
     """Without the type checks of the tests, which would be faster than ours."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with unchecked():
+        yield
 
 
 def test_one_prompt_has_one_answer(model, tokenizer, as_users_call_it):
