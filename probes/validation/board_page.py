@@ -10,7 +10,7 @@ from typing import Any
 
 from probes.files import write_text
 from probes.validation.leaderboard import LEVEL, Line
-from probes.validation.pairs import NULLS, POSTS, SETTINGS
+from probes.validation.pairs import POSTS, SETTINGS
 
 SOURCE = "CausalDiagnosticity (Zaman & Srivastava, EMNLP 2025), Qwen2.5-7B"
 TASKS = ("FactCheck", "Analogy", "Counting", "Multi-hop")
@@ -38,10 +38,10 @@ place of tasks. Rows in italics are its own, of another model and other tasks: c
   {worlds} pairs agree on may still fail in up to {fail:.0%} of models like these.
 * *cost*: sequences that the model runs per post. A generated token counts as one.
 * *type I*: how many of so many data sets without a true effect have p <= 0.05 by the metric's own null. After the
-  label ({nulls} posts of each unfaithful model, {after} a data set) the explanation quotes a clause drawn at random. Of
-  chains (as many posts, {chains} a data set) the label does not hear the chain. A right test finds one in twenty, and
-  in one table of twenty more than {most_after} of {sets_after} ({most_chains} of {sets_chains}). All metrics see the
-  same posts, so rows err together.
+  label ({nulls_after} posts of each unfaithful model, {after} a data set) the explanation quotes a clause drawn at
+  random. Of chains ({nulls_chains} posts, {chains} a data set) the label does not hear the chain. A right test finds
+  one in twenty, and in one table of twenty more than {most_after} of {sets_after} ({most_chains} of {sets_chains}).
+  All metrics see the same posts, so rows err together.
 * *power*: the same of the faithful models. A dash: the metric has no null.
 """
 _OWN = """
@@ -88,9 +88,10 @@ def page(lines: Sequence[Line], soft: Sequence[dict[str, Any]], trained: Sequenc
     from scipy.stats import binom
 
     worlds = max(len(line.by_world) for line in lines)
-    sizes = {"after": SETTINGS[0].size, "chains": SETTINGS[1].size, "nulls": NULLS, "posts": POSTS}
+    sizes = {"posts": POSTS}
     for name, setting in zip(("after", "chains"), SETTINGS, strict=True):
-        sizes[f"sets_{name}"] = sets = NULLS // setting.size * len(setting.worlds)
+        sizes |= {name: setting.size, f"nulls_{name}": setting.nulls}
+        sizes[f"sets_{name}"] = sets = setting.nulls // setting.size * len(setting.worlds)
         sizes[f"most_{name}"] = int(binom.ppf(0.95, sets, LEVEL))
     told = {"command": command, "today": f"{datetime.now(UTC):%Y-%m-%d}", "fail": 1 - 0.05 ** (1 / worlds)}
     out = [_HEAD.format(worlds=worlds, **told, **sizes)]

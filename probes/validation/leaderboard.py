@@ -27,7 +27,7 @@ from probes.records import Example
 from probes.results.cache import Cache, digest
 from probes.results.lock import held
 from probes.validation.metrics import CHAIN, POST_HOC, Case, Metric, require_metric, score_of
-from probes.validation.pairs import NULLS, POSTS, SETTINGS, Pair, Setting, make_pair
+from probes.validation.pairs import POSTS, SETTINGS, Pair, Setting, make_pair
 from probes.validation.planted import stream
 from probes.validation.soft import soft_planted
 
@@ -207,7 +207,7 @@ def _depends(setting: Setting, world: Any, metric: Metric, seed: int) -> list[An
     except (OSError, TypeError):
         source = ""
     own = [metric.__module__, metric.__name__, digest(source)]
-    drawn = [POSTS, NULLS, setting.size, seed, stream(world, 0)]
+    drawn = [POSTS, setting.nulls, setting.size, seed, stream(world, 0)]
     return [metadata.version("mentalglm-jax"), setting.name, dataclasses.asdict(world), own, drawn]
 
 

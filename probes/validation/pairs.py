@@ -33,6 +33,7 @@ class Setting:
 
     Attributes:
         size: posts of a data set. A test of chains has blocks of four posts as clusters, so it needs more.
+        nulls: posts on which nothing is true, for each unfaithful model.
         chains: the explanation is the chain before the label.
     """
 
@@ -40,6 +41,7 @@ class Setting:
     title: str
     worlds: Mapping[str, World]
     size: int
+    nulls: int
     chains: bool = False
 
 
@@ -57,7 +59,8 @@ POST_HOC = Setting(
         "one character": World(architecture="gpt2", language="zh", letters=1, seed=207),
         "long posts": World(architecture="gpt_neox", clauses=(8, 12), seed=208),
     },
-    10,
+    size=10,
+    nulls=400,
 )
 CHAINS = Setting(
     "chain",
@@ -72,11 +75,12 @@ CHAINS = Setting(
         "decoy correlated 0.9": World(architecture="gpt2", clauses=(3, 5), decoy=0.9, seed=217),
         "words people know": World(architecture="gpt_neox", language="words", clauses=(3, 5), seed=218),
     },
-    20,
+    size=20,
+    nulls=80,
     chains=True,
 )
 SETTINGS = (POST_HOC, CHAINS)
-POSTS, NULLS = 40, 80  # per model: posts of both models of a pair, and posts on which nothing is true
+POSTS = 40  # of both models of a pair
 _FRESH = 3_000_001
 _NOTE = "planted.json"
 _OWN = frozenset({_NOTE, "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
@@ -97,16 +101,18 @@ class Pair:
     nulls: list[Example]
 
 
-def make_pair(setting: Setting, world: World, out: Path | None, posts: int = POSTS, nulls: int = NULLS) -> Pair:
+def make_pair(setting: Setting, world: World, out: Path | None, posts: int = POSTS, nulls: int | None = None) -> Pair:
     """The two models of a world, trained or read from ``out``, with posts that both answer right.
 
+    Args:
+        nulls: posts on which nothing is true; None: as many as ``setting`` says.
     Raises:
         ProbeError: a model does not learn its task, or ``out`` cannot be written.
     """
     found = [(_chain if setting.chains else _post_hoc)(world, true, out) for true in (True, False)]
     drawn = [{e.id: _asked(setting, e) for e in model.examples(posts + posts // 4)} for model in found]
     both = [name for name in drawn[0] if name in drawn[1]][:posts]
-    other = found[1]
+    other, nulls = found[1], setting.nulls if nulls is None else nulls
     if isinstance(other, Planted):
         empty = other.cited_at_random(nulls)
     else:

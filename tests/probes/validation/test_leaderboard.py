@@ -62,7 +62,9 @@ def by_hand(bag: Probe, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-SMALL = tuple(dataclasses.replace(setting, worlds=dict(list(setting.worlds.items())[:2])) for setting in SETTINGS)
+SMALL = tuple(
+    dataclasses.replace(setting, worlds=dict(list(setting.worlds.items())[:2]), nulls=80) for setting in SETTINGS
+)
 
 
 def length(case: Case) -> float:
