@@ -133,7 +133,8 @@ _OWNERS = {
     "FIREWORKS": ("fireworks.ai",), "PERPLEXITY": ("perplexity.ai",), "NVIDIA": ("nvidia.com",),
     "DASHSCOPE": ("aliyuncs.com",), "ZHIPUAI": ("bigmodel.cn", "z.ai"), "ZAI": ("z.ai", "bigmodel.cn"),
     "MOONSHOT": ("moonshot.cn", "moonshot.ai"), "CEREBRAS": ("cerebras.ai",), "REPLICATE": ("replicate.com",),
-    "LANGSMITH": ("langchain.com",), "COMET": ("comet.com",), "NEPTUNE": ("neptune.ai",), "PINECONE": ("pinecone.io",),
+    "ARK": ("volces.com",), "MINIMAX": ("minimaxi.com", "minimax.io"), "LANGSMITH": ("langchain.com",),
+    "COMET": ("comet.com",), "NEPTUNE": ("neptune.ai",), "PINECONE": ("pinecone.io",),
 }  # fmt: skip
 _SHARED = ("ac", "co", "com", "edu", "go", "gov", "net", "or", "org")  # of a country's names: .ac.uk
 _NO_NAME = ("API", "KEY")  # words of a variable that are in no host's name
