@@ -50,6 +50,20 @@ def test_functions_of_the_same_lines_are_checked_by_the_same_code():
         made(0.5)(1)  # what it returns
 
 
+def test_so_are_those_that_hold_nothing():
+    def plain():
+        @checked
+        def same(x: "int") -> "int":
+            return x
+
+        return same
+
+    one, two = plain(), plain()
+    assert one.__code__ is two.__code__ and two(3) == 3
+    with wrong:
+        two("a")
+
+
 def test_annotations_are_those_of_each():
     def of(kind):
         @checked
