@@ -1,5 +1,6 @@
 """What an import writes: records per split, the task where it is new, a recipe, a datasheet, a manifest."""
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,15 +11,23 @@ import yaml
 
 from mentalglm_jax.data.records import SPLITS, Record, write_records
 from mentalglm_jax.data.written import check_replaceable, digests, write_manifest
+from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import replace_dir, write_text
+from mentalglm_jax.foreign import read_json
 from mentalglm_jax.markdown import escaped
 from mentalglm_jax.text import tasks
 
 RECIPE = "recipe.yaml"
 _LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 _ROWS = 8  # one for each device of the slice that the comments name
-_STEPS = 60  # below which an adapter learns little at this learning rate: a small table is read more often
-_EPOCHS = range(3, 11)
+# By the width of the model that is trained, up to which they hold: dtype and remat, learning rate, steps below which an
+# adapter learns little at it, so that a small table is read more often, and how often at most.
+_SIZES = (
+    (512, "float32, remat: none}", "4.0e-3", 100, 50),  # as in configs/demo.yaml
+    (1024, "float32, remat: full}", "1.0e-3", 60, 20),  # as in configs/study.yaml
+    (math.inf, "bfloat16, remat: full}    # float32 on a CPU", "1.0e-4", 60, 10),
+)
+_FEWEST = 3  # epochs
 _ROOM = 1.5  # of a row's length over its longest record: the tokenizer may be another
 _PLAIN = re.compile(r"[\w./-]+")
 
@@ -31,7 +40,7 @@ seed: {seed}
 {tasks}
 data: {{source: jsonl, root: {root}}}
 
-model: {{path: {model}, dtype: bfloat16, remat: full}}    # float32 on a CPU
+model: {{path: {model}, dtype: {kept}
 
 lora: {{rank: 16, alpha: 32, dropout: 0.05, target_modules: all-linear}}
 
@@ -39,7 +48,7 @@ mesh: {{data: 1, fsdp: -1, tensor: 1}}    # all devices that are there share wei
 
 stages:
   - name: posts    # a row holds several posts; rows / accumulate of them are on the devices at a time
-    train: {{epochs: {epochs}, rows: {rows}, accumulate: 1, sequence_length: {length}, learning_rate: 1.0e-4,
+    train: {{epochs: {epochs}, rows: {rows}, accumulate: 1, sequence_length: {length}, learning_rate: {rate},
             save_every: 200}}
 
 generate: {{batch_size: 16}}
@@ -93,14 +102,24 @@ def _recipe(out: Path, records: Sequence[Record], task: tasks.Task, model: str, 
     length = next((one for one in _LENGTHS if one >= _ROOM * max(lengths)), _LENGTHS[-1])
     trained = sum(tokens for tokens, record in zip(lengths, records, strict=True) if record.split == "train")
     steps = max(1, round(trained / length / _ROWS))
+    kept, rate, enough, most = next(rest for widest, *rest in _SIZES if _width(model) <= widest)
     return _RECIPE.format(
         records=len(records), languages=" and ".join(sorted({record.language for record in records})),
         labels=len(task.labels), recipe=_quoted(str(out / RECIPE)), run=_quoted(f"runs/{out.name}"), seed=seed,
         tasks="" if task.name in tasks.BUILT_IN else f"tasks: {_quoted(str(out / tasks.TASKS_FILE))}\n",
         root=_quoted(str(out)), model=_quoted(model), rows=_ROWS,
-        epochs=min(max(math.ceil(_STEPS / steps), _EPOCHS[0]), _EPOCHS[-1]),
+        epochs=min(max(math.ceil(enough / steps), _FEWEST), most), kept=kept, rate=rate,
         length=length, task=_quoted(task.name),
     )  # fmt: skip
+
+
+def _width(model: str) -> float:
+    """``hidden_size`` of a model whose directory is here; infinite of what is not known yet."""
+    with contextlib.suppress(InputError):
+        found = read_json(Path(model) / "config.json").get("hidden_size")
+        if isinstance(found, int):
+            return float(found)
+    return math.inf
 
 
 def _tokens(text: str) -> float:

@@ -1,5 +1,6 @@
 """docs/own-data.md: what it shows of the import is what the commands print and write."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -70,15 +71,24 @@ def test_the_recipe_of_an_import_is_read_as_it_is(tmp_path, monkeypatch, capsys)
     assert mesh_sizes(recipe) == (1, -1, 1) and recipe.mesh is not None and train.rows // train.accumulate % 8 == 0
 
 
-@pytest.mark.parametrize(("posts", "epochs"), [(46, 10), (20_000, 3)])
-def test_the_recipe_of_a_small_table_reads_it_more_often(tmp_path, posts, epochs):
+@pytest.mark.parametrize(("posts", "width", "epochs"), [(46, None, 10), (46, 2048, 10), (46, 256, 50), (46, 576, 20),
+                                                       (20_000, None, 3)])  # fmt: skip
+def test_the_recipe_of_a_small_table_reads_it_more_often(tmp_path, posts, width, epochs):
+    model = tmp_path / "model"
+    if width is not None:
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps({"hidden_size": width}), "utf-8")
     question = tasks.get_task("suicide_risk").question("en")
     records = [Record(f"r{n}", "suicide_risk", "en", f"I have slept badly since May, {n} nights.", question, "low")
                for n in range(posts)]  # fmt: skip
     write_import(tmp_path / "mine", records, tasks.get_task("suicide_risk"),
                  {"splits": {}, "languages": {"en": posts}, "task": "suicide_risk", "explanations": 0, "rows": posts,
-                  "source": {"name": "x"}, "notes": []}, model="somewhere", seed=0)  # fmt: skip
-    assert load_recipe(tmp_path / "mine" / "recipe.yaml").stages[0].train.epochs == epochs
+                  "source": {"name": "x"}, "notes": []}, model=str(model), seed=0)  # fmt: skip
+    recipe = load_recipe(tmp_path / "mine" / "recipe.yaml")
+    train = recipe.stages[0].train
+    assert train.epochs == epochs
+    assert (recipe.model.dtype, train.learning_rate) == {
+        256: ("float32", 4e-3), 576: ("float32", 1e-3)}.get(width, ("bfloat16", 1e-4))  # fmt: skip
 
 
 def in_readme() -> list[str]:
