@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -20,12 +20,23 @@ from mentalglm_jax.text import tasks
 RECIPE = "recipe.yaml"
 _LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 _ROWS = 8  # one for each device of the slice that the comments name
-# By the width of the model that is trained, up to which they hold: dtype and remat, learning rate, steps below which an
-# adapter learns little at it, so that a small table is read more often, and how often at most.
+
+
+class _Size(NamedTuple):
+    """Of models up to a width: dtype and remat, learning rate, steps below which an adapter learns little at it (so a
+    small table is read more often), and how often at most."""
+
+    width: float
+    kept: str
+    rate: str
+    steps: int
+    epochs: int
+
+
 _SIZES = (
-    (512, "float32, remat: none}", "4.0e-3", 100, 50),  # as in configs/demo.yaml
-    (1024, "float32, remat: full}", "1.0e-3", 60, 20),  # as in configs/study.yaml
-    (math.inf, "bfloat16, remat: full}    # float32 on a CPU", "1.0e-4", 60, 10),
+    _Size(512, "float32, remat: none", "4.0e-3", 100, 50),  # as in configs/demo.yaml
+    _Size(1024, "float32, remat: full", "1.0e-3", 60, 20),  # as in configs/study.yaml
+    _Size(math.inf, "bfloat16, remat: full", "1.0e-4", 60, 10),
 )
 _FEWEST = 3  # epochs
 _ROOM = 1.5  # of a row's length over its longest record: the tokenizer may be another
@@ -40,7 +51,7 @@ seed: {seed}
 {tasks}
 data: {{source: jsonl, root: {root}}}
 
-model: {{path: {model}, dtype: {kept}
+model: {{path: {model}, dtype: {kept}}}{note}
 
 lora: {{rank: 16, alpha: 32, dropout: 0.05, target_modules: all-linear}}
 
@@ -102,13 +113,14 @@ def _recipe(out: Path, records: Sequence[Record], task: tasks.Task, model: str, 
     length = next((one for one in _LENGTHS if one >= _ROOM * max(lengths)), _LENGTHS[-1])
     trained = sum(tokens for tokens, record in zip(lengths, records, strict=True) if record.split == "train")
     steps = max(1, round(trained / length / _ROWS))
-    kept, rate, enough, most = next(rest for widest, *rest in _SIZES if _width(model) <= widest)
+    size = next(one for one in _SIZES if _width(model) <= one.width)
     return _RECIPE.format(
         records=len(records), languages=" and ".join(sorted({record.language for record in records})),
         labels=len(task.labels), recipe=_quoted(str(out / RECIPE)), run=_quoted(f"runs/{out.name}"), seed=seed,
         tasks="" if task.name in tasks.BUILT_IN else f"tasks: {_quoted(str(out / tasks.TASKS_FILE))}\n",
         root=_quoted(str(out)), model=_quoted(model), rows=_ROWS,
-        epochs=min(max(math.ceil(enough / steps), _FEWEST), most), kept=kept, rate=rate,
+        epochs=min(max(math.ceil(size.steps / steps), _FEWEST), size.epochs), kept=size.kept, rate=size.rate,
+        note="    # float32 on a CPU" if size.kept.startswith("bfloat16") else "",
         length=length, task=_quoted(task.name),
     )  # fmt: skip
 
