@@ -41,7 +41,7 @@ SHORTEST_PREFIX = 32
 MAX_NEW_TOKENS = 640
 LEAST_NEW_TOKENS = 256  # in a short context; a post that leaves less is refused by name
 # On a CPU, layers are laid apart for decoding, which holds them twice, where they take up to this share of the memory
-# that is free (of this many bytes where the system does not say); see ``laid_apart``.
+# that is free (of this many bytes where the system does not say, and on several hosts); see ``laid_apart``.
 APART_SHARE, FREE_UNSAID = 0.25, 4 << 30
 
 
@@ -228,7 +228,9 @@ def apart_bytes(state: Any) -> int:
     """Bytes that ``laid_apart`` takes beside ``state``; 0 where it lays nothing apart."""
     if jax.default_backend() != "cpu":
         return 0
-    size, free = sum(x.nbytes for x in jax.tree.leaves(state["layers"])), free_memory(jax.devices()[0])
+    size = sum(x.nbytes for x in jax.tree.leaves(state["layers"]))
+    # Several hosts run the same program, and each may have another amount of memory that is free.
+    free = free_memory(jax.devices()[0]) if jax.process_count() == 1 else None
     return size if size <= APART_SHARE * (FREE_UNSAID if free is None else free) else 0
 
 
