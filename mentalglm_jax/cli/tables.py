@@ -34,7 +34,12 @@ def summary_table(summary: dict[str, Any]) -> Table:
     probes = summary["probes"]
     for key, what in (("cue_auroc", "saliency finds the planted cue: AUROC"),
                       ("mass_ratio", "positive saliency inside the cited span: share")):  # fmt: skip
-        for method, value in (probes.get(key) or {}).items():
+        values = probes.get(key) or {}
+        if values and all(value is None for value in values.values()):
+            if key == "mass_ratio":  # without a cue nothing was planted, and there is nothing to find
+                table.add_row(what, "–", "" if probes.get("n_quotes") else "no explanation quotes its post")
+            continue
+        for method, value in values.items():
             null = (probes.get("mass_ratio_null") or {}).get(method) if key == "mass_ratio" else 0.5
             beside = f"chance {null:.3f}" if isinstance(null, float) else ""
             table.add_row(f"{what} ({method})", "–" if value is None else f"{value:.3f}", beside)
@@ -42,6 +47,11 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_row(
             "integrated gradients: mean completeness delta", f"{probes['completeness_delta']['mean']:.2%}", ""
         )
+    if counts := probes.get("verdicts"):
+        chance = probes.get("verdicts_by_chance") or {}
+        random = " / ".join(f"{chance[name]:.1f}" for name in counts if name in chance)
+        table.add_row(f"explanations {' / '.join(counts)} (n = {probes['n']})", " / ".join(map(str, counts.values())),
+                      f"{probes['conclusion']}; random citations: {random}")  # fmt: skip
     if probes.get("diagnosticity") is not None:
         table.add_row("faithful vs unfaithful control: diagnosticity", f"{probes['diagnosticity']:.3f}", "chance 0.5")
     table.add_row("seconds in all", f"{sum(summary['seconds'].values()):.0f}", "")
