@@ -75,7 +75,8 @@ def extras() -> set[str]:
 
 def check(words: list[str]) -> None:
     """Fails where a command line names what is not there: a command, an option, a target, an extra, a file."""
-    while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+    while found := re.fullmatch(r"([A-Z_]+)=(\S*)", words[0]):
+        assert found[1] != "PYTHONPATH" or found[2].startswith(("/", "$PWD")), f"{words[0]}: dropped, it is not absolute"
         words = words[1:]
     if words[0] == "until":
         words = words[1 : [word.endswith(";") for word in words].index(True) + 1]
@@ -136,7 +137,7 @@ def test_every_command_line_exists(block: Block):
 @pytest.mark.parametrize(
     "line", ["mentalglm fly", "probes run", "probes run m --in a --out b --no-such", "make fly", "pip install '.[fly]'",
              "python scripts/fly.py", "python -m scripts.fly", "fly", "mentalglm data",
-             "PYTHONSAFEPATH=1 accelerate launch -m probes fly"]
+             "PYTHONSAFEPATH=1 accelerate launch -m probes fly", "PYTHONPATH=. python -P -m mentalglm_jax bench"]
 )  # fmt: skip
 def test_the_check_would_notice(line: str):
     with pytest.raises(Exception):  # noqa: B017  Click's own, or an assertion
