@@ -76,7 +76,7 @@ def extras() -> set[str]:
 def check(words: list[str]) -> None:
     """Fails where a command line names what is not there: a command, an option, a target, an extra, a file."""
     while found := re.fullmatch(r"([A-Z_]+)=(\S*)", words[0]):
-        assert found[1] != "PYTHONPATH" or found[2].startswith(("/", "$PWD")), f"{words[0]}: dropped, it is not absolute"
+        assert found[1] != "PYTHONPATH" or found[2].startswith(("/", "$PWD")), f"{words[0]}: not absolute, so dropped"
         words = words[1:]
     if words[0] == "until":
         words = words[1 : [word.endswith(";") for word in words].index(True) + 1]
