@@ -36,7 +36,7 @@ MOST = 40_000_000  # bytes of all wheels together
 LARGE = {"pyarrow"}  # not brought along: 48 MB, for the tables that part `probes` writes at its end
 RECIPE: dict[str, Any] = {
     "run_dir": "bench", "data": {"source": "synthetic"}, "lora": {"rank": 4, "alpha": 8},
-    "model": {"geometry": {"vocab_size": 160, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "model": {"geometry": {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
                            "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}},
     "pretrain": {"train": {"steps": 1}},
     "stages": [{"name": "a", "languages": ["en"], "train": {"steps": 1, "rows": 2, "sequence_length": 128}}],
