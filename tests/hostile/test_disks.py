@@ -3,7 +3,6 @@ with what a killed one left: one line, exit code 1, and what was there is as it 
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,13 +21,6 @@ from tests.hostile.commands import ALL, IDS
 from tests.hostile.world import ELSEWHERE, WRITES, contents, full_disk, read_only
 
 DISK = r"cannot (write|lock it|make this directory|make its directory)"
-
-
-@pytest.fixture
-def world(template, tmp_path, monkeypatch):
-    shutil.copytree(template, tmp_path / "world")
-    monkeypatch.chdir(tmp_path / "world")
-    return tmp_path / "world"
 
 
 @pytest.mark.parametrize("command", IDS)

@@ -15,13 +15,6 @@ ASKED = ["--in", "records.jsonl", "--max-new-tokens", 2]
 THERE = "is there already, and finished answers are not written over; name another place, or delete it"
 
 
-@pytest.fixture
-def world(template, tmp_path, monkeypatch):
-    shutil.copytree(template, tmp_path / "world")
-    monkeypatch.chdir(tmp_path / "world")
-    return tmp_path / "world"
-
-
 @pytest.mark.parametrize("name", ["answers.jsonl", "answers.csv"])
 @pytest.mark.parametrize("how", ["the same model", "another temperature", "an adapter", "samples", "other posts"])
 def test_generate(world, capsys, monkeypatch, name, how):

@@ -31,14 +31,6 @@ tasks:
 IS_READ = r"would be replaced, and (is or )?holds \S+, which is read \({}\); name another place"
 
 
-@pytest.fixture
-def world(template, tmp_path, monkeypatch):
-    shutil.copytree(template, tmp_path / "world")
-    monkeypatch.chdir(tmp_path / "world")
-    yield tmp_path / "world"
-    tasks.forget_added()
-
-
 @pytest.mark.parametrize("source", ["data", "data/train.jsonl"])
 def test_records_are_not_written_over_by_their_scrubbed_copy(world, capsys, source):
     """Contact details were gone from the only copy there was, and the command said that it had written it."""

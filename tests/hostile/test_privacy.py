@@ -30,13 +30,6 @@ def mode(path):
     return stat.S_IMODE(path.stat().st_mode)
 
 
-@pytest.fixture
-def world(template, tmp_path, monkeypatch):
-    shutil.copytree(template, tmp_path / "world")
-    monkeypatch.chdir(tmp_path / "world")
-    return tmp_path / "world"
-
-
 @pytest.fixture(params=OPEN, ids=lambda mask: f"umask {mask:03o}")
 def umask(request):
     before = os.umask(request.param)

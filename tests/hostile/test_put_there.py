@@ -4,7 +4,6 @@ The target is judged before the work, right before the exchange, and, as the old
 
 import functools
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -121,13 +120,6 @@ def test_a_link_is_not_replaced_by_a_directory(tmp_path):
     with pytest.raises(InputError, match="out: is a link and would be replaced"), replace_dir(tmp_path / "out", ours):
         pytest.fail("the work began")
     assert (tmp_path / "out").is_symlink() and contents(tmp_path / "elsewhere") == {"ours.txt": b"mine"}
-
-
-@pytest.fixture
-def world(template, tmp_path, monkeypatch):
-    shutil.copytree(template, tmp_path / "world")
-    monkeypatch.chdir(tmp_path / "world")
-    return tmp_path / "world"
 
 
 TARGETS = {
