@@ -124,6 +124,8 @@ def test_nor_by_the_command(world, monkeypatch):
     ("variable", "url"), [("TEACHER_API_KEY", "https://llm.example.org/v1"), ("my_teacher_KEY", "http://10.0.0.7:8000"),
                           ("MY_LAB_API_KEY", "https://llm.my-lab.ac.uk/v1"), ("MYLAB_KEY", "https://mylab.example"),
                           ("GPU7_KEY", "http://gpu7:8000/v1"), ("MY_OPENAI_KEY", "https://api.openai.com/v1"),
+                          ("ARK_API_KEY", "https://ark.cn-beijing.volces.com/api/v3"),
+                          ("MINIMAX_API_KEY", "https://api.minimax.io/v1"),
                           ("OPENAI_API_KEY", None), ("AZURE_OPENAI_API_KEY", "https://me.openai.azure.com/v1")],
 )  # fmt: skip
 def test_a_key_that_is_named_for_its_host_may_go_there(variable, url):

@@ -291,6 +291,8 @@ def test_published_rows_stand_below_ours(tmp_path: Path) -> None:
     write_page(tmp_path / "page.md", lines, soft_maps(), [], "probes leaderboard")
     text = (tmp_path / "page.md").read_text("utf-8")
     assert text == page(lines, soft_maps(), [], "probes leaderboard")
+    # Of 400 // 10 and 80 // 20 data sets a model, eight models: the 95 % quantiles of binomial counts at 0.05.
+    assert "400 posts of each" in text and "more than 23 of 320 (4 of 32)" in " ".join(text.split())
     rows = [line for line in text.splitlines() if line.startswith("|")]
     at = next(i for i, row in enumerate(rows) if row.startswith("| filler tokens | .500 | – | – | 2 | – | 1 of 2 |"))
     assert rows[at + 1].startswith("| *Filler Tokens, published* |") and "*.948*" in rows[at + 1]
@@ -328,6 +330,7 @@ def test_soft_scores_on_a_model_with_cues(bag: Probe) -> None:
 
 def test_posts_of_a_pair_are_the_same(bag: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each model leaves out what it answers wrong; what both have is compared."""
+    counts: list[int] = []
 
     class Model:
         probe = bag
@@ -336,10 +339,12 @@ def test_posts_of_a_pair_are_the_same(bag: Probe, monkeypatch: pytest.MonkeyPatc
             self.names = names
 
         def examples(self, count: int, seed: int = 0) -> list[Example]:
+            counts.append(count)
             return [planted(bag, int(name), "chain") for name in self.names]
 
     monkeypatch.setattr(pairs, "_chain", lambda world, true, out: Model("0245" if true else "1245"))
     pair = make_pair(CHAINS, CHAINS.worlds["one cue"], None, posts=2)
+    assert counts[-1] == CHAINS.nulls
     assert [[e.id for e in side] for side in pair.examples] == [["2", "4"]] * 2 and len(pair.nulls) == 4
 
 
