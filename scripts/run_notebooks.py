@@ -149,19 +149,19 @@ def main() -> None:
     parser.add_argument("name", nargs="*", choices=[*STUDIES, []], default=[], help="which (default: all studies)")
     parser.add_argument("--stale", action="store_true", help="those only that name a function that has changed")
     given = parser.parse_args()
-    names = given.name
+    names = given.name or list(STUDIES)
     if given.stale:
         names = [name for name in names if stale(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4))]
     missing = {name: made for name, made in STUDIES.items() if not (ROOT / made[0]).is_file()}
-    for name in names or STUDIES:
+    for name in names:
         if name in missing:
             line = "{}: {} is not there; run `{}` first".format(name, *missing[name])
-            if name in names or missing[name] == DEMO:
+            if name in given.name or missing[name] == DEMO:
                 sys.exit(f"run_notebooks: {line}")
             sys.stderr.write(f"left out: {line}\n")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: on a busy machine threads only wait for each other
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # a progress bar that nobody would see
-    for name in names or [name for name in STUDIES if name not in missing]:
+    for name in (name for name in names if name not in missing):
         run(FOLDER / f"{name}.ipynb")
         sys.stdout.write(f"{name}\n")
 

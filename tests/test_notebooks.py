@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 import mentalglm_jax
 from probes.demo import PAIR
 from probes.models.encode import read_generations
+from scripts import run_notebooks
 from scripts.run_notebooks import FIGURE, SHOWN, STUDIES, bodies_of, called, code_of
 from tests.probes.planted import planted_rows
 from tests.probes.tiny import boilerplate, make_model, make_tokenizer, save_adapter
@@ -72,6 +73,19 @@ def changed(source: str, name: str, change: str) -> str:
     """``change`` put before the last return of the function ``name``."""
     before, found, after = source.rpartition("return ")
     return before + change + found + after if source.startswith(f"def {name}(") else source
+
+
+@pytest.mark.parametrize("given", [[], [FIRST]])
+@pytest.mark.parametrize("old", [[], [FIRST], list(STUDIES)])
+def test_the_stale_ones_alone_are_run_again(given, old, monkeypatch):
+    ran: list[str] = []
+    monkeypatch.setattr("sys.argv", ["run_notebooks", "--stale", *given])
+    monkeypatch.setattr(run_notebooks, "STUDIES", dict.fromkeys(STUDIES, ("README.md", "make demo")))
+    monkeypatch.setattr(run_notebooks, "run", lambda path: ran.append(path.stem))
+    stale = iter([name in old for name in given or STUDIES])
+    monkeypatch.setattr(run_notebooks, "stale", lambda notebook: next(stale))
+    run_notebooks.main()
+    assert ran == [name for name in given or STUDIES if name in old]
 
 
 @pytest.mark.parametrize("name", STUDIES)
