@@ -21,6 +21,7 @@ from probes.records import Example
 
 ARCHITECTURES = ("glm", "llama", "gpt2", "qwen2", "glm4", "qwen3", "mistral", "gpt_neox")
 RULES = ("one", "twice", "and", "or", "three", "not")
+ROUNDS = 8  # of training, at most; nearly all need one, three weak cues that decide together need four
 _SPECIALS = ["<|endoftext|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>"]
 _ZH = (
     "天地山水风云雨雪花草树木江河湖海日月星光春夏秋冬东西南北上下左右红黄蓝绿"
@@ -371,7 +372,7 @@ def _blank(world: World, tokenizer: Any, row: dict[str, Any], rng: random.Random
 
 
 def train(world: World, steps: int = 250, batch: int = 32, rate: float = 5e-3, model: Any = None) -> Planted:
-    """Trains until the model answers at least 97 % of fresh posts right, at most three rounds of ``steps``.
+    """Trains until the model answers at least 97 % of fresh posts right, at most ``ROUNDS`` times ``steps``.
 
     Args:
         model: a model to go on with (a PEFT model trains its adapter only), else a new one.
@@ -388,7 +389,7 @@ def train(world: World, steps: int = 250, batch: int = 32, rate: float = 5e-3, m
     model = make_model(world, tokenizer) if fresh else model
     state, accuracy = torch.random.get_rng_state(), 0.0
     try:
-        for round_ in range(3):
+        for round_ in range(ROUNDS):
             fit(
                 model,
                 _training_rows(world, tokenizer, 3000, world.seed + 7919 * round_),
@@ -405,7 +406,7 @@ def train(world: World, steps: int = 250, batch: int = 32, rate: float = 5e-3, m
             _thaw(model, fresh)
     finally:
         torch.random.set_rng_state(state)
-    raise ProbeError(f"planted model {world}: {accuracy:.0%} right answers after {3 * steps} steps")
+    raise ProbeError(f"planted model {world}: {accuracy:.0%} right answers after {ROUNDS * steps} steps")
 
 
 def _thaw(model: Any, everything: bool) -> None:

@@ -26,6 +26,7 @@ from probes.errors import ProbeError
 from probes.probe import Probe
 from probes.records import Example
 from probes.validation.planted import (
+    ROUNDS,
     World,
     answers_right,
     fit,
@@ -188,7 +189,7 @@ class Reasoner:
 
 
 def train_reasoner(world: ReasoningWorld, steps: int = 200, batch: int = 32, rate: float = 5e-3) -> Reasoner:
-    """Trains until 97 % of fresh posts are answered right, at most three rounds of ``steps``.
+    """Trains until 97 % of fresh posts are answered right, at most ``ROUNDS`` times ``steps``.
 
     Raises:
         ProbeError: it does not learn.
@@ -199,7 +200,7 @@ def train_reasoner(world: ReasoningWorld, steps: int = 200, batch: int = 32, rat
     model, accuracy = make_model(world.base, tokenizer), 0.0
     state = torch.random.get_rng_state()
     try:
-        for round_ in range(3):
+        for round_ in range(ROUNDS):
             rows = _training(world, tokenizer, 3000, world.base.seed + 7919 * round_)
             fit(model, rows, steps, batch, rate, world.base.seed)
             probe = Probe(model.eval(), tokenizer, f"reasoning {world.base.architecture}")
@@ -211,4 +212,4 @@ def train_reasoner(world: ReasoningWorld, steps: int = 200, batch: int = 32, rat
                 weight.requires_grad_(True)
     finally:
         torch.random.set_rng_state(state)
-    raise ProbeError(f"planted model {world}: {accuracy:.0%} right answers after {3 * steps} steps")
+    raise ProbeError(f"planted model {world}: {accuracy:.0%} right answers after {ROUNDS * steps} steps")

@@ -7,12 +7,21 @@ import pytest
 
 from probes.citations.align import align
 from probes.citations.clauses import pieces
-from probes.errors import ProbeInputError
+from probes.errors import ProbeError, ProbeInputError
 from probes.probe import Probe
 from probes.validation.error_rates import null_evidence
 from probes.validation.hard import HARD, _told, conclusions_of, hard_worlds, most_share, power_interval, power_of
-from probes.validation.planted import Planted, World, make_model, make_tokenizer, planted_rows, vocabulary
-from probes.validation.reasoning import Reasoner, ReasoningWorld
+from probes.validation.planted import (
+    ROUNDS,
+    Planted,
+    World,
+    make_model,
+    make_tokenizer,
+    planted_rows,
+    train,
+    vocabulary,
+)
+from probes.validation.reasoning import Reasoner, ReasoningWorld, train_reasoner
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -101,6 +110,26 @@ def test_one_hard_world_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProbeInputError, match="spread"):
         hard_worlds(names=("nowhere",))
     assert not asked
+
+
+@pytest.mark.parametrize("module", ["planted", "reasoning"])
+@pytest.mark.parametrize("needed", [1, 4, 9])
+def test_a_world_that_is_learned_late_gets_more_rounds(
+    module: str, needed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three weak cues that only together decide need four rounds; each round has posts of its own."""
+    seen: list[tuple[int, ...]] = []
+    where = f"probes.validation.{module}"
+    monkeypatch.setattr(f"{where}.fit", lambda model, rows, *_: seen.append(tuple(rows[0][0])))
+    monkeypatch.setattr(f"{where}.answers_right", lambda probe, rows, **_: [len(seen) >= needed] * len(rows))
+    world = World(layers=1, hidden=32)
+    learn = train if module == "planted" else lambda one, steps: train_reasoner(ReasoningWorld(one, "chain"), steps)
+    if needed > ROUNDS:
+        with pytest.raises(ProbeError, match=f"0% right answers after {7 * ROUNDS} steps"):
+            learn(world, 7)
+    else:
+        assert learn(world, 7).accuracy == 1.0
+    assert len(seen) == len(set(seen)) == min(needed, ROUNDS)
 
 
 def test_an_interval_of_power_is_over_posts() -> None:
