@@ -47,7 +47,7 @@ from captum.attr import (
 
 from probes.probe import Probe
 from probes.records import Example
-from probes.saliency.perturb import MaskTable, _values
+from probes.saliency.erase import MaskTable, _values
 from probes.saliency.settings import Settings
 from probes.validation.selftest import _tokenizer
 

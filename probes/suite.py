@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 Progress = Callable[[float, int], None]
 
 # fast can screen but never judge: it has one family that may speak. standard: erasure with and without a hole, so that
-# what missing text does is told from what the words do (``checks.offset``). full: IG to 1 %, finer clauses, more maps
-# per family, gates on every map, and what needs more passes or generation (``checks.gates``, ``checks.behaviour``).
+# what missing text does is told from what the words do (``checks.erasure_offset``). full: IG to 1 %, finer clauses,
+# more maps per family, gates on every map, and what needs more passes or generation (``checks.gates``,
+# ``checks.behaviour``).
 _FULL = ("ig", "erase", "ig_filler", "gradshap", "erase_resample", "shap", "gradnorm", "gxi")
 BUDGETS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "fast": (("erase", "gradnorm"), {}),

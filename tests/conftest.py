@@ -94,7 +94,7 @@ HEAVY = (
     "mentalglm_jax/train/test_step.py", "mentalglm_jax/train/test_loss.py", "mentalglm_jax/model/test_attention.py",
     "probes/test_suite.py", "probes/test_demo.py", "test_docs.py",
     "probes/validation/test_selftest.py", "probes/report/test_page_chromium.py",
-    "probes/test_stats.py", "mentalglm_jax/checkpoints/test_adapter_formats.py",
+    "probes/test_stats.py", "probes/test_nulls.py", "mentalglm_jax/checkpoints/test_adapter_formats.py",
     "mentalglm_jax/checkpoints/test_weights.py", "mentalglm_jax/data/explain/test_teacher_models.py",
     "mentalglm_jax/evaluate/test_report_chromium.py", "mentalglm_jax/data/explain/test_review_chromium.py",
     "mentalglm_jax/checkpoints/test_gguf.py",

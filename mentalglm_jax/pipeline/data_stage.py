@@ -14,7 +14,7 @@ from mentalglm_jax.data.synthetic import make_corpus
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import replace_dir
 from mentalglm_jax.pipeline.run_dir import Run, replaceable
-from mentalglm_jax.pipeline.stage_data import check_stages
+from mentalglm_jax.pipeline.stage_inputs import check_stages
 from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer, train_bpe
 
 

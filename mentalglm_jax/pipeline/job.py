@@ -51,7 +51,7 @@ from mentalglm_jax.pipeline.changes import nothing_left, outdated
 from mentalglm_jax.pipeline.data_stage import data_stage
 from mentalglm_jax.pipeline.kept import DEV_GENERATIONS, remove
 from mentalglm_jax.pipeline.run_dir import Run
-from mentalglm_jax.pipeline.stage_data import dev_records, stage_examples, start_adapter
+from mentalglm_jax.pipeline.stage_inputs import dev_records, stage_examples, start_adapter
 from mentalglm_jax.planning.plan import expected
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer

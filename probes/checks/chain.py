@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from probes import stats
-from probes.checks.edits import adverbs, cited_places, deny, mentioned, paraphrase, swapped
+from probes.checks.chain_edits import adverbs, cited_places, deny, mentioned, paraphrase, swapped
 from probes.models.token_bytes import decode_bytes
+from probes.nulls import band
 from probes.records import Check, Example, Span
 from probes.saliency.settings import SMALLEST_CHANGE
 
@@ -246,7 +246,7 @@ def made(name: str, value: float, null: np.ndarray, margin: float) -> Check:
     null = null[np.isfinite(null)] + margin
     if not len(null):
         return Check(name, "model", float(value), None, None, None, None, None, 1, "ok", ())
-    low, high = stats.band(null)
+    low, high = band(null)
     p = (1 + int((null >= value).sum())) / (1 + len(null))
     draws = tuple(null.tolist())
     return Check(name, "model", float(value), float(null.mean()), low, high, p, None, len(null), "ok", (), draws)

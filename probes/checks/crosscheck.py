@@ -8,10 +8,10 @@ Three questions are kept apart, because mixing them is how such reports overclai
 3. *Inference*: does the model cite what it uses more than chance? Per data set only
    (``probes.results.summary``): the headline.
 
-Every check carries the distribution of its value under its null: for a map on characters all circular shifts by its
-smallest pieces (``stats.atoms``), for a map on clauses all rotations over the clauses. ``n`` is the number of shifts,
-so no p-value is below 1 / n. The p-values of one post guard against a smooth random map; they do not exclude
-coincidence among few clauses.
+Every check carries the distribution of its value under its null (``probes.nulls``): for a map on characters all
+circular shifts by its smallest pieces (``atoms``), for a map on clauses all rotations over the clauses. ``n`` is the
+number of shifts, so no p-value is below 1 / n. The p-values of one post guard against a smooth random map; they do not
+exclude coincidence among few clauses.
 
 A method speaks only through its gate: ig when its completeness error converged, ig and erasure when the post moves the
 label at all. ``gradnorm`` has no sign and no completeness; it is shown for screening and never enters a verdict.
@@ -27,10 +27,22 @@ import numpy as np
 
 from probes import stats
 from probes.checks.agreement import f1_at_k, iou_f1, kendall_w, mean_pairwise, pearson, rotated, spearman, top_overlap
-from probes.checks.offset import offsets
+from probes.checks.erasure_offset import offsets
 from probes.checks.verdict import FAMILIES, LabelMap, decide, gate, p_notes
 from probes.citations.align import coverage, fabricated_quotes, merge_spans, turned_quotes
 from probes.errors import ProbeInputError
+from probes.nulls import (
+    arrangements,
+    atom_null,
+    atoms,
+    band,
+    circular_cosine,
+    p_greater,
+    placement_null,
+    require_null,
+    rotations,
+    shift_null,
+)
 from probes.records import Attribution, Check, Citation, Example, Report, Span
 
 
@@ -153,7 +165,7 @@ def examine(
     Raises:
         ProbeInputError: a map of another post or of another length, or an unknown null.
     """
-    stats.require_null(null)
+    require_null(null)
     for a in attributions:
         if a.example_id != example_id or len(a.char_values) != length:
             where = f"{a.example_id!r} over {len(a.char_values)} characters"
@@ -174,25 +186,25 @@ def examine(
             draws, expected = _mass_null(m, mask, cited, lengths, null, n_boot, seed)
             checks.append(_check("mass_ratio", method, draws, passed, ids, expected))
             if m.attribution.unit != "clause":
-                starts, sizes = stats.atoms(m.attribution.char_values)
+                starts, sizes = atoms(m.attribution.char_values)
                 placed = np.add.reduceat(mask.astype(np.float64), starts) * 2 >= sizes
-                shifts = stats.shift_null(m.attribution.char_values[starts], placed, "auroc")
+                shifts = shift_null(m.attribution.char_values[starts], placed, "auroc")
                 checks.append(_check("auroc_char", method, shifts, passed, ids))
             checks += _ranking("", m, cited, units, passed, ids)
         if rationales:
             marked = units_hit(rationales, units)
-            share = stats.rotations(m.mass, lengths, marked) + float(lengths[marked].sum() / lengths.sum())
+            share = rotations(m.mass, lengths, marked) + float(lengths[marked].sum() / lengths.sum())
             checks.append(_check("plausibility_mass", method, share, passed))
             checks += _ranking("plausibility_", m, marked, units, passed)
         if method in explained:
             checks += _consistency(m, explained[method], units)
         for name, known in (("cue_auroc", cues), ("decoy_auroc", decoys)):
             if known:
-                checks.append(_check(name, method, stats.shift_null(m.net, units_hit(known, units), "auroc"), passed))
+                checks.append(_check(name, method, shift_null(m.net, units_hit(known, units), "auroc"), passed))
     speaking = [m for method, m in maps.items() if method in FAMILIES and not m.blocked]
     if len(speaking) > 1:
         pair = "~".join(m.method for m in speaking[:2])
-        checks.append(_check("agreement", pair, stats.circular_cosine(speaking[0].mass, speaking[1].mass), "ok"))
+        checks.append(_check("agreement", pair, circular_cosine(speaking[0].mass, speaking[1].mass), "ok"))
         nets, everyone = [m.net for m in speaking], "+".join(m.method for m in speaking)
         for name, value in (
             ("explainers_pearson", mean_pairwise(pearson, nets)),
@@ -201,7 +213,7 @@ def examine(
             checks.append(_value(name, everyone, value, len(nets), ()))
     verdict, chance, notes = decide(maps, lengths, cited, mask)
     if chance:
-        both, places = "+".join(m.method for m in speaking), len(stats.arrangements(cited))
+        both, places = "+".join(m.method for m in speaking), len(arrangements(cited))
         checks.append(_value("coincidence", both, chance["coincidence"], places, ids))
     fabricated, quotes = fabricated_quotes(citations)
     quoted = tuple(c.id for c in citations if c.kind == "quote")
@@ -220,7 +232,7 @@ def examine(
     return Evidence(
         report=Report(example_id, tuple(checks), verdict, tuple(notes + p_notes(checks))),
         label=label,
-        excess={method: stats.rotations(m.mass, lengths, cited) for method, m in open_maps.items() if cited.any()},
+        excess={method: rotations(m.mass, lengths, cited) for method, m in open_maps.items() if cited.any()},
         mass={method: m.mass for method, m in open_maps.items()},
         label_maps={method: m.net for method, m in open_maps.items()},
         explanation_maps={method: unit_sums(a.char_values, units) for method, a in explained.items() if not gate(a)},
@@ -297,9 +309,9 @@ def _check(
     """A check from its statistic under all shifts, the observed one at index 0."""
     if not np.isfinite(null).all():
         return _empty(name, method, "abstain" if status == "ok" else status)
-    low, high = stats.band(null)
+    low, high = band(null)
     mean = float(null.mean()) if expected is None else expected
-    p = stats.p_greater(null)
+    p = p_greater(null)
     return Check(name, method, float(null[0]), mean, low, high, p, None, len(null), status, inputs)
 
 
@@ -313,14 +325,14 @@ def _mass_null(
     """
     if m.attribution.unit == "clause":
         expected = float(lengths[cited].sum() / lengths.sum())
-        return stats.rotations(m.mass, lengths, cited) + expected, expected
+        return rotations(m.mass, lengths, cited) + expected, expected
     values = m.attribution.char_values
     if null == "placement":
-        starts, sizes = stats.atoms(values)
+        starts, sizes = atoms(values)
         placed = np.add.reduceat(mask.astype(np.float64), starts) * 2 >= sizes
-        draws = stats.placement_null(np.add.reduceat(np.maximum(values, 0.0), starts), placed, n_boot, seed)
+        draws = placement_null(np.add.reduceat(np.maximum(values, 0.0), starts), placed, n_boot, seed)
         return draws, float(sizes[placed].sum() / sizes.sum())
-    return stats.atom_null(values, mask), float(mask.mean())
+    return atom_null(values, mask), float(mask.mean())
 
 
 def _ranking(
@@ -332,7 +344,7 @@ def _ranking(
         return iou_f1(net, cited, units)
 
     nulls = {
-        "auroc_clause": stats.shift_null(m.net, marked, "auroc"),
+        "auroc_clause": shift_null(m.net, marked, "auroc"),
         "ap_clause": rotated(stats.average_precision, m.net, marked),
         "f1_clause": rotated(f1_at_k, m.net, marked),
         "iou_f1": rotated(overlap, m.net, marked),
@@ -347,8 +359,8 @@ def _consistency(m: LabelMap, explained: Attribution, units: Sequence[Span]) -> 
     status = "failed_gate" if m.blocked or gate(explained) else "ok"
     other = unit_sums(explained.char_values, units)
     return [
-        _check("cosine", m.method, stats.circular_cosine(m.net, other), status),
-        _check("pearson", m.method, stats.circular_cosine(m.net - m.net.mean(), other - other.mean()), status),
+        _check("cosine", m.method, circular_cosine(m.net, other), status),
+        _check("pearson", m.method, circular_cosine(m.net - m.net.mean(), other - other.mean()), status),
         _check("top_overlap", m.method, rotated(top_overlap, m.net, other), status),
         _check("spearman", m.method, rotated(spearman, m.net, other), status),
     ]

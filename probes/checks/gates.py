@@ -32,16 +32,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from probes import stats
 from probes.checks.agreement import cosine, pearson
 from probes.checks.crosscheck import post_units, unit_sums
 from probes.errors import RowRefused
 from probes.models.probed import Probed
 from probes.models.score import Forward
 from probes.models.token_bytes import decode_bytes
+from probes.nulls import band
 from probes.records import Attribution, Check, Example
 from probes.saliency.attribute import attribute
-from probes.saliency.perturb import MaskTable, subset_masks
+from probes.saliency.erase import MaskTable, subset_masks
 from probes.saliency.settings import METHODS, Settings
 
 MIN_FAITHFULNESS = 0.3
@@ -246,7 +246,7 @@ def _made(name: str, method: str, value: float, draws: np.ndarray, status: str =
         return Check(name, method, None, None, None, None, None, None, 0, status if status != "ok" else "abstain", ())
     if not len(draws):
         return Check(name, method, value, None, None, None, None, None, 1, status, ())
-    low, high = stats.band(draws)
+    low, high = band(draws)
     p = (1 + int((draws >= value).sum())) / (1 + len(draws))
     return Check(
         name, method, value, float(draws.mean()), low, high, p, None, len(draws), status, (), tuple(draws.tolist())

@@ -1,6 +1,6 @@
 """What a post has by itself against what it has with the citation or the explanation of another post.
 
-Explanations (citations) are permuted among posts of one label. Rotation (``probes.stats``) keeps a preference that map
+Explanations (citations) are permuted among posts of one label. Rotation (``probes.nulls``) keeps a preference that map
 and explanation share, such as for the last clause; this does not, for a stranger's has it too. A post of k clauses can
 take part in the place of one of m: maps and citations are put at the same relative position.
 """

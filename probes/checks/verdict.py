@@ -9,7 +9,7 @@
 
 Why no p-value decides: a post of six clauses is cited right by one random clause in six, so no honest test of a single
 short post reaches 0.05, and one that does (a shift by characters of a map made of clauses) is wrong, see
-``probes.stats``. What can be said instead is said: the share of all places the citation could have had (its runs of
+``probes.nulls``. What can be said instead is said: the share of all places the citation could have had (its runs of
 clauses kept whole, itself included) where both maps would agree with it (``coincidence``), and ``chance``, the share
 that would have got the same verdict by every rule. For "supported" that is the randomisation p-value of the verdict;
 its sum over posts is the number of verdicts that random citations would have earned (``probes.results.summary``).
@@ -25,6 +25,7 @@ import numpy as np
 
 from probes import stats
 from probes.checks.agreement import pearson
+from probes.nulls import arrangements
 from probes.records import Attribution, Check
 from probes.saliency.settings import METHODS
 
@@ -165,7 +166,7 @@ def decide(
     if not cited.any():
         return "inconclusive", {}, [*notes, "the explanation cites nothing that is in the post"]
     verdict = words(speaking, lengths, cited[None])[0]
-    places = stats.arrangements(cited)
+    places = arrangements(cited)
     elsewhere = words(speaking, lengths, places)
     chance = {name: elsewhere.count(name) / len(elsewhere) for name in ("supported", "contradicted")}
     chance["coincidence"] = chance["supported"]

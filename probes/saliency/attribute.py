@@ -6,7 +6,7 @@ Captum's LLM wrappers are not used: with transformers >= 5.3 their default path 
 * ``ig``, ``ig_zero``, ``ig_filler``: integrated gradients (Sundararajan et al. 2017) over the embeddings of the post's
   tokens, from the pad token, from zero, or from clauses of other posts.
 * ``gradshap``: gradient SHAP (Lundberg & Lee 2017) over the same three kinds of start.
-* ``erase``, ``erase_neutral``, ``erase_resample``, ``shap``, ``kernelshap``: ``probes.saliency.perturb``.
+* ``erase``, ``erase_neutral``, ``erase_resample``, ``shap``, ``kernelshap``: ``probes.saliency.erase``.
 * ``gradnorm``: L2 norm of the gradient per post token. A screening method: it has no sign and no completeness.
 * ``gxi``: gradient times input. A baseline that is known to point at the wrong words (docs/validation.md); it is never
   evidence.
@@ -27,8 +27,8 @@ from probes.errors import ProbeInputError
 from probes.models.probed import Probed
 from probes.models.score import Forward
 from probes.records import Attribution, Example
+from probes.saliency.erase import erasure_maps, seeded
 from probes.saliency.gradients import Passes, integrated_gradients, one_gradient
-from probes.saliency.perturb import perturb, seeded
 from probes.saliency.settings import METHODS, NEED_FILLERS, Settings, record
 
 __all__ = ["DEFAULT_METHODS", "METHODS", "Settings", "attribute", "clause_tokens", "clauses"]
@@ -76,7 +76,7 @@ def attribute(
             kind, changes = METHODS[name]
             chosen = dataclasses.replace(settings, **changes)
             if kind in ("erase", "shap", "kernelshap"):
-                results += perturb(passes.of(targets), kind, name, chosen, tuple(fillers))
+                results += erasure_maps(passes.of(targets), kind, name, chosen, tuple(fillers))
             elif kind == "ig":
                 results += integrated_gradients(passes, targets, name, chosen, fillers)
             elif kind == "gradshap":

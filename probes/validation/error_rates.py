@@ -15,6 +15,7 @@ import numpy as np
 from probes import stats
 from probes.checks.crosscheck import Evidence, examine
 from probes.citations.clauses import pieces
+from probes.nulls import rotations
 from probes.records import Attribution, Check, Citation, Report, Span
 from probes.results.summary import conclude, summarise_tests
 
@@ -138,7 +139,7 @@ def null_evidence(
     maps = {m: (1 - effect) * v / v.sum() + effect * cited for m, v in maps.items()}
     other = {m: rng.gamma(shape, size=k) + 1e-9 for m in ("ig", "erase")}
     other = {m: (1 - effect) * v / v.sum() + effect * cited for m, v in other.items()}
-    excess = {m: stats.rotations(v, lengths, cited) for m, v in maps.items()}
+    excess = {m: rotations(v, lengths, cited) for m, v in maps.items()}
     report = Report("null", _measured(rng), "inconclusive", ())
     return Evidence(report, "high", excess, maps, dict(maps), other, lengths, cited, {}, user)
 

@@ -26,17 +26,17 @@ from typing import Any, cast
 
 import numpy as np
 
-from probes import stats
 from probes.checks.agreement import cosine
 from probes.checks.behaviour import counterfactuals, weight_of_evidence
 from probes.checks.chain import AfterChain, made, margin_of
+from probes.checks.chain_edits import cited_places, paraphrase, swapped
 from probes.checks.crosscheck import char_mask
-from probes.checks.edits import cited_places, paraphrase, swapped
 from probes.checks.faithfulness import cited_effects
 from probes.citations.align import align
 from probes.errors import ProbeError, ProbeInputError
 from probes.foreign import first_line, foreign_code, plain
 from probes.models.token_bytes import decode_bytes
+from probes.nulls import rotated_sums
 from probes.probe import Probe
 from probes.records import Attribution, Example, Span
 from probes.saliency.attribute import attribute
@@ -103,7 +103,7 @@ def mass_ratio(case: Case) -> float | Score:
     values = np.maximum(found.char_values, 0)
     sums = np.array([values[a:b].sum() for a, b in found.unit_spans])
     hit = np.array([mask[a:b].any() for a, b in found.unit_spans])
-    null = stats.rotated_sums(sums, hit) / max(float(sums.sum()), 1e-300)
+    null = rotated_sums(sums, hit) / max(float(sums.sum()), 1e-300)
     return Score(float(null[0]), tuple(null[1:].tolist()))
 
 

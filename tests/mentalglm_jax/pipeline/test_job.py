@@ -27,7 +27,7 @@ from mentalglm_jax.pipeline.data_stage import data_stage
 from mentalglm_jax.pipeline.export import export_run
 from mentalglm_jax.pipeline.job import run
 from mentalglm_jax.pipeline.run_dir import Run, written_by_run
-from mentalglm_jax.pipeline.stage_data import stage_examples
+from mentalglm_jax.pipeline.stage_inputs import stage_examples
 from mentalglm_jax.train.metrics import _continued
 from mentalglm_jax.train.recipe import load_recipe
 

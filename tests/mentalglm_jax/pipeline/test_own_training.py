@@ -15,7 +15,7 @@ from mentalglm_jax.pipeline.data_stage import data_stage
 from mentalglm_jax.pipeline.export import export_run
 from mentalglm_jax.pipeline.job import run
 from mentalglm_jax.pipeline.run_dir import Run
-from mentalglm_jax.pipeline.stage_data import dev_records, stage_examples
+from mentalglm_jax.pipeline.stage_inputs import dev_records, stage_examples
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.recipe import load_recipe
 from tests.hostile.attack import refused

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from probes.checks.chain import CHAIN, MARGIN, VOTES, blocks, clusters, decided_at, examine_chain
-from probes.checks.edits import adverbs, cited_places, deny, mentioned, paraphrase, swapped
+from probes.checks.chain_edits import adverbs, cited_places, deny, mentioned, paraphrase, swapped
 from probes.errors import ProbeInputError
 from probes.probe import Probe
 from probes.records import Check, Example

@@ -18,7 +18,7 @@ from probes.citations.clauses import unit_tokens
 from probes.probe import Probe
 from probes.records import Example
 from probes.saliency.attribute import Settings, attribute
-from probes.saliency.perturb import MaskTable
+from probes.saliency.erase import MaskTable
 
 HEADS, KV_HEADS, HEAD, LAYERS = 4, 2, 16, 2
 

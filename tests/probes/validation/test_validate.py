@@ -19,6 +19,7 @@ from probes.checks.crosscheck import examine
 from probes.checks.gates import at_equal_share, judge, max_sensitivity
 from probes.checks.randomise import cascade, compare, kinds, randomised, study
 from probes.errors import ProbeInputError
+from probes.nulls import atom_null, atoms, p_greater, shift_null
 from probes.probe import Probe
 from probes.records import Example
 from probes.report.overview import randomisation
@@ -275,10 +276,10 @@ def test_error_rates_and_the_shortcut_that_fails() -> None:
         post = error_rates.null_post(rng, "words", (5, 20))
         values, mask = post["attributions"][0].char_values, np.zeros(post["length"], bool)
         mask[slice(*post["citations"][0].post_char[0])] = True
-        by_characters.append(stats.p_greater(stats.shift_null(values, mask, "auroc")))
-        starts, sizes = stats.atoms(values)
+        by_characters.append(p_greater(shift_null(values, mask, "auroc")))
+        starts, sizes = atoms(values)
         placed = np.add.reduceat(mask.astype(np.float64), starts) * 2 >= sizes
-        by_pieces.append(stats.p_greater(stats.shift_null(values[starts], placed, "auroc")))
+        by_pieces.append(p_greater(shift_null(values[starts], placed, "auroc")))
     assert np.mean(np.array(by_characters) <= 0.05) > 0.065
     assert np.mean(np.array(by_pieces) <= 0.05) <= 0.065
 
@@ -353,12 +354,12 @@ def test_two_sided_and_authors_of_a_mean() -> None:
 
 def test_pieces_of_a_map() -> None:
     values, mask = np.array([1.0, 1, 2, 3, 3, 3]), np.array([0, 0, 1, 1, 1, 1], bool)
-    starts, sizes = stats.atoms(values)
+    starts, sizes = atoms(values)
     assert starts.tolist() == [0, 2, 3] and sizes.tolist() == [2, 1, 3]
-    null = stats.atom_null(values, mask)
+    null = atom_null(values, mask)
     assert len(null) == 3 and null[0] == pytest.approx(stats.mass_share(values, mask))
     assert null.mean() == pytest.approx(mask.mean())
-    assert np.isnan(stats.atom_null(-values, mask)).all()
+    assert np.isnan(atom_null(-values, mask)).all()
 
 
 def test_posts_by_one_author_are_not_independent() -> None:

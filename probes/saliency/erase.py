@@ -78,7 +78,9 @@ class MaskTable:
         return example.post_chars((values / size)[self.owner.numpy()])
 
 
-def perturb(forward: Forward, kind: str, name: str, settings: Settings, fillers: tuple[str, ...]) -> list[Attribution]:
+def erasure_maps(
+    forward: Forward, kind: str, name: str, settings: Settings, fillers: tuple[str, ...]
+) -> list[Attribution]:
     """Maps of all targets of ``forward`` by one method.
 
     Args:

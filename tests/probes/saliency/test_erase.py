@@ -20,7 +20,7 @@ from probes.errors import ProbeInputError
 from probes.probe import Probe
 from probes.records import Example
 from probes.saliency.attribute import METHODS, Settings, attribute, expand_targets
-from probes.saliency.perturb import LeastSquares, MaskTable, perturb, seeded, subset_masks
+from probes.saliency.erase import LeastSquares, MaskTable, erasure_maps, seeded, subset_masks
 from probes.validation.selftest import closed_form_probe
 
 FILLERS = ("昨晚下了雨，", "外面风很大。", "we had dinner, ", "the dog barked.")
@@ -224,7 +224,7 @@ def test_shared_passes_are_booked_once(tiny_probe: Probe, example: Example, kind
     alone = attribute(tiny_probe, example, (kind,), ("label",))[0]
     forward = tiny_probe.scorer.forward(example, targets)
     began = time.perf_counter()
-    maps = perturb(forward, kind, kind, Settings(), ())
+    maps = erasure_maps(forward, kind, kind, Settings(), ())
     took = time.perf_counter() - began
     assert len(maps) == 4 and sum(m.n_fwd for m in maps) == forward.rows_run
     assert maps[0].n_fwd >= alone.n_fwd > 0 and not any(m.n_fwd for m in maps[1:])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from probes.checks.offset import offsets
+from probes.checks.erasure_offset import offsets
 from probes.validation.holes import holes, with_offset
 
 
