@@ -396,9 +396,9 @@ _SECTIONS = {
     "V15": ("Order", "How much of the post's effect goes through the explanation."),
     "V16": (
         "Hard worlds",
-        "Three weak cues that decide only together, a cue turned round by the word before it, a cue far from the "
-        "answer that quotes it, one Chinese character: how often posts are judged, and how often each map that has a "
-        "vote shows it over a data set. Low numbers are what the probes cannot see.",
+        "Four worlds: three weak cues that decide only together, a cue turned round by the word before it, a cue far "
+        "from the answer that quotes it, one Chinese character. Shown is how often posts are judged, and how often "
+        "each map that has a vote shows it over a data set. Low numbers are what the probes cannot see.",
     ),
     "V17": (
         "Chains of reasoning",
