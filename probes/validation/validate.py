@@ -54,7 +54,7 @@ _CHECKS = (
 
 
 def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> list[Row]:
-    """Runs everything; ``quick`` leaves out what trains a model (a minute instead of ten).
+    """Runs everything; ``quick`` leaves out what trains a model (minutes instead of forty).
 
     Args:
         seed: another seed plants other models (vocabulary, weights, posts). say: called with what is being done.
