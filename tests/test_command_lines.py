@@ -172,7 +172,7 @@ def test_times_that_are_told_agree():
     }
     assert all(demo.values()) and len({time for found in demo.values() for time in found}) == 1, demo
     help_ = re.search(r"models: (\d+) CPU minutes, not (\d+)", texts["probes/known_cli.py"])
-    docs = re.search(r"about (\d+) CPU minutes, --quick (\d+)", texts["docs/probes.md"])
+    docs = re.search(r"about (\d+) CPU minutes, `--quick` (\d+)", texts["docs/probes.md"])
     assert help_ is not None and docs is not None and help_.groups() == docs.groups()[::-1]
 
 

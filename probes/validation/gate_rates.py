@@ -8,7 +8,7 @@ from probes.checks.agreement import pearson
 from probes.citations.clauses import pieces
 from probes.saliency.settings import Settings
 from probes.validation.error_rates import clause_map, smooth
-from probes.validation.rows import Row, row
+from probes.validation.rows import Row, false_alarms, row
 
 
 def gate_rates(draws: int, seed: int) -> list[Row]:
@@ -39,7 +39,12 @@ def gate_rates(draws: int, seed: int) -> list[Row]:
         hits.setdefault("shuffled", []).append(_shuffled_p(found.values, weights, rng) <= 0.05)
     shuffled = float(np.mean(hits.pop("shuffled")))
     rows = [
-        row(f"V10.{name}.erase", f"P(p <= 0.05), one post, {len(found)} smooth maps", float(np.mean(found)), 0.075)
+        row(
+            f"V10.{name}.erase",
+            f"P(p <= 0.05), one post, {len(found)} smooth maps",
+            float(np.mean(found)),
+            false_alarms(len(found)),
+        )
         for name, found in hits.items()
     ]
     rows.append(

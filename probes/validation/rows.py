@@ -11,3 +11,11 @@ def row(name: str, what: str, value: float, bound: float | None = None, side: st
     """One line of the table; without a bound it is information. ``side``: on which side of the bound is right."""
     ok = bound is None or bool(value <= bound if side == "<=" else value >= bound)
     return {"id": name, "what": what, "value": float(value), "bound": bound, "side": side, "ok": ok}
+
+
+def false_alarms(count: int, least: float = 0.075) -> float:
+    """Bound for the share of ``count`` null draws in which a test at 0.05 finds something: ``least``, or, of so few
+    draws, what a right test exceeds once in five hundred rows."""
+    from scipy.stats import binom
+
+    return max(least, float(binom.ppf(0.998, count, 0.05)) / count)

@@ -27,7 +27,7 @@ from probes.validation.hard import hard_worlds
 from probes.validation.holes import holes
 from probes.validation.planted import Planted, World, train, with_adapter
 from probes.validation.probing import Probed, probe_posts
-from probes.validation.rows import Row, row
+from probes.validation.rows import Row, false_alarms, row
 
 Say = Callable[[str], None]
 PANEL = ("ig", "erase", "ig_zero", "ig_filler", "gradshap", "erase_resample", "erase_neutral", "shap", "kernelshap",
@@ -99,7 +99,7 @@ def error_rates(posts: int, data_sets: int, seed: int = 0) -> list[Row]:
 
     kinds = {"smooth": "smooth map", "words": "map constant on words"}
     rows = [
-        row(f"V10.{name}.{method}.{kind}", f"P(p <= 0.05), one post, {n} posts, {kinds[kind]}", rate, 0.075)
+        row(f"V10.{name}.{method}.{kind}", f"P(p <= 0.05), one post, {n} posts, {kinds[kind]}", rate, false_alarms(n))
         for (name, method, kind), (rate, n) in sorted(post_error_rates(posts, seed).items())
     ]
     kinds = (
@@ -110,7 +110,12 @@ def error_rates(posts: int, data_sets: int, seed: int = 0) -> list[Row]:
     for at, (authors, shape, who) in enumerate(kinds):
         found = data_set_error_rates(data_sets, seed + at, authors=authors, shape=shape)
         rows += [
-            row(f"V10.set.{name}.{method}", f"P(p <= 0.05), data set of 12, {data_sets} sets, {who}", rate, 0.075)
+            row(
+                f"V10.set.{name}.{method}",
+                f"P(p <= 0.05), data set of 12, {data_sets} sets, {who}",
+                rate,
+                false_alarms(data_sets),
+            )
             for (name, method), rate in found.items()
         ]
     for count, clauses in ((5, (10, 16)), (5, (20, 30)), (12, (20, 30))):
@@ -132,7 +137,7 @@ def error_rates(posts: int, data_sets: int, seed: int = 0) -> list[Row]:
                 f"V10.{name.split(',')[0]}.erase",
                 f"P(p <= 0.05), {what}, clauses of 1 to 5 letters",
                 rate,
-                0.1 if "sets" in name else 0.075,
+                false_alarms(n, 0.1 if "sets" in name else 0.075),
             )
         )
     return [*rows, *gate_rates(posts, seed), *length_rates(posts // 4, seed)]

@@ -30,6 +30,7 @@ from probes.validation import corrupt, error_rates
 from probes.validation.gate_rates import gate_rates, length_rates
 from probes.validation.planted import World, make_model, make_tokenizer, planted_rows, train, vocabulary
 from probes.validation.probing import probe_posts
+from probes.validation.rows import false_alarms
 from probes.validation.selftest import closed_form_probe
 from probes.validation.validate import PAIRS, cue_aurocs, page, row, validate
 from tests.probes.worlds import post_result
@@ -404,6 +405,14 @@ def test_planted_rows_say_what_was_planted(world: World) -> None:
     one, other = (planted_rows(w, tokenizer, 1, 0)[0] for w in (world, liar))
     a, b = other["decoys"][0]
     assert one["post"] == other["post"] and other["post"][a:b] in other["parsed_explanation"]
+
+
+def test_few_draws_have_a_wider_bound_and_many_the_usual_one() -> None:
+    """Of 150 rows of 100 draws each a right test has some above 0.075: `--quick` said not to read verdicts."""
+    assert false_alarms(1000) == false_alarms(3000) == 0.075 and false_alarms(200, 0.1) == 0.1
+    assert false_alarms(100) == 0.12 and false_alarms(300) < 0.1
+    rates = np.random.default_rng(0).binomial(100, 0.05, 150) / 100
+    assert (rates > 0.075).any() and (rates <= false_alarms(100)).all()
 
 
 def test_page_holds_every_row() -> None:
