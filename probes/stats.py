@@ -35,6 +35,7 @@ from probes.errors import ProbeInputError
 
 NULLS = ("circular", "placement")
 MIN_POSTS = 5  # for a test or an interval: of fewer posts (authors) no interval holds what it says
+_MANY_RUNS = 1000  # of a mask: no honest citation has more
 _TIE = 1e-9  # statistics this close count as tied: sums in another order must not decide a comparison
 
 
@@ -113,8 +114,11 @@ def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shifted_sums(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """``out[k]`` = sum over ``mask`` of ``np.roll(values, k)`` for all n shifts. O(n * runs of the mask)."""
+    """``out[k]`` = sum over ``mask`` of ``np.roll(values, k)`` for all n shifts. O(n * runs of the mask), and where
+    these are many O(n log n), to rounding."""
     n = len(values)
+    if len(runs(mask)[0]) > _MANY_RUNS:
+        return np.fft.irfft(np.conj(np.fft.rfft(values)) * np.fft.rfft(mask.astype(np.float64)), n)
     prefix = np.concatenate(([0.0], np.cumsum(np.tile(values, 2))))
     total, back = np.zeros(n), n - np.arange(n)
     back[0] = 0
