@@ -31,6 +31,7 @@ from probes.errors import ProbeInputError
 from probes.stats import TIE, ranks, runs
 
 NULLS = ("circular", "placement")
+_MANY_RUNS = 1000  # of a mask: no honest citation has more
 
 
 def require_null(null: str) -> None:
@@ -50,8 +51,11 @@ def require_null(null: str) -> None:
 
 
 def shifted_sums(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """``out[k]`` = sum over ``mask`` of ``np.roll(values, k)`` for all n shifts. O(n * runs of the mask)."""
+    """``out[k]`` = sum over ``mask`` of ``np.roll(values, k)`` for all n shifts. O(n * runs of the mask), and where
+    these are many O(n log n), to rounding."""
     n = len(values)
+    if len(runs(mask)[0]) > _MANY_RUNS:
+        return np.fft.irfft(np.conj(np.fft.rfft(values)) * np.fft.rfft(mask.astype(np.float64)), n)
     prefix = np.concatenate(([0.0], np.cumsum(np.tile(values, 2))))
     total, back = np.zeros(n), n - np.arange(n)
     back[0] = 0

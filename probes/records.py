@@ -78,11 +78,12 @@ def comparable(text: str) -> str:
     """What two spellings of one label sentence share: no case, no width, no quotation marks around it, no punctuation
     behind it. Signs and marks stay: they may be all that tells two labels apart (-1 and 1, C and C++)."""
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    while text and unicodedata.category(text[-1]).startswith("P"):
-        text = text[:-1].rstrip()
-    while text and (text[0] in "\"'" or unicodedata.category(text[0]) in ("Pi", "Ps")):
-        text = text[1:].lstrip()
-    return text
+    start, end = 0, len(text)
+    while end and (text[end - 1] == " " or unicodedata.category(text[end - 1]).startswith("P")):
+        end -= 1
+    while start < end and (text[start] in " \"'" or unicodedata.category(text[start]) in ("Pi", "Ps")):
+        start += 1
+    return text[start:end]
 
 
 @dataclass(frozen=True)

@@ -77,12 +77,14 @@ class _Folded:
 
 def _frame(texts: Sequence[str]) -> tuple[int, int]:
     """How many characters all texts begin and end with, in whole words, so that something is left of each."""
-    for head in _shared(texts):
-        rest = [text[head:] for text in texts]
-        for tail in _shared([text[::-1] for text in rest]):
-            if all(_letters(text[: len(text) - tail]) for text in rest):
-                return head, tail
-    return 0, 0
+    head = _longest(texts)
+    return (0, 0) if head is None else (head, _longest([text[head:][::-1] for text in texts]) or 0)
+
+
+def _longest(texts: Sequence[str]) -> int | None:
+    """The longest of ``_shared`` behind which each text still has a letter; None where one has none at all."""
+    last = [max((at for at, char in enumerate(text) if _letters(char)), default=-1) for text in texts]
+    return next((cut for cut in _shared(texts) if cut <= min(last)), None)
 
 
 def _shared(texts: Sequence[str]) -> list[int]:

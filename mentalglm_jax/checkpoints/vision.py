@@ -22,7 +22,7 @@ from mentalglm_jax.checkpoints.hf_files import (
 from mentalglm_jax.checkpoints.orbax_files import CHUNK_BYTES
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json
-from mentalglm_jax.foreign import read_json, there
+from mentalglm_jax.foreign import read_json, some, there
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.relatives import VISION
 
@@ -38,12 +38,16 @@ def tower_tensors(checkpoint: ModelFiles, layout: str) -> dict[str, TensorInfo]:
 
 
 def tower_sources(checkpoint: ModelFiles | None, layout: str) -> list[TensorSource]:
-    """The same, to be written as they are."""
+    """The same, to be written as they are. Raises: InputError where one is no array of numbers that is read here."""
     if not isinstance(checkpoint, Checkpoint):
         return []
+    found = tower_tensors(checkpoint, layout)
+    if odd := [name for name, info in found.items() if info.dtype not in DTYPES or not info.shape]:
+        raise InputError(f"{checkpoint.directory}: {some(odd)} of its vision tower cannot be copied (only arrays of "
+                         f"{', '.join(DTYPES)} are)")  # fmt: skip
     return [
         TensorSource(name, info.dtype, info.shape, functools.partial(_blocks, checkpoint, name))
-        for name, info in tower_tensors(checkpoint, layout).items()
+        for name, info in found.items()
     ]
 
 

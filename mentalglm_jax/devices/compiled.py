@@ -79,10 +79,10 @@ def described() -> str:
 def _make_private(directory: Path) -> None:
     """Creates the directory. Raises: InputError where others could put programs into it; OSError."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = directory.stat()
-    if sys.platform != "win32" and found.st_uid != os.geteuid():
-        raise InputError(f"{directory} belongs to another user, whose programs would be run here")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    for one in (directory, *directory.parents[:2]):  # who owns one above can put another in this one's place
+        if sys.platform != "win32" and one.stat().st_uid not in (os.geteuid(), 0):
+            raise InputError(f"{one} belongs to another user, whose programs would be run here")
+    if directory.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise InputError(f"{directory} can be written by other users, whose programs would be run here (chmod go-w)")
     if not os.access(directory, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -277,6 +277,7 @@ def check_unfinished(out_path: Path) -> None:
 
     Raises: InputError.
     """
+    _refuse_link(partial_file(out_path))
     if os.path.lexists(out_path) and not partial_file(out_path).exists():
         if out_path.is_file() and out_path.stat().st_size == 0:
             return
@@ -328,21 +329,22 @@ _MOST_IDS, _MOST_ID = 1 << 22, (1 << 31) - 1
 def open_partial(path: Path, made_by: dict[str, Any], vocab_size: int) -> dict[str, dict[str, Any]]:
     """``prompt_ids`` and ``output_ids`` of unfinished work, by id; the first line of its file says what made them."""
     header = (json.dumps({"made_by": made_by}) + "\n").encode()
+    _refuse_link(path)
     try:
         data = read_bytes(path, MAX_PARTIAL_BYTES) if path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]  # what a crash cut short is generated again
-        if not whole:
+        if not (data.startswith(header) or header.startswith(data)):  # before it is changed: it may be the user's
+            raise InputError(
+                f"{path}: was left by another model or other options; delete it to start over, "
+                "or go on with the model and options it was begun with"
+            )
+        whole = data[: data.rfind(b"\n") + 1] or header  # what a crash cut short is generated again
+        if whole == header:
             write_bytes(path, header, private=True)
         elif len(whole) < len(data):
             os.truncate(path, len(whole))
     except OSError as error:
         raise _cannot_write(path, error) from error
-    first, *lines = (whole or header).splitlines()
-    if first != header.rstrip():
-        raise InputError(
-            f"{path}: was left by another model or other options; delete it to start over, "
-            "or go on with the model and options it was begun with"
-        )
+    _, *lines = whole.splitlines()
     try:
         kept: dict[str, dict[str, Any]] = {}
         for number, line in enumerate(lines, start=2):
@@ -357,6 +359,12 @@ def open_partial(path: Path, made_by: dict[str, Any], vocab_size: int) -> dict[s
         return kept
     except InputError as error:
         raise InputError(f"{path}: is damaged ({first_line(error)}); delete it to start over") from None
+
+
+def _refuse_link(path: Path) -> None:
+    """What it leads to would be cut and written. Raises: InputError."""
+    if path.is_symlink():
+        raise InputError(f"{path}: is a link; half-done answers are kept in a file of that name, remove the link")
 
 
 def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

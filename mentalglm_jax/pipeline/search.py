@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mentalglm_jax.errors import InputError, RunError, install
-from mentalglm_jax.files import make_dir, write_json
+from mentalglm_jax.errors import InputError, MentalGLMError, RunError, install
+from mentalglm_jax.files import make_dir, working_on, write_json
 from mentalglm_jax.foreign import first_line, some
 from mentalglm_jax.pipeline.sweep import Point, Start, collected, is_done, make_points, split_values, sweep
 from mentalglm_jax.train.recipe import load_recipe, what_it_is
@@ -103,7 +103,7 @@ def search(
         raise InputError(f"{file}: is not a file of this search but a link, a pipe or a directory; remove it")
     states, direction = optuna.trial.TrialState, "minimize" if last.train.best_by == "loss" else "maximize"
     with _journal(file):
-        backend = optuna.storages.journal.JournalFileBackend(str(file))
+        backend = optuna.storages.journal.JournalFileBackend(str(file), _Held())
         study = optuna.create_study(storage=optuna.storages.JournalStorage(backend), study_name="sweep",
                                     load_if_exists=True, direction=direction)  # fmt: skip
         # Begun anew with the same seed, a sampler would draw again what it drew first.
@@ -151,11 +151,25 @@ def search(
     return where, result
 
 
+class _Held:
+    """In place of Optuna's own lock, for which it waits for ever where a killed process, or a stranger, left one.
+    ``_journal`` holds ours."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def _journal(file: Path) -> Iterator[None]:
-    """What goes wrong with the study's own file, in one line."""
+    """Nobody else is at the study's file meanwhile. What goes wrong with it, in one line."""
     try:
-        yield
+        with working_on(file):
+            yield
+    except MentalGLMError:
+        raise
     except OSError as error:
         raise RunError(f"{file}: cannot write ({error.strerror or error})") from error
     except Exception as error:  # Optuna raises many kinds of a file that it did not write, AssertionError among them

@@ -84,11 +84,11 @@ def char_mask(spans: Sequence[Span], length: int) -> np.ndarray:
 
 def units_hit(spans: Sequence[Span], units: Sequence[Span]) -> np.ndarray:
     """bool [units]: units that share with some span at least a third of the unit or of the span (no slivers)."""
+    x, y = np.array(spans, dtype=np.int64).reshape(-1, 2).T
     hit = np.zeros(len(units), bool)
     for i, (a, b) in enumerate(units):
-        for x, y in spans:
-            common = min(b, y) - max(a, x)
-            hit[i] |= common > 0 and (3 * common >= b - a or 3 * common >= y - x)
+        common = np.minimum(b, y) - np.maximum(a, x)
+        hit[i] = ((common > 0) & ((3 * common >= b - a) | (3 * common >= y - x))).any()
     return hit
 
 

@@ -50,11 +50,11 @@ def _first_line(text: str, begin: int) -> Span | None:
 
 def find_label(answer: str, text: str, scope: Span) -> Span | None:
     """The first place of a label's text in ``answer[scope]`` that is not inside a longer word; in any case."""
-    bare = text
-    while bare and unicodedata.category(bare[-1]).startswith("P"):
-        bare = bare[:-1]
+    end = len(text)
+    while end and unicodedata.category(text[end - 1]).startswith("P"):
+        end -= 1
     said = _one_case(answer[scope[0] : scope[1]])
-    for part in dict.fromkeys((text, bare)):
+    for part in dict.fromkeys((text, text[:end])):
         wanted = _one_case(part)
         if not part.strip() or wanted not in said:
             continue

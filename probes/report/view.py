@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import string
 import unicodedata
@@ -14,6 +15,7 @@ from probes.checks.chain import decided_at
 from probes.checks.crosscheck import Evidence, char_mask
 from probes.checks.verdict import FAMILIES, pearson
 from probes.checks.verdict import NAMES as METHOD_NAMES
+from probes.citations.align import merge_spans
 from probes.records import Attribution, Span
 from probes.results.store import PostResult, cited_target
 from probes.results.summary import check_of
@@ -80,15 +82,14 @@ def visible(text: str) -> list[tuple[str, str]]:
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     pieces: list[tuple[str, str]] = []
-    for char in text:
-        hidden = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") and char not in "\n\t\u200d"
-        if hidden:
-            pieces.append(("mark", f"U+{ord(char):04X}"))
-        elif pieces and pieces[-1][0] == "text":
-            pieces[-1] = ("text", pieces[-1][1] + char)
-        else:
-            pieces.append(("text", char))
+    for hidden, chars in itertools.groupby(text, _hidden):
+        run = "".join(chars)
+        pieces += [("mark", f"U+{ord(char):04X}") for char in run] if hidden else [("text", run)]
     return pieces
+
+
+def _hidden(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") and char not in "\n\t\u200d"
 
 
 def plain(value: object) -> str:
@@ -134,13 +135,8 @@ def groups(result: PostResult) -> list[dict[str, Any]]:
         LAYERS[a.target, a.method]: levels(a.char_values) for a in result.attributions if (a.target, a.method) in LAYERS
     }
     columns |= {f"phrase {name}": levels(a.char_values) for name, a in phrase_maps(result).items()}
-    cites: list[list[str]] = [[] for _ in range(result.length)]
-    for citation in result.citations:
-        for a, b in citation.post_char:
-            for position in range(a, b):
-                if citation.id not in cites[position]:
-                    cites[position].append(citation.id)
-    keys = [(tuple(int(column[i]) for column in columns.values()), tuple(cites[i])) for i in range(result.length)]
+    cites = _citing(result)
+    keys = [(tuple(int(column[i]) for column in columns.values()), cites[i]) for i in range(result.length)]
     found: list[dict[str, Any]] = []
     start = 0
     for position in range(1, result.length + 1):
@@ -155,7 +151,7 @@ def groups(result: PostResult) -> list[dict[str, Any]]:
             "size": position - start,
             "pieces": None if result.post is None else visible(result.post[start:position]),
         }
-        names = " ".join(keys[start][1])
+        names = keys[start][1]
         if not found or found[-1]["cites"] != names:
             found.append({"cites": names, "runs": []})
         found[-1]["runs"].append(stretch)
@@ -163,13 +159,30 @@ def groups(result: PostResult) -> list[dict[str, Any]]:
     return found
 
 
+def _citing(result: PostResult) -> list[str]:
+    """For each character of the post the citations of it, as "c0 c1"."""
+    turns: dict[int, list[int]] = {}  # where citations begin or end
+    for number, citation in enumerate(result.citations):
+        for span in merge_spans(citation.post_char):
+            for at in span:
+                turns.setdefault(at, []).append(number)
+    found: list[str] = []
+    here: set[int] = set()
+    for start, end in itertools.pairwise(sorted({0, *turns, result.length})):
+        for number in turns.get(start, ()):
+            here ^= {number}
+        found += [" ".join(dict.fromkeys(result.citations[number].id for number in sorted(here)))] * (end - start)
+    return found
+
+
 def phrase_maps(result: PostResult) -> dict[str, Attribution]:
-    """Citation id -> map of what that phrase of the explanation was written from, where there is one."""
+    """Citation id -> map of what that phrase of the explanation was written from, where there is one; each map once."""
     by_target: dict[str, Attribution] = {}
     for a in result.attributions:
         if a.target.startswith("explanation[") and np.isfinite(a.char_values).all():
             by_target.setdefault(a.target, a)
-    return {c.id: by_target[cited_target(c)] for c in result.citations if cited_target(c) in by_target}
+    maps = ((c.id, by_target.pop(cited_target(c), None)) for c in result.citations)
+    return {name: a for name, a in maps if a is not None}
 
 
 def phrases(result: PostResult) -> list[dict[str, Any]]:

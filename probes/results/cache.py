@@ -35,11 +35,14 @@ class Cache:
     """The finished posts of one run directory.
 
     Raises:
+        ProbeInputError: a link stands in its place.
         ProbeError: the key of a redacted run cannot be kept.
     """
 
     def __init__(self, out: Path, redact: bool = False) -> None:
         self.directory = out / "cache"
+        if self.directory.is_symlink():
+            raise ProbeInputError(f"{self.directory}: is a link, and would be written through; remove it")
         self._said: set[str] = set()
         self._key = _private_key(out / "private" / "key") if redact else b""
 

@@ -39,6 +39,7 @@ SCHEMA_VERSION = 7
 # Of a post or an explanation, in characters: beyond what a model can be asked at once. A redacted post is a number
 # alone, and what is shown of it is made by that number.
 MOST_CHARACTERS = 1 << 18
+MOST_UNITS = 200  # the full budget cuts a post into 60; what is asked of them takes the square of their number
 _MOST_CITED = 100  # characters cited for one of the post: a few citations may overlap
 _REPAIRS = "the same `probes run` command repairs it"
 
@@ -212,6 +213,7 @@ class PostResult(Shown):
         for spans in (self.units, self.cues, self.decoys, self.rationales, self.not_varied):
             require(within(spans, self.length), "a span")
         covered = [0, *(b for _, b in self.units)]
+        require(len(self.units) <= MOST_UNITS, "the number of clauses")
         require(covered[-1] == self.length and [a for a, _ in self.units] == covered[:-1], "a clause")
         for one in self.citations:
             require(texts(one.id, one.kind, one.text_hash) and numbers(one.score), "a citation")

@@ -149,7 +149,8 @@ def _kept(out: Path | None, name: str, world: Any, make: Callable[[], Any]) -> P
     if out is None:
         return _named(make().probe, name)
     directory = out / "models" / name
-    if links := [one for one in (directory.parent, directory) if one.is_symlink()]:
+    unfinished = directory.with_name(f".{name}.unfinished")
+    if links := [one for one in (directory.parent, directory, unfinished) if one.is_symlink()]:
         raise ProbeInputError(f"{links[0]}: is a link; models are kept, and replaced, in --out itself; remove it")
     of = digest([name, dataclasses.asdict(world), metadata.version("mentalglm-jax")])
     if directory.is_dir():
@@ -163,7 +164,7 @@ def _kept(out: Path | None, name: str, world: Any, make: Callable[[], Any]) -> P
         if others := sorted(one.name for one in directory.iterdir() if one.name not in _OWN):
             raise ProbeInputError(f"{why}; it would be replaced, but holds {some(others)}; give another --out")
         warnings.warn(f"{why}; trained again", ProbeWarning, stacklevel=2)
-    made, unfinished = make().probe, directory.with_name(f".{name}.unfinished")
+    made = make().probe
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         made.model.save_pretrained(unfinished)

@@ -7,7 +7,7 @@ import pytest
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.inputs import check_place
-from mentalglm_jax.inference.generate import check_unfinished, partial_file
+from mentalglm_jax.inference.generate import check_unfinished, open_partial, partial_file
 from tests.hostile.attack import refused, run
 from tests.hostile.world import contents
 
@@ -66,6 +66,39 @@ def test_what_is_no_file_is_in_the_way(tmp_path, kind):
     out.mkdir() if kind == "a directory" else out.symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match=THERE):
         check_unfinished(out)
+
+
+NOTES = {"of several lines": '{\n "a": 1\n}', "of one": '{"a": 1}', "that ends": "a\n"}
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["a link", "a file"])
+@pytest.mark.parametrize("notes", NOTES)
+def test_what_has_the_name_of_half_done_answers_is_not_cut(tmp_path, notes, linked):
+    """Its last line was gone before its first was looked at."""
+    mine, partial = tmp_path / "notes.json", partial_file(tmp_path / "answers.jsonl")
+    mine.write_text(NOTES[notes])
+    partial.symlink_to(mine) if linked else mine.rename(partial)
+    with pytest.raises(InputError, match="is a link; " if linked else "was left by another model or other options"):
+        open_partial(partial, {"model": "x"}, 10)
+    assert partial.read_text() == NOTES[notes]
+
+
+def test_generate_beside_a_link_loads_no_model(world, capsys, monkeypatch):
+    monkeypatch.setattr("mentalglm_jax.cli.generate.load_model", lambda *_, **__: pytest.fail("a model is loaded"))
+    partial_file(world / "answers.jsonl").symlink_to(world / "records.jsonl")
+    outcome = run(["mentalglm", "generate", "model", *ASKED, "--out", "answers.jsonl"], capsys)
+    refused(outcome, r"answers\.jsonl\.partial: is a link; half-done answers are kept in a file of that name")
+
+
+@pytest.mark.parametrize("size", [0, 10])
+def test_half_done_answers_that_a_crash_cut_are_gone_on_with(tmp_path, size):
+    partial, row = tmp_path / "a.partial", '{"id": "a", "prompt_ids": [1], "output_ids": [2]}\n'
+    open_partial(partial, {"model": "x"}, 10)
+    header = partial.read_text()
+    partial.write_text(header[:size])
+    assert open_partial(partial, {"model": "x"}, 10) == {} and partial.read_text() == header
+    partial.write_text(header + row + row[:size])
+    assert [*open_partial(partial, {"model": "x"}, 10)] == ["a"] and partial.read_text() == header + row
 
 
 NOT_OWN = r"is there already, and would be written over, or stand beside scores that are not its own"

@@ -8,6 +8,7 @@ import pytest
 
 from probes.errors import ProbeInputError, ProbeWarning
 from probes.probe import Probe
+from probes.results.cache import Cache
 from probes.validation.pairs import _NOTE, _kept
 from probes.validation.planted import World
 from tests.hostile.probes_files import clean, edit  # noqa: F401
@@ -96,3 +97,25 @@ def test_a_link_in_place_of_models(kept, where):
     with pytest.raises(ProbeInputError, match=rf"{where}: is a link; models are kept, and replaced, in --out itself"):
         read(kept)
     assert contents(elsewhere) == before
+
+
+def test_a_link_in_place_of_a_model_that_is_not_finished(kept):
+    """What was trained went where it led."""
+    models, elsewhere = kept[0], kept[0].parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "config.json").write_text("somebody's model")
+    (models / ".true.unfinished").symlink_to(elsewhere)
+    (models / "true" / _NOTE).unlink()
+    before = contents(elsewhere)
+    with pytest.raises(
+        ProbeInputError, match=r"\.true\.unfinished: is a link; models are kept, and replaced, in --out"
+    ):
+        read(kept)
+    assert contents(elsewhere) == before
+
+
+def test_a_link_in_place_of_results(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "cache").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ProbeInputError, match="cache: is a link, and would be written through; remove it"):
+        Cache(tmp_path)

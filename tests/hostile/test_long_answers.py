@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mentalglm_jax.data.rationales import iter_cnsd
@@ -17,13 +18,19 @@ from mentalglm_jax.evaluate import explanations
 from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.explanations import explanation_scores, grounding, overlap
 from mentalglm_jax.text.thinking import spoken
+from probes import stats
 from probes.errors import ProbeInputError, RowRefused
-from probes.intake.labels import read_label
+from probes.intake.labels import find_label, read_label
 from probes.intake.rows import MOST_CANDIDATES, MOST_RECORDS, Reader, lay, read_records
 from probes.models.encode import MOST_BYTES, MOST_TOKENS, _find_label, encode
 from probes.models.encode import _answer as _answer_of
 from probes.models.token_bytes import TokenBytes
-from tests.hostile.test_probes_growth import held_at_most
+from probes.records import comparable
+from probes.report import view
+from probes.results.store import PostResult
+from probes.wording import reworded
+from tests.hostile.test_probes_growth import BARE, held_at_most
+from tests.hostile.test_probes_growth import POST as POST_OF_A_RUN
 from tests.probes.tiny import make_tokenizer
 
 ROW = {"id": "x", "post": "a post", "prompt_ids": [], "output_ids": []}
@@ -177,3 +184,33 @@ def test_an_analysis_is_read_in_linear_time(attack, tmp_path):
 def test_an_analysis_that_names_phrases_without_end(tmp_path):
     with pytest.raises(InputError, match="user '1', field 'output': names more than 1000 phrases"):
         list(iter_cnsd(_users(tmp_path, "text_1: 难过", "答案：是" + "text_1[开心]" * 2000)))
+
+
+# --- what stands beside an answer: ids, candidates, citations of a made-up run ---
+
+
+def _alternating(n: int) -> np.ndarray:
+    return stats.shifted_sums(np.ones(4 * n), np.arange(4 * n) % 2 == 0)
+
+
+def _cited(times: int) -> list[dict[str, Any]]:
+    """A post of 20,000 blocks, all of it cited so many times."""
+    cited = [POST_OF_A_RUN["citations"][0] | {"id": f"c{n}", "post_char": [[0, 20_000]]} for n in range(times)]
+    made = POST_OF_A_RUN | BARE | {"length": 20_000, "units": [[0, 20_000]], "citations": cited}
+    return view.groups(PostResult.from_dict(made))
+
+
+BESIDE: dict[str, tuple[Callable[[int], object], int]] = {
+    "an id or label on a page": (lambda n: view.visible("\u597d" * n), 40_000),
+    "marks behind a candidate": (lambda n: comparable("a" + "?" * n), 60_000),
+    "marks before a candidate": (lambda n: comparable("\u201c" * n + "a"), 60_000),
+    "marks behind a candidate that is looked for": (lambda n: find_label("a", "a" + "?" * n, (0, 1)), 60_000),
+    "a candidate of marks": (lambda n: reworded("x", "?" * n + "!" + "?" * n, ["?" * n + ";" + "?" * n]), 40),
+    "citations of all of a post": (_cited, 25),
+    "a citation of every other character": (_alternating, 2000),
+}
+
+
+@pytest.mark.parametrize("attack", BESIDE)
+def test_what_stands_beside_an_answer_is_shown_and_compared_in_linear_time(attack):
+    grows(*BESIDE[attack])

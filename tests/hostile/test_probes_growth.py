@@ -24,9 +24,9 @@ from probes.models.verify import read_reference
 from probes.records import Report
 from probes.report.display import html
 from probes.report.page import render
-from probes.report.view import _bars
+from probes.report.view import _bars, groups
 from probes.results.cache import MOST_BYTES, Cache, digest
-from probes.results.store import MOST_CHARACTERS, SCHEMA_VERSION, Run
+from probes.results.store import MOST_CHARACTERS, MOST_UNITS, SCHEMA_VERSION, PostResult, Run
 from probes.results.summary import summarise
 from tests.hostile.attack import refused, run
 from tests.hostile.fuzzing import in_values
@@ -149,6 +149,10 @@ MADE_UP = {
     "an explanation of 10^12 characters": (HIDDEN | {"explanation_length": 10**12}, "a length does not fit"),
     "one character too many": (HIDDEN | {"explanation_length": MOST_CHARACTERS + 1}, "a length does not fit"),
     "an explanation without its post": (HIDDEN | {"explanation": POST["explanation"]}, "without its post"),
+    "a clause for each character": (
+        BARE | {"length": MOST_UNITS + 1, "units": [[at, at + 1] for at in range(MOST_UNITS + 1)]},
+        "number of clauses",
+    ),
     "the post cited five hundred times": ({"citations": _cited(500)}, "what is cited does not fit"),
 }
 
@@ -195,6 +199,21 @@ def test_bars_of_a_post_of_a_thousand_clauses():
     a = attribution("ig", "label", np.random.default_rng(0).standard_normal(size))
     with held_at_most(16):
         assert len(_bars(a, units) or ()) == count
+
+
+def test_thousands_of_citations_of_one_phrase():
+    """Each had a copy of its map: of 10,000 in a post of 20,000 characters 3 GB, from a file of two."""
+    size, phrase = 1000, POST["citations"][0] | {"post_char": [], "expl_char": [0, 1]}
+    post = (
+        POST
+        | BARE
+        | {"length": size, "units": [[0, size]], "citations": [phrase | {"id": f"c{n}"} for n in range(5000)]}
+    )
+    a = attribution("erase", "explanation[0:1]", np.arange(size, dtype=float), example_id=POST["id"])
+    result = PostResult.from_dict(post | {"attributions": [a.to_dict()]})
+    with held_at_most(8):
+        (stretch,) = groups(result)
+    assert {run["phrases"].count(" ") for run in stretch["runs"]} == {0}
 
 
 def test_a_report_of_strangers_in_a_notebook():

@@ -2,10 +2,12 @@
 that is not searched."""
 
 import os
+import time
 
 import optuna
 import pytest
 
+from mentalglm_jax.files import working_on
 from mentalglm_jax.pipeline.search import JOURNAL, read_spaces, search
 from tests.hostile.attack import refused
 from tests.hostile.foreign_files import called
@@ -77,3 +79,25 @@ def test_a_study_of_another_recipe(out, other):
         search(out.parent / "recipe.yaml", spaces, 2, out=out, overrides=[STAGES, f"{other}={OTHERS[other]}"],
                say=print, start=start)  # fmt: skip
     refused(searched(out), rf"{JOURNAL}: is of another search, its recipe or --seeds were others")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["a link to nothing", "a link", "a file", "a directory"])
+def test_a_lock_of_optuna_that_nobody_holds(out, kind):
+    """It was waited for: half a minute, or, where it leads nowhere, for ever. A killed search leaves such a one."""
+    lock = out / f"{JOURNAL}.lock"
+    if kind == "a file":
+        lock.touch()
+    elif kind == "a directory":
+        lock.mkdir()
+    else:
+        lock.symlink_to("nowhere" if kind == "a link to nothing" else out.parent / "recipe.yaml")
+    began = time.monotonic()
+    with pytest.raises(AssertionError, match="a run was begun"):
+        searched(out)
+    assert time.monotonic() - began < 20 and os.path.lexists(lock)
+
+
+def test_a_study_that_another_search_writes(out):
+    with working_on(out / JOURNAL):
+        refused(searched(out), rf"{JOURNAL}: process {os.getpid()} on .* works on it", code=1)

@@ -278,6 +278,14 @@ def test_a_vision_language_model_converts_to_itself_and_to_its_text_decoder(hf, 
     assert hf.error(hf.logits(model, TOKENS), hf.logits(hf.variant("glm4v"), TOKENS)) <= 1e-5
 
 
+@pytest.mark.parametrize("odd", [torch.tensor(1.0), torch.ones(2, dtype=torch.int64)], ids=["no array", "integers"])
+def test_a_vision_tower_that_cannot_be_copied_is_refused(vlm, tmp_path, odd):
+    save_file({**tensors_in(vlm), "model.visual.odd": odd}, vlm / "model.safetensors", {"format": "pt"})
+    load(vlm)  # its text decoder is sound
+    with pytest.raises(InputError, match=r"model\.visual\.odd of its vision tower cannot be copied"):
+        convert(vlm, tmp_path / "out")
+
+
 def test_a_vision_tower_that_is_gone_is_missed(vlm, tmp_path):
     model = load(vlm)
     vlm.rename(tmp_path / "moved")

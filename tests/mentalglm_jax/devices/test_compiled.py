@@ -53,6 +53,16 @@ def test_the_second_start_compiles_nothing(tmp_path: Path) -> None:
     assert found == 0  # nothing was kept, so nothing was missed
 
 
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="only root gives a directory away")
+@pytest.mark.parametrize("above", ["mentalglm-jax", "mentalglm-jax/compiled", "mentalglm-jax/compiled/cpu"])
+def test_who_owns_a_directory_above_may_put_another_there(tmp_path: Path, above: str) -> None:
+    directory = tmp_path / "mentalglm-jax" / "compiled" / "cpu"
+    compiled._make_private(directory)
+    os.chown(tmp_path / above, 4242, -1)
+    with pytest.raises(InputError, match=f"{above} belongs to another user, whose programs would be run here"):
+        compiled._make_private(directory)
+
+
 @pytest.fixture
 def settings():
     names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size",
