@@ -18,7 +18,7 @@ from mentalglm_jax.evaluate import explanations
 from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.explanations import explanation_scores, grounding, overlap
 from mentalglm_jax.text.thinking import spoken
-from probes import stats
+from probes import nulls
 from probes.errors import ProbeInputError, RowRefused
 from probes.intake.labels import find_label, read_label
 from probes.intake.rows import MOST_CANDIDATES, MOST_RECORDS, Reader, lay, read_records
@@ -190,7 +190,7 @@ def test_an_analysis_that_names_phrases_without_end(tmp_path):
 
 
 def _alternating(n: int) -> np.ndarray:
-    return stats.shifted_sums(np.ones(4 * n), np.arange(4 * n) % 2 == 0)
+    return nulls.shifted_sums(np.ones(4 * n), np.arange(4 * n) % 2 == 0)
 
 
 def _cited(times: int) -> list[dict[str, Any]]:
