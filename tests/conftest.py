@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from importlib.util import cache_from_source
 from pathlib import Path
 
@@ -39,7 +40,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its b
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: threads would only wait for each other
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # The same operations from code generators that take a third of the time; `make test-all` runs the usual ones.
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+    # A flag that XLA does not know ends the process: since jaxlib 0.11 there are fusion emitters alone.
+    flags = ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
+    old = tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11)
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags if old else flags[:1]))
 
 # Bytecode is kept, whatever the shell says: each of a hundred child processes would compile our sources anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -120,6 +120,8 @@ def test_a_world_that_is_learned_late_gets_more_rounds(
     """Three weak cues that only together decide need four rounds; each round has posts of its own."""
     seen: list[tuple[int, ...]] = []
     where = f"probes.validation.{module}"
+    made = "_training_rows" if module == "planted" else "_training"
+    monkeypatch.setattr(f"{where}.{made}", lambda world, tokenizer, count, seed: [([seed], 0)])
     monkeypatch.setattr(f"{where}.fit", lambda model, rows, *_: seen.append(tuple(rows[0][0])))
     monkeypatch.setattr(f"{where}.answers_right", lambda probe, rows, **_: [len(seen) >= needed] * len(rows))
     world = World(layers=1, hidden=32)
