@@ -72,10 +72,10 @@ picture: $(VENV)/.installed-probes  ## photograph the report that `make demo` wr
 plan: $(VENV)/.installed-tpu  ## ask the TPU compiler (no TPU needed) whether the TPU recipes fit; rewrites the table of docs/plan.md
 	@JAX_PLATFORMS=cpu $(BIN)/python scripts/plan_table.py $(ARGS)
 
-lint: $(VENV)/.installed-dev  ## ruff and pyright, as in the tests
+lint: $(VENV)/.installed-dev  ## ruff and pyrefly, as in the tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@$(BIN)/pyrefly check
 
 format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .

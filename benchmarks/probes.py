@@ -197,7 +197,7 @@ def beside(what: str, peer: str, tokens: int, theirs: Ran, ours: Ran) -> dict[st
 
 def _inseq(probe: Probe, example: Example, steps: int) -> Callable[[], list[np.ndarray]]:
     """Inseq's integrated gradients of every answer token, summed over those of label and explanation."""
-    import inseq  # pyright: ignore[reportMissingImports]
+    import inseq
 
     probe.model.config.bos_token_id = probe.model.config.eos_token_id  # without one it does not load GLM
     model = inseq.load_model(probe.model, "integrated_gradients", tokenizer=probe.tokenizer)
@@ -215,7 +215,7 @@ def _inseq(probe: Probe, example: Example, steps: int) -> Callable[[], list[np.n
 
 def _shap(probe: Probe, example: Example, owner: torch.Tensor, count: int) -> Callable[[], list[np.ndarray]]:
     """shap's exact explainer over clauses, one plain batched forward per call of its own."""
-    import shap  # pyright: ignore[reportMissingImports]
+    import shap
 
     first, last = example.post_tok
     ids = torch.tensor(example.ids)

@@ -74,7 +74,7 @@ Scores = dict[str, np.ndarray]
 
 def lime_scores(one: Asked, samples: int, seed: int) -> np.ndarray:
     """LIME's weight of each word, its own defaults; words that are equal share one weight."""
-    from lime.lime_text import LimeTextExplainer  # pyright: ignore[reportMissingImports]
+    from lime.lime_text import LimeTextExplainer
 
     def chances(texts: Sequence[str]) -> np.ndarray:
         yes = 1 / (1 + np.exp(-one.odds(texts)))
@@ -88,7 +88,7 @@ def lime_scores(one: Asked, samples: int, seed: int) -> np.ndarray:
 
 def shap_scores(one: Asked, samples: int, seed: int) -> np.ndarray:
     """shap's partition explainer with its text masker over the same words."""
-    import shap  # pyright: ignore[reportMissingImports]
+    import shap
 
     def cut(text: str, **_: Any) -> dict[str, Any]:
         return {"input_ids": [text[a:b] for a, b in words_of(text)], "offset_mapping": words_of(text)}
@@ -104,7 +104,7 @@ def shap_scores(one: Asked, samples: int, seed: int) -> np.ndarray:
 
 def inseq_scores(one: Asked, samples: int, seed: int) -> np.ndarray:
     """Inseq's integrated gradients of the answer's tokens, its own defaults: not contrasted with the other answer."""
-    import inseq  # pyright: ignore[reportMissingImports]
+    import inseq
 
     example, config = one.example, one.probe.model.config
     if config.bos_token_id is None:

@@ -135,7 +135,8 @@ def _model(spec: dict[str, Any]) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    fields = {**spec["config"], "pad_token_id": 0, "eos_token_id": 1}  # a recipe's geometry names none of its own
+    own = {"pad_token_id": 0, "eos_token_id": 1}  # a recipe's geometry names none
+    fields: dict[str, Any] = {**spec["config"], **own}
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, spec["dtype"]))

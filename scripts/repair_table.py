@@ -63,7 +63,7 @@ def measured(found: Mapping[str, Any], truth: Sequence[Record]) -> dict[str, Any
 def weighted_f1(wanted: Sequence[str], labels: Sequence[str]) -> float:
     """Over the labels that there are; an unreadable answer is a wrong one."""
     there = sorted(set(wanted))
-    found = f1_score(wanted, labels, labels=there, average="weighted", zero_division=0)  # pyright: ignore[reportArgumentType]
+    found = f1_score(wanted, labels, labels=there, average="weighted", zero_division=0)
     return float(found)
 
 

@@ -1,6 +1,5 @@
 """The engineering base itself: style, types, the wheel, the pinned environment, the recipes' form."""
 
-import hashlib
 import importlib.metadata
 import itertools
 import os
@@ -38,15 +37,22 @@ def test_ruff_would_format_nothing():
     run(sys.executable, "-m", "ruff", "format", "--check", ".")
 
 
-@pytest.mark.timeout(900)  # a minute of a core, so it is not asked twice about the same files
-def test_pyright_finds_nothing(pytestconfig):
-    read = [ROOT / "pyproject.toml", *(path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))]
-    asked = hashlib.sha256(repr([(str(path), path.read_bytes()) for path in read]).encode())
-    installed = sorted(f"{d.name}=={d.version}" for d in importlib.metadata.distributions())
-    asked.update(repr((installed, sys.version)).encode())
-    if pytestconfig.cache.get("pyright/clean", None) != asked.hexdigest():
-        run(sys.executable, "-m", "pyright", "--pythonpath", sys.executable)
-        pytestconfig.cache.set("pyright/clean", asked.hexdigest())
+def pyrefly(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pyrefly", "check", "--python-interpreter-path", sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_pyrefly_finds_nothing():
+    found = pyrefly()
+    assert found.returncode == 0 and " 0 errors" in found.stderr, found.stdout + found.stderr
+
+
+def test_pyrefly_knows_the_types_of_both_packages_and_of_what_they_stand_on(tmp_path):
+    calls = ("probes.stats.holm(3)", "mentalglm_jax.model.glm.GlmConfig(vocab_size='8')", "optax.adamw(0.1, b3=0.9)")
+    lines = [f"import {call.partition('(')[0].rpartition('.')[0]}\n{call}\n" for call in calls]
+    (tmp_path / "wrong.py").write_text("".join(lines))
+    found = pyrefly("--config", ROOT / "pyproject.toml", tmp_path / "wrong.py")
+    assert found.returncode == 1 and " 3 errors" in found.stderr, found.stdout + found.stderr
 
 
 def test_files_are_short_enough_to_read():

@@ -53,7 +53,8 @@ def bench(
             seconds = max(share * (ends - time.monotonic()), 1.0)
             say(f"{part}: {seconds:.0f} s at most")
             began = time.monotonic()
-            entry = report["parts"][part] = {"state": "interrupted", "found": None}
+            entry: dict[str, Any] = {"state": "interrupted", "found": None}
+            report["parts"][part] = entry
             try:
                 entry["state"] = _measure(part, recipe, seconds, min(seconds + _GRACE, ends - time.monotonic()), folder)
             finally:

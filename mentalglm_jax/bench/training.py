@@ -50,7 +50,6 @@ def measure(target: Target, seconds: float, rows_file: Path, tell: Callable[[dic
     }  # fmt: skip
     tell(found)
     model = target.model()
-    step: Any
     step, state, frozen = make_step(model, make_optimizer(config, 1000), config, "lora", mesh)
     del model
     key = jax.random.key(0)

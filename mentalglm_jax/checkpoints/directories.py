@@ -294,7 +294,7 @@ def save_pretrained(
     own = parameter(model, "embed_tokens.embedding")[...].dtype if dtype is None else _model_dtype(dtype)
     layout = layout or model.config.family
     tower = tower_of(model, layout)
-    config_dict = config_for(model.config, layout, own.name, tower and tower.config)
+    config_dict = config_for(model.config, layout, own.name, None if tower is None else tower.config)
     tensors = inventory(model.config, layout)
     if merge and has_lora(model):
         model = merge_lora(model)
@@ -318,7 +318,7 @@ def save_pretrained(
     if model.config.family in RELATIVES and isinstance(tokenizer, GlmTokenizer):  # config.json may have only some
         ends = {"eos_token_id": list(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
     generation = generation_config(model.config, ends)
-    contents = _Contents(config_dict, generation, tokenizer, tower and tower.directory, card=card)
+    contents = _Contents(config_dict, generation, tokenizer, None if tower is None else tower.directory, card=card)
     consumed(made, lambda: _write(directory, contents, lambda temporary: write_shards(temporary, sources,
                                                                                       max_shard_bytes)))  # fmt: skip
 

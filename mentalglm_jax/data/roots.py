@@ -82,7 +82,7 @@ def iter_record_files(files: Sequence[RecordFile], *, allow_extra: bool = False)
     for path, split in files:
         extra = allow_extra or path.suffix != ".jsonl"  # other columns of a table are not read
         for record in iter_records(path, allow_extra=extra):
-            yield record if split in (None, "train", record.split) else replace(record, split=split)
+            yield record if split is None or split in ("train", record.split) else replace(record, split=split)
 
 
 def record_files_or_sets(root: str | Path, sets: Sequence[str] = ()) -> list[RecordFile]:

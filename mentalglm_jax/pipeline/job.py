@@ -224,7 +224,7 @@ def _pretrain(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     result = train(model, examples, recipe.pretrain.train, job.dir / "pretrain", trainable="all", seed=recipe.seed,
                    identity={"geometry": recipe.model.geometry}, around=around)  # fmt: skip
     count = parameter_count(model)
-    said = {"parameters": count, **_said(result, f"{count / 1e6:.2f} M parameters")}
+    said: dict[str, Any] = {"parameters": count, **_said(result, f"{count / 1e6:.2f} M parameters")}
     for number, stage in enumerate(recipe.pretrain.then):
         examples, too_long = stage_examples(job, stage, recipe.pretrain.then[:number], tokenizer)
         result = train(model, examples, stage.train, job.dir / "pretrain" / stage.name, trainable="all",
@@ -274,9 +274,10 @@ def _training(stage: StageSection, previous: str | None, directory: str | None =
             raise InputError(f"stage {stage.name}: eval_every is set, but its data has no development records")
         dev = (encode_records(held_out, tokenizer, stage.train.sequence_length, recipe.answer_order)[0]
                if held_out else [])  # fmt: skip
+        wandb: Any = recipe.wandb
         around = Surroundings(
             progress=progress, say=job.say, mesh=mesh, profile=job.profile, allow_changed=job.allow_changed,
-            wandb=recipe.wandb and (recipe.wandb.project, recipe.wandb.name or f"{job.dir.name}-{stage.name}"),
+            wandb=wandb and (wandb.project, wandb.name or f"{job.dir.name}-{stage.name}"),
             sample=_sampler(tokenizer, _spread(held_out, stage.train.eval_samples), recipe.generate.max_new_tokens),
         )  # fmt: skip
         result = train(

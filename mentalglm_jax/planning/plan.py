@@ -38,21 +38,27 @@ from mentalglm_jax.train.preference import Objective
 from mentalglm_jax.train.recipe import Recipe, StageSection, TrainConfig
 from mentalglm_jax.train.step import make_optimizer, make_step
 
-_CHAT = {"max_position_embeddings": 131072}
-_0414 = {"sandwich_norm": True, "rms_norm_eps": 1e-5, "max_position_embeddings": 32768}
-_PLAIN = {"partial_rotary_factor": 1.0, "pad_token_id": None, "rms_norm_eps": 1e-5}
-_LLAMA = _PLAIN | {"family": "llama", "attention_bias": False}
-_LLAMA_2 = _LLAMA | {"vocab_size": 32000, "max_position_embeddings": 4096, "eos_token_id": (2,)}
-_LLAMA_3 = _LLAMA | {"vocab_size": 128256, "num_key_value_heads": 8, "rope_theta": 5e5, "eos_token_id": (128001,)}
-_QWEN = _PLAIN | {"family": "qwen2", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "eos_token_id": (151645,),
-                  "max_position_embeddings": 32768}  # fmt: skip
+_BASE: dict[str, Any] = {"max_position_embeddings": 8192}
+_LONG: dict[str, Any] = {"num_key_value_heads": 4, "max_position_embeddings": 1048576}
+_CHAT: dict[str, Any] = {"max_position_embeddings": 131072}
+_0414: dict[str, Any] = {"sandwich_norm": True, "rms_norm_eps": 1e-5, "max_position_embeddings": 32768}
+_PLAIN: dict[str, Any] = {"partial_rotary_factor": 1.0, "pad_token_id": None, "rms_norm_eps": 1e-5}
+_LLAMA: dict[str, Any] = _PLAIN | {"family": "llama", "attention_bias": False}
+_LLAMA_2: dict[str, Any] = _LLAMA | {"vocab_size": 32000, "max_position_embeddings": 4096, "eos_token_id": (2,)}
+_LLAMA_3: dict[str, Any] = _LLAMA | {
+    "vocab_size": 128256, "num_key_value_heads": 8, "rope_theta": 5e5, "eos_token_id": (128001,)
+}  # fmt: skip
+_QWEN: dict[str, Any] = _PLAIN | {
+    "family": "qwen2", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "eos_token_id": (151645,),
+    "max_position_embeddings": 32768
+}  # fmt: skip
 
 
 def _three(factor: float) -> Llama3:
     return Llama3(factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
 
 
-def _sized(vocab: int, hidden: int, feed: int, layers: int, heads: int, kv: int, head: int = 0) -> dict[str, int]:
+def _sized(vocab: int, hidden: int, feed: int, layers: int, heads: int, kv: int, head: int = 0) -> dict[str, Any]:
     return {"vocab_size": vocab, "hidden_size": hidden, "intermediate_size": feed, "num_hidden_layers": layers,
             "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": head or hidden // heads}  # fmt: skip
 
@@ -62,12 +68,12 @@ GEOMETRIES = {
     f"{owner}/{name}": GlmConfig(**fields)
     for owner in ("zai-org", "THUDM")
     for name, fields in {
-        "glm-4-9b": {"max_position_embeddings": 8192},
-        "glm-4-9b-hf": {"max_position_embeddings": 8192},
+        "glm-4-9b": _BASE,
+        "glm-4-9b-hf": _BASE,
         "glm-4-9b-chat": _CHAT,
         "glm-4-9b-chat-hf": _CHAT,
-        "glm-4-9b-chat-1m": {"num_key_value_heads": 4, "max_position_embeddings": 1048576},
-        "glm-4-9b-chat-1m-hf": {"num_key_value_heads": 4, "max_position_embeddings": 1048576},
+        "glm-4-9b-chat-1m": _LONG,
+        "glm-4-9b-chat-1m-hf": _LONG,
         "GLM-4-9B-0414": _0414,
         "GLM-Z1-9B-0414": _0414,
     }.items()
@@ -302,7 +308,6 @@ def trace_step(
     pairs: PairedRows | None = None
 ) -> Any:  # fmt: skip
     """The training step, traced for arrays that are not there (``jax.stages.Traced``)."""
-    step: Any
     optimizer = make_optimizer(config, config.steps or 1000)
     step, state, frozen = make_step(model, optimizer, config, "lora", mesh, objective)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -269,9 +269,10 @@ def _variants(row: ChatFormat, bos: str | None) -> Iterator[ChatFormat]:
     blocks = ["{system}\n\n{content}", "<<SYS>>\n{system}\n<</SYS>>\n\n{content}"]
     close = " [/INST]" if row.letters else "[/INST]"
     heads = (("<s>", ""), ("", "<s>"))  # once, or before every user's turn
+    places: tuple[Literal["first", "last"], ...] = ("first", "last")
     for (start, again), opening, lead, end, strip, joined, joins in itertools.product(
         heads, ("[INST] ", "[INST]", " [INST] "), (" ", ""), ("</s>", " </s>"), ((), _ROLES, ("assistant",)),
-        blocks if row.letters else blocks[:1], ("first", "last"),
+        blocks if row.letters else blocks[:1], places,
     ):  # fmt: skip
         yield dataclasses.replace(
             row, start=start, turn=again + opening + "{content}" + close, assistant=lead + "{content}" + end,

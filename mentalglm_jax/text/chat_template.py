@@ -128,7 +128,8 @@ def _render(task: Mapping[str, Any]) -> list[str]:
     )
     sandbox.filters["tojson"] = tojson
     # No strftime_now: a template that asks for the date then writes its own, and a prompt is the same tomorrow.
-    sandbox.globals["raise_exception"] = raise_exception
+    names: Any = sandbox.globals
+    names["raise_exception"] = raise_exception
     compiled, texts = sandbox.from_string(task["template"]), []
     for messages, answer in task["conversations"]:
         try:

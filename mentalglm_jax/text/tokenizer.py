@@ -213,7 +213,7 @@ class GlmTokenizer:
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of ``ids``; ids without a token (padding rows of the embedding) give nothing."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+        return self._backend.decode(list(map(int, ids)), skip_special_tokens=skip_special)
 
     def bytes_of(self, index: int) -> bytes:
         """What one token writes, which may end within a character: UTF-8, of a special token its name. Padding rows of

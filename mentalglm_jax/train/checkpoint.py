@@ -167,7 +167,7 @@ class Checkpoints:
         check_state(self.directory / str(step))
         return self._manager.restore(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),  # pyright: ignore[reportCallIssue]
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
         )["state"]
 
     def _why(self, step: int, error: Exception) -> str:

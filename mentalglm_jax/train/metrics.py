@@ -114,7 +114,7 @@ def _continued(path: Path, resume_step: int) -> IO[str]:
 
 def _wandb_run(directory: Path, project: str, name: str | None) -> Any:
     try:
-        import wandb  # pyright: ignore[reportMissingImports]
+        import wandb  # pyrefly: ignore[missing-import]
     except ImportError:
         raise InputError(f"wandb: is not installed; {install('track')}, or remove the section") from None
     try:

@@ -1,7 +1,6 @@
 """The optimiser and one optimisation step, as plain JAX over ``nnx.split`` trees."""
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -104,7 +103,7 @@ class TrainState:
 def make_step(
     model: Glm, optimizer: optax.GradientTransformation, config: TrainConfig, trainable: str, mesh: Mesh | None = None,
     objective: Objective | None = None
-) -> tuple[Callable[..., tuple[nnx.State, optax.OptState, dict[str, Array]]], TrainState, nnx.State]:  # fmt: skip
+) -> tuple[jax.stages.Wrapped, TrainState, nnx.State]:  # fmt: skip
     """The compiled step with its first state and the frozen parameters.
 
     ``step(trainable, optimizer_state, frozen, batches, key)`` takes ``batches`` with a leading micro-batch axis
@@ -205,7 +204,7 @@ def _first_state(optimizer: optax.GradientTransformation, train: nnx.State) -> o
     def placed(moment: jax.ShapeDtypeStruct, parameter: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=parameter.sharding)
 
-    return optax.tree.map_params(optimizer, placed, shapes, train)
+    return optax.tree.map_params(optimizer.init, placed, shapes, train)
 
 
 def _put(x: Any, sharding: NamedSharding) -> Any:

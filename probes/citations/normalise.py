@@ -36,8 +36,8 @@ _SIMPLE = (
     "寻训压鸭亚烟严颜验阳养样药爷业叶医遗义忆艺阴银饮隐应营拥忧游与语狱远愿约跃云运杂灾赞择则赠战张帐涨这"
     "针阵争证织职执纸制质钟种众昼猪烛嘱筑专转装壮状准浊资总纵钻里里征愈郁欲布占周仅冲托注纠没叹为众么"
 )
-SIMPLER = dict(zip(_OLD, _SIMPLE, strict=True))
-_TO_SIMPLE = str.maketrans(SIMPLER)
+SIMPLER: dict[str, str] = dict(zip(_OLD, _SIMPLE, strict=True))
+_TO_SIMPLE = str.maketrans(dict(SIMPLER))
 
 _MAX_CLUSTER = 64  # a letter under more combining marks than this is an attack on the clock, not text
 

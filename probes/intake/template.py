@@ -128,7 +128,8 @@ def _render(task: Mapping[str, Any]) -> list[dict[str, str]]:
     )
     sandbox.filters["tojson"] = tojson
     # No strftime_now: a template that asks for the date then writes its own, and a prompt is the same tomorrow.
-    sandbox.globals["raise_exception"] = raise_exception
+    names: Any = sandbox.globals
+    names["raise_exception"] = raise_exception
     compiled, found = sandbox.from_string(task["template"]), []
     most = left = _FLOOR + _GROWTH * len(json.dumps(task))
     for context in task["contexts"]:

@@ -38,6 +38,7 @@ def load_model(
     """
     import torch
     import transformers
+    from transformers.utils import logging
 
     if dtype not in _DTYPES:
         raise ProbeInputError(f"dtype {dtype!r}: not one of {', '.join(_DTYPES)}")
@@ -45,8 +46,8 @@ def load_model(
     adapter = None if adapter is None else locate(adapter, ADAPTER_FILES)
     tensors = check_model(directory)
     config = _config(directory, tensors, adapter)
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         with foreign_code(model_dir, "cannot load a causal LM"):
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -60,7 +61,7 @@ def load_model(
             model, info = loaded
     finally:
         if bars:
-            transformers.utils.logging.enable_progress_bar()
+            logging.enable_progress_bar()
     keys = {name: sorted(str(key) for key in info.get(name, ())) for name in ("missing_keys", "unexpected_keys")}
     refuse_keys(model_dir, keys)
     _check_weights(directory, model, tensors)

@@ -107,7 +107,7 @@ def log_norm(logits: torch.Tensor) -> torch.Tensor:
     A map is made of small differences of log p. The exponentials need no more than float32, but their log is added to
     the largest logit, and log p of many tokens to each other, in float64: a logit of 30 in float32 is right to 2e-6.
     """
-    return _LogNorm.apply(logits)  # pyright: ignore[reportReturnType]
+    return _LogNorm.apply(logits)
 
 
 class _LogNorm(torch.autograd.Function):

@@ -45,7 +45,8 @@ class Prefix:
             raise NoPrefix(f"its cache holds {', '.join(sorted(kind.__name__ for kind in kinds))}")
         self._cache: Any = cache
         self.tokens = tokens
-        filled = [layer for layer in self._cache.layers if layer.is_initialized]
+        layers: Any = cache.layers
+        filled = [layer for layer in layers if layer.is_initialized]
         self.size = sum(part.nbytes for layer in filled for part in (layer.keys, layer.values))
 
     def cache(self, batch: int) -> Any:

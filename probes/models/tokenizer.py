@@ -62,7 +62,7 @@ def load_tokenizer(model_dir: str | Path) -> Any:
             except OSError as error:
                 raise ProbeError(f"{staged}: cannot write ({error.strerror or error})") from error
         with foreign_code(model_dir, "no usable tokenizer"):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(staged, trust_remote_code=False)
+            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(staged, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ProbeInputError(f"{model_dir}: only a slow tokenizer; save a tokenizer.json beside the model")
     tokenizer.name_or_path = str(model_dir)

@@ -43,7 +43,7 @@ class Passes:
     def groups(self, targets: Group) -> list[Group]:
         """Who shares a pass: all or nobody, whichever runs fewer tokens. Weights are frozen, so that the way back takes
         about what the pass takes; a shared one runs the longest row, and back once per target."""
-        alone = [(target,) for target in targets]
+        alone: list[Group] = [(target,) for target in targets]
         if len(targets) < 2:
             return alone
         together = self.of(targets).tokens * (1 + len(targets))

@@ -17,7 +17,7 @@ from probes.records import Attribution, Example, Span
 SMALLEST_CHANGE = 0.1
 
 # name -> the method behind it and what it changes in the settings.
-METHODS: Mapping[str, tuple[str, dict[str, str]]] = {
+METHODS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "ig": ("ig", {}),
     "ig_zero": ("ig", {"baseline": "zero"}),
     "ig_filler": ("ig", {"baseline": "filler"}),

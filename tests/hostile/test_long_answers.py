@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from probes.wording import reworded
 from tests.hostile.test_probes_growth import BARE, held_at_most
 from tests.hostile.test_probes_growth import POST as POST_OF_A_RUN
 from tests.probes.tiny import make_tokenizer
+from tests.timing import grows_at_most
 
 ROW = {"id": "x", "post": "a post", "prompt_ids": [], "output_ids": []}
 POST = {"id": "a", "task": "suicide_risk", "language": "en", "question": "q", "label": "high"}
@@ -44,14 +44,7 @@ def tokens() -> TokenBytes:
 
 def grows(work: Callable[[int], object], short: int = 2000) -> None:
     """Four times the text, at most eight times the time (a square would be sixteen)."""
-
-    def seconds(length: int) -> float:
-        began = time.process_time()
-        work(length)
-        return time.process_time() - began
-
-    first = min(seconds(short) for _ in range(2))
-    assert seconds(4 * short) < 8 * first + 0.1
+    grows_at_most(work, short, 4 * short, 8)
 
 
 SPOKEN = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ from probes.results.lock import held
 from probes.results.store import read_run
 from tests.hostile.attack import refused, run
 from tests.hostile.probes_files import clean, edit, place, probe  # noqa: F401
+from tests.timing import grows_at_most
 
 DEEP = "[" * 5000 + "]" * 5000
 
@@ -401,9 +403,8 @@ TEXTS = {
 }  # fmt: skip
 
 
-def _work(name: str, length: int) -> float:
+def _work(name: str, length: int) -> None:
     text = (TEXTS[name] * length)[:length]
-    began = time.process_time()
     align(text, text)
     align(f"“{text}” {text}", text[: length // 2])
     normalise(text)
@@ -411,33 +412,35 @@ def _work(name: str, length: int) -> float:
     clauses(text)
     words(text, 30)
     decode_bytes(text.encode()[:-1] + b"\xff" * len(text))
-    return time.process_time() - began
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_time_is_linear_in_the_length_of_a_post(name):
     """Four times the text, at most eight times the time (a square would be sixteen)."""
-    short, long = min(_work(name, 400) for _ in range(2)), _work(name, 1600)
-    assert long < 8 * short + 0.1
+    grows_at_most(functools.partial(_work, name), 400, 1600, 8)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", TEXTS)
 def test_200000_characters_take_no_minute(name):
-    assert _work(name, 200_000) < 60
+    began = time.process_time()
+    _work(name, 200_000)
+    assert time.process_time() - began < 60
 
 
 def test_a_post_of_equal_characters_is_found_in_linear_time():
     from probes.models.token_bytes import TokenBytes
     from tests.probes.tiny import make_tokenizer
 
-    tokens = TokenBytes(make_tokenizer(["a b"], 300))
-    times = []
+    tokens, rows = TokenBytes(make_tokenizer(["a b"], 300)), {}
     for length in (5_000, 20_000):
         prompt, answer = tokens.encode("a" * 2 * length), tokens.encode("high")
-        row = {"id": "x", "post": "a" * length, "prompt_ids": prompt, "output_ids": answer, "label_text": "high"}
-        began = time.process_time()
-        encode(row, tokens)
-        times.append(time.process_time() - began)
-    assert times[1] < 8 * times[0] + 0.1
+        rows[length] = {
+            "id": "x",
+            "post": "a" * length,
+            "prompt_ids": prompt,
+            "output_ids": answer,
+            "label_text": "high",
+        }
+    grows_at_most(lambda length: encode(rows[length], tokens), *rows, 8)

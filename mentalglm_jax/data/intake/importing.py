@@ -177,7 +177,7 @@ def _split(
     sides = {row.split for row in rows}
     named = None not in sides and len(sides) > 1
     if named and choices.shares is None:
-        records = [replace(record, split=row.split) for record, row in found]
+        records = [replace(record, split=row.split or record.split) for record, row in found]
         kept, gone = without_held_out(records, splits=("dev", "test"))
         notes.append("the files say which split their rows are of, and it is kept")
         if gone:
