@@ -1,7 +1,7 @@
 """The optimiser and one optimisation step, as plain JAX over ``nnx.split`` trees."""
 
 import dataclasses
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from mentalglm_jax.train.recipe import WSD_DECAY, TrainConfig
 TRAINABLE: dict[str, Any] = {"lora": LoraParam, "all": nnx.Param}
 
 
+@lru_cache(maxsize=4)  # the same functions for the same run, by which `_compiled` knows it again
 def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) after clipping by the global norm, as optax composes them;
     then LoRA+ and the average of the parameters where the run asks for them.
@@ -136,6 +137,23 @@ def make_step(
     if not jax.tree.leaves(train):
         raise InputError("trainable 'lora', but the model has no adapter; call lora.add_lora first")
 
+    state = TrainState(train, _first_state(optimizer, train))
+    layout: Any = None
+    if mesh is not None:  # scalars go everywhere; what comes out of a step lies as it went in, so that donation works
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        state.optimizer = jax.tree.map(lambda x: x if x.ndim else _put(x, everywhere), state.optimizer)
+        layout = (*jax.tree.map(lambda x: x.sharding, (state.trainable, state.optimizer)), everywhere)
+    leaves, tree = jax.tree.flatten(layout)
+    step = _compiled(graph, optimizer, config.loss_chunk, trainable, mesh, objective, tuple(leaves), tree)
+    return step, state, frozen
+
+
+@lru_cache(maxsize=1)  # the next stage, or a resumed run, is not traced anew; one, for it lies in the device's memory
+def _compiled(
+    graph: nnx.GraphDef[Glm], optimizer: optax.GradientTransformation, chunk: int, trainable: str, mesh: Mesh | None,
+    objective: Objective | None, leaves: tuple[NamedSharding, ...], tree: jax.tree_util.PyTreeDef
+) -> jax.stages.Wrapped:  # fmt: skip
+    """The step of ``make_step``; ``leaves`` and ``tree`` say where what it returns lies."""
     kind = LossSums if objective is None else PreferenceSums
 
     def sums(
@@ -145,19 +163,12 @@ def make_step(
         with on_mesh(mesh):
             whole = nnx.merge(graph, train, gather_projection(frozen))
             if objective is None or share is None:
-                out = answer_loss(whole, batch, chunk=config.loss_chunk, key=dropout)
+                out = answer_loss(whole, batch, chunk=chunk, key=dropout)
             else:
-                out = preference_loss(whole, batch, objective, share, chunk=config.loss_chunk)
+                out = preference_loss(whole, batch, objective, share, chunk=chunk)
         return out.total, out
 
-    state = TrainState(train, _first_state(optimizer, train))
-    layout: Any = None
-    if mesh is not None:  # scalars go everywhere; what comes out of a step lies as it went in, so that donation works
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        state.optimizer = jax.tree.map(lambda x: x if x.ndim else _put(x, everywhere), state.optimizer)
-        layout = (*jax.tree.map(lambda x: x.sharding, (state.trainable, state.optimizer)), everywhere)
-
-    @partial(jax.jit, donate_argnums=(0, 1), out_shardings=layout)
+    @partial(jax.jit, donate_argnums=(0, 1), out_shardings=jax.tree.unflatten(tree, leaves))
     def step(
         train: nnx.State, optimizer_state: optax.OptState, frozen: nnx.State, batches: Any, key: Array
     ) -> tuple[nnx.State, optax.OptState, dict[str, Array]]:
@@ -193,7 +204,7 @@ def make_step(
         }
         return new, updated, metrics
 
-    return step, state, frozen
+    return step
 
 
 def _first_state(optimizer: optax.GradientTransformation, train: nnx.State) -> optax.OptState:
