@@ -478,3 +478,5 @@ def test_copies_of_a_post_are_not_independent(probe):
     by = [dataclasses.replace(post, user=who) for post, who in ((one, "u2"), (two, "u2"), (one, "u1"), (two, None))]
     assert [e.user for e in _copies([*by, said[0]])] == ["u2"] * 5
     assert [e.user for e in _copies(by[1:3])] == ["u2", "u1"]
+    spelt = [dataclasses.replace(post, user=who) for post, who in ((one, "Jos\u00e9"), (two, "jose\u0301\u200b"))]
+    assert [e.user for e in _copies(spelt)] == ["Jos\u00e9"] * 2
