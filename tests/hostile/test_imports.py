@@ -298,7 +298,7 @@ SPELT = {"case": ("Anna", "anna"), "width": ("Anna", "Ａnna"), "accents": ("Jos
 def test_an_author_in_two_spellings_is_on_one_side(tmp_path, names, capsys):
     """In training and in test: the score was of an author it knows."""
     words = ("rain", "wind", "snow", "hail", "sun", "fog", "ice", "mud")
-    rows = [f"{word} {number} fell on the {word},{'ab'[number % 2]},{names[number % 2]}" for number, word in
+    rows = [f"{word} {number} fell on the {word},{'ab'[number // 2 % 2]},{names[number % 2]}" for number, word in
             enumerate(word for word in words for _ in range(6))]  # fmt: skip
     (tmp_path / "t.csv").write_text("\n".join(["post,label,who", *rows]))
     done = imported(tmp_path / "t.csv", capsys, "--user", "who", "--task", "mood", "--split", "50/25/25")

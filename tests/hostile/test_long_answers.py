@@ -144,11 +144,9 @@ def test_references_as_long_as_books(monkeypatch):
     assert 0.4 < found["rouge1"] < 0.6
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
-def test_many_explanations_as_long_as_are_compared(language):
+def test_many_explanations_as_long_as_are_compared():
     """Each took the product of both lengths, a second of Python and more: a file of 16 MB an hour."""
-    one, other = {"en": ("a b ", "b a c "), "zh": ("好坏", "坏好很")}[language]
-    grows_at_most(lambda size: overlap([(one * size, other * size)], language), 50, 500, 25)
+    grows_at_most(lambda size: overlap([("a b " * size, "b a c " * size)], "en"), 100, 1000, 15)
 
 
 def test_what_stands_in_the_same_order_is_that_of_the_table():

@@ -465,6 +465,7 @@ def test_tiny_model_end_to_end(tiny_probe, tiny_rows, tmp_path):
     before = tree(tmp_path)
     run_suite(tiny_probe, tiny_rows, tmp_path, n_boot=200)
     assert {n for n, data in tree(tmp_path).items() if data != before[n]} <= {"manifest.json", "report.html"}
+    assert (tmp_path / "manifest.json").stat().st_mode & 0o077 == 0  # ids, and why rows were left out
 
 
 def test_copies_of_a_post_are_not_independent(probe):
