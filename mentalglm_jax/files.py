@@ -7,6 +7,7 @@ Modes: a replaced file or directory keeps its own; a new one is what the umask a
 import contextlib
 import ctypes
 import errno
+import hashlib
 import json
 import os
 import re
@@ -146,6 +147,28 @@ def check_owned(directory: Path, owned: Callable[[str], object]) -> None:
         shown = ", ".join(name if len(name) <= 200 else name[:200] + "…" for name in sorted(others)[:4])
         more = f" and {len(others) - 4} more" if len(others) > 4 else ""
         raise InputError(f"{directory}: would be replaced but holds other files ({shown}{more}); choose another place")
+
+
+_SEAL = "<!-- as mentalglm-jax wrote it: {} -->\n"  # the last line of a page that people go on with
+
+
+def sealed(text: str) -> str:
+    """A page of Markdown with a last line, not shown, by which ``check_unedited`` tells that nobody went on with it."""
+    return f"{text}\n{_SEAL.format(hashlib.sha256(text.encode()).hexdigest()[:16])}"
+
+
+def check_unedited(path: Path) -> None:
+    """Raises: InputError if there is a page that is not as ``sealed`` made it: writing it anew would lose what a person
+    wrote."""
+    try:
+        text = path.read_bytes().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{path}: would be replaced and cannot be read ({error.strerror or error})") from None
+    if text.strip() and text != sealed(text[: -len(_SEAL.format("0" * 16)) - 1]):
+        raise InputError(f"{path}: was changed since it was written (or comes of an earlier version), and would be "
+                         "lost; move it, or choose another place")  # fmt: skip
 
 
 def refuse_inputs(out: Path, read: Mapping[str, str | Path | None]) -> None:

@@ -112,6 +112,16 @@ def _item(items: list[Any], key: str, where: str) -> Any:
     raise InputError(f"{where}: no item {key!r}; there are {', '.join(map(str, names))}")
 
 
+def more_than(value: Any, most: int) -> bool:
+    """Whether a JSON value holds more than ``most`` values: pydantic takes a kilobyte for each one that is wrong."""
+    level, count = [value], 1
+    while level and count <= most:
+        parts = (node.values() if isinstance(node, dict) else node for node in level if isinstance(node, dict | list))
+        level = [child for part in parts for child in part]
+        count += len(level)
+    return count > most
+
+
 def first_problem(error: ValidationError, model: type[Settings]) -> str:
     """What is wrong, at which key, in one line."""
     # A key that is missing may be the one that is misspelt.

@@ -74,6 +74,13 @@ class _Record:
         return cls(**read)
 
 
+def one_name(name: str) -> str:
+    """One spelling for names of authors that differ in width, case, white space, in how accents are put together, or in
+    characters nobody sees: posts of one author are not those of two."""
+    seen = "".join(character for character in name if unicodedata.category(character) != "Cf")
+    return " ".join(unicodedata.normalize("NFKC", seen).casefold().split()) or name
+
+
 def comparable(text: str) -> str:
     """What two spellings of one label sentence share: no case, no width, no quotation marks around it, no punctuation
     behind it. Signs and marks stay: they may be all that tells two labels apart (-1 and 1, C and C++)."""

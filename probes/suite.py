@@ -25,7 +25,7 @@ from probes.errors import ProbeInputError, ProbeWarning, RowRefused
 from probes.files import write_json
 from probes.models.trial import told
 from probes.post import Plan, Steps, chained, probe_post, swap_pair
-from probes.records import ASKED, Example
+from probes.records import ASKED, Example, one_name
 from probes.report.page import write_report
 from probes.results.cache import Cache, digest
 from probes.results.export import NAMES, export
@@ -121,7 +121,7 @@ def run_suite(
     with contextlib.ExitStack() as stack:
         if rank == 0:  # the processes of one launch share the directory; their first holds it
             stack.enter_context(held(out))
-            write_json(out / "manifest.json", manifest | {"status": "running"})
+            write_json(out / "manifest.json", manifest | {"status": "running"}, private=not redact)
         stack.enter_context(probe.scorer.unchanged())
         prepared = functools.cache(functools.partial(_try, probe, examples, max_memory, tell, manifest))
         return _carry_out(
@@ -197,7 +197,9 @@ def _copies(examples: Sequence[Example]) -> list[Example]:
             first[name] = name = first[up]  # shortens the way for the next
         return name
 
-    owners = [f"post {text}" if e.user is None else f"user {e.user}" for e, text in zip(examples, texts, strict=True)]
+    spelt: dict[str, str] = {}  # an author in another case or width, or with a character nobody sees, is no other
+    owners = [f"post {text}" if e.user is None else f"user {spelt.setdefault(one_name(e.user), e.user)}"
+              for e, text in zip(examples, texts, strict=True)]  # fmt: skip
     for owner, text in zip(owners, texts, strict=True):
         low, high = sorted((root(owner), root(f"post {text}")), reverse=True)  # "user ..." is kept before "post ..."
         first[high] = low
@@ -343,7 +345,7 @@ def _write_run(
     run = Run(manifest, summary, tuple(results), tuple(evidence))
     export(run, out)
     write_report(run, out / "report.html")
-    write_json(out / "manifest.json", manifest)
+    write_json(out / "manifest.json", manifest, private=not manifest["redact"])  # ids, and why rows are left out
 
 
 def _depends(example: Example, model_fp: str, plan: Plan, at: int, settings: Settings, redact: bool) -> list[Any]:

@@ -81,9 +81,9 @@ def evaluate(
     from mentalglm_jax.evaluate.assess import assess
     from mentalglm_jax.evaluate.calibrated import read_scalings, scalings_of
     from mentalglm_jax.evaluate.inputs import GENERATIONS, check_place, finished, read_answers, read_data, shown_name
-    from mentalglm_jax.evaluate.report import write_report
+    from mentalglm_jax.evaluate.report import CARD, write_report
     from mentalglm_jax.evaluate.tables import format_comparison, format_table
-    from mentalglm_jax.files import working_in
+    from mentalglm_jax.files import check_unedited, working_in
     from mentalglm_jax.inference.generate import forget_partial
     from mentalglm_jax.text.tasks import added_tasks, keep_tasks
     from mentalglm_jax.train.recipe import opened_mesh
@@ -103,6 +103,7 @@ def evaluate(
         job.check_unchanged("generate")
         job.check_unchanged("evaluate")
     if out is not None:
+        check_unedited(out / CARD)
         check_place(out, Path(model) if (split is None if own else answered) else None)
     of_records = {"--system": system, "--limit": limit, "--max-new-tokens": max_new_tokens}
     if job is not None and own and split is not None:

@@ -10,15 +10,20 @@ FORMULA = r"^\s*[=+\-@＝＋－＠']|^[\t\r\n]"
 VALUE = (
     r"^\s*[0-9.(]|^(?:true|false|nan|inf)$|^\s*(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[-./ ]?[0-9]"
 )
+# Where ; stands between columns (Excel in much of Europe), quotation marks after a comma protect nothing: what follows
+# a ;, a tab or a line end inside a cell begins a cell there. It is marked, too.
+INNER = r"([;\t\r\n])(?=[ \u00a0\u3000]*[=+\-@＝＋－＠'])"
+_MARKED = re.compile(rf"([;\t\r\n]){MARK}(?=[ \u00a0\u3000]*[=+\-@＝＋－＠'])")
 
 
 def to_cell(text: str, *, name: bool = False) -> str:
     """``text`` so that a spreadsheet takes it for text: an apostrophe before what it would take for a formula; before
     a ``name`` (an id) also where it would make a number or a date of it."""
     marked = re.search(f"{FORMULA}|{VALUE}" if name else FORMULA, text, re.IGNORECASE)
+    text = re.sub(INNER, rf"\1{MARK}", text)
     return MARK + text if marked else text
 
 
 def from_cell(cell: str) -> str:
     """What ``to_cell`` was given, also of a cell that was typed in by hand."""
-    return cell.removeprefix(MARK)
+    return _MARKED.sub(r"\1", cell.removeprefix(MARK))

@@ -1,6 +1,7 @@
 """Conversations of several turns, to be trained on beside records: JSONL whose rows have ``messages``."""
 
-from collections.abc import Mapping, Sequence
+import bisect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from mentalglm_jax.data.splits import NEAR, NEAR_FROM, bare_post
 from mentalglm_jax.errors import InputError
 
 _KEYS = ("id", "messages")
+_HEAD = 2048  # characters by which posts that begin alike are told apart, without comparing each
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def apart_from(conversations: Sequence[Conversation], held_out: Sequence[Record]
     """The conversations of which no turn has a held-out post, and how many went: a turn that holds its letters and
     digits in one piece (from ``NEAR_FROM`` on; a shorter post must be the whole turn), or that is nearly the same."""
     index, whole = NearIndex(NEAR), set[str]()
-    begun: dict[str, list[str]] = {}  # long posts by their first characters
+    begun: dict[str, dict[str, list[str]]] = {}  # long posts by their first characters, and by more of them
     for record in held_out:
         text = bare_post(record.post)
         if text in whole:
@@ -76,7 +78,8 @@ def apart_from(conversations: Sequence[Conversation], held_out: Sequence[Record]
         whole.add(text)
         if len(text) >= NEAR_FROM:
             index.add(signature(text, record.language))
-            begun.setdefault(text[:NEAR_FROM], []).append(text)
+            begun.setdefault(text[:NEAR_FROM], {}).setdefault(text[:_HEAD], []).append(text)
+    heads = {start: _apart(of) for start, of in begun.items()}
     languages = sorted({record.language for record in held_out})
 
     def held(turn: str) -> bool:
@@ -85,11 +88,26 @@ def apart_from(conversations: Sequence[Conversation], held_out: Sequence[Record]
             return True
         for at in range(len(text) - NEAR_FROM + 1):
             start = text[at : at + NEAR_FROM]
-            if start in begun and start not in seen:  # once: one post may begin at every place of a turn
-                seen.add(start)
-                if any(post in text for post in begun[start]):
+            if start in heads and (head := _begun(heads[start], text[at : at + _HEAD])) not in seen:
+                seen.add(head)  # once: one post may begin at every place of a turn
+                if head and any(post in text for post in begun[start][head]):
                     return True
         return len(text) >= NEAR_FROM and any(index.near(signature(text, one)) for one in languages)
 
     stay = [one for one in conversations if not any(held(turn["content"]) for turn in one.messages)]
     return stay, len(conversations) - len(stay)
+
+
+def _apart(heads: Iterable[str]) -> list[str]:
+    """Sorted, without those that another one begins: where they are found it is, too."""
+    found: list[str] = []
+    for head in sorted(heads):
+        if not found or not head.startswith(found[-1]):
+            found.append(head)
+    return found
+
+
+def _begun(heads: Sequence[str], text: str) -> str:
+    """The one of ``heads`` (``_apart``) that ``text`` begins with, or nothing: it is the last that is not behind it."""
+    at = bisect.bisect_right(heads, text)
+    return heads[at - 1] if at and text.startswith(heads[at - 1]) else ""

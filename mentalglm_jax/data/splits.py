@@ -28,6 +28,13 @@ def bare_post(text: str) -> str:
     return "".join(character for character in text if character.isalnum()) or text
 
 
+def one_name(name: str) -> str:
+    """One spelling for names of people (authors, raters) that differ in width, case, white space, in how accents are
+    put together, or in characters nobody sees: one person is not two."""
+    seen = "".join(character for character in name if unicodedata.category(character) != "Cf")
+    return normalize_post(seen) or name
+
+
 def clusters(records: Sequence[Record]) -> list[int]:
     """For each record the number of its cluster: posts with the same letters and digits, posts that are near
     (``NEAR``, MinHash), and what these join. The order of the records does not change who stands together."""

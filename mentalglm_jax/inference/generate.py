@@ -305,7 +305,7 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text)
     said_how = ["calibrated"] if keys else []
-    writer.writerow([*_COLUMNS, *(f"p({key})" for key in keys), *said_how])
+    writer.writerow([*_COLUMNS, *(to_cell(f"p({key})") for key in keys), *said_how])
     for row in rows:
         label, values = row["parsed_label"], row.get("label_probabilities", {})
         said = label if isinstance(label, str) else ";".join(label or ())

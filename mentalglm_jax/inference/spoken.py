@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 
+_LONGEST = 8  # tokens that are waited for: a character has four bytes at most
+
 
 class Piece(NamedTuple):
     """The next part of an answer. ``tokens`` are the numbers (in the order of ``add``, from 0) of those that begin in
@@ -41,7 +43,7 @@ class Spoken:
         text = self._tokenizer.decode(self._open)
         if text.endswith("\ufffd"):  # the bytes end within a character
             self._begins.append((number, self._end))
-            return Piece("", ())
+            return self._overdue(text) if len(self._open) >= _LONGEST else Piece("", ())
         if text:
             self._begins.append((number, self._end))
             self._open = []
@@ -53,6 +55,19 @@ class Spoken:
         """The rest, when there is no further token."""
         text, self._open = self._tokenizer.decode(self._open), []
         return self._take(text, last=True)
+
+    def _overdue(self, text: str) -> Piece:
+        """What of the open tokens is no character, however the answer goes on: all but those that may begin one."""
+        for kept in (1, 2, 3):
+            first, rest = self._open[:-kept], self._open[-kept:]
+            said = self._tokenizer.decode(first)
+            if said + self._tokenizer.decode(rest) == text:
+                begun = [number for number, _ in self._begins[-kept:]]
+                self._begins = self._begins[:-kept]
+                piece, self._open = self._take(said, last=False), rest
+                self._begins += [(number, self._end) for number in begun]
+                return piece
+        return Piece("", ())
 
     @property
     def _end(self) -> int:

@@ -19,13 +19,14 @@ from mentalglm_jax.devices.distributed import barrier
 from mentalglm_jax.devices.together import on_primary
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import LOCK, check_owned, left_over_of, write_json
-from mentalglm_jax.foreign import at_home, read_json, some
+from mentalglm_jax.foreign import MAX_YAML_NODES, at_home, read_json, some
 from mentalglm_jax.model.fingerprint import base_fingerprint, model_fingerprint
 from mentalglm_jax.model.glm import Glm
 from mentalglm_jax.model.lora import merge_lora
 from mentalglm_jax.model.sharding import shard_model
 from mentalglm_jax.pipeline.changes import outdated, reopened
 from mentalglm_jax.pipeline.kept import OUTDATED, check_unchanged, digests, remove
+from mentalglm_jax.settings import more_than
 from mentalglm_jax.text.tasks import TASKS_FILE, add_tasks_beside, added_tasks, tasks_in, write_tasks
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 from mentalglm_jax.train.checkpoint import differences, few
@@ -228,7 +229,10 @@ class Run:
             InputError: it is damaged, or has links or pipes in it.
         """
         try:
-            recipe = Recipe.model_validate({**read_json(directory / "run.json")["recipe"], "run_dir": directory})
+            known = read_json(directory / "run.json")["recipe"]
+            if more_than(known, MAX_YAML_NODES):
+                raise ValueError
+            recipe = Recipe.model_validate({**known, "run_dir": directory})
             recipe = recipe.model_copy(update={"mesh": mesh})
         except (InputError, ValueError, KeyError, TypeError):
             raise NoRun(f"{directory}: not a run directory (no readable run.json)") from None
@@ -279,6 +283,7 @@ class Run:
         stages, base = found.get("stages"), found.setdefault("base", {})
         if not (
             isinstance(found.get("recipe"), dict)
+            and not more_than(found["recipe"], MAX_YAML_NODES)
             and isinstance(base, dict)
             and isinstance(stages, dict)
             and all(isinstance(one, dict) and isinstance(one.get("seconds"), int | float) for one in stages.values())

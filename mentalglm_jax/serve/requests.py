@@ -14,9 +14,11 @@ from mentalglm_jax.errors import InputError, nearest
 from mentalglm_jax.foreign import MAX_INTEGER, parse_json, short
 from mentalglm_jax.inference.continuous import MOST_TOLD, Wanted
 from mentalglm_jax.inference.decode import MAX_NEW_TOKENS
+from mentalglm_jax.settings import more_than
 from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 MOST_MESSAGES = 1000
+MOST_VALUES = 20_000  # of a body: a message of one part has six
 _Text = Annotated[str, Field(max_length=256)]
 
 
@@ -136,6 +138,8 @@ def read_request(body: bytes) -> ChatRequest:
         raise ApiError(400, str(error)) from None
     if not isinstance(raw, dict):
         raise ApiError(400, f"the body must be a JSON object, got {type(raw).__name__}")
+    if more_than(raw, MOST_VALUES):
+        raise ApiError(400, f"the body holds more than {MOST_VALUES} values")
     try:
         asked = ChatRequest.model_validate(raw)
     except ValidationError as error:

@@ -99,6 +99,8 @@ BAD_VALUES = {
     "half of a surrogate pair": ({"messages": user("\ud83d")}, "surrogate"),
     "more than the context": ({"messages": user("word " * CONTEXT)}, "context is 3000 tokens"),
     "an answer beyond the context": ({"max_tokens": CONTEXT}, "context is 3000 tokens.*lower max_tokens"),
+    "a million things that are no part": ({"messages": user([1] * 1_000_000)}, "more than 20000 values"),
+    "twenty thousand keys of a message": ({"messages": [HI[0] | {str(n): 1 for n in range(20_000)}]}, "20000 values"),
     "an answer of 2^62 tokens": ({"max_tokens": 2**62}, "context is 3000 tokens"),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mentalglm_jax.data.cells import to_cell
 from mentalglm_jax.data.explain.review import form_id
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.evaluate import evaluate
@@ -92,7 +93,7 @@ def test_no_cell_of_a_leaderboard_is_a_formula(tmp_path, name):
     rows = leaderboard_rows([evaluation(place, ENTRY | {"floors": {name: SCORES}})])
     rows += [row | {"system": name} for row in rows if row["kind"] == "run"]
     cells = [row["system"] for row in csv.DictReader(io.StringIO(formatted(rows, "csv"), newline=""))]
-    assert cells == ["run", "'" + name, "'" + name]
+    assert cells == ["run", to_cell(name), to_cell(name)] and to_cell(name)[0] == "'"
 
 
 @pytest.mark.parametrize("name", FORMULAS, ids=repr)
@@ -102,8 +103,8 @@ def test_no_cell_of_an_evaluation_is_a_formula(name):
     entry = ENTRY | {"by_language": {}, "per_class": {name: part}, "floors": {name: SCORES},
                      "explanation": {name: 1.0}}  # fmt: skip
     rows = list(csv.DictReader(io.StringIO(csv_text({"suicide_risk": entry}), newline="")))
-    assert {row["class"] for row in rows} == {"", "'" + name}
-    assert {row["reading"] for row in rows} == {"text", "'" + name}
+    assert {row["class"] for row in rows} == {"", to_cell(name)} and to_cell(name)[0] == "'"
+    assert {row["reading"] for row in rows} == {"text", to_cell(name)}
 
 
 @pytest.mark.parametrize("name", ["x\r=1+1", "x\n=1+1", "x\r\n=1+1"], ids=repr)
@@ -120,7 +121,10 @@ def test_no_row_begins_inside_a_cell(tmp_path, table, name):
                "parsed_explanation": name, "parse_status": "ok"}  # fmt: skip
         write_rows(tmp_path / "a.csv", [row])
         text = (tmp_path / "a.csv").read_bytes().decode("utf-8-sig")
-    assert f'"{name}"' in text and not [line for line in re.sub('"[^"]*"', "", text).splitlines() if line[:1] == "="]
+    assert f'"{to_cell(name)}"' in text and not [
+        line for line in re.sub('"[^"]*"', "", text).splitlines() if line[:1] == "="
+    ]
+    assert not re.search(r"[;\r\n]\s*=", text)
 
 
 SCALE = {"mean": 1.0, "ratings": 1, "fleiss_kappa": None, "krippendorff_alpha": 0.5}

@@ -288,3 +288,20 @@ def test_a_word_is_no_data_set(tmp_path, capsys, monkeypatch, name):
     command = ["mentalglm", "data", "import", name, "--text", "post", "--label", "label", "--out", "out"]
     refused(run(command, capsys), f"{name}: no such file or folder, nor the name of a data set of the Hub")
     assert not (tmp_path / "hacked").exists()
+
+
+SPELT = {"case": ("Anna", "anna"), "width": ("Anna", "Ａnna"), "accents": ("Jos\u00e9", "Jose\u0301"),
+         "spaces": ("Anna B", "Anna  b"), "hidden": ("Anna", "An\u200bna"), "mark": ("Anna", "\u202aAnna")}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", SPELT.values(), ids=SPELT)
+def test_an_author_in_two_spellings_is_on_one_side(tmp_path, names, capsys):
+    """In training and in test: the score was of an author it knows."""
+    words = ("rain", "wind", "snow", "hail", "sun", "fog", "ice", "mud")
+    rows = [f"{word} {number} fell on the {word},{'ab'[number // 2 % 2]},{names[number % 2]}" for number, word in
+            enumerate(word for word in words for _ in range(6))]  # fmt: skip
+    (tmp_path / "t.csv").write_text("\n".join(["post,label,who", *rows]))
+    done = imported(tmp_path / "t.csv", capsys, "--user", "who", "--task", "mood", "--split", "50/25/25")
+    assert done.code == 0, done.err
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert list(manifest["splits"]) == ["train"] and manifest["splits"]["train"]["records"] == 48

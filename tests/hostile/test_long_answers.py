@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rouge_score.rouge_scorer import RougeScorer
 
 from mentalglm_jax.data.rationales import iter_cnsd
 from mentalglm_jax.data.records import MOST_SPANS, Record
@@ -135,11 +137,29 @@ def test_quotes_as_long_as_the_post():
 
 
 def test_references_as_long_as_books(monkeypatch):
-    """ROUGE-L keeps a table of the product of both lengths: here 12 GB, were it not for the bound."""
+    """ROUGE-L kept a table of the product of both lengths: here 12 GB."""
     monkeypatch.setattr(explanations, "MOST_UNITS", 100)
     with held_at_most(50):
         found = overlap([("a b " * 20_000, "b c " * 20_000)], "en")["word"]
     assert 0.4 < found["rouge1"] < 0.6
+
+
+def test_many_explanations_as_long_as_are_compared():
+    """Each took the product of both lengths, a second of Python and more: a file of 16 MB an hour."""
+    grows_at_most(lambda size: overlap([("a b " * size, "b a c " * size)], "en"), 100, 1000, 15)
+
+
+def test_what_stands_in_the_same_order_is_that_of_the_table():
+    draw = random.Random(0)
+    for _ in range(200):
+        reference, said = ([draw.choice("abcd") for _ in range(draw.randrange(30))] for _ in range(2))
+        table = RougeScorer(["rougeL"], tokenizer=_Words()).score(" ".join(reference), " ".join(said))
+        assert overlap([(" ".join(reference), " ".join(said))], "en")["word"]["rougeL"] == pytest.approx(
+            table["rougeL"].fmeasure, abs=1e-12)  # fmt: skip
+
+
+class _Words:
+    tokenize = staticmethod(str.split)
 
 
 @pytest.mark.parametrize("name", ["cues", "decoys", "rationales"])

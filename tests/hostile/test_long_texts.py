@@ -1,15 +1,20 @@
 """Long texts of strangers in what is quadratic by nature, or was. The clock of the processor counts, whatever else the
 machine does."""
 
+import random
 import signal
 
 import pytest
 
+from mentalglm_jax.data import conversations
 from mentalglm_jax.data.conversations import Conversation, apart_from
 from mentalglm_jax.data.explain.quotes import quotes_occur
 from mentalglm_jax.data.records import Record
+from mentalglm_jax.inference.spoken import Piece, Spoken
+from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer
 from probes.intake.labels import read_label
 from tests.hostile.foreign_files import RECORD
+from tests.timing import grows_at_most
 
 SECONDS = 30  # of the processor; what each took before is several times that
 
@@ -60,3 +65,63 @@ def test_a_turn_in_which_held_out_posts_may_begin_at_every_character(held):
     said = "a" * 400_000 + "b" * held
     turns = ({"role": "user", "content": said}, {"role": "assistant", "content": "Yes."})
     assert apart_from([Conversation("c", turns)], posts)[1] == held
+
+
+def test_a_long_turn_and_many_held_out_posts_that_begin_alike(monkeypatch):
+    """Each of them was looked for in all of the turn. Posts that answer a form do begin alike."""
+
+    for name in ("add", "near"):  # what takes longest, and is none of this
+        monkeypatch.setattr(conversations.NearIndex, name, lambda *_: [])
+    monkeypatch.setattr(conversations, "signature", lambda *_: None)
+
+    def work(size: int) -> None:
+        posts = [Record(**RECORD | {"id": str(n), "post": f"{'a' * 24}{n}b", "split": "test"}) for n in range(size)]
+        said = ("a" * 24 + "x") * 6 * size
+        turns = ({"role": "user", "content": said}, {"role": "assistant", "content": "Yes."})
+        assert apart_from([Conversation("c", turns)], posts)[1] == 0
+
+    grows_at_most(work, 500, 4000, 16)
+
+
+@pytest.mark.parametrize("head", [4, 8, 2048])
+def test_posts_that_begin_alike_are_found_as_if_each_were_looked_for(monkeypatch, head):
+    monkeypatch.setattr(conversations, "_HEAD", head)
+    monkeypatch.setattr(conversations, "NEAR_FROM", 4)
+    monkeypatch.setattr(conversations.NearIndex, "near", lambda *_: [])
+    draw, held = random.Random(0), 0
+    for _ in range(300):
+        posts = ["".join(draw.choice("ab") for _ in range(draw.randrange(4, 14))) for _ in range(draw.randrange(1, 6))]
+        said = "".join(draw.choice("ab") for _ in range(draw.randrange(12, 40)))
+        records = [Record(**RECORD | {"id": str(n), "post": post, "split": "test"}) for n, post in enumerate(posts)]
+        turns = ({"role": "user", "content": said}, {"role": "assistant", "content": "Yes."})
+        found = apart_from([Conversation("c", turns)], records)[1] == 1
+        assert found == any(post in said for post in posts) or any(post == said for post in posts)
+        held += found
+    assert 50 < held < 250
+
+
+TOKENIZER = GlmTokenizer.load(BUILTIN)
+BYTES = {TOKENIZER.bytes_of(token): token for token in range(TOKENIZER.vocab_size)}
+
+
+def spoken(data: bytes) -> list[Piece]:
+    """What is said of an answer of single bytes."""
+    ids, under_way = [BYTES[bytes([one])] for one in data], Spoken(TOKENIZER)
+    pieces = [*map(under_way.add, ids), under_way.end()]
+    assert "".join(piece.text for piece in pieces) == TOKENIZER.decode(ids)
+    assert [number for piece in pieces for number in piece.tokens] == list(range(len(ids)))
+    return pieces
+
+
+def test_an_answer_of_bytes_that_are_no_character():
+    """All of it was waited for, and decoded anew at every token."""
+    assert any(piece.text for piece in spoken(b"\x80" * 20)[:10])
+    grows_at_most(lambda size: spoken(b"\x80" * size), 500, 4000, 16)
+
+
+@pytest.mark.parametrize("end", ["😀", "好", "é", "a", "\ufffd"])
+@pytest.mark.parametrize("cut", range(4))
+def test_a_character_behind_bytes_that_are_none_is_whole(end, cut):
+    for before in (b"\x80", b"\xf0\x9f", b"\xe5\xa5", b"\xff\xf0"):
+        for count in range(1, 14):
+            spoken(before * count + end.encode()[: len(end.encode()) - cut])

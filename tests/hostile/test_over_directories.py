@@ -9,8 +9,10 @@ import shutil
 
 import pytest
 
+from mentalglm_jax.checkpoints.directories import load, save_pretrained
 from mentalglm_jax.text import tasks
 from tests.hostile.attack import refused, run
+from tests.hostile.foreign_files import called
 from tests.hostile.teacher_world import KEY, World
 from tests.hostile.world import contents
 
@@ -176,3 +178,46 @@ def test_what_we_wrote_grows(tmp_path):
 
 MOOD = {"kind": "single", "question": {"en": "Which mood?"}, "sentence": {"en": "The mood is {}."},
         "labels": {"good": {}, "bad": {}}}  # fmt: skip
+
+
+WRITES = {
+    "evaluate": (["evaluate", "finished/generations.jsonl", "--out", "out"], "model_card.md"),
+    "export": (["export", "trained", "--to", "peft", "--out", "out"], "README.md"),
+}
+
+
+@pytest.mark.parametrize("command", WRITES)
+@pytest.mark.parametrize("how", ["added to", "changed", "written anew", "as it was"])
+def test_a_card_that_a_person_went_on_with_is_not_written_over(world, capsys, command, how):
+    """Model cards are there to be completed; the next export, or report, replaced them without a word."""
+    arguments, name = WRITES[command]
+    assert run(["mentalglm", *arguments], capsys).code == 0
+    card = world / "out" / name
+    text = card.read_text("utf-8")
+    card.write_text({"added to": text + "Labelled by two nurses.\n", "changed": text.replace("research", "clinical", 1),
+                     "written anew": "# Ours\n", "as it was": text}[how], "utf-8")  # fmt: skip
+    before, again = contents(world), run(["mentalglm", *arguments], capsys)
+    if how == "as it was":
+        assert again.code == 0, again.err
+        return
+    refused(again, rf"out/{name}: was changed since it was written .*and would be lost; move it, or choose another")
+    assert contents(world) == before
+
+
+def test_a_conversion_does_not_take_a_card_away(world, capsys):
+    assert run(["mentalglm", "convert", "model", "out", "--to", "chatglm"], capsys).code == 0
+    (world / "out" / "README.md").write_text("# Ours\n")
+    before = contents(world)
+    refused(
+        run(["mentalglm", "convert", "model", "out", "--to", "chatglm"], capsys), r"out/README\.md: was changed since"
+    )
+    assert contents(world) == before
+
+
+def test_a_merged_model_is_written_again_over_its_own_card(world):
+    model = load(world / "model")
+    for card in ("# One\n", "# Two\n"):
+        save_pretrained(model, world / "out", card=card)
+    (world / "out" / "README.md").write_text("# Ours\n")
+    refused(called(lambda: save_pretrained(model, world / "out", card="# Three\n")), "was changed since it was written")
+    assert (world / "out" / "README.md").read_text() == "# Ours\n"

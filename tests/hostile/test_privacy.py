@@ -13,7 +13,7 @@ from tests.hostile.attack import run
 
 # What holds posts or answers about them, of all that the commands below write.
 POSTS = {"generations.jsonl", "label_scores.jsonl", "sample.jsonl", "review.html", "review.csv", "reviewed.jsonl",
-         "accepted.jsonl", "train.jsonl", "reference_logits.npz"}  # fmt: skip
+         "accepted.jsonl", "agreement.json", "train.jsonl", "reference_logits.npz"}  # fmt: skip
 COMMANDS = {
     "scrub": ["data", "inspect", "records.jsonl", "--no-near", "--out", "scrubbed"],
     "review export": ["data", "review", "export", "records.jsonl", "--out", "review"],

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -29,6 +30,7 @@ CHANGED = (
     "(3)",
     "12345678901234567890",
 )
+INNER = ("x;=1+1", "x;\t-1", "x; =1", "x\n=cmd|' /C calc'!A0", "x\r\n@SUM(A1)", "x;'=1", "x;''", "x\n\u3000＝1", ";=1")
 NAMES = ("__proto__", "constructor", "toString", 'a,"b"', "a\r\nb", "[/b]", "\x1b[31m", "</script>", "名", "a;=1")
 
 
@@ -46,7 +48,17 @@ def rate(folder, rater="A"):
     return folder / "filled.csv", rows
 
 
-@pytest.mark.parametrize("name", [*FORMULAS, *CHANGED, *NAMES], ids=repr)
+@pytest.mark.parametrize("text", INNER, ids=repr)
+@pytest.mark.parametrize("name", [False, True], ids=["text", "name"])
+def test_no_cell_begins_inside_a_cell(text, name):
+    """A spreadsheet whose columns stand between ; reads our commas as text, and our quotation marks with them."""
+    cell = to_cell(text, name=name)
+    parts = re.split(r"[;\t\r\n]", cell)
+    assert not [part for part in parts if part.lstrip().startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠"))]
+    assert from_cell(cell) == text
+
+
+@pytest.mark.parametrize("name", [*FORMULAS, *CHANGED, *NAMES, *INNER], ids=repr)
 def test_an_id_leaves_inert_and_comes_back_as_it_was(tmp_path, name, capsys):
     export_review([replace(one, id=one.id if n else name) for n, one in enumerate(records(2))], tmp_path)
     filled, rows = rate(tmp_path)
@@ -60,7 +72,8 @@ def test_an_id_leaves_inert_and_comes_back_as_it_was(tmp_path, name, capsys):
 
 @pytest.mark.parametrize("name", [*CHANGED, *(one for one in FORMULAS if one[0] != "'")], ids=repr)
 def test_no_name_is_left_that_a_spreadsheet_would_change(name):
-    assert to_cell(name, name=True) == "'" + name and from_cell("'" + name) == name == from_cell(name)
+    cell = to_cell(name, name=True)
+    assert cell[:1] == "'" and from_cell(cell) == from_cell("'" + name) == name == from_cell(name)
 
 
 @pytest.mark.parametrize("text", FORMULAS, ids=repr)
@@ -68,10 +81,10 @@ def test_no_name_is_left_that_a_spreadsheet_would_change(name):
 def test_no_cell_of_a_sheet_is_a_formula(tmp_path, field, text):
     export_review([replace(records(1)[0], **{field: text + "x"})], tmp_path)
     row = sheet(tmp_path / "review.csv")[1]
-    assert row[9 if field == "post" else 11] == "'" + text + "x"
+    assert row[9 if field == "post" else 11] == to_cell(text + "x") and to_cell(text + "x")[0] == "'"
 
 
-@pytest.mark.parametrize("text", [*FORMULAS, "3 errors", "plain"], ids=repr)
+@pytest.mark.parametrize("text", [*FORMULAS, *INNER, "3 errors", "plain"], ids=repr)
 def test_a_rater_and_a_comment_come_back_as_they_were(tmp_path, text, capsys):
     """As the form's own sheet has them: marked."""
     export_review(records(1), tmp_path)
@@ -174,3 +187,12 @@ def test_a_post_longer_than_a_cell_comes_back(tmp_path, capsys):
     filled, rows = rate(tmp_path)
     assert len(rows[1][9]) < 32_767 and rows[1][9].endswith("(the form, review.html, has all of it)")
     assert run(["mentalglm", "data", "review", "import", tmp_path, filled], capsys).code == 0
+
+
+@pytest.mark.parametrize("other", ["a", "Ａ", " A ", "A\u200b"], ids=ascii)
+def test_one_person_in_two_spellings_is_no_second_rater(tmp_path, capsys, other):
+    """She agrees with herself."""
+    export_review(records(2), tmp_path)
+    sample = read_records(tmp_path / "sample.jsonl")
+    files = [put(tmp_path / f"{n}.json", answers(sample, name, lambda n: n % 4)) for n, name in enumerate(("A", other))]
+    refused(run(["mentalglm", "data", "review", "import", tmp_path, *files], capsys), "was already read from another")

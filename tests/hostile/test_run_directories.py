@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from mentalglm_jax.errors import RunError
-from mentalglm_jax.pipeline.run_dir import clear, written_by_run
+from mentalglm_jax.pipeline.run_dir import NoRun, Run, clear, written_by_run
 from mentalglm_jax.pipeline.sweep import _child
+from mentalglm_jax.train.recipe import Recipe
 from tests.hostile.attack import refused, run
 
 STAGE = {"name": "a", "train": {"steps": 1, "rows": 1, "sequence_length": 64}}
@@ -255,3 +256,13 @@ def test_the_log_of_a_sweep_is_its_own(tmp_path, kind):
     with pytest.raises(RunError, match=r"log\.txt: cannot write"):
         _child(["--version"], log, lambda: None)
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("key", ["stages", "more"])
+def test_a_recipe_of_values_without_end_in_a_run_json(tmp_path, monkeypatch, key):
+    """A kilobyte was taken for each that is wrong: 16 MB of them made gigabytes."""
+    recipe = {"run_dir": "x", "data": {"source": "synthetic"}, "model": {"path": "m"}, "stages": [], key: [1] * 100_000}
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": recipe, "stages": {}}))
+    monkeypatch.setattr(Recipe, "model_validate", lambda *_: pytest.fail("each value is looked at"))
+    with pytest.raises(NoRun, match="not a run directory"):
+        Run.opened(tmp_path)

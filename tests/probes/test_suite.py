@@ -465,6 +465,7 @@ def test_tiny_model_end_to_end(tiny_probe, tiny_rows, tmp_path):
     before = tree(tmp_path)
     run_suite(tiny_probe, tiny_rows, tmp_path, n_boot=200)
     assert {n for n, data in tree(tmp_path).items() if data != before[n]} <= {"manifest.json", "report.html"}
+    assert (tmp_path / "manifest.json").stat().st_mode & 0o077 == 0  # ids, and why rows were left out
 
 
 def test_copies_of_a_post_are_not_independent(probe):
@@ -478,3 +479,5 @@ def test_copies_of_a_post_are_not_independent(probe):
     by = [dataclasses.replace(post, user=who) for post, who in ((one, "u2"), (two, "u2"), (one, "u1"), (two, None))]
     assert [e.user for e in _copies([*by, said[0]])] == ["u2"] * 5
     assert [e.user for e in _copies(by[1:3])] == ["u2", "u1"]
+    spelt = [dataclasses.replace(post, user=who) for post, who in ((one, "Jos\u00e9"), (two, "jose\u0301\u200b"))]
+    assert [e.user for e in _copies(spelt)] == ["Jos\u00e9"] * 2

@@ -86,7 +86,9 @@ function asCsv() {
   // What a spreadsheet would take for a formula (of a name also for a number or a date) is made text by a mark; so is
   // what begins with the mark itself: `review import` gives back what stood there.
   const formula = new RegExp(data.formula, "i"), value = new RegExp(data.formula + "|" + data.value, "i");
-  const cell = (text, marked) => '"' + (marked.test(text) ? "'" : "") + text.replaceAll('"', '""') + '"';
+  const inner = new RegExp(data.inner, "g");
+  const cell = (text, marked) =>
+    '"' + (marked.test(text) ? "'" : "") + text.replace(inner, "$1'").replaceAll('"', '""') + '"';
   const rows = rated().map(item => {
     const given = ratings.get(item.id);
     return [...[data.form, state.rater.trim(), item.id].map(name => cell(name, value)),

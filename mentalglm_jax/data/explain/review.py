@@ -20,9 +20,10 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from mentalglm_jax.data.cells import FORMULA, VALUE, from_cell, to_cell
+from mentalglm_jax.data.cells import FORMULA, INNER, VALUE, from_cell, to_cell
 from mentalglm_jax.data.explain.replies import readable
 from mentalglm_jax.data.records import Record, read_records, records_text, write_records
+from mentalglm_jax.data.splits import one_name
 from mentalglm_jax.data.tables import read_named_rows
 from mentalglm_jax.data.written import check_same
 from mentalglm_jax.errors import InputError, install
@@ -136,7 +137,7 @@ def render_form(sample: Sequence[Record], language: str, labels_by: Origin = "ex
               "label": seen(tasks.get_task(r.task).sentence(r.gold, r.language))} for r in sample]  # fmt: skip
     said = {name: words[name] for name in ("saved", "unsaved", "name_first")}
     data = json.dumps({"form": form_id(sample), "scales": SCALES, "items": items, "words": said,
-                       "formula": FORMULA, "value": VALUE}, ensure_ascii=False)  # fmt: skip
+                       "formula": FORMULA, "inner": INNER, "value": VALUE}, ensure_ascii=False)  # fmt: skip
     for character in "<>&\u2028\u2029":  # neither a tag nor a line end of JavaScript can come out of the data
         data = data.replace(character, f"\\u{ord(character):04x}")
     policy = (
@@ -300,7 +301,7 @@ def import_review(folder: str | Path, files: Sequence[str | Path], *, accept_at:
     ratings: list[Ratings] = []
     for file in files:
         one = read_ratings(file, form, ids)
-        if one.rater in [other.rater for other in ratings]:
+        if one_name(one.rater) in [one_name(other.rater) for other in ratings]:
             raise InputError(f"{file}: rater {one.rater!r} was already read from another file; give each file once")
         ratings.append(one)
     if not ratings:
@@ -334,5 +335,5 @@ def import_review(folder: str | Path, files: Sequence[str | Path], *, accept_at:
     with working_in(folder):
         write_text(folder / "reviewed.jsonl", lines, private=True)
         write_records(folder / "accepted.jsonl", accepted)
-        write_json(folder / "agreement.json", result)
+        write_json(folder / "agreement.json", result, private=True)  # who said what of which record
     return result

@@ -10,7 +10,7 @@ from mentalglm_jax.data.intake.languages import told_language
 from mentalglm_jax.data.intake.tabular import Table, as_text
 from mentalglm_jax.data.records import Record
 from mentalglm_jax.data.rows import shown
-from mentalglm_jax.data.splits import normalize_post
+from mentalglm_jax.data.splits import normalize_post, one_name
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.text import tasks
 from mentalglm_jax.text.labels import nearest
@@ -38,7 +38,8 @@ class Columns:
 
 
 class Row(NamedTuple):
-    """A row with post and label. ``place``: where it stands, for messages; ``names``: labels as they are written."""
+    """A row with post and label. ``place``: where it stands, for messages; ``names``: labels as they are written;
+    ``user``: ``one_name`` of the author."""
 
     place: str
     id: str
@@ -155,7 +156,7 @@ def _row(
     if columns.id is not None and not text(columns.id):
         raise ValueError("without an id")
     return Row(place, text(columns.id) or own_id, post, tuple(found), text(columns.explanation) or None,
-               text(columns.user) or None, table.split)  # fmt: skip
+               one_name(text(columns.user)) or None, table.split)  # fmt: skip
 
 
 def with_languages(rows: Sequence[Row], language: str | None) -> list[Row]:
