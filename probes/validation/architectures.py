@@ -224,8 +224,10 @@ def survey(name: str, row: dict[str, Any], tokenizer: Any, dtypes: Sequence[str]
             raise ProbeError(f"{name}, {dtype}: erasing the post moves the label by {effects[dtype]:.2g} nats only")
         tried = probe.scorer.tried
         assert tried is not None
-        how.append(f"{dtype}: {'packed' if tried.packs else 'one sequence at a time'}, "
-                   f"prefix {'run every time (' + tried.unkept + ')' if tried.unkept else 'kept'}")  # fmt: skip
+        can = tried.can
+        prefix = f"prefix run every time ({can.unkept})" if can.unkept else "prefix kept"
+        way = ["packed" if can.packs else "one sequence at a time", prefix, *can.limits.values()]
+        how.append(f"{dtype}: {', '.join(way)}")
     if not gaps:
         return Survey(
             name, shown, "refused", how[0].partition("refused: ")[2].partition(" (It seems")[0], gaps, effects
