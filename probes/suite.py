@@ -376,7 +376,7 @@ def _depends(example: Example, model_fp: str, plan: Plan, at: int, settings: Set
     if plan.deep or chained(example):
         parts.append(plan.together)
     if plan.limits:
-        parts.append([*plan.limits, plan.judged])
+        parts += [list(plan.limits), plan.judged]
     return parts
 
 

@@ -304,7 +304,7 @@ def _gradient(scorer: Scorer, forward: Forward) -> tuple[_Slope, str]:
         return _saved(forward), forward.can.on_ids
     for scale in (1.0, 0.3):
         found, why = _tried("be differentiated", lambda scale=scale: _slope(forward, scale), grad=True)
-        if found is None:
+        if found is None or found.gradient is None:
             return _saved(forward), why
         if not bool(torch.isfinite(found.gradient).all()):
             raise _refusal(scorer, "the gradient of the log-odds is not finite")
