@@ -28,13 +28,21 @@ Within = Callable[[float], None]  # told the share of a post that is done
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one run does to each post: methods, fillers per post, other rows to exchange with, how deep to look."""
+    """What one run does to each post.
+
+    Attributes:
+        fillers: per post. examples: other rows to exchange with. deep: the full budget. judged: not the fast one, which
+            screens and does not pay for what runs the model again.
+        limits: names of what the model cannot (``Abilities.limits``).
+    """
 
     methods: tuple[str, ...]
     fillers: tuple[tuple[str, ...], ...]
     examples: tuple[Example, ...]
     deep: bool
     seed: int
+    judged: bool = True
+    limits: tuple[str, ...] = ()
 
     @functools.cached_property
     def together(self) -> str:
@@ -71,15 +79,14 @@ def probe_post(
     # gradient would have to go back once more for each.
     phrases = tuple(dict.fromkeys(cited_target(c) for c in citations)) if example.explanation else ()
     calls = [(method, targets + phrases * (method == "erase")) for method in plan.able(at)]
-    judged = "ig" in plan.methods  # the fast budget screens; it does not pay for what runs the model again
-    deeper = 6 * plan.deep + judged * (1 + chained(example))
+    deeper = 6 * plan.deep + plan.judged * (1 + chained(example))
     steps = Steps(cache, name, len(calls) + deeper, within)
     maps = _maps(probe, example, calls, settings, plan.fillers[at], steps)
     spans = merge_spans(span for citation in citations for span in citation.post_char)
-    measured = steps.checks(lambda: cited_effects(probe, example, spans) if spans and judged else ())
+    measured = steps.checks(lambda: cited_effects(probe, example, spans) if spans and plan.judged else ())
     moved: tuple[tuple[float, float], ...] = ()
     curve: list[list[float]] = []
-    if judged and chained(example):
+    if plan.judged and chained(example):
         from probes.checks.chain import blocks, examine_chain
 
         def chain() -> list[Any]:

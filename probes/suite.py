@@ -23,6 +23,7 @@ from probes.citations.clauses import choose_cut
 from probes.citations.normalise import is_cjk, normalise
 from probes.errors import ProbeInputError, ProbeWarning, RowRefused
 from probes.files import write_json
+from probes.models.abilities import Abilities
 from probes.models.trial import told
 from probes.post import Plan, Steps, chained, probe_post, swap_pair
 from probes.records import ASKED, Example, one_name
@@ -32,7 +33,7 @@ from probes.results.export import NAMES, export
 from probes.results.lock import held, refuse_held
 from probes.results.store import SCHEMA_VERSION, PostResult, Run, Suite, in_words, read_manifest_file, short_name
 from probes.results.summary import summarise
-from probes.saliency.settings import NEED_FILLERS
+from probes.saliency.settings import NEED_FILLERS, NEED_GRADIENTS
 from probes.workers import awaited, launched, shares
 
 if TYPE_CHECKING:
@@ -124,6 +125,10 @@ def run_suite(
             write_json(out / "manifest.json", manifest | {"status": "running"}, private=not redact)
         stack.enter_context(probe.scorer.unchanged())
         prepared = functools.cache(functools.partial(_try, probe, examples, max_memory, tell, manifest))
+        if not _all_kept(Cache(out, redact), probe.fingerprint, plan, settings, redact):
+            prepared()
+            assert probe.scorer.tried is not None
+            plan = _within_reach(plan, probe.scorer.tried.can, manifest)
         return _carry_out(
             probe, examples, plan, settings, manifest, out, (rank, world), working, progress, n_boot, prepared
         )
@@ -268,7 +273,7 @@ def _carry_out(
     if redact:  # a pair's id is the user's own words
         numbers = {pair: f"pair {i}" for i, pair in enumerate(dict.fromkeys(s.pair for s in swaps))}
         swaps = [dataclasses.replace(s, pair=numbers[s.pair]) for s in swaps]
-    study = _randomisation(probe, examples[:_RANDOMISED], cache, seed) if plan.deep else None
+    study = _randomisation(probe, examples[:_RANDOMISED], plan, cache) if plan.deep else None
     summary = summarise(results, evidence, n_boot=n_boot, seed=seed, swaps=swaps) | {
         "skipped": len(manifest["skipped"]),
         "skipped_by_reason": dict(Counter(one["reason"] for one in manifest["skipped"])),
@@ -284,11 +289,28 @@ def _plan(examples: Sequence[Example], budget: str, seed: int) -> Plan:
     """Fillers as by ``fillers_of``; a post without any goes without the methods that need them."""
     methods = BUDGETS[budget][0]
     if not set(methods) & set(NEED_FILLERS):
-        return Plan(methods, ((),) * len(examples), tuple(examples), budget == "full", seed)
+        return Plan(methods, ((),) * len(examples), tuple(examples), budget == "full", seed, budget != "fast")
     fillers = fillers_of(examples, seed)
     if not any(fillers):
         methods = tuple(m for m in methods if m not in NEED_FILLERS)
-    return Plan(methods, tuple(fillers), tuple(examples), budget == "full", seed)
+    return Plan(methods, tuple(fillers), tuple(examples), budget == "full", seed, budget != "fast")
+
+
+def _within_reach(plan: Plan, can: Abilities, manifest: dict[str, Any]) -> Plan:
+    """The plan without what the model cannot do, which ``manifest`` is told, and by it the report."""
+    gone = [m for m in plan.methods if can.ungraded and m in NEED_GRADIENTS]
+    methods = tuple(m for m in plan.methods if m not in gone)
+    said = dict(can.limits)
+    if gone:
+        said["gradients"] += f" (left out: {', '.join(gone)})"
+    manifest |= {"methods": list(methods), "left_out": gone, "limits": list(said.values())}
+    return dataclasses.replace(plan, methods=methods, limits=tuple(said))
+
+
+def _all_kept(cache: Cache, fingerprint: str, plan: Plan, settings: Settings, redact: bool) -> bool:
+    """Whether every post is in the cache, made by the whole plan: then the model need not be tried again."""
+    names = (cache.name(_depends(e, fingerprint, plan, at, settings, redact)) for at, e in enumerate(plan.examples))
+    return all((cache.directory / name).exists() for name in names)
 
 
 def fillers_of(examples: Sequence[Example], seed: int) -> list[tuple[str, ...]]:
@@ -320,13 +342,14 @@ def _within(progress: Progress, done: int, total: int, share: float) -> None:
     progress(done + share, total)
 
 
-def _randomisation(probe: Probe, examples: Sequence[Example], cache: Cache, seed: int) -> dict[str, Any]:
+def _randomisation(probe: Probe, examples: Sequence[Example], plan: Plan, cache: Cache) -> dict[str, Any]:
     """``probes.checks.randomise.study`` of a few posts, kept in the cache like a post."""
     from probes.checks.randomise import study
 
-    name = cache.name([SCHEMA_VERSION, probe.fingerprint, seed, [e.to_dict() for e in examples]], "randomised-")
+    parts = [SCHEMA_VERSION, probe.fingerprint, plan.seed, [e.to_dict() for e in examples], *plan.limits]
+    name, methods = cache.name(parts, "randomised-"), tuple(m for m in ("ig", "erase") if m in plan.methods)
     if (found := cache.read(name)) is None:
-        found = study(probe, examples, seed=seed, keep=Steps(cache, name).kept)
+        found = study(probe, examples, methods, plan.seed, keep=Steps(cache, name).kept)
         cache.write(name, found)
     cache.forget_parts(name)
     return found
@@ -354,6 +377,8 @@ def _depends(example: Example, model_fp: str, plan: Plan, at: int, settings: Set
     parts.append(list(plan.fillers[at]))
     if plan.deep or chained(example):
         parts.append(plan.together)
+    if plan.limits:
+        parts += [list(plan.limits), plan.judged]
     return parts
 
 

@@ -43,6 +43,7 @@ def weight_of_evidence(probe: Probed, example: Example) -> Check:
     label, said = example.segment("label"), example.segment("explanation")
     if label is None or said is None:
         return _check("weight_of_evidence", math.nan, 0)
+    probe.scorer.check(example)
     start, own, others, _ = probe.scorer.label_ids(example)
     if not others:
         return _check("weight_of_evidence", math.nan, 0)
@@ -84,6 +85,7 @@ def mediation_share(probe: Probed, example: Example, donors: Sequence[Example], 
     usable = [d for d in others_rows if d.segment("label") is not None and d.segment("explanation") is not None][:most]
     if label is None or said is None or not usable:
         return _check("mediation_share", math.nan, 0)
+    probe.scorer.check(example)
     start, own, others, _ = probe.scorer.label_ids(example)
     labels, said_before = [own, *others], list(example.ids[example.prompt_len : start])
     whole = _log_odds(probe, list(example.ids[:start]), labels, ())
@@ -113,6 +115,7 @@ def counterfactuals(
     encode = probe.token_bytes.encode
     if label is None or not fillers or encode(prompt) != list(example.ids[: example.prompt_len]):
         return ()
+    probe.scorer.check(example)
     start, own, others, _ = probe.scorer.label_ids(example)
     if not others or start > example.prompt_len + 4:
         return ()  # the answer begins with the explanation: its label cannot be scored without generating first
@@ -142,12 +145,13 @@ def _distribution(probe: Probed, head: list[int], labels: Sequence[list[int]]) -
 
 
 def _generate(probe: Probed, prompts: Sequence[list[int]], most: int) -> list[str]:
-    """Greedy answers, left-padded with a mask, in batches under the token budget."""
+    """Greedy answers, left-padded with a mask, in batches under the token budget; one at a time where the model ignores
+    the mask."""
     answers: list[str] = []
-    size = max(map(len, prompts))
-    rows = probe.scorer.batch_rows(size + most)
+    rows = 1 if probe.scorer.can.unmasked else probe.scorer.batch_rows(max(map(len, prompts)) + most)
     for at in range(0, len(prompts), rows):
         chunk = prompts[at : at + rows]
+        size = max(map(len, chunk))
         ids = torch.full((len(chunk), size), probe.pad_id, device=probe.device)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(chunk):

@@ -152,6 +152,7 @@ class AfterChain:
 
     def __init__(self, probe: Probed, example: Example) -> None:
         self.probe, self.example = probe, example
+        probe.scorer.check(example)
         start, own, others, _ = probe.scorer.label_ids(example)
         self.labels = [own, *others]
         chain = example.chain

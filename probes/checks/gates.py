@@ -35,8 +35,8 @@ import torch
 from probes.checks.agreement import cosine, pearson
 from probes.checks.crosscheck import post_units, unit_sums
 from probes.errors import RowRefused
+from probes.models.forward import Forward
 from probes.models.probed import Probed
-from probes.models.score import Forward
 from probes.models.token_bytes import decode_bytes
 from probes.nulls import band
 from probes.records import Attribution, Check, Example
@@ -169,7 +169,11 @@ def on_tokens(example: Example, char_values: np.ndarray) -> np.ndarray:
 
 
 def _soft(method: str, example: Example, forward: Forward, char_values: np.ndarray, seed: int) -> list[Check]:
-    """Soft normalised erasure, not divided by the whole effect: in nats, so that posts without an effect do no harm."""
+    """Soft normalised erasure, not divided by the whole effect: in nats, so that posts without an effect do no harm.
+    Abstains where the model is called on token ids: half a token has none."""
+    names = ("soft_comprehensiveness", "soft_sufficiency")
+    if forward.can.on_ids:
+        return [_made(name, method, math.nan, np.empty(0)) for name in names]
     shares = at_equal_share(on_tokens(example, char_values), SOFT_SHARE)
     weight = torch.as_tensor(shares, dtype=torch.float32, device=forward.post.device)
     generator = torch.Generator().manual_seed(seed)
@@ -184,10 +188,7 @@ def _soft(method: str, example: Example, forward: Forward, char_values: np.ndarr
 
     scores = forward.scorer.chunked(part, rows, forward.tokens).numpy()
     without, only = scores[0] - scores[1 : _SOFT_DRAWS + 1].mean(), scores[0] - scores[_SOFT_DRAWS + 1 :].mean()
-    return [
-        _made("soft_comprehensiveness", method, float(without), np.empty(0)),
-        _made("soft_sufficiency", method, float(only), np.empty(0)),
-    ]
+    return [_made(name, method, float(value), np.empty(0)) for name, value in zip(names, (without, only), strict=True)]
 
 
 def max_sensitivity(

@@ -97,8 +97,9 @@ class Plan:
 
 
 def token_logprobs(logits: torch.Tensor, pick: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    """float64 log p of ``token`` under row ``pick`` of ``logits [B, R, V]`` -> ``[B, T]``."""
-    return logits[:, pick, token].double() - log_norm(logits)[:, pick]
+    """float64 log p of ``token [T]`` under row ``pick`` (``[T]``, ``[B, T]``) of ``logits [B, R, V]`` -> ``[B, T]``."""
+    batch = torch.arange(len(logits), device=logits.device)[:, None]
+    return logits[batch, pick, token].double() - log_norm(logits)[batch, pick]
 
 
 def log_norm(logits: torch.Tensor) -> torch.Tensor:

@@ -61,7 +61,8 @@ class Prefix:
 
 
 def read_prefix(model: Any, inputs: dict[str, Any]) -> Prefix:
-    """Runs a model over ``inputs`` (``inputs_embeds [1, P, D]`` and what it needs beside) and keeps its cache.
+    """Runs a model over ``inputs`` (``inputs_embeds [1, P, D]`` or ``input_ids [1, P]``, and what it needs beside) and
+    keeps its cache.
 
     Raises:
         NoPrefix: the model gives no cache that can be kept.
@@ -71,4 +72,4 @@ def read_prefix(model: Any, inputs: dict[str, Any]) -> Prefix:
     cache = getattr(out, "past_key_values", None)
     if cache is None:
         raise NoPrefix("it gives no past_key_values")
-    return Prefix(cache, inputs["inputs_embeds"].shape[1])
+    return Prefix(cache, next(inputs[name].shape[1] for name in ("inputs_embeds", "input_ids") if name in inputs))

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from probes.errors import ProbeError, ProbeInputError
+from probes.models.abilities import Abilities
+from probes.models.forward import Forward
 from probes.models.loaded import LoadedModel
-from probes.models.pack import Plan, attention_mask, log_norm, token_logprobs
-from probes.models.prefix import MIN_TOKENS, NoPrefix, Prefix, read_prefix
+from probes.models.pack import log_norm
+from probes.models.prefix import NoPrefix, Prefix, read_prefix
 from probes.models.trial import Trial, stretches, try_model
 from probes.records import Example, Span
 
@@ -28,205 +28,6 @@ from probes.records import Example, Span
 # 150k vocabulary stay under 5 GB of saved activations and logits per 1000 tokens.
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 8192}
 _SLACK = 1.25  # of what a pass is counted to take: buffers of the kernels, blocks that the allocator cannot give back
-ERASERS = ("attention", "neutral", "resample")
-
-
-class Forward:
-    """Scores of one example's targets as a function of its (perturbed) post. Made by ``Scorer.forward``.
-
-    Attributes:
-        scorer: the engine it runs on.
-        targets: names, the columns of every result.
-        plans: the sequences of one row. columns: for each target its groups of log p.
-        prefix: the model's cache after the tokens before the post, or None where every pass runs them.
-        tokens: length of one packed row, without the prefix.
-        rows_run: sequences evaluated so far.
-    """
-
-    def __init__(self, scorer: Scorer, example: Example, targets: Sequence[str], packed: bool, keep: bool) -> None:
-        self.scorer = scorer
-        self.example = example
-        self.targets = tuple(targets)
-        self.rows_run = 0
-        self.label_retokenised = False
-        probe = scorer.probe
-        first, last = example.post_tok
-        self.plans, self.columns = self._lay_out(packed)
-        self.prefix = scorer.prefix(example.ids[:first]) if keep and first >= MIN_TOKENS else None
-        self._begin = 0 if self.prefix is None else first
-        self.tokens = sum(len(plan.ids) - self._begin for plan in self.plans)
-        embedding = probe.model.get_input_embeddings()
-        with torch.no_grad():
-            before = embedding(self.plans[0].ids[self._begin : first])
-            self._around = [(before, embedding(plan.ids[last:])) for plan in self.plans]
-            self.post = embedding(self.plans[0].ids[first:last]).float()
-            neutral = torch.tensor(probe.pad_id, device=probe.device)
-            self.neutral = embedding(neutral).float().expand_as(self.post)
-
-    def _lay_out(self, packed: bool) -> tuple[list[Plan], list[tuple[str, list[int]]]]:
-        """Plans, and for each target how its score comes from the concatenated groups."""
-        example, device = self.example, self.scorer.probe.device
-        spans: list[Span] = []
-        branches: list[tuple[int, Sequence[int]]] = []
-        columns: list[tuple[str, list[int]]] = []
-        for target in self.targets:
-            if target == "label":
-                continue
-            columns.append((target, [len(spans)]))
-            spans.append(target_tokens(example, target))
-        if "label" in self.targets:
-            start, label, others, self.label_retokenised = self.scorer.label_ids(example)
-            branches = [(start, ids) for ids in (label, *others)]
-            columns.append(("label", list(range(len(spans), len(spans) + len(branches)))))
-        columns.sort(key=lambda column: self.targets.index(column[0]))
-        ends = [end for _, end in spans] + ([branches[0][0] + len(branches[0][1])] if branches else [])
-        trunk = example.ids[: min(max(ends), len(example.ids))]
-        if packed or not branches:
-            return [Plan.build(trunk, spans, branches, device)], columns
-        alone = [
-            Plan.build([*example.ids[:start], *ids], [(start, start + len(ids))], [], device) for start, ids in branches
-        ]
-        return ([Plan.build(trunk, spans, [], device)] if spans else []) + alone, columns
-
-    def __call__(self, post: torch.Tensor) -> torch.Tensor:
-        """Scores for post embeddings.
-
-        Args:
-            post: float32 ``[B, n, D]``, one embedding per token of ``example.post_tok``.
-        Returns:
-            float64 ``[B, targets]`` in nats, differentiable in ``post``.
-        """
-        rows = self.scorer.batch_rows(self.tokens)
-        if len(post) <= rows or not post.requires_grad:
-            return self._run(post, None)
-        # More than fits at once: each part is run again when its gradient is asked for.
-        return torch.cat([checkpoint(self._run, part, None, use_reentrant=False) for part in post.split(rows)])
-
-    def filler(self, texts: Sequence[str], draws: int, seed: int = 0) -> torch.Tensor:
-        """Embeddings of what may stand in a post of this length instead: clauses of other posts, cut to its tokens.
-
-        Args:
-            texts: clauses to draw from, in one fixed order; each draw is another random sequence of them.
-        Returns:
-            float32 ``[draws, n, D]``.
-        Raises:
-            ProbeInputError: no text, or texts without a single token.
-        """
-        encode, rng, size = self.scorer.probe.token_bytes.encode, random.Random(seed), len(self.post)
-        tokens = [ids for ids in (encode(text) for text in texts) if ids]
-        if not tokens:
-            raise ProbeInputError(
-                f"{self.example.id}: resampling needs fillers: clauses of other posts to put in place of the erased"
-            )
-        rows = []
-        for _ in range(draws):
-            row: list[int] = []
-            while len(row) < size:
-                row += rng.choice(tokens)
-            rows.append(row[:size])
-        with torch.no_grad():
-            return self.scorer.probe.model.get_input_embeddings()(torch.tensor(rows, device=self.post.device)).float()
-
-    def kept(self, keep: torch.Tensor, eraser: str = "attention", filler: torch.Tensor | None = None) -> torch.Tensor:
-        """Scores with some post tokens erased, in chunks under the token budget.
-
-        Args:
-            keep: bool ``[B, n]``.
-            eraser: "attention" (no position may attend to an erased token; positions stay), "neutral" (the token
-                becomes the pad token) or "resample" (it becomes a token of ``filler``; the median over its rows: other
-                posts hold cues of their own, and what those few do is not what the erased token did).
-            filler: float32 ``[draws, n, D]`` (``filler``), for "resample" only.
-        Returns:
-            float64 ``[B, targets]`` in nats, no gradient.
-        Raises:
-            ProbeInputError: unknown eraser, no filler to resample from; or attention erasure of the prompt's last
-                token, which cannot be hidden from its own prediction.
-        """
-        if eraser not in ERASERS:
-            raise ProbeInputError(f"eraser {eraser!r}: not one of {', '.join(ERASERS)}")
-        if (eraser == "resample") != (filler is not None):
-            raise ProbeInputError(f"eraser {eraser!r}: filler rows are for resampling, and resampling needs them")
-        keep = keep.to(self.post.device)
-        last = self.example.post_tok[1]
-        if eraser == "attention" and last >= self.example.prompt_len and not bool(keep[:, -1].all()):
-            raise ProbeInputError(
-                f"{self.example.id}: the post ends the prompt, so hiding its last token cannot erase it; "
-                "use the neutral eraser, or put text after the post"
-            )
-
-        def part(rows: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
-                if eraser == "attention":
-                    return self._run(self.post[None], rows)
-                if filler is None:
-                    return self._run(torch.where(rows[..., None], self.post, self.neutral), None)
-                whole = rows.all(1)  # nothing to draw for: run once
-                scores = torch.empty(len(rows), len(self.targets), dtype=torch.float64, device=rows.device)
-                if whole.any():
-                    scores[whole] = self._run(self.post[None], None)
-                if not whole.all():
-                    cut = rows[~whole]
-                    draws = [self._run(torch.where(cut[..., None], self.post, drawn), None) for drawn in filler]
-                    scores[~whole] = torch.stack(draws).quantile(0.5, 0)
-                return scores
-
-        return self.scorer.chunked(part, keep, self.tokens)
-
-    def _run(self, post: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
-        scores = self.groups(post, keep)
-        columns = []
-        for target, picked in self.columns:
-            column = scores[:, picked[0]]
-            if target == "label" and len(picked) > 1:
-                column = column - scores[:, picked[1:]].logsumexp(-1)
-            columns.append(column)
-        return torch.stack(columns, 1)
-
-    def groups(self, post: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
-        """Log p, before they are combined: every explanation span, then the label sentence, then its rivals.
-
-        Args:
-            post: float32 ``[B or 1, n, D]``.
-            keep: bool ``[B, n]``, False where hidden by the attention mask, or None.
-        Returns:
-            float64 ``[B, groups]`` in nats.
-        """
-        probe = self.scorer.probe
-        batch = len(post) if keep is None else len(keep)
-        self.rows_run += batch * len(self.plans)
-        groups = []
-        for plan, (before, after) in zip(self.plans, self._around, strict=True):
-            parts = (before, post.to(probe.dtype), after)
-            embeds = torch.cat([part.expand(batch, -1, -1) for part in parts], 1)
-            begin = self._begin
-            mask = attention_mask(plan, keep, self.example.post_tok, probe.dtype, begin)
-            logits = self.scorer.logits(embeds, plan.positions[begin:], mask, plan.rows - begin, self.prefix)
-            found = token_logprobs(logits, plan.pick, plan.token)
-            groups.append(found.new_zeros(batch, plan.groups).index_add(1, plan.group, found))
-        return torch.cat(groups, 1)
-
-
-def target_tokens(example: Example, target: str) -> Span:
-    """Token range of "explanation", or of ``explanation[a:b]`` (characters of the explanation).
-
-    Raises:
-        ProbeInputError: unknown target, or the row has no such part.
-    """
-    segment = example.segment("explanation")
-    if target.partition("[")[0] != "explanation":
-        raise ProbeInputError(f"target {target!r}: not label, explanation or explanation[a:b]")
-    if segment is None:
-        raise ProbeInputError(f"{example.id}: the row has no explanation to attribute")
-    if target == "explanation":
-        return segment.tok
-    try:
-        low, high = (int(part) for part in target.removeprefix("explanation[").removesuffix("]").split(":"))
-    except ValueError as error:
-        raise ProbeInputError(f"target {target!r}: not label, explanation or explanation[a:b]") from error
-    length = segment.char[1] - segment.char[0]
-    if not 0 <= low < high <= length:
-        raise ProbeInputError(f"{example.id}: target {target!r} is not inside the explanation of {length} characters")
-    return example.tokens_of((segment.char[0] + low, segment.char[0] + high), within=segment.tok)
 
 
 class Scorer:
@@ -235,6 +36,7 @@ class Scorer:
     Attributes:
         token_budget: tokens of one batch.
         tried: what the trial found (``probes.models.trial.Trial``), None before the first row.
+        can: what the model can do, as far as it was tried.
     """
 
     def __init__(self, probe: LoadedModel) -> None:
@@ -242,32 +44,36 @@ class Scorer:
         self.inner = _inner(probe.model)
         self.token_budget = TOKEN_BUDGET.get(probe.device.type, TOKEN_BUDGET["cuda"])
         self.tried: Trial | None = None
-        self._packs, self._keeps = True, True
+        self.can = Abilities()
         self._checked, self._checked_prefix = 0, 0
-        self._shared: dict[tuple[int, ...], Prefix] | None = None
+        self._shared: dict[tuple[tuple[int, ...], bool, bool], Prefix] | None = None
         parameters = inspect.signature(self.inner.forward).parameters
         self._takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
         self._takes = frozenset(parameters)
 
     def logits(
         self,
-        embeds: torch.Tensor,
+        tokens: torch.Tensor,
         positions: torch.Tensor,
         mask: torch.Tensor | None,
         rows: torch.Tensor,
-        prefix: Prefix | None = None,
+        prefix: Prefix | None,
+        can: Abilities,
     ) -> torch.Tensor:
-        """Logits ``[B, R, V]`` at ``rows`` for embeddings ``[B, S, D]``, positions ``[S]`` and a 2-D or 4-D mask; where
-        there is a prefix, of the tokens after it."""
-        inputs = self._inputs(embeds, positions) | {"attention_mask": mask}
+        """Logits ``[B, R, V]`` at ``rows`` for embeddings ``[B, S, D]`` or ids ``[B, S]``, positions ``[S]`` and a 2-D
+        or 4-D mask; where there is a prefix, of the tokens after it."""
+        inputs = self._inputs(tokens, positions, can) | {"attention_mask": mask}
         if prefix is not None:
-            inputs |= {"past_key_values": prefix.cache(len(embeds)), "use_cache": True}
+            inputs |= {"past_key_values": prefix.cache(len(tokens)), "use_cache": True}
         return self.call(inputs, rows)
 
-    def _inputs(self, embeds: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"inputs_embeds": embeds}
-        if self._takes_all or "position_ids" in self._takes:  # Bloom and the state-space models count for themselves
-            inputs["position_ids"] = positions.expand(len(embeds), -1)
+    def _inputs(self, tokens: torch.Tensor, positions: torch.Tensor, can: Abilities) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
+        takes = (
+            self._takes_all or "position_ids" in self._takes
+        )  # Bloom and the state-space models count for themselves
+        if takes and not can.counts:
+            inputs["position_ids"] = positions.expand(len(tokens), -1)
         return inputs
 
     def call(self, inputs: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:
@@ -294,7 +100,11 @@ class Scorer:
         if self._shared is not None:
             self._shared.clear()
 
-    def prefix(self, ids: Sequence[int]) -> Prefix:
+    def refused(self, what: str, why: str) -> ProbeInputError:
+        """The line for what this model cannot be asked for."""
+        return ProbeInputError(f"{self.probe.name}: {type(self.inner).__name__} cannot be asked for {what}: {why}")
+
+    def prefix(self, ids: Sequence[int], can: Abilities) -> Prefix:
         """The model's cache after ``ids``.
 
         Raises:
@@ -302,13 +112,14 @@ class Scorer:
         """
         if not self._takes_all and not {"past_key_values", "use_cache"} <= self._takes:
             raise NoPrefix("it takes no past_key_values")
-        key = tuple(ids)
+        key = (tuple(ids), bool(can.on_ids), can.counts)
         if self._shared is not None and key in self._shared:
             return self._shared[key]
         device = self.probe.device
         with torch.no_grad():
-            embeds = self.probe.model.get_input_embeddings()(torch.tensor([key], device=device))
-            inputs = self._inputs(embeds, torch.arange(len(key), device=device))
+            tokens = torch.tensor([key[0]], device=device)
+            given = tokens if can.on_ids else self.probe.model.get_input_embeddings()(tokens)
+            inputs = self._inputs(given, torch.arange(len(key[0]), device=device), can)
             if "logits_to_keep" in self._takes:
                 inputs["logits_to_keep"] = 1
             found = read_prefix(self.probe.model, inputs)
@@ -328,7 +139,7 @@ class Scorer:
             ProbeInputError: the row has no such part.
         """
         self.check(example)
-        return Forward(self, example, targets, self._packs, self._keeps)
+        return Forward(self, example, targets, self.can)
 
     def check(self, example: Example) -> None:
         """Tries the model on a row unless a longer one was tried before (``probes.models.trial``). A data set's longest
@@ -342,12 +153,12 @@ class Scorer:
         if (size <= self._checked and first <= self._checked_prefix) or not targets:
             return
         try:
-            tried = try_model(self, lambda packed, keep: Forward(self, example, targets, packed, keep))
+            tried = try_model(self, lambda can: Forward(self, example, targets, can))
         except RuntimeError as error:
             self.back_off(error, self.token_budget)  # one row at a time: there is no smaller batch
             raise
         self.tried = tried if self.tried is None else self.tried.worse(tried)
-        self._packs, self._keeps = self.tried.packs, not self.tried.unkept
+        self.can = self.tried.can
         self._checked, self._checked_prefix = max(self._checked, size), max(self._checked_prefix, first)
 
     def fit(self, max_memory: int) -> None:
@@ -414,12 +225,19 @@ class Scorer:
 
         Args:
             sequences: token ids; starts: first scored token of each, at least 1.
-            hidden: for each sequence token ranges that no position may attend to; positions stay.
+            hidden: for each sequence token ranges before its start that no position may attend to; positions stay.
+                Where the model cannot hide tokens they are cut out, and what follows closes up.
         Returns:
             float64 ``[len(sequences)]`` in nats, no gradient; independent of what shares the batch.
         """
         if any(start < 1 or start > len(sequence) for sequence, start in zip(sequences, starts, strict=True)):
             raise ProbeError("logprobs: each start must lie in 1..len(sequence)")
+        if hidden is not None and self.can.unmasked:
+            gone = [{at for a, b in spans for at in range(a, b)} for spans in hidden]
+            sequences = [
+                [t for at, t in enumerate(ids) if at not in out] for ids, out in zip(sequences, gone, strict=True)
+            ]
+            starts, hidden = [at - len(out) for at, out in zip(starts, gone, strict=True)], None
         device = self.probe.device
         # Alike lengths share a batch, so little of it is padding.
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
@@ -437,8 +255,9 @@ class Scorer:
             first = min(starts[i] for i in chosen) - 1
             rows = torch.arange(first, size - 1, device=device)
             with torch.no_grad():
-                embeds = self.probe.model.get_input_embeddings()(ids)
-                logits = self.logits(embeds, torch.arange(size, device=device), mask, rows)
+                given = ids if self.can.on_ids else self.probe.model.get_input_embeddings()(ids)
+                seen = None if self.can.unmasked else mask
+                logits = self.logits(given, torch.arange(size, device=device), seen, rows, None, self.can)
                 picked = logits.gather(2, ids[:, first + 1 :, None])[..., 0].double() - log_norm(logits)
             at = torch.arange(first + 1, size, device=device)
             ends = torch.tensor([[starts[i], len(sequences[i])] for i in chosen], device=device)

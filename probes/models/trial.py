@@ -1,9 +1,14 @@
 """Is the model that is scored the model that answered? Tried on a row before it is scored, and on each longer one.
 
 The engine hands a model embeddings instead of ids, hides tokens by the attention mask, packs several continuations in
-one sequence and asks for gradients. Each is tried against a plain call of the model on the ids, in nats of log-odds:
-a model that does not pack is scored one sequence at a time ever after; where its own answer is not what we score, or
-what is hidden still matters, it is refused by name, before the first post.
+one sequence and asks for gradients. Each is tried against a plain call of the model on the ids, in nats of log-odds.
+What a model cannot do is in its ``Abilities``, and done otherwise ever after:
+
+* One that does not pack is scored one sequence at a time.
+* One that looks at the ids beside their embeddings is called on ids, and has no maps from gradients.
+* One where a hidden token still matters has erased tokens cut out of its sequence.
+
+Where its own answer is not what we score even so, it is refused by name, before the first post.
 """
 
 from __future__ import annotations
@@ -14,11 +19,12 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from probes.errors import ProbeInputError
+from probes.models.abilities import Abilities
 from probes.models.pack import token_logprobs
 from probes.records import Example
 
@@ -44,11 +50,10 @@ STRETCH = 10
 
 @dataclass(frozen=True)
 class Trial:
-    """What a model may be spared, and how far what was tried is apart.
+    """What a model can do, and how far what was tried is apart.
 
     Attributes:
-        packs: several continuations in one sequence.
-        unkept: why what stands before the post is run in every pass; empty where it is run once and kept.
+        can: what it can do.
         gaps: nats between two ways to one number, by name.
         bound: what they may be, in nats.
         kept_bound: the same for "prefix kept", relative to the larger of the number and 1, and never above ``bound``.
@@ -57,8 +62,7 @@ class Trial:
             more, for their softmax and its gradient.
     """
 
-    packs: bool
-    unkept: str
+    can: Abilities
     gaps: Mapping[str, float]
     bound: float
     kept_bound: float
@@ -71,8 +75,7 @@ class Trial:
         gaps = {name: max(self.gaps.get(name, 0.0), gap) for name, gap in other.gaps.items()}
         return dataclasses.replace(
             self,
-            packs=self.packs and other.packs,
-            unkept=self.unkept or other.unkept,
+            can=self.can.both(other.can),
             gaps={**self.gaps, **gaps},
             tokens=max(self.tokens, other.tokens),
             prefix_bytes=max(self.prefix_bytes, other.prefix_bytes),
@@ -83,68 +86,108 @@ class Trial:
 def told(trial: Trial, memory: Mapping[str, int]) -> str:
     """One line: how a model is scored, how sure that is, and what it takes (``Scorer.memory``)."""
     gaps = ", ".join(f"{name} {gap:.1g}" for name, gap in trial.gaps.items() if math.isfinite(gap))
-    how = "all labels in one sequence" if trial.packs else "one sequence at a time"
-    prefix = f"run every time ({trial.unkept})" if trial.unkept else "run once"
+    can = trial.can
+    how = "all labels in one sequence" if can.packs else "one sequence at a time"
+    prefix = f"run every time ({can.unkept})" if can.unkept else "run once"
+    limits = "".join(f"; {limit}" for limit in can.limits.values())
     sizes = ", ".join(f"{name} {memory[name] / 2**30:.2f} GiB" for name in ("weights", "prefix", "batch"))
     return (
-        f"scored {how}, what stands before the post {prefix}; nats from a plain call of the model: {gaps} (allowed: "
-        f"{trial.bound:g}); batches of {memory['rows']} rows of {memory['tokens']} tokens; memory: {sizes}"
+        f"scored {how}, what stands before the post {prefix}{limits}; nats from a plain call of the model: {gaps} "
+        f"(allowed: {trial.bound:g}); batches of {memory['rows']} rows of {memory['tokens']} tokens; memory: {sizes}"
     )
 
 
-def try_model(scorer: Scorer, make: Callable[[bool, bool], Forward]) -> Trial:
+def try_model(scorer: Scorer, make: Callable[[Abilities], Forward]) -> Trial:
     """Tries a model on one row.
 
     Args:
-        make: packed or not, prefix kept or not -> the score function of the row's label and ``stretches``, as far as it
-            has them.
+        make: what it can do -> the score function of the row's label and ``stretches``, as far as it has them.
     Raises:
         ProbeInputError: the class of the model, and which number is not what it should be.
     """
     bound = BOUND.get(scorer.probe.dtype, HALF_BOUND)
     kept_bound = KEPT_BOUND.get(scorer.probe.dtype, HALF_BOUND)
-    single = make(False, False)
+    can = Abilities(packs=False, unkept="not tried yet")
+    single = make(can)
     said = _numbers(single, _guarded(scorer, "be called on token ids", lambda: _plain(scorer, single)))
     gaps = {"what follows exchanged": _looks_ahead(scorer, single, bound)}
-    keep = torch.ones(2, len(single.post), dtype=torch.bool, device=single.post.device)
+    single, whole = _called(scorer, make, can, said, bound, gaps)
+    keep = torch.ones(2, len(single.ids), dtype=torch.bool, device=single.ids.device)
     keep[1, :-1:2] = False  # never the last: it may end the prompt, and then cannot be hidden
-    with torch.no_grad():
-        whole = _guarded(scorer, "be scored from embeddings", lambda: single.groups(single.post[None], None))
-    gap = float((_numbers(single, whole) - said).abs().max())
-    if not gap <= bound:
-        raise _refusal(
-            scorer, f"log-odds from embeddings and from token ids differ by {gap:.2g} nats: it looks at the ids as well"
-        )
-    gaps["embeddings"] = gap
-    hidden, gaps["hidden tokens exchanged"] = _hidden(scorer, single, keep, bound)
+    hidden, why = _hidden(single, keep, bound, gaps)
+    if why:
+        single = make(dataclasses.replace(single.can, unmasked=why))
+        hidden = _cut(scorer, single, keep, bound, gaps)
     wanted = _numbers(single, torch.cat([whole, hidden]))
-    packed = make(True, False)
-    packs = len(packed.plans) == len(single.plans)
-    if not packs:
-        gaps["packed"] = _gap(packed, keep, wanted)
-        packs = gaps["packed"] <= bound
-    base = packed if packs else single
-    slope = _gradient(scorer, base)
-    kept = _try_prefix(lambda: make(packs, True), keep, wanted, slope, kept_bound)
+    base = single if single.can.unmasked or single.can.counts else _packed(make, single, keep, wanted, bound, gaps)
+    slope, why = _gradient(scorer, base)
+    can = dataclasses.replace(base.can, ungraded=why)
+    kept = _try_prefix(lambda: make(dataclasses.replace(can, unkept="")), keep, wanted, slope, kept_bound)
     gaps["prefix kept"] = kept.gap
     size = (
         (kept.tokens, kept.prefix_bytes, kept.token_bytes)
         if kept.tokens
         else (base.tokens, 0, slope.bytes / base.tokens)
     )
-    return Trial(packs, kept.reason, gaps, bound, kept_bound, *size)
+    return Trial(dataclasses.replace(can, unkept=kept.reason), gaps, bound, kept_bound, *size)
+
+
+def _called(
+    scorer: Scorer,
+    make: Callable[[Abilities], Forward],
+    can: Abilities,
+    said: torch.Tensor,
+    bound: float,
+    gaps: dict[str, float],
+) -> tuple[Forward, torch.Tensor]:
+    """The score function by the first way of calling the model that says what a plain call does, and log p of its
+    groups. A model that counts its positions itself gives other answers with ours; one that looks at the ids as well,
+    with embeddings."""
+    first = ""
+    for on_ids, counts in itertools.product((False, True), (False, True)):
+        found = make(dataclasses.replace(can, on_ids=first if on_ids else "", counts=counts))
+        name = "token ids by the engine" if on_ids else "embeddings"
+        whole, why = _tried(f"be scored from {name}", lambda f=found: _whole(f))
+        gap = math.inf if whole is None else float((_numbers(found, whole) - said).abs().nan_to_num(math.inf).max())
+        if whole is not None and gap <= bound:
+            gaps["ids" if on_ids else "embeddings"] = gap
+            return found, whole
+        why = (
+            why or f"log-odds from embeddings and from token ids differ by {gap:.2g} nats: it looks at the ids as well"
+        )
+        first = first or why
+    raise _refusal(scorer, first)
+
+
+def _whole(forward: Forward) -> torch.Tensor:
+    """Log p of the groups of the row as it is; and a model that is given embeddings has to take those that are no
+    token's: gradients ask for them."""
+    with torch.no_grad():
+        if not forward.can.on_ids:
+            forward.groups(-forward.post[None], None)
+        return forward.groups(forward.ids[None], None)
+
+
+def _packed(
+    make: Callable[[Abilities], Forward],
+    single: Forward,
+    keep: torch.Tensor,
+    wanted: torch.Tensor,
+    bound: float,
+    gaps: dict[str, float],
+) -> Forward:
+    """The packed score function where it gives what the other does; else the other."""
+    packed = make(dataclasses.replace(single.can, packs=True))
+    if len(packed.plans) < len(single.plans):
+        gaps["packed"] = _gap(packed, keep, wanted)
+        return packed if gaps["packed"] <= bound else single
+    return packed
 
 
 def _gap(forward: Forward, keep: torch.Tensor, wanted: torch.Tensor) -> float:
     """Nats between the numbers of ``forward`` and what they should be; infinite where the model's own code fails."""
-    try:
-        with torch.no_grad():
-            found = _numbers(forward, forward.groups(forward.post[None], keep))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # its own mask code, whatever that raises for a 4-D mask
-        return math.inf
-    return float((found - wanted).abs().nan_to_num(math.inf).max())
+    found, _ = _tried("", lambda: _numbers(forward, forward.groups(forward.ids[None], keep)))
+    return math.inf if found is None else float((found - wanted).abs().nan_to_num(math.inf).max())
 
 
 class _Kept(NamedTuple):
@@ -166,13 +209,15 @@ def _try_prefix(
         if kept.prefix is None:
             return _Kept("", 0.0)
         gap = _gap(kept, keep, wanted)
-        found = _slope(kept, slope.scale)
+        found = _saved(kept) if slope.gradient is None else _slope(kept, slope.scale)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a cache of another kind, or the model's own code
         return _Kept(_reason(error), math.inf)
     if not gap <= min(bound * max(1.0, float(wanted.abs().max())), BOUND.get(kept.scorer.probe.dtype, HALF_BOUND)):
         return _Kept(f"log-odds with the prefix kept and without differ by {gap:.2g} nats", gap)
+    if found.gradient is None or slope.gradient is None:
+        return _Kept("", gap, kept.tokens, kept.prefix.size, found.bytes / kept.tokens)
     apart = float((found.gradient - slope.gradient).norm() / slope.gradient.norm())
     if not apart <= (_GRADIENT if bound < HALF_BOUND else _HALF_GRADIENT):
         return _Kept(f"gradients with the prefix kept and without differ by {apart:.1%}", gap)
@@ -191,12 +236,20 @@ def stretches(example: Example) -> list[str]:
     return [f"explanation[{a}:{b}]" for a, b in itertools.pairwise(ends)]
 
 
-def _plain(scorer: Scorer, forward: Forward) -> torch.Tensor:
-    """Log p of every group, float64 ``[1, groups]``, from ids alone: no mask, no positions, one sequence at a time."""
+def _plain(scorer: Scorer, forward: Forward, left: torch.Tensor | None = None) -> torch.Tensor:
+    """Log p of every group, float64 ``[1, groups]``, from ids alone: no mask, no positions, one sequence at a time.
+
+    Args:
+        left: bool ``[tokens]`` of the row: the others are not there. None: all are.
+    """
     groups = []
     with torch.no_grad():
         for plan in forward.plans:
-            logits = scorer.call({"input_ids": plan.ids[None]}, plan.rows)
+            ids, rows = plan.ids, plan.rows
+            if left is not None:  # what follows the post is never erased
+                here = torch.cat([left, left.new_ones(len(ids))])[: len(ids)]
+                ids, rows = ids[here], rows - int((~here).sum())
+            logits = scorer.call({"input_ids": ids[None]}, rows)
             found = token_logprobs(logits, plan.pick, plan.token)
             groups.append(found.new_zeros(1, plan.groups).index_add(1, plan.group, found))
     return torch.cat(groups, 1)
@@ -238,26 +291,51 @@ def _numbers(forward: Forward, groups: torch.Tensor) -> torch.Tensor:
 
 
 class _Slope(NamedTuple):
-    """The gradient ``[1, n, D]`` with the post's embeddings scaled, and the bytes that it took."""
+    """The gradient ``[1, n, D]`` with the post's embeddings scaled, or None; and the bytes that it takes."""
 
     scale: float
-    gradient: torch.Tensor
+    gradient: torch.Tensor | None
     bytes: int
 
 
-def _gradient(scorer: Scorer, forward: Forward) -> _Slope:
-    """A gradient that exists and is not zero, at the post or (a saturated score has none there) well below it."""
+def _gradient(scorer: Scorer, forward: Forward) -> tuple[_Slope, str]:
+    """A gradient that is not zero, at the post or (a saturated score has none there) well below it; else why not."""
+    if forward.can.on_ids:
+        return _saved(forward), forward.can.on_ids
     for scale in (1.0, 0.3):
-        found = _guarded(scorer, "be differentiated", lambda scale=scale: _slope(forward, scale))
+        found, why = _tried("be differentiated", lambda scale=scale: _slope(forward, scale), grad=True)
+        if found is None or found.gradient is None:
+            return _saved(forward), why
         if not bool(torch.isfinite(found.gradient).all()):
             raise _refusal(scorer, "the gradient of the log-odds is not finite")
         if bool(found.gradient.any()):
-            return found
+            return found, ""
     raise _refusal(scorer, "the gradient of the log-odds is zero everywhere")
 
 
 def _slope(forward: Forward, scale: float) -> _Slope:
-    post, model = (scale * forward.post[None]).clone().requires_grad_(), forward.scorer.probe.model
+    post = (scale * forward.post[None]).clone().requires_grad_()
+    score, size = _counted(forward, lambda: forward(post).sum())
+    return _Slope(scale, torch.autograd.grad(score, post)[0], size)
+
+
+def _saved(forward: Forward) -> _Slope:
+    """No gradient, and what a pass takes at most: what it would save for one."""
+    embedding = forward.scorer.probe.model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda _module, _given, out: out.requires_grad_())
+    try:
+        for grad in (True, False):
+            found, _ = _tried("", lambda: _counted(forward, lambda: forward.groups(forward.ids[None], None)), grad)
+            if found is not None:
+                return _Slope(1.0, None, found[1])
+    finally:
+        hook.remove()
+    raise _refusal(forward.scorer, "it cannot be called twice")
+
+
+def _counted(forward: Forward, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """What a pass gives, and the bytes that it saves, with the logits twice more."""
+    model = forward.scorer.probe.model
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     logits = sum(len(plan.rows) for plan in forward.plans) * model.get_input_embeddings().num_embeddings
     saved: dict[int, int] = {}
@@ -269,51 +347,100 @@ def _slope(forward: Forward, scale: float) -> _Slope:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        score = forward(post).sum()
-    return _Slope(scale, torch.autograd.grad(score, post)[0], sum(saved.values()) + 2 * 4 * logits)
+        found = run()
+    return found, sum(saved.values()) + 2 * 4 * logits
 
 
-def _hidden(scorer: Scorer, forward: Forward, keep: torch.Tensor, bound: float) -> tuple[torch.Tensor, float]:
-    """Log p of the groups with every other token hidden, and nats that exchanging what is hidden moves them: it must
-    not matter, nor what shares the batch (some models honour the mask from two rows on).
+def _hidden(forward: Forward, keep: torch.Tensor, bound: float, gaps: dict[str, float]) -> tuple[torch.Tensor, str]:
+    """Log p of the groups with every other token hidden, and why tokens cannot be hidden: exchanging what is hidden
+    must not matter, nor what shares the batch (some models honour the mask from two rows on).
 
     Compared with the same model on other tokens, not with a shorter text without them: windows, convolutions and
     biases by distance count the hidden places too, and are right to."""
-    other = torch.where(keep[1, :, None], forward.post, forward.post.roll(1, 0) * -1.0)
-    with torch.no_grad():
-        alone, changed, together = _guarded(
-            scorer,
-            "hide a token by the attention mask",
-            lambda: (
-                forward.groups(forward.post[None], keep[1:]),
-                forward.groups(other[None], keep[1:]),
-                forward.groups(forward.post[None], keep),
-            ),
-        )
+    own = forward.ids if forward.can.on_ids else forward.post
+    other = torch.where(keep[1].view(-1, *[1] * (own.ndim - 1)), own, _others(forward))
+
+    def run() -> tuple[torch.Tensor, ...]:
+        groups = forward.groups
+        return groups(own[None], keep[1:]), groups(other[None], keep[1:]), groups(own[None], keep)
+
+    found, why = _tried("hide a token by the attention mask", run)
+    if found is None:
+        return torch.empty(0), why
+    alone, changed, together = found
     if bool(keep.all()):
-        return alone, 0.0
-    gap = moved = float((_numbers(forward, alone) - _numbers(forward, changed)).abs().max())
+        gaps["hidden tokens exchanged"] = 0.0
+        return alone, ""
+    gap = float((_numbers(forward, alone) - _numbers(forward, changed)).abs().max())
     if not gap <= bound:
+        return alone, f"a token hidden by the attention mask still moves the log-odds, by {gap:.2g} nats"
+    if not _company(forward, alone, together) <= max(bound, HALF_BOUND):
+        gap = _company(forward, alone, together)
+        return alone, f"what shares the batch of a row with hidden tokens moves its log-odds by {gap:.2g} nats"
+    gaps["hidden tokens exchanged"] = gap
+    return alone, ""
+
+
+def _others(forward: Forward) -> torch.Tensor:
+    """What no token of the post is: other embeddings; for a model that is called on ids, each the next of the row's."""
+    if not forward.can.on_ids:
+        return forward.post.roll(1, 0) * -1.0
+    names = sorted({*forward.example.ids} - {forward.scorer.probe.pad_id})
+    after = dict(zip(names, [*names[1:], names[0]], strict=True))
+    return torch.tensor([after.get(one, names[0]) for one in forward.ids.tolist()], device=forward.ids.device)
+
+
+def _company(forward: Forward, alone: torch.Tensor, together: torch.Tensor) -> float:
+    return float((_numbers(forward, alone) - _numbers(forward, together[1:])).abs().max())
+
+
+def _cut(scorer: Scorer, forward: Forward, keep: torch.Tensor, bound: float, gaps: dict[str, float]) -> torch.Tensor:
+    """Log p of the groups with every other token cut out: what a plain call of the model on the ids that are left says,
+    whatever shares the batch."""
+    left = torch.ones(len(forward.example.ids), dtype=torch.bool, device=keep.device)
+    left[slice(*forward.example.post_tok)] = keep[1]
+    said = _guarded(scorer, "be called on token ids", lambda: _plain(scorer, forward, left))
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        return forward.groups(forward.ids[None], keep[1:]), forward.groups(forward.ids[None], keep)
+
+    with torch.no_grad():
+        alone, together = _guarded(scorer, "be scored with tokens cut out", run)
+    gaps["cut"] = float((_numbers(forward, alone) - _numbers(forward, said)).abs().nan_to_num(math.inf).max())
+    if not gaps["cut"] <= bound:
         raise _refusal(
             scorer,
-            f"a token hidden by the attention mask still moves the log-odds, by {gap:.2g} nats: erasure would say that "
-            "the post does not matter",
+            f"{forward.can.unmasked}; and with tokens cut out it differs from a plain call by {gaps['cut']:.2g} nats",
         )
-    gap = float((_numbers(forward, alone) - _numbers(forward, together[1:])).abs().max())
+    gap = _company(forward, alone, together)
     if not gap <= max(bound, HALF_BOUND):
         raise _refusal(
-            scorer, f"what shares the batch of a row with hidden tokens moves its log-odds by {gap:.2g} nats"
+            scorer, f"what shares the batch of a row with tokens cut out moves its log-odds by {gap:.2g} nats"
         )
-    return alone, moved
+    return alone
 
 
-def _guarded(scorer: Scorer, what: str, run: Callable[[], Any]) -> Any:
+T = TypeVar("T")
+
+
+def _tried(what: str, run: Callable[[], T], grad: bool = False) -> tuple[T | None, str]:
+    """What ``run`` gives; or None, and what the model cannot do, with its own code's words, whatever that raises."""
     try:
-        return run()
-    except torch.OutOfMemoryError:
+        with torch.set_grad_enabled(grad):
+            return run(), ""
+    except (torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # the model's own code, whatever it raises
-        raise _refusal(scorer, f"it cannot {what} ({_reason(error)})") from error
+    except Exception as error:
+        if "can't allocate memory" in str(error):  # a CPU's own error has no class
+            raise
+        return None, f"it cannot {what} ({_reason(error)})"
+
+
+def _guarded(scorer: Scorer, what: str, run: Callable[[], T], grad: bool = False) -> T:
+    found, why = _tried(what, run, grad)
+    if found is None:
+        raise _refusal(scorer, why)
+    return found
 
 
 def _reason(error: Exception) -> str:
@@ -324,5 +451,5 @@ def _refusal(scorer: Scorer, what: str) -> ProbeInputError:
     name = type(scorer.inner).__name__
     return ProbeInputError(
         f"{scorer.probe.name}: {name} cannot be probed here: {what}. Every map of it would be of another computation; "
-        "give a model whose attention honours a mask and whose input is its token embeddings"
+        "give another causal language model"
     )

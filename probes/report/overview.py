@@ -272,10 +272,9 @@ def funnel(
     steps = [("can be probed", n, lost)]
     steps.append(("cite the post", cited, f"{n - cited} cite nothing that is in the post" if n > cited else ""))
     made = {FAMILIES[m] for m in summary["mass_ratio"] if m in FAMILIES}
+    whose = "this model has" if manifest.get("left_out") else "this budget makes"
     if len(made) < 2:  # no map failed anything: there is nothing to compare with
-        steps.append(
-            ("have maps of both families", 0, f"this budget makes maps of {len(made)} family only" * (cited > 0))
-        )
+        steps.append(("have maps of both families", 0, f"{whose} maps of {len(made)} family only" * (cited > 0)))
         return [{"name": name, "count": count, "lost": lost} for name, count, lost in steps]
     why = f"{cited - compared} without a map of each family that passes its gate" if cited > compared else ""
     steps.append(("pass both gates", compared, why))

@@ -90,6 +90,7 @@ def render(run: Run, redact: bool = False, max_cards: int = MAX_CARDS) -> str:
         rows=rows,
         cards=cards,
         manifest=run.manifest,
+        limits=[view.plain(str(line)) for line in run.manifest.get("limits") or ()],
         model=view.plain(short_name(str(run.manifest.get("model", "model")))),
         redact=redact,
         families=[method for method in summary["mass_ratio"] if method in FAMILIES],

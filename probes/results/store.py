@@ -287,7 +287,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     fields = Fields(manifest, path)
     for key in ("model", "model_fp", "dtype", "device", "budget", "created"):
         fields.text(key)
-    for key in ("cache", "methods"):
+    for key in ("cache", "methods", "left_out", "limits"):
         fields.texts(key)
     for key in ("rows", "limit"):
         fields.integer(key, 0, 2**53)

@@ -24,12 +24,12 @@ from captum.attr import GradientShap
 from probes.citations.align import align, merge_spans
 from probes.citations.clauses import clause_tokens, clauses
 from probes.errors import ProbeInputError
+from probes.models.forward import Forward
 from probes.models.probed import Probed
-from probes.models.score import Forward
 from probes.records import Attribution, Example
 from probes.saliency.erase import erasure_maps, seeded
 from probes.saliency.gradients import Passes, integrated_gradients, one_gradient
-from probes.saliency.settings import METHODS, NEED_FILLERS, Settings, record
+from probes.saliency.settings import METHODS, NEED_FILLERS, NEED_GRADIENTS, Settings, record
 
 __all__ = ["DEFAULT_METHODS", "METHODS", "Settings", "attribute", "clause_tokens", "clauses"]
 
@@ -56,8 +56,8 @@ def attribute(
     Returns:
         one per method and target, methods outermost; the same numbers, up to rounding, whatever else is asked for.
     Raises:
-        ProbeInputError: unknown method, target or setting, no fillers for a method that needs them, or the row lacks
-            the target.
+        ProbeInputError: unknown method, target or setting, no fillers for a method that needs them, the row lacks the
+            target, or a map from gradients of a model that has none (``Abilities.ungraded``).
     """
     settings = settings or Settings()
     unknown = [method for method in methods if method not in METHODS]
@@ -70,6 +70,11 @@ def attribute(
     results: list[Attribution] = []
     if not targets:
         return results
+    if graded := [method for method in methods if method in NEED_GRADIENTS]:
+        probe.scorer.check(example)
+        if why := probe.scorer.can.ungraded:
+            others = ", ".join(name for name in METHODS if name not in NEED_GRADIENTS)
+            raise probe.scorer.refused(f"method {graded[0]!r}, a map from gradients", f"{why}; it has {others}")
     with probe.scorer.unchanged():
         passes = Passes(probe, example)
         for name in methods:

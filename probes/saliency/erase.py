@@ -23,7 +23,7 @@ from captum.attr import FeatureAblation, KernelShap, ShapleyValues, ShapleyValue
 from torch.utils.data import DataLoader
 
 from probes.citations.clauses import unit_tokens
-from probes.models.score import Forward
+from probes.models.forward import Forward
 from probes.records import Attribution, Example, Span
 from probes.saliency.settings import Settings, record
 
@@ -54,7 +54,7 @@ class MaskTable:
         """The table of ``forward``'s example in the units and with the eraser of ``settings``."""
         spans, unit = unit_tokens(forward.example, settings.units, settings.max_units)
         resampled = settings.eraser == "resample"
-        filler = forward.filler(fillers, settings.draws, settings.seed) if resampled else None
+        filler = forward.filler_ids(fillers, settings.draws, settings.seed) if resampled else None
         return cls(forward, spans, torch.as_tensor(unit), int(unit.max()) + 1, settings.eraser, filler, {})
 
     def __call__(self, mask: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,8 @@ def erasure_maps(
         ends = torch.stack([torch.ones(scores.count), torch.zeros(scores.count)])
         f_input, f_baseline = scores(ends)[:, column].tolist()
         shares = kind != "erase"  # Shapley values share out the whole change of the score
-        params = {"units": settings.units, "eraser": settings.eraser, "label_retokenised": forward.label_retokenised}
+        eraser = forward.eraser(settings.eraser)
+        params = {"units": settings.units, "eraser": eraser, "label_retokenised": forward.label_retokenised}
         if shares:
             params |= {"samples": settings.shap_samples, "n_units": scores.count}
         results.append(
@@ -106,7 +107,7 @@ def erasure_maps(
                 (name, target, settings),
                 char_values=scores.chars(values, example),
                 units=(values, tuple(scores.spans), settings.units) if scores.spans else None,
-                baseline=settings.eraser,
+                baseline=eraser,
                 f=(f_input, f_baseline),
                 delta=float(values.sum()) - (f_input - f_baseline) if shares else None,
                 counts=(forward.rows_run - rows_before, 0),

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from captum.attr import InputXGradient, Saliency
 
+from probes.models.forward import Forward
 from probes.models.probed import Probed
-from probes.models.score import Forward
 from probes.records import Attribution, Example
 from probes.saliency.settings import SMALLEST_CHANGE, Settings, record
 

@@ -30,6 +30,7 @@ METHODS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "gradnorm": ("gradnorm", {}),
     "gxi": ("gxi", {}),
 }
+NEED_GRADIENTS = tuple(name for name, (kind, _) in METHODS.items() if kind not in ("erase", "shap", "kernelshap"))
 NEED_FILLERS = ("ig_filler", "gradshap", "erase_resample")
 
 
@@ -43,7 +44,7 @@ class Settings:
         tolerance: IG stops refining when the completeness errors of its stretches come to less than this share of the
             score change (``gradients.integrated_gradients``).
         max_steps: most gradient evaluations per IG.
-        eraser: "attention", "neutral" or "resample" (``Forward.kept``).
+        eraser: "attention" (for a model that cannot hide tokens: cut out), "neutral" or "resample" (``Forward.kept``).
         units: clause | word | char | token (``citations.clauses.unit_tokens``): what erasure and Shapley values count.
         max_units: most clauses.
         draws: fillers per erasure by resampling, over which the score's median is taken.

@@ -224,8 +224,11 @@ def survey(name: str, row: dict[str, Any], tokenizer: Any, dtypes: Sequence[str]
             raise ProbeError(f"{name}, {dtype}: erasing the post moves the label by {effects[dtype]:.2g} nats only")
         tried = probe.scorer.tried
         assert tried is not None
-        how.append(f"{dtype}: {'packed' if tried.packs else 'one sequence at a time'}, "
-                   f"prefix {'run every time (' + tried.unkept + ')' if tried.unkept else 'kept'}")  # fmt: skip
+        can = tried.can
+        prefix = f"prefix run every time ({can.unkept})" if can.unkept else "prefix kept"
+        limits = [said.partition(" (It seems")[0] for said in can.limits.values()]
+        way = ["packed" if can.packs else "one sequence at a time", prefix, *limits]
+        how.append(f"{dtype}: {', '.join(way)}")
     if not gaps:
         return Survey(
             name, shown, "refused", how[0].partition("refused: ")[2].partition(" (It seems")[0], gaps, effects
@@ -302,7 +305,7 @@ def page(found: Sequence[Survey], failed: Sequence[str] = ()) -> str:
         "*Difference* is the largest between what is scored and a plain call of the model on token ids (no mask, no",
         "packing, no embeddings, no cache), in nats. It is of the label's log-odds, and of log p of each ten tokens of",
         f"the explanation. It may be {BOUND[torch.float32]:g} in float32 and {HALF_BOUND:g} in bfloat16. *Effect* is",
-        "the most that hiding a clause moves the label.",
+        "the most that hiding a clause (or cutting it out) moves the label.",
         "",
         "Your model may have other sizes than these: it is tried in the same way before the first post of every run.",
         "",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from probes.errors import ProbeError
 from probes.probe import Probe
 from probes.records import Attribution, Example
 from probes.saliency.attribute import Settings, attribute, clause_tokens
@@ -128,7 +129,10 @@ def closed_form_probe(embeddings: dict[str, list[float]], logit: Callable[[Any],
 
 
 def _one(probe: Probe, example: Example, method: str, **settings: Any) -> Attribution:
-    return attribute(probe, example, (method,), ("label",), Settings(**settings))[0]
+    found = attribute(probe, example, (method,), ("label",), Settings(**settings))[0]
+    for limit in probe.scorer.can.limits.values():  # these models can do all there is: the engine or torch is at fault
+        raise ProbeError(f"{probe.name}: {limit}")
+    return found
 
 
 def _linear() -> list[Row]:

@@ -179,6 +179,7 @@ RUNS = {
         lambda r: ((r / "manifest.json").unlink(), os.mkfifo(r / "manifest.json")), r"manifest\.json: is a pipe"),
     "the manifest is a link": (lambda r: _linked(r / "manifest.json"), r"manifest\.json: is a link"),
     "skipped is no list": (lambda r: edit(r / "manifest.json", skipped={"a": 1}), r"skipped: must be a list of rows"),
+    "limits is text": (lambda r: edit(r / "manifest.json", limits="a"), r"limits: must be a list of strings"),
     "rows is text": (lambda r: edit(r / "manifest.json", rows="9"), r"rows: must be a number"),
     "authors of another number": (lambda r: edit(r / "manifest.json", authors=["a"]), r"authors: must name one"),
     "the summary was edited": (lambda r: edit(r / "summary.json", n=99), rf"summary\.json: damaged or.*{REPAIRS}"),

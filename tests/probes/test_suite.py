@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from probes.errors import ProbeError, ProbeInputError, ProbeWarning, RowRefused
+from probes.models.abilities import Abilities
 from probes.models.trial import Trial
 from probes.records import Check, Example, Segment
 from probes.report.page import write_report
@@ -74,7 +75,7 @@ class FakeProbe:
         self.stop_at: int | None = None
         self.scorer = self
         self.checked: list[str] = []
-        self.tried = Trial(True, "", {"packed": 0.0, "prefix kept": math.inf}, 1e-3, 1e-5, 40, 0, 1e3)
+        self.tried = Trial(Abilities(), {"packed": 0.0, "prefix kept": math.inf}, 1e-3, 1e-5, 40, 0, 1e3)
         self.memory = {"weights": 2**30, "prefix": 0, "batch": 2**29, "tokens": 40, "rows": 5}
         self.room: list[int] = []
 
@@ -122,7 +123,8 @@ def probe(monkeypatch):
             f"probes.checks.behaviour.{name}", lambda *given, name=name: dataclasses.replace(NECESSITY, name=name)
         )
 
-    def study(probe, examples, seed, keep):
+    def study(probe, examples, methods, seed, keep):
+        assert methods == ("ig", "erase")
         fake.studied.append([e.id for e in examples])
         return {
             "n": len(examples),

@@ -1,5 +1,6 @@
 """What stands before the post, run once and kept: the same scores and gradients, or not kept, by name."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 
 from probes.errors import ProbeInputError
+from probes.models.abilities import Abilities
+from probes.models.forward import Forward
 from probes.models.prefix import MIN_TOKENS, NoPrefix, Prefix
-from probes.models.score import Forward
 from probes.probe import Probe
 from probes.records import Example
 from probes.saliency.attribute import attribute
@@ -21,7 +23,9 @@ EN = 2
 
 def both(probe: Probe, example: Example, packed: bool = True) -> tuple[Forward, Forward]:
     """The score function without the prefix kept, and with."""
-    return Forward(probe.scorer, example, TARGETS, packed, False), Forward(probe.scorer, example, TARGETS, packed, True)
+    kept = Abilities(packs=packed)
+    without = dataclasses.replace(kept, unkept="not asked for")
+    return Forward(probe.scorer, example, TARGETS, without), Forward(probe.scorer, example, TARGETS, kept)
 
 
 @pytest.fixture
@@ -70,7 +74,8 @@ def test_one_pass_changes_nothing_for_the_next(tiny_probe: Probe, example: Examp
 def test_maps_are_those_without(tiny_probe: Probe, example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = ("ig", "erase", "gradnorm")
     kept = attribute(tiny_probe, example, methods)
-    monkeypatch.setattr(tiny_probe.scorer, "_keeps", False)
+    run_always = dataclasses.replace(tiny_probe.scorer.can, unkept="not asked for")
+    monkeypatch.setattr(tiny_probe.scorer, "can", run_always)
     for a, b in zip(kept, attribute(tiny_probe, example, methods), strict=True):
         assert abs(a.values - b.values).max() <= 1e-4 * abs(b.values).max()
 
@@ -105,7 +110,7 @@ def test_the_prefix_is_run_once_for_rows_that_share_it(
     ((line, tried),) = told
     assert "what stands before the post run once" in line
     assert model.seen.count(len(prefix)) == 1
-    longest = max(Forward(probe.scorer, e, TARGETS, True, True).tokens for e in examples)
+    longest = max(Forward(probe.scorer, e, TARGETS, Abilities()).tokens for e in examples)
     assert max(model.seen[:tried]) > longest >= max(model.seen[tried:])
 
 
@@ -163,7 +168,7 @@ def test_a_model_that_goes_on_otherwise_is_run_whole(
     probe = Probe(Careless(make_model(tokenizer), change).eval(), tokenizer)
     forward = probe.scorer.forward(probe.encode(tiny_rows[EN]), TARGETS)
     assert forward.prefix is None
-    assert probe.scorer.tried is not None and why in probe.scorer.tried.unkept
+    assert probe.scorer.tried is not None and why in probe.scorer.tried.can.unkept
 
 
 def test_a_cache_of_another_kind_is_named() -> None:

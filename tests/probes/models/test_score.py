@@ -64,7 +64,7 @@ def test_scores_equal_one_pass_per_candidate(tiny_probe: Probe, example: Example
 def test_packed_equals_unpacked(tiny_probe: Probe, example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
     keep = torch.rand(5, example.post_tok[1] - example.post_tok[0]) > 0.4
     packed = tiny_probe.scorer.forward(example, ("label", "explanation")).kept(keep)
-    monkeypatch.setattr(tiny_probe.scorer, "_packs", False)
+    monkeypatch.setattr(tiny_probe.scorer, "can", dataclasses.replace(tiny_probe.scorer.can, packs=False))
     forward = tiny_probe.scorer.forward(example, ("label", "explanation"))
     assert len(forward.plans) == len(example.candidates) + 1
     assert torch.allclose(forward.kept(keep), packed, rtol=1e-5, atol=1e-4)
@@ -123,7 +123,7 @@ class DeafModel(torch.nn.Module):
 def test_model_that_ignores_the_packing_mask_is_noticed(tokenizer, tiny_probe: Probe, example: Example) -> None:
     probe = Probe(DeafModel(make_model(tokenizer)).eval(), tokenizer)
     forward = probe.scorer.forward(example, ("label",))
-    assert not probe.scorer._packs
+    assert not probe.scorer.can.packs
     assert float(forward.kept(everything(forward))[0, 0]) == pytest.approx(plain_label(tiny_probe, example), rel=1e-5)
 
 
@@ -284,7 +284,7 @@ def test_other_architectures(
     probe = Probe(transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer)
     example = probe.encode(tiny_rows[EN])
     forward = probe.scorer.forward(example, ("label", "explanation"))
-    assert probe.scorer._packs == packs
+    assert probe.scorer.can.packs == packs
     keep = everything(forward, 2)
     keep[1, 3:9] = False
     found = forward.kept(keep)

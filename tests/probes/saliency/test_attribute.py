@@ -13,7 +13,7 @@ import probes.saliency.attribute
 import probes.saliency.gradients
 from probes.citations.clauses import clauses
 from probes.errors import ProbeInputError
-from probes.models.score import Forward
+from probes.models.forward import Forward
 from probes.probe import Probe
 from probes.records import Attribution, Example
 from probes.saliency.attribute import Settings, attribute
@@ -68,7 +68,7 @@ def test_erasure_without_a_mask_is_noticed(
     planted: Probe, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = probes.models.pack.attention_mask
-    monkeypatch.setattr("probes.models.score.attention_mask", lambda plan, keep, *rest: whole(plan, None, *rest))
+    monkeypatch.setattr("probes.models.forward.attention_mask", lambda plan, keep, *rest: whole(plan, None, *rest))
     assert mean_auroc(planted, examples, "erase", "label") < 0.95
 
 

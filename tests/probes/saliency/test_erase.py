@@ -202,7 +202,8 @@ def test_masks_are_never_scored_twice(tiny_probe: Probe, example: Example) -> No
 
 def test_a_post_from_which_nothing_is_erased_is_not_resampled(tiny_probe: Probe, example: Example) -> None:
     forward = tiny_probe.scorer.forward(example, ("label", "explanation"))
-    filler = forward.filler(["另一条", "帖子"], 5, 0)
+    texts = ("另一条", "帖子")
+    filler = forward.filler_ids(texts, 5)
     keep = torch.ones(3, len(forward.post), dtype=torch.bool)
     keep[1, :2] = False
     before = forward.rows_run
@@ -210,7 +211,7 @@ def test_a_post_from_which_nothing_is_erased_is_not_resampled(tiny_probe: Probe,
     assert forward.rows_run - before == (1 + 5) * len(forward.plans)
     whole = forward.kept(keep[:1])
     torch.testing.assert_close(found[[0, 2]], whole.expand(2, -1), rtol=1e-6, atol=1e-6)
-    draws = [torch.where(keep[1:2, :, None], forward.post, drawn) for drawn in filler]
+    draws = [torch.where(keep[1:2, :, None], forward.post, drawn) for drawn in forward.filler(texts, 5)]
     with torch.no_grad():
         wanted = torch.cat([forward(post) for post in draws]).quantile(0.5, 0)
     torch.testing.assert_close(found[1], wanted, rtol=1e-6, atol=1e-6)

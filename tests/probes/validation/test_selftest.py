@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-import probes.models.score
-from probes.errors import ProbeInputError
-from probes.models.score import Forward, Scorer
+import probes.models.forward
+from probes.errors import ProbeError
+from probes.models.forward import Forward
+from probes.models.score import Scorer
 
 module = importlib.import_module("probes.validation.selftest")  # the name in the package is the function
 
@@ -48,19 +49,19 @@ def failing(found: list[dict]) -> set[str]:
 
 
 def test_ignored_erasure_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = probes.models.score.attention_mask
-    monkeypatch.setattr(probes.models.score, "attention_mask", lambda plan, keep, *rest: whole(plan, None, *rest))
-    with pytest.raises(ProbeInputError, match="hidden by the attention mask still moves the log-odds"):
+    whole = probes.models.forward.attention_mask
+    monkeypatch.setattr(probes.models.forward, "attention_mask", lambda plan, keep, *rest: whole(plan, None, *rest))
+    with pytest.raises(ProbeError, match="hidden by the attention mask still moves the log-odds"):
         module._linear()
 
 
 def test_wrong_baseline_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path starts at zero where the record says pad."""
+    """The path starts at zero, and what is erased becomes another token, where the record says pad."""
     made = Forward.__init__
 
     def start_at_zero(self: Forward, *args: object, **settings: object) -> None:
         made(self, *args, **settings)
-        self.neutral = torch.zeros_like(self.post)
+        self.neutral, self._pad = torch.zeros_like(self.post), self._pad + 1
 
     monkeypatch.setattr(Forward, "__init__", start_at_zero)
     assert failing(module._linear()) == {"V1.ig", "V1.neutral"}
