@@ -226,7 +226,7 @@ def survey(name: str, row: dict[str, Any], tokenizer: Any, dtypes: Sequence[str]
         assert tried is not None
         can = tried.can
         prefix = f"prefix run every time ({can.unkept})" if can.unkept else "prefix kept"
-        limits = [said.partition(" (It seems")[0] for said in can.limits.values()]
+        limits = [said.partition(":")[0] for said in can.limits.values()]  # without why: it differs with the weights
         way = ["packed" if can.packs else "one sequence at a time", prefix, *limits]
         how.append(f"{dtype}: {', '.join(way)}")
     if not gaps:

@@ -29,8 +29,8 @@ def row_and_tokenizer() -> tuple[dict[str, Any], Any]:
         ("mistral", "scored", "one sequence at a time, prefix kept"),
         ("falcon_h1", "scored", "one sequence at a time, prefix run every time .its cache holds LinearAttention"),
         ("xlnet", "refused", "what follows a token moves its log p"),
-        ("data2vec-text", "scored", "no maps from gradients: log-odds from embeddings .* looks at the ids as well"),
-        ("rwkv", "scored", "erased tokens are cut out of the sequence, what follows closes up: a token hidden by the"),
+        ("data2vec-text", "scored", "one sequence at a time, prefix kept, no maps from gradients$"),
+        ("rwkv", "scored", "erased tokens are cut out of the sequence, what follows closes up$"),
         ("fuyu", "not built", "not a model of text alone"),
     ],
 )
