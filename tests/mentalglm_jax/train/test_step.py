@@ -285,3 +285,15 @@ def test_nothing_to_train_is_said():
         make_step(tiny_model(lora=False), optimizer, config, "lora")
     with pytest.raises(InputError, match="trainable 'base' is not one of lora, all"):
         make_step(tiny_model(), optimizer, config, "base")
+
+
+def test_a_step_is_made_anew_only_for_what_changes_it():
+    """A later stage, or a run taken up in the same process, does not trace the model again."""
+
+    def made(steps: int = 12, trainable: str = "lora", dropout: float = 0.0, **changes):
+        config = tiny_config(**changes)
+        return make_step(tiny_model(dropout=dropout), make_optimizer(config, steps), config, trainable)[0]
+
+    others = [{"steps": 13}, {"trainable": "all"}, {"dropout": 0.1}, {"loss_chunk": 7}, {"clip_norm": 0.5}]
+    for other in others:
+        assert made() is made() is not made(**other) is made(**other), other
