@@ -160,7 +160,7 @@ def costs(one: Asked, chosen: Sequence[np.ndarray], fillers: tuple[str, ...], se
     forward = one.probe.scorer.forward(one.example, ("label",))
     hidden = [one.example.touched([one.words[at] for at in words]) for words in chosen]
     keep = ~torch.as_tensor(np.stack([np.zeros_like(hidden[0]), *hidden]))
-    filler = forward.filler(fillers, Settings.draws, seed)
+    filler = forward.filler_ids(fillers, Settings.draws, seed)
     ways = [forward.kept(keep), forward.kept(keep, "neutral"), forward.kept(keep, "resample", filler)]
     scores = torch.stack([way[:, 0] for way in ways]).numpy()
     return (scores[:, :1] - scores[:, 1:]).mean(0)

@@ -194,7 +194,7 @@ def test_another_row_was_mended_under_the_same_ids(mended, place, tmp_path, monk
     for of in (examples, examples, others):
         plan = Plan(("erase",), ((), ()), tuple(of), True, 0)
         names.append(digest(_depends(examples[0], "f", plan, 0, Settings(), False)))
-        _randomisation(model, of, Cache(tmp_path / "out"), 0)
+        _randomisation(model, of, plan, Cache(tmp_path / "out"))
     assert names[0] == names[1] != names[2] and len(studied) == 2
 
 
