@@ -149,6 +149,7 @@ def check_owned(directory: Path, owned: Callable[[str], object]) -> None:
         raise InputError(f"{directory}: would be replaced but holds other files ({shown}{more}); choose another place")
 
 
+_LONGEST_PAGE = 1 << 22  # bytes; what is longer is not ours
 _SEAL = "<!-- as mentalglm-jax wrote it: {} -->\n"  # the last line of a page that people go on with
 
 
@@ -157,18 +158,25 @@ def sealed(text: str) -> str:
     return f"{text}\n{_SEAL.format(hashlib.sha256(text.encode()).hexdigest()[:16])}"
 
 
-def check_unedited(path: Path) -> None:
+def check_unedited(path: Path, instead: str = "") -> None:
     """Raises: InputError if there is a page that is not as ``sealed`` made it: writing it anew would lose what a person
-    wrote."""
+    wrote. ``instead``: what else may be done with it."""
     try:
-        text = path.read_bytes().decode("utf-8", "replace")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except FileNotFoundError:
         return
     except OSError as error:
         raise InputError(f"{path}: would be replaced and cannot be read ({error.strerror or error})") from None
+    try:  # not waited for: a pipe or a device may have the name
+        text = "no file"
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            with open(descriptor, "rb", closefd=False) as file:
+                text = file.read(_LONGEST_PAGE).decode("utf-8", "replace")
+    finally:
+        os.close(descriptor)
     if text.strip() and text != sealed(text[: -len(_SEAL.format("0" * 16)) - 1]):
         raise InputError(f"{path}: was changed since it was written (or comes of an earlier version), and would be "
-                         "lost; move it, or choose another place")  # fmt: skip
+                         f"lost; move it, or choose another place{instead and f'; {instead}'}")  # fmt: skip
 
 
 def refuse_inputs(out: Path, read: Mapping[str, str | Path | None]) -> None:

@@ -303,7 +303,11 @@ def randomise(
     # Not merged: an adapter that has become part of the weights cannot be switched off.
     probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, merge=False, device=_place(device))
     examples, skipped = lay_out(probe, rows)
-    found = study(probe, examples, seed=seed, draws=draws)
+    probe.scorer.check(max(examples, key=lambda example: len(example.ids)))
+    for said in probe.scorer.can.limits.values():
+        tell(said)
+    able = ("erase",) if probe.scorer.can.ungraded else ("ig", "erase")
+    found = study(probe, examples, able, seed=seed, draws=draws)
     if json_:
         print_json(found)
     else:
@@ -349,6 +353,8 @@ def rank(
     with workers(processes, ["rank", *same, "--", model], place) as working, progress("ranking posts") as advance:
         probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, device=place)
         found = write_pairs(probe, rows, out, rules, maps, advance, seed, working)
+        for said in probe.scorer.can.limits.values() if found else ():
+            tell(said)
     if not found:
         return  # not the first of several processes
     if json_:

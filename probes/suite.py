@@ -146,6 +146,7 @@ def _try(
     scorer = probe.scorer
     scorer.check(max(examples, key=lambda e: len(e.ids)))
     scorer.check(max(examples, key=lambda e: e.post_tok[0]))
+    scorer.settle()
     if max_memory is not None:
         scorer.fit(int(max_memory * 2**30))
     assert scorer.tried is not None

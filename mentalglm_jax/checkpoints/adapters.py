@@ -44,7 +44,7 @@ from mentalglm_jax.checkpoints.peft_keys import as_computed, base_copies
 from mentalglm_jax.devices.distributed import on_host
 from mentalglm_jax.devices.together import on_primary
 from mentalglm_jax.errors import InputError, RunError
-from mentalglm_jax.files import check_owned, check_unedited, replace_dir, sealed, write_json, write_text
+from mentalglm_jax.files import check_owned, replace_dir, sealed, write_json, write_text
 from mentalglm_jax.foreign import DIRECTORY, at_home, inside, parse_json, read_json, short, some, there
 from mentalglm_jax.model.glm import Glm, GlmConfig, Linear
 from mentalglm_jax.model.lora import (
@@ -103,12 +103,8 @@ def save_adapter(
     ]
     owned = {CONFIG, WEIGHTS, CARD, TASKS_FILE, CALIBRATION}
 
-    def check(there: Path) -> None:
-        check_owned(there, owned.__contains__)
-        check_unedited(there / CARD)
-
     def write() -> None:
-        with replace_dir(directory, check) as temporary:
+        with replace_dir(directory, partial(check_owned, owned=owned.__contains__)) as temporary:
             write_json(temporary / CONFIG, described)
             metadata = {"rope_theta": repr(model.config.rope_theta), "base": json.dumps(_identity(model.config))}
             write_safetensors(temporary / WEIGHTS, sources, metadata)

@@ -58,7 +58,7 @@ from mentalglm_jax.checkpoints.weights import (
 from mentalglm_jax.devices.distributed import on_host
 from mentalglm_jax.devices.together import consumed
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.files import check_owned, check_unedited, refuse_inputs, replace_dir, sealed, write_json, write_text
+from mentalglm_jax.files import check_owned, refuse_inputs, replace_dir, sealed, write_json, write_text
 from mentalglm_jax.foreign import at_home, read_json, some, there
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.lora import has_lora, merge_lora, refuse_quantized
@@ -465,11 +465,7 @@ def _write(
                 *PROCESSOR_FILES)  # fmt: skip
         return name in ours or re.fullmatch(r"model[^/]*\.safetensors", name) or WRITTEN.fullmatch(name)
 
-    def replaceable(there: Path) -> None:
-        check_owned(there, owned)
-        check_unedited(there / CARD)
-
-    with replace_dir(directory, replaceable) as temporary:
+    with replace_dir(directory, functools.partial(check_owned, owned=owned)) as temporary:
         write_json(temporary / "config.json", contents.config)
         write_json(temporary / "generation_config.json", contents.generation)
         write_weights(temporary)

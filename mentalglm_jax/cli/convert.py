@@ -26,10 +26,13 @@ def convert(
     """Rewrites a checkpoint in another form, block by block and bit for bit, and has transformers open the result."""
     from mentalglm_jax.checkpoints.directories import convert as convert_checkpoint
     from mentalglm_jax.checkpoints.gguf_files import is_gguf
+    from mentalglm_jax.checkpoints.model_card import CARD
     from mentalglm_jax.checkpoints.reopened import reopen_with_transformers, transformers_installed
     from mentalglm_jax.errors import InputError
+    from mentalglm_jax.files import check_unedited
     from mentalglm_jax.model.relatives import VISION
 
+    check_unedited(target / CARD)
     if is_gguf(Path(source)):
         if to is not None or rope_theta is not None:
             raise InputError(f"{source}: a GGUF file becomes a directory of its own architecture; convert that one "

@@ -12,8 +12,9 @@ VALUE = (
 )
 # Where ; stands between columns (Excel in much of Europe), quotation marks after a comma protect nothing: what follows
 # a ;, a tab or a line end inside a cell begins a cell there. It is marked, too.
-INNER = r"([;\t\r\n])(?=[ \u00a0\u3000]*[=+\-@＝＋－＠'])"
-_MARKED = re.compile(rf"([;\t\r\n]){MARK}(?=[ \u00a0\u3000]*[=+\-@＝＋－＠'])")
+_FOLLOWS = r"""(?=(?:"|[^\S\t\r\n])*[=+\-@＝＋－＠'])"""
+INNER = rf"([;\t\r\n]){_FOLLOWS}"
+_MARKED = re.compile(rf"([;\t\r\n]){MARK}{_FOLLOWS}")
 
 
 def to_cell(text: str, *, name: bool = False) -> str:
@@ -25,5 +26,5 @@ def to_cell(text: str, *, name: bool = False) -> str:
 
 
 def from_cell(cell: str) -> str:
-    """What ``to_cell`` was given, also of a cell that was typed in by hand."""
+    """What ``to_cell`` was given. Of a cell that was typed in by hand marks in the same places go, too."""
     return _MARKED.sub(r"\1", cell.removeprefix(MARK))

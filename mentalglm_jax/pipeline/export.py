@@ -14,7 +14,7 @@ from mentalglm_jax.checkpoints.model_card import CARD, Licence, licence_named, l
 from mentalglm_jax.devices.distributed import join
 from mentalglm_jax.devices.together import on_primary
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.files import refuse_inputs
+from mentalglm_jax.files import check_unedited, refuse_inputs
 from mentalglm_jax.foreign import at_home
 from mentalglm_jax.model.lora import merge_lora
 from mentalglm_jax.pipeline import hub
@@ -84,6 +84,7 @@ def export_run(
         raise InputError(f"{job.adapter_dir(stage)}: no adapter; is stage {stage!r} of this run finished?")
     job.check_unchanged(f"train {stage}")
     _refuse_own(job, out)
+    check_unedited(out / CARD, "" if push is None else f"hf upload {push} {out} uploads it as it is")
     named = None if licence is None else licence_named(licence)
     if push is not None and not dry_run:
         on_primary(lambda: hub.prepare(push, public))  # before the work, not after it

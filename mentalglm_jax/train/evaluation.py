@@ -39,7 +39,7 @@ class Evaluation:
         self._held, self._rows, self._mesh = local_rows(mesh, rows, 1), rows, mesh
         self._batches = PackedBatches(examples, rows=rows, sequence_length=config.sequence_length, targets_per_row=None,
                                       seed=0, local_rows=self._held)  # fmt: skip
-        self._graph, self._chunk = graph, config.loss_chunk
+        self._sums = _compiled(graph, config.loss_chunk, mesh)
 
     def __call__(self, train: nnx.State, frozen: nnx.State) -> dict[str, float]:
         """``loss`` (nats per answer token) and ``accuracy`` of these parameters."""
@@ -51,13 +51,17 @@ class Evaluation:
                 batch = {name: x[None] for name, x in batch.items()}
             else:
                 batch = spread(batch, self._rows, 1, self._mesh, self._held)
-            sums = _sums(train, frozen, batch, self._graph, self._chunk, self._mesh)
+            sums = self._sums(train, frozen, batch)
             nll, correct, weight = nll + float(sums.nll), correct + float(sums.correct), weight + float(sums.weight)
         return {"loss": nll / weight, "accuracy": correct / weight}
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "chunk", "mesh"))
-def _sums(train: nnx.State, frozen: nnx.State, batch: Any, graph: Any, chunk: int, mesh: Mesh | None) -> LossSums:
-    with on_mesh(mesh):  # attention kernels ask which mesh they run on
-        model = nnx.merge(graph, train, gather_projection(frozen))
-        return answer_loss(model, jax.tree.map(lambda x: x[0], batch), chunk=chunk)
+@functools.lru_cache(maxsize=1)  # as of the step
+def _compiled(graph: Any, chunk: int, mesh: Mesh | None) -> jax.stages.Wrapped:
+    @jax.jit
+    def sums(train: nnx.State, frozen: nnx.State, batch: Any) -> LossSums:
+        with on_mesh(mesh):  # attention kernels ask which mesh they run on
+            model = nnx.merge(graph, train, gather_projection(frozen))
+            return answer_loss(model, jax.tree.map(lambda x: x[0], batch), chunk=chunk)
+
+    return sums

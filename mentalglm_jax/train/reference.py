@@ -92,6 +92,7 @@ def _computed(
     batches = PackedBatches(examples, rows=rows, sequence_length=config.sequence_length,
                             targets_per_row=config.targets_per_row, seed=seed)  # fmt: skip
     graph, state = nnx.split(model)
+    log_probabilities = _compiled(graph, config.loss_chunk, mesh)
     found: dict[int, np.ndarray] = {}
     iterator, total = iter(batches), batches.steps_per_epoch()
     for step in range(total):
@@ -99,7 +100,7 @@ def _computed(
         arrays = {name: x[None] for name, x in batch.items()}
         if mesh is not None:
             arrays = spread(batch, rows, 1, mesh, None if jax.process_count() == 1 else range(rows))
-        values = np.asarray(gathered(_log_probabilities(state, arrays, graph, config.loss_chunk, mesh)), np.float32)
+        values = np.asarray(gathered(log_probabilities(state, arrays)), np.float32)
         for line, numbers in enumerate(batches.rows_of(step)):
             used = 0
             for number in numbers:
@@ -111,8 +112,12 @@ def _computed(
     return np.concatenate([found[number] for number in range(len(examples))])
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "chunk", "mesh"))
-def _log_probabilities(state: Any, batch: Any, graph: Any, chunk: int, mesh: Mesh | None) -> jax.Array:
-    with on_mesh(mesh):
-        whole = nnx.merge(graph, gather_projection(state))
-        return answer_scores(whole, jax.tree.map(lambda x: x[0], batch), chunk=chunk).log_p
+@functools.lru_cache(maxsize=1)  # as of the step
+def _compiled(graph: Any, chunk: int, mesh: Mesh | None) -> jax.stages.Wrapped:
+    @jax.jit
+    def log_probabilities(state: Any, batch: Any) -> jax.Array:
+        with on_mesh(mesh):
+            whole = nnx.merge(graph, gather_projection(state))
+            return answer_scores(whole, jax.tree.map(lambda x: x[0], batch), chunk=chunk).log_p
+
+    return log_probabilities

@@ -148,7 +148,9 @@ def make_step(
     return step, state, frozen
 
 
-@lru_cache(maxsize=1)  # the next stage, or a resumed run, is not traced anew; one, for it lies in the device's memory
+@lru_cache(
+    maxsize=1
+)  # a stage of the same settings, or a resumed run, is not traced anew; one: it lies in the device's memory
 def _compiled(
     graph: nnx.GraphDef[Glm], optimizer: optax.GradientTransformation, chunk: int, trainable: str, mesh: Mesh | None,
     objective: Objective | None, leaves: tuple[NamedSharding, ...], tree: jax.tree_util.PyTreeDef

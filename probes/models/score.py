@@ -45,7 +45,7 @@ class Scorer:
         self.token_budget = TOKEN_BUDGET.get(probe.device.type, TOKEN_BUDGET["cuda"])
         self.tried: Trial | None = None
         self.can = Abilities()
-        self._checked, self._checked_prefix = 0, 0
+        self._checked, self._checked_prefix, self._settled = 0, 0, False
         self._shared: dict[tuple[tuple[int, ...], bool, bool], Prefix] | None = None
         parameters = inspect.signature(self.inner.forward).parameters
         self._takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
@@ -157,9 +157,18 @@ class Scorer:
         except RuntimeError as error:
             self.back_off(error, self.token_budget)  # one row at a time: there is no smaller batch
             raise
-        self.tried = tried if self.tried is None else self.tried.worse(tried)
+        tried = tried if self.tried is None else self.tried.worse(tried)
+        if self._settled and tried.can.limits.keys() != self.can.limits.keys():
+            what = "; ".join(said for name, said in tried.can.limits.items() if name not in self.can.limits)
+            raise ProbeInputError(f"{example.id}: this longer row can only be probed otherwise than those before it "
+                                  f"({what}); probe the long rows in a run of their own")  # fmt: skip
+        self.tried = tried
         self.can = self.tried.can
         self._checked, self._checked_prefix = max(self._checked, size), max(self._checked_prefix, first)
+
+    def settle(self) -> None:
+        """From now on rows are probed as the longest so far, or refused: the maps of a run are of one kind."""
+        self._settled = True
 
     def fit(self, max_memory: int) -> None:
         """Makes batches small enough. After ``check``, which measures what a token takes.

@@ -17,6 +17,7 @@ import bisect
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -374,9 +375,11 @@ def _hidden(forward: Forward, keep: torch.Tensor, bound: float, gaps: dict[str, 
     gap = float((_numbers(forward, alone) - _numbers(forward, changed)).abs().max())
     if not gap <= bound:
         return alone, f"a token hidden by the attention mask still moves the log-odds, by {gap:.2g} nats"
-    if not _company(forward, alone, together) <= max(bound, HALF_BOUND):
-        gap = _company(forward, alone, together)
-        return alone, f"what shares the batch of a row with hidden tokens moves its log-odds by {gap:.2g} nats"
+    if not (company := _company(forward, alone, together)) <= max(bound, HALF_BOUND):
+        said = f"what shares the batch of a row with hidden tokens moves its log-odds by {company:.2g} nats"
+        if company > 10 * HALF_BOUND:
+            return alone, said
+        raise _refusal(forward.scorer, said)  # rounding: without the tokens it would round, too
     gaps["hidden tokens exchanged"] = gap
     return alone, ""
 
@@ -421,6 +424,8 @@ def _cut(scorer: Scorer, forward: Forward, keep: torch.Tensor, bound: float, gap
 
 
 T = TypeVar("T")
+# What fails on a machine and not by the model: errors of memory on a CPU and of CUDA's libraries have no class.
+_THE_MACHINES = re.compile(r"can't allocate memory|CUDA|cu(?:BLAS|DNN|SPARSE)|HIP|out of memory", re.IGNORECASE)
 
 
 def _tried(what: str, run: Callable[[], T], grad: bool = False) -> tuple[T | None, str]:
@@ -428,10 +433,10 @@ def _tried(what: str, run: Callable[[], T], grad: bool = False) -> tuple[T | Non
     try:
         with torch.set_grad_enabled(grad):
             return run(), ""
-    except (torch.OutOfMemoryError, MemoryError):
+    except (torch.OutOfMemoryError, MemoryError, torch.AcceleratorError):
         raise
     except Exception as error:
-        if "can't allocate memory" in str(error):  # a CPU's own error has no class
+        if _THE_MACHINES.search(str(error)):
             raise
         return None, f"it cannot {what} ({_reason(error)})"
 
