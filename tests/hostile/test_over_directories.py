@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -12,7 +13,6 @@ import pytest
 from mentalglm_jax.checkpoints.directories import load, save_pretrained
 from mentalglm_jax.text import tasks
 from tests.hostile.attack import refused, run
-from tests.hostile.foreign_files import called
 from tests.hostile.teacher_world import KEY, World
 from tests.hostile.world import contents
 
@@ -204,6 +204,26 @@ def test_a_card_that_a_person_went_on_with_is_not_written_over(world, capsys, co
     assert contents(world) == before
 
 
+@pytest.mark.parametrize("command", [*WRITES, "convert"])
+@pytest.mark.parametrize("what", ["a pipe", "a device", "a directory"])
+def test_a_card_that_is_no_file_is_not_waited_for(world, capsys, command, what):
+    arguments, name = WRITES.get(command, (["convert", "model", "out", "--to", "chatglm"], "README.md"))
+    card = world / "out" / name
+    card.parent.mkdir(exist_ok=True)
+    {"a pipe": os.mkfifo, "a device": lambda path: path.symlink_to("/dev/zero"), "a directory": os.mkdir}[what](card)
+    refused(run(["mentalglm", *arguments], capsys), rf"out/{name}: was changed since it was written")
+    assert card.is_fifo() or card.is_symlink() or card.is_dir()
+
+
+def test_an_edited_card_is_pushed_as_it_is_or_not_at_all(world, capsys):
+    """The Hub is not asked for a repository before that is known."""
+    arguments, name = WRITES["export"]
+    assert run(["mentalglm", *arguments], capsys).code == 0
+    (world / "out" / name).write_text("# Ours\n")
+    pushed = run(["mentalglm", *arguments, "--push", "org/name", "--base-name", "org/base"], capsys)
+    refused(pushed, rf"out/{name}: was changed .*; hf upload org/name out uploads it as it is")
+
+
 def test_a_conversion_does_not_take_a_card_away(world, capsys):
     assert run(["mentalglm", "convert", "model", "out", "--to", "chatglm"], capsys).code == 0
     (world / "out" / "README.md").write_text("# Ours\n")
@@ -218,6 +238,4 @@ def test_a_merged_model_is_written_again_over_its_own_card(world):
     model = load(world / "model")
     for card in ("# One\n", "# Two\n"):
         save_pretrained(model, world / "out", card=card)
-    (world / "out" / "README.md").write_text("# Ours\n")
-    refused(called(lambda: save_pretrained(model, world / "out", card="# Three\n")), "was changed since it was written")
-    assert (world / "out" / "README.md").read_text() == "# Ours\n"
+    assert (world / "out" / "README.md").read_text().startswith("# Two\n")

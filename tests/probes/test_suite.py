@@ -82,6 +82,9 @@ class FakeProbe:
     def check(self, example: Example) -> None:
         self.checked.append(example.id)
 
+    def settle(self) -> None:
+        self.checked.append("settled")
+
     def fit(self, max_memory: int) -> None:
         self.room.append(max_memory)
 

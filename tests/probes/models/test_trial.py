@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from probes.models.trial import BOUND, HALF_BOUND, STRETCH, stretches
+from probes.errors import ProbeInputError
+from probes.models.trial import BOUND, HALF_BOUND, STRETCH, _tried, stretches
 from probes.probe import Probe
 from probes.records import Example
 from probes.saliency.settings import SMALLEST_CHANGE
@@ -85,3 +86,32 @@ def test_what_is_spread_evenly_may_add_up(tokenizer: Any, long: Example) -> None
 
 def test_the_bounds_mean_something() -> None:
     assert HALF_BOUND == 0.5 * SMALLEST_CHANGE and max(BOUND.values()) <= 0.01 * SMALLEST_CHANGE
+
+
+def test_a_longer_row_that_can_only_be_probed_otherwise_is_refused_in_a_run(tokenizer: Any, long: Example) -> None:
+    """The posts before it have maps of another kind, and the manifest and the report say how those were made."""
+    probe = Probe(Drifting(make_model(tokenizer), range(200, 201), 1.01).eval(), tokenizer)
+    probe.scorer.check(probe.encode(make_row(tokenizer, 0, "en", "We had dinner. It was fine", "fine")))
+    assert not probe.scorer.can.limits
+    probe.scorer.settle()
+    with pytest.raises(ProbeInputError, match=r"this longer row can only be probed otherwise .*no maps from gradients"):
+        probe.scorer.check(long)
+    assert not probe.scorer.can.limits
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no room"), torch.AcceleratorError("an illegal access"), MemoryError(),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+)  # fmt: skip
+def test_what_fails_on_the_machine_is_not_the_models(error: Exception) -> None:
+    def run() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        _tried("be scored", run)
+    assert _tried("be scored", lambda: 1 // 0)[1].startswith("it cannot be scored (integer division")
