@@ -30,7 +30,8 @@ CHANGED = (
     "(3)",
     "12345678901234567890",
 )
-INNER = ("x;=1+1", "x;\t-1", "x; =1", "x\n=cmd|' /C calc'!A0", "x\r\n@SUM(A1)", "x;'=1", "x;''", "x\n\u3000＝1", ";=1")
+INNER = ("x;=1+1", "x;\t-1", "x; =1", "x\n=cmd|' /C calc'!A0", "x\r\n@SUM(A1)", "x;'=1", "x;''", "x\n\u3000＝1", ";=1",
+         'a;"=1+1;b', "x;\x0b=1", "x;\u2003 +1")  # fmt: skip
 NAMES = ("__proto__", "constructor", "toString", 'a,"b"', "a\r\nb", "[/b]", "\x1b[31m", "</script>", "名", "a;=1")
 
 
@@ -54,7 +55,11 @@ def test_no_cell_begins_inside_a_cell(text, name):
     """A spreadsheet whose columns stand between ; reads our commas as text, and our quotation marks with them."""
     cell = to_cell(text, name=name)
     parts = re.split(r"[;\t\r\n]", cell)
-    assert not [part for part in parts if part.lstrip().startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠"))]
+    assert not [
+        part
+        for part in parts
+        if part.lstrip(' "\x0b\u2003\u3000').startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠"))
+    ]
     assert from_cell(cell) == text
 
 
