@@ -191,6 +191,7 @@ def test_the_null_moves_the_answers_of_a_post_together():
     assert seen == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 def test_two_processes_rank_as_one_does(world, ranked, tmp_path, monkeypatch):
     from probes.saliency import attribute
 

@@ -40,7 +40,7 @@ class Told(list[dict[str, Any]]):
         self.append(json.loads(json.dumps(found)))
 
 
-@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantize", [None, "int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_random_weights_are_made_in_every_place_of_the_model(quantize):
     target = target_of(recipe(quantize=quantize))
     wanted = {keys: (x.shape, x.dtype) for keys, x in nnx.to_flat_state(nnx.state(target.shapes()))}

@@ -184,6 +184,7 @@ def test_splash_leaves_the_cache_to_xla(monkeypatch):
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.slow
 def test_splash_on_a_mesh_agrees_with_one_device():
     """Two by two rows and heads, and four ways where two key/value heads must be shared out among four devices."""
     found = on_eight_devices(__file__)

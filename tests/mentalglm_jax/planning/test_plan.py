@@ -328,6 +328,8 @@ def test_a_compiler_without_a_tpu_is_quiet():
 
 
 @needs_libtpu
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_tpu_compiler_compiles_it(tmp_path):
     compiles(sys.executable, tmp_path)
 

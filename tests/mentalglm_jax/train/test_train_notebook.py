@@ -34,6 +34,7 @@ def test_the_file_is_clean_and_names_recipes_that_exist():
     assert len(named) == 5 and all((ROOT / name).is_file() for name in named)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_it_trains_stops_goes_on_and_exports(tmp_path, monkeypatch):
     for name, value in {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}.items():
