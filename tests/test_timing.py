@@ -8,7 +8,7 @@ from tests.timing import TRIES, grows_at_most
 
 
 def worked(monkeypatch: pytest.MonkeyPatch, power: float, busy: list[float]) -> None:
-    """Work that takes a fifth of a second for a thousand units, and grows with some power, on a clock where others add what is ``busy``."""
+    """Work whose time grows with some power of its size, on a clock where other programs add what is ``busy``."""
     clock = [0.0]
     monkeypatch.setattr(time, "process_time", lambda: clock[0])
 
