@@ -32,16 +32,20 @@ def probe_posts(planted: Planted, count: int, methods: Sequence[str], targets: S
     for i, example in enumerate(examples):
         fillers = tuple(text for j, text in texts if j != i)
         maps = attribute(planted.probe, example, methods, targets, Settings(), fillers)
-        evidence = examine(
-            maps,
-            align(example),
-            example_id=example.id,
-            length=len(example.post),
-            units=pieces(example.post),
-            label=example.label,
-            explanation_length=len(example.explanation or ""),
-            cues=example.cues,
-            decoys=example.decoys,
-        )
-        found.append(Probed(example, maps, evidence))
+        found.append(Probed(example, maps, examined(example, maps)))
     return found
+
+
+def examined(example: Example, maps: Sequence[Attribution]) -> Evidence:
+    """What these maps say of one planted post: verdict, masses, nulls. Where the cue and the decoy are is known."""
+    return examine(
+        maps,
+        align(example),
+        example_id=example.id,
+        length=len(example.post),
+        units=pieces(example.post),
+        label=example.label,
+        explanation_length=len(example.explanation or ""),
+        cues=example.cues,
+        decoys=example.decoys,
+    )

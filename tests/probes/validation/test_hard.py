@@ -5,12 +5,25 @@ import dataclasses
 import numpy as np
 import pytest
 
+from probes.checks.verdict import FAMILIES
 from probes.citations.align import align
 from probes.citations.clauses import pieces
 from probes.errors import ProbeError, ProbeInputError
 from probes.probe import Probe
+from probes.suite import BUDGETS
 from probes.validation.error_rates import null_evidence
-from probes.validation.hard import HARD, _told, conclusions_of, hard_worlds, most_share, power_interval, power_of
+from probes.validation.hard import (
+    HARD,
+    STANDARD,
+    VOTING,
+    Judged,
+    _told,
+    conclusions_of,
+    hard_worlds,
+    most_share,
+    power_interval,
+    power_of,
+)
 from probes.validation.planted import (
     ROUNDS,
     Planted,
@@ -54,16 +67,16 @@ def test_a_denied_cue_says_the_contrary(language: str) -> None:
 def test_power_is_of_the_right_side() -> None:
     null = np.linspace(-0.2, 0.2, 21)
     high, low, none = (np.concatenate([[value], null]) for value in (0.5, -0.5, 0.0))
-    assert power_of([high], 5, 5) == 1.0 == power_of([low], 5, 5, more=False)
-    assert power_of([high], 5, 5, more=False) == 0.0 == power_of([low], 5, 5) == power_of([none], 5, 5)
-    assert power_of([], 5, 5) == 0.0
+    assert power_of([[high]], 5, 5) == 1.0 == power_of([[low]], 5, 5, more=False)
+    assert power_of([[high]], 5, 5, more=False) == 0.0 == power_of([[low]], 5, 5) == power_of([[none]], 5, 5)
+    assert power_of([], 5, 5) == 0.0 == power_of([[]], 5, 5)
 
 
 def test_a_post_whose_map_may_not_speak_stays_a_post() -> None:
     """Of data sets of five, with half of the maps shut, hardly any has five that speak."""
     high, shut = np.array([0.5, *np.linspace(-0.2, 0.2, 21)]), np.array([np.nan])
-    assert power_of([high, shut], 5, 40) < 0.2 < 0.8 < power_of([high, shut], 20, 40)
-    assert power_of([shut], 20, 5) == 0.0
+    assert power_of([[high, shut]], 5, 40) < 0.2 < 0.8 < power_of([[high, shut]], 20, 40)
+    assert power_of([[shut]], 20, 5) == 0.0
 
 
 def test_the_most_that_a_share_may_be() -> None:
@@ -78,12 +91,13 @@ def test_the_most_that_a_share_may_be() -> None:
 def test_conclusions_and_what_is_told_of_a_model() -> None:
     rng = np.random.default_rng(0)
     true = [null_evidence(rng, None, 0.9) for _ in range(12)]
-    share = conclusions_of([dataclasses.replace(e, excess=e.excess | {"erase_resample": e.excess["erase"]},
-                                                mass=e.mass | {"erase_resample": e.mass["erase"]}) for e in true],
+    share = conclusions_of([[dataclasses.replace(e, excess=e.excess | {"erase_resample": e.excess["erase"]},
+                                                mass=e.mass | {"erase_resample": e.mass["erase"]}) for e in true]],
                            12, 5)  # fmt: skip
     assert share == {"supported": 1.0, "contradicted": 0.0}
-    effects = {"necessity": [np.array([3.0, *np.zeros(20)])] * 12}
-    rows = {r["id"]: r for r in _told("one character", True, true, effects, 2, 0)}
+    effects = {which: [np.array([3.0, *np.zeros(20)])] * 12 for which in ("necessity", "sufficiency")}
+    maps = {method: [e.excess.get(method, np.array([np.nan])) for e in true] for method in VOTING}
+    rows = {r["id"]: r for r in _told("one character", True, [Judged(true, maps, effects)] * 2, 2, 0)}
     assert rows["V16.one_character.faithful.contradicted"]["bound"] == 0.05
     assert (
         rows["V16.one_character.faithful.ig.20"]["value"]
@@ -91,7 +105,7 @@ def test_conclusions_and_what_is_told_of_a_model() -> None:
         == rows["V16.one_character.faithful.necessity.10"]["value"]
     )
     assert rows["V16.one_character.faithful.erase_resample.20"]["value"] == 0.0
-    assert "(0 of 12 maps may speak)" in rows["V16.one_character.faithful.erase_resample.20"]["what"]
+    assert "(0 of 24 maps may speak)" in rows["V16.one_character.faithful.erase_resample.20"]["what"]
     assert rows["V16.one_character.faithful.conclusion.contradicted.10"]["bound"] == 0.05
 
 
@@ -110,6 +124,37 @@ def test_one_hard_world_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProbeInputError, match="spread"):
         hard_worlds(names=("nowhere",))
     assert not asked
+
+
+def test_each_pair_is_a_world_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every map that can enter a verdict is there, while the verdicts are those of the budget "standard"."""
+    trained: list[World] = []
+
+    def untrained(world: World) -> Planted:
+        trained.append(world)
+        tokenizer = make_tokenizer(world)
+        return Planted(world, Probe(make_model(world, tokenizer).eval(), tokenizer, "untrained"), 0.0, 0.0)
+
+    monkeypatch.setattr("probes.validation.hard.train", untrained)
+    monkeypatch.setattr("probes.validation.planted.answers_right", lambda probe, examples, **_: [True] * len(examples))
+    monkeypatch.setitem(HARD, "small", World(layers=1, hidden=32, clauses=(3, 3), seed=9))
+    rows = {r["id"]: r["what"] for r in hard_worlds(seed=2, count=2, draws=1, names=("small",), pairs=2)}
+    assert [(world.seed, world.faithful) for world in trained] == [
+        (2009 + 100 * at, yes) for yes in (1, 0) for at in (0, 1)
+    ]
+    for method in FAMILIES:
+        assert "of 4 maps may speak" in rows[f"V16.small.faithful.{method}.5"]
+    assert set(STANDARD) == set(BUDGETS["standard"][0]) & set(FAMILIES)
+
+
+def test_a_data_set_is_of_one_model() -> None:
+    """Of two models of which one shows it always, half of the data sets show it, and the interval says how little that
+    is; a mixture of both would show it always."""
+    null = np.linspace(-0.2, 0.2, 21)
+    always, never = ([np.concatenate([[value], null])] * 24 for value in (0.5, 0.0))
+    assert power_of([always, never], 20, 10) == 0.5
+    assert power_of([always + never], 20, 10) > 0.9
+    assert power_interval([always, never], 20, 4, again=30) == (pytest.approx(0.0), pytest.approx(1.0, abs=3 / 48))
 
 
 @pytest.mark.parametrize("module", ["planted", "reasoning"])
@@ -138,11 +183,11 @@ def test_an_interval_of_power_is_over_posts() -> None:
     """Where a few posts decide, another draw of posts has another power; where all agree, 24 posts are no certainty."""
     null = np.linspace(-0.2, 0.2, 21)
     some = [np.concatenate([[0.16 if at < 6 else 0.0], null]) for at in range(24)]
-    low, high = power_interval(some, 20, 20, again=20)
-    assert low < power_of(some, 20, 40) < high and high - low > 0.2
+    low, high = power_interval([some], 20, 20, again=20)
+    assert low < power_of([some], 20, 40) < high and high - low > 0.2
     always = [np.concatenate([[0.5], null])] * 24
-    assert power_interval(always, 5, 5, again=5) == (1 - 3 / 24, 1.0)
-    assert power_interval(always, 5, 5, more=False, again=5) == (0.0, 3 / 24)
+    assert power_interval([always], 5, 5, again=5) == (1 - 3 / 24, 1.0)
+    assert power_interval([always], 5, 5, more=False, again=5) == (0.0, 3 / 24)
     assert power_interval([], 5, 5) == (0.0, 1.0)
 
 
