@@ -190,7 +190,7 @@ def power_interval(
     """95 % percentile interval of ``power_of`` over models and posts like these: the models, and the posts of each, are
     drawn anew ``again`` times.
 
-    A power of 0 or 1 in every draw is bounded as if each post alone had shown it (the rule of three).
+    No interval ends nearer to 0 or 1 than so many posts can show (the rule of three).
     """
     if not any(models):
         return 0.0, 1.0
@@ -201,7 +201,7 @@ def power_interval(
         found.append(power_of(drawn, posts, draws, seed + one, more))
     low, high = (float(one) for one in np.quantile(found, [0.025, 0.975]))
     rest = min(1.0, 3 / sum(map(len, models)))
-    return min(low, 1 - rest) if low == 1.0 else low, max(high, rest) if high == 0.0 else high
+    return min(low, 1 - rest), max(high, rest)
 
 
 def conclusions_of(models: Sequence[Sequence[Evidence]], posts: int, draws: int, seed: int = 0) -> dict[str, float]:
