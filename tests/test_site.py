@@ -121,7 +121,7 @@ def test_the_search_works_from_the_disk(site, browser):
 
 
 def awaited(browser, expression: str) -> None:
-    for _ in range(100):
+    for _ in range(1000):
         if browser.js(expression):
             return
         time.sleep(0.1)

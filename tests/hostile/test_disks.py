@@ -84,7 +84,7 @@ def test_two_at_once(world, capsys, command):
         before = contents(world)
         outcome = called(command, capsys)
         says = rf"{target.name}: process {os.getpid()} on {socket.gethostname()} works on it; wait"
-        refused(outcome, says, code=1, seconds=30)
+        refused(outcome, says, code=1)
         assert contents(world) == before
 
 
@@ -116,7 +116,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, how):
         began = time.monotonic()
         with pytest.raises(RunError, match=f"process {process.pid} on "), enter(target):
             pass
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 100
         process.send_signal(signal.SIGKILL)
         process.wait()
         with enter(target):

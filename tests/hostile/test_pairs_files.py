@@ -32,7 +32,6 @@ LINES: dict[str, tuple[bytes, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("attack", LINES)
 def test_pairs_line(tmp_path, attack):
     raw, says = LINES[attack]

@@ -42,9 +42,9 @@ def test_the_same_meaning_as_in_peft(expression):
     [r"(a+)+$", r"(a|aa)+$", r"(.*)*!", r"([a-z_.0-9]+)*!", r"(.*.*.*.*.*.*.*.*)!", r"(a?){30}a{30}", r"((a*)*)*!"],
 )
 def test_an_expression_that_backtracks_ends(expression):
-    began = time.monotonic()
+    began = time.process_time()
     pattern(expression).fullmatch("a" * 100_000 + "b")
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 POSTS = {
@@ -68,7 +68,6 @@ LINEAR = {
 }
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("function", LINEAR)
 @pytest.mark.parametrize(
     "post", [post if post in WORST else pytest.param(post, marks=pytest.mark.slow) for post in POSTS]

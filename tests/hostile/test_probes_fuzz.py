@@ -272,7 +272,7 @@ def test_fuzz_at_length(name, model, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["generations.jsonl", "manifest.json"])
-@settings(max_examples=100, deadline=5000, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.binary(max_size=200) | st.text(alphabet='{}[]",:\\u0d8e1N9.-', max_size=60).map(str.encode))
 def test_bytes_that_are_no_json(name, data, tmp_path_factory):
     place = tmp_path_factory.mktemp("bytes")

@@ -29,7 +29,6 @@ LINES: dict[str, tuple[bytes, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("attack", LINES)
 def test_records_line(tmp_path, attack):
     raw, says = LINES[attack]

@@ -34,7 +34,6 @@ def searched(out):
                                  start=start))  # fmt: skip
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", ["pipe", "device", "directory", "link", "link to nothing"])
 def test_a_study_that_is_no_file(out, kind):
     file = out / JOURNAL
@@ -81,7 +80,6 @@ def test_a_study_of_another_recipe(out, other):
     refused(searched(out), rf"{JOURNAL}: is of another search, its recipe or --seeds were others")
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", ["a link to nothing", "a link", "a file", "a directory"])
 def test_a_lock_of_optuna_that_nobody_holds(out, kind):
     """It was waited for: half a minute, or, where it leads nowhere, for ever. A killed search leaves such a one."""

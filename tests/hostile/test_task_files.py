@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from mentalglm_jax.text.task_files import read_tasks
 from tests.hostile.attack import refused, run
 from tests.hostile.foreign_files import RECORD
 from tests.mentalglm_jax.own_tasks import DISTORTED, MOOD
+from tests.timing import grows_at_most
 
 ROW = RECORD | {"task": "mood", "label": "calm", "question": "How?", "parsed_label": "calm", "parsed_explanation": "x",
                 "parse_status": "ok", "output_text": "x"}  # fmt: skip
@@ -65,14 +67,11 @@ ATTACKS = {
 }  # fmt: skip
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_task_file(tmp_path, capsys, attack):
     text, says = ATTACKS[attack]
     (tmp_path / "tasks.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    refused(
-        run(["mentalglm", "tasks", "check", tmp_path / "tasks.yaml"], capsys), rf"tasks\.yaml.*({says})", seconds=20
-    )
+    refused(run(["mentalglm", "tasks", "check", tmp_path / "tasks.yaml"], capsys), rf"tasks\.yaml.*({says})")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "link", "directory"])
@@ -123,12 +122,12 @@ def test_two_rows_that_disagree(tmp_path, capsys):
             r"generations\.jsonl:2: task 'mood' is known with another definition")  # fmt: skip
 
 
-@pytest.mark.timeout(60)
 def test_the_largest_label_set_is_checked_and_read_in_bounded_time(tmp_path, capsys):
     raw = DISTORTED | {"labels": MANY, "question": {"en": "?"}, "sentence": {"en": "a " * 100 + "{} b"}}
     (tmp_path / "tasks.yaml").write_text(yaml.safe_dump({"tasks": {"mood": raw}}, sort_keys=False))
+    began = time.process_time()
     outcome = run(["mentalglm", "tasks", "check", tmp_path / "tasks.yaml"], capsys)
-    assert (outcome.code, outcome.seconds < 30) == (0, True), outcome
+    assert (outcome.code, time.process_time() - began < 60) == (0, True), outcome
 
 
 @pytest.mark.parametrize("word", ["(a+)+$", "[x", "a|b", "\\", "Reasoning*", "?"])
@@ -139,13 +138,16 @@ def test_a_marker_is_text_and_no_pattern(word):
     assert tasks.parse(task, "en", said).labels == ("calm",)
 
 
-@pytest.mark.timeout(60)
 def test_a_key_that_stands_twice_among_thirty_thousand(tmp_path, capsys):
     """Found in one pass: to count each key takes the square of their number, some minutes."""
-    keys = "".join(f"k{number}:\n" for number in range(30_000))
-    (tmp_path / "tasks.yaml").write_text(f"{keys}k29999:\n")
-    outcome = run(["mentalglm", "tasks", "check", tmp_path / "tasks.yaml"], capsys)
-    refused(outcome, "the key 'k29999' stands more than once", seconds=30)
+
+    def work(count: int) -> None:
+        keys = "".join(f"k{number}:\n" for number in range(count))
+        (tmp_path / "tasks.yaml").write_text(f"{keys}k{count - 1}:\n")
+        outcome = run(["mentalglm", "tasks", "check", tmp_path / "tasks.yaml"], capsys)
+        refused(outcome, f"the key 'k{count - 1}' stands more than once")
+
+    grows_at_most(work, 7500, 30_000, 8)
 
 
 @pytest.mark.parametrize("name", ["x" * 3000, "a\0b", "y/" * 3000], ids=["long", "a zero byte", "deep"])

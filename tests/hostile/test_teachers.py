@@ -41,7 +41,7 @@ def world(tmp_path, capsys, monkeypatch) -> World:
 )
 def test_a_server_that_never_ends_is_left(world, behaviour, says):
     with behaving(default=behaviour) as server:
-        refused(world.build(server.url, timeout=0.5), says, code=1, seconds=20)
+        refused(world.build(server.url, timeout=0.5), says, code=1, seconds=60)
         assert len(server.requests) == 2
 
 
@@ -64,7 +64,7 @@ def test_what_the_server_asks_to_wait_is_bounded(world, monkeypatch, asks):
     with behaving(failing(429, {"error": {"message": "slow"}}, retry_after=asks)) as server:
         began = time.monotonic()
         outcome = world.build(server.url)
-    assert accepted(outcome)["teacher"] == {"asked": 3, "rate limit": 1} and time.monotonic() - began < 30
+    assert accepted(outcome)["teacher"] == {"asked": 3, "rate limit": 1} and time.monotonic() - began < 100
 
 
 def test_an_answer_longer_than_its_tokens_is_cut(world):
@@ -132,7 +132,7 @@ def test_an_interrupted_build_keeps_what_is_under_way(world):
     interrupted = threading.Event()
 
     def slow(asked: dict[str, Any]) -> dict[str, Any]:
-        interrupted.wait(60)
+        interrupted.wait(600)
         return completion(asked, oracle(asked["messages"]))
 
     write_records(world.folder / "posts.jsonl", records(9))
@@ -143,8 +143,8 @@ def test_an_interrupted_build_keeps_what_is_under_way(world):
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        threading.Timer(2, interrupted.set).start()  # it says nothing until they are there
-        _, err = process.communicate(timeout=60)
+        threading.Timer(5, interrupted.set).start()  # it says nothing until they are there
+        _, err = process.communicate(timeout=600)
         assert process.returncode == 1 and b"interrupted; what was finished is kept" in err and b"Traceback" not in err
         assert len(server.requests) == 3 and world.paid() == 3
 
@@ -162,7 +162,7 @@ def test_a_failure_of_any_kind_loses_no_answer_under_way(world, monkeypatch):
     all_there = threading.Barrier(3)
 
     def together(asked: dict[str, Any]) -> dict[str, Any]:
-        all_there.wait(60)
+        all_there.wait(600)
         return completion(asked, oracle(asked["messages"]))
 
     monkeypatch.setattr(AnswerCache, "put", once)

@@ -242,7 +242,7 @@ def test_help_without_a_command(capsys):
 
 def test_interrupted_run_keeps_what_is_done_and_continues(tiny_model_dir, tiny_rows, tmp_path):
     """A real process, stopped in the middle; the same command then does only the rest."""
-    rows = [tiny_rows[i % len(tiny_rows)] | {"id": f"r{i}"} for i in range(40)]
+    rows = [tiny_rows[i % len(tiny_rows)] | {"id": f"r{i}"} for i in range(200)]
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     out = tmp_path / "out"
@@ -264,7 +264,7 @@ def test_interrupted_run_keeps_what_is_done_and_continues(tiny_model_dir, tiny_r
     assert errors.splitlines()[-1] == "probes: interrupted; finished posts are kept, the same command continues"
     assert "Traceback" not in errors
     kept = {path.name: path.stat().st_mtime_ns for path in (out / "cache").glob("*.json")}
-    assert 3 <= len(kept) < 40
+    assert 3 <= len(kept) < 200
     cli.main([*arguments, "--limit", "6"])
     run = read_run(out)
     assert len(run.results) == 6

@@ -52,7 +52,6 @@ def test_the_first_makes_what_a_worker_that_stopped_has_left(given, tmp_path, mo
     assert json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))["n"] == 5
 
 
-@pytest.mark.timeout(120)
 def test_a_worker_ends_when_nobody_waits_for_it():
     code = "import time; from probes.workers import workers\nwith workers(2, [], 'cpu'): time.sleep(3600)"
     env = os.environ | {"PROBES_PARENT": "1", "RANK": "1", "WORLD_SIZE": "2"}

@@ -18,6 +18,8 @@ from mentalglm_jax.checkpoints.directories import load
 from mentalglm_jax.errors import InputError
 from tests.mentalglm_jax.weights import CHATGLM_CONFIG, edit_json
 
+SHARED = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]  # the second as everywhere
+
 
 @pytest.fixture
 def copy(saved, tmp_path):
@@ -205,7 +207,7 @@ def test_refused_in_one_line(copy, fault):
     assert "copy" in text  # names the file
 
 
-@hypothesis.settings(max_examples=80, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(max_examples=80, suppress_health_check=SHARED)
 @hypothesis.given(position=st.integers(0, 3000), patch=st.binary(min_size=1, max_size=9))
 def test_a_damaged_header_never_crashes(saved, tmp_path, position, patch):
     data = bytearray((saved / "glm" / "model.safetensors").read_bytes())
@@ -218,7 +220,7 @@ def test_a_damaged_header_never_crashes(saved, tmp_path, position, patch):
             assert tensors.read(name).shape == info.shape
 
 
-@hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(max_examples=60, suppress_health_check=SHARED)
 @hypothesis.given(data=st.data())
 def test_a_strange_header_or_index_never_crashes(copy, data):
     """Well-formed JSON whose values are anything."""
@@ -247,7 +249,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
-@hypothesis.settings(max_examples=80, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(max_examples=80, suppress_health_check=SHARED)
 @hypothesis.given(data=st.data(), base=st.sampled_from(["glm", "chatglm"]))
 def test_a_strange_config_never_crashes(copy, data, base):
     raw = json.loads((copy / "config.json").read_text()) if base == "glm" else dict(CHATGLM_CONFIG)

@@ -34,7 +34,7 @@ print(len(missed))
 def _start(home: Path, **environment: str) -> tuple[int, str]:
     inherited = {name: value for name, value in os.environ.items() if "CACHE" not in name}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", _WORK], capture_output=True, text=True, timeout=120, check=True,
+        [sys.executable, "-P", "-c", _WORK], capture_output=True, text=True, timeout=600, check=True,
         env={**inherited, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home), **environment},
     )  # fmt: skip
     return int(done.stdout), done.stderr

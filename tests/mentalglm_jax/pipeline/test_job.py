@@ -426,7 +426,7 @@ def test_ctrl_c_on_the_command_line_exits_1_with_one_line(recipe_file, tmp_path)
     while process.poll() is None and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 1, err
     lines = [line for line in err.splitlines() if line.startswith("mentalglm: ")]
     assert len(lines) == 1 and "continues from there" in lines[0]

@@ -70,5 +70,5 @@ def serving(*, rows: int = 4, waiting: int = 8, key: str | None = None, model: G
                 client.close()
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(300)
             assert not thread.is_alive()

@@ -71,7 +71,7 @@ def test_serve_with_an_adapter_and_a_key_until_it_is_interrupted(model_dir, adap
             other.models.list()
     finally:
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert "Traceback" not in err and "A post" not in err
     tokenizer, base = GlmTokenizer.load(model_dir), load(str(model_dir))
@@ -153,7 +153,7 @@ def terminal(model_dir, request):
         env={**os.environ, "TERM": "dumb"}, start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
-    child = fdpexpect.fdspawn(ours, encoding="utf-8", timeout=120)
+    child = fdpexpect.fdspawn(ours, encoding="utf-8", timeout=600)
     child.process = process
     child.expect("not a diagnosis")
     child.expect("\n> ")
@@ -208,7 +208,7 @@ def test_a_session_in_a_terminal(terminal, model_dir):
     assert says([turn("system", "Be brief."), turn("user", "A post."), turn("assistant", briefly),
                  turn("user", "/reset\non two lines")]) in heard(terminal)  # fmt: skip
     terminal.sendline("/quit")
-    assert terminal.process.wait(60) == 0
+    assert terminal.process.wait(600) == 0
 
 
 LEAVES = "Ctrl-D or /quit leaves\r\n> "
@@ -240,7 +240,7 @@ def test_an_interrupt_stops_the_answer_and_not_the_session(terminal):
     terminal.expect("/nonsense: no such command.*\r\n> ")
     interrupt(terminal, LEAVES)
     terminal.sendline("/quit")
-    assert terminal.process.wait(60) == 0
+    assert terminal.process.wait(600) == 0
 
 
 @pytest.mark.parametrize("terminal", [3000], indirect=True)
@@ -249,7 +249,7 @@ def test_an_interrupt_before_the_first_word(terminal):
     terminal.sendline("A post.")
     assert "Traceback" not in interrupt(terminal, f" …\r\n> |{LEAVES}")
     terminal.sendline("/quit")
-    assert terminal.process.wait(60) == 0
+    assert terminal.process.wait(600) == 0
 
 
 def test_control_characters_of_an_answer_do_nothing(model_dir, capsys, monkeypatch):

@@ -172,7 +172,7 @@ def occupied(served: Served, rows: int, room: int = 480) -> list[httpx.Client]:
     """Streams that hold every place of the batch; close them."""
     streams = []
     for _ in range(rows):
-        client = httpx.Client(timeout=60)
+        client = httpx.Client(timeout=300)
         asking = {"model": "small", "messages": asked("a"), "max_tokens": room, "stream": True}
         stream = client.stream("POST", f"{served.url}/chat/completions", json=asking)
         response = stream.__enter__()
@@ -185,7 +185,7 @@ def unanswered(served: Served, post: str, room: int) -> socket.socket:
     """A client that has asked for a whole answer and not read it; close it."""
     body = json.dumps({"model": "small", "messages": asked(post), "max_tokens": room}).encode()
     address = urlsplit(served.url)
-    connection = socket.create_connection((address.hostname, address.port), timeout=60)
+    connection = socket.create_connection((address.hostname, address.port), timeout=300)
     connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                        b"Content-Length: %d\r\n\r\n" % len(body) + body)  # fmt: skip
     return connection
@@ -218,7 +218,7 @@ def engines(monkeypatch):
     return made
 
 
-def eventually(true, seconds=60.0):
+def eventually(true, seconds=300.0):
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until
@@ -288,7 +288,7 @@ def test_a_key_is_asked_of_everybody():
             with pytest.raises(openai.AuthenticationError, match="Authorization: Bearer"):
                 served.client(api_key=key or "x").models.list()
         for headers in ({}, {"Authorization": "Basic sk-secret-1"}, {"Authorization": "sk-secret-1"}):
-            answer = httpx.get(f"{served.url}/models", headers=headers)
+            answer = httpx.get(f"{served.url}/models", headers=headers, timeout=300)
             assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
             assert "sk-secret" not in answer.text
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import unicodedata
 
 import hypothesis
@@ -14,7 +15,7 @@ from mentalglm_jax.data.records import Record
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.inference.generate import answer_text
 from mentalglm_jax.inference.scoring import label_ids
-from mentalglm_jax.text import tasks
+from mentalglm_jax.text import chat_template, tasks
 from mentalglm_jax.text.chat_formats import FORMATS
 from mentalglm_jax.text.chat_template import ChatFormatWarning
 from mentalglm_jax.text.tokenizer import BUILTIN, CHAT_TEMPLATE, GlmTokenizer
@@ -447,3 +448,20 @@ def test_glms_tokens_decide_and_an_odd_template_is_said(tmp_path):
     assert GlmTokenizer.load(tmp_path / "glm").chat_format == GlmTokenizer.load(BUILTIN).chat_format
     (tmp_path / "glm" / "chat_template.jinja").unlink()
     assert GlmTokenizer.load(tmp_path / "glm").prompt_ids("x") == found.prompt_ids("x")
+
+
+SLOW = """
+import time
+from mentalglm_jax.text import chat_template
+while time.process_time() < 3.1:
+    pass
+chat_template._main()
+"""
+
+
+def test_a_template_does_not_pay_for_a_slow_start(tmp_path, monkeypatch):
+    """On a slow machine what is imported takes the seconds of processor time that a template may."""
+    assert chat_template.SECONDS == 3
+    monkeypatch.setattr(chat_template, "module_command", lambda *_: [sys.executable, "-P", "-c", SLOW])
+    chat_template._rendered.cache_clear()
+    assert GlmTokenizer.load(write_family(tmp_path / "t", "qwen")).chat_format.name == "chatml"

@@ -22,6 +22,7 @@ from mentalglm_jax.text.tokenizer_files import SPLIT
 
 TEMPLATE = CHAT_TEMPLATE.replace("item", "one")  # another text that renders the same
 RANKS = 151329  # tokens in GLM-4's tokenizer.model; its special tokens follow
+SHARED = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]  # the second as everywhere
 TEXTS = ["it's 12345 days,  ok?\n\n  yes ", "我最近睡不着。\n", "", " <|user|>\r\n", "naïve e\u0301 🙂\x00", "  \t x"]
 
 
@@ -251,7 +252,7 @@ def test_a_damaged_tokenizer_is_refused_in_one_line(small, fault):
     assert "small" in str(caught.value)
 
 
-@hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(max_examples=60, suppress_health_check=SHARED)
 @hypothesis.given(position=st.integers(0, 2000), patch=st.binary(min_size=1, max_size=6))
 def test_a_strange_tiktoken_file_never_crashes(tmp_path, position, patch):
     directory = write_tiktoken(tmp_path / "fuzz", [bytes([byte]) for byte in range(256)])

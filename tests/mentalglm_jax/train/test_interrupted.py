@@ -85,7 +85,7 @@ def child(directory: Path, *arguments: object) -> subprocess.Popen:
 
 def test_a_killed_process_goes_on_bit_for_bit(whole, tmp_path):
     process = child(tmp_path, 7)
-    _, errors = process.communicate(timeout=250)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL, errors
     assert steps_saved(tmp_path) == ["4"]
     _, values = run(tmp_path)
@@ -102,7 +102,7 @@ def test_a_killed_process_goes_on_bit_for_bit(whole, tmp_path):
 )
 def test_a_kill_during_saving_falls_back(whole, tmp_path, moment):
     process = child(tmp_path, 0, moment)
-    _, errors = process.communicate(timeout=250)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL, errors
     assert "8" not in steps_saved(tmp_path) and "4" in steps_saved(tmp_path)
     if not moment.startswith("os.mkdir"):
@@ -132,7 +132,7 @@ def test_twenty_kills_at_random_moments(tmp_path):
                 time.sleep(moments.uniform(0, 0.05))
                 process.kill()
                 break
-        _, errors = process.communicate(timeout=250)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == -signal.SIGKILL, errors
     _, values = run(tmp_path / "run", **many)
     assert rows(tmp_path / "run") == rows(tmp_path / "reference")  # no row of data repeated or left out
@@ -142,7 +142,7 @@ def test_twenty_kills_at_random_moments(tmp_path):
 def test_a_full_disk_stops_the_run_and_loses_nothing(whole, tmp_path):
     """The file system refuses what the save of step 8 writes (a limit on the size of files stands in for the space)."""
     process = child(tmp_path, 0, "full disk")
-    output, errors = process.communicate(timeout=250)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 1, errors
     assert re.fullmatch(r".*(cannot save the checkpoint|could not be written) \(File too large\)", output), errors
     assert "8" not in steps_saved(tmp_path) and "4" in steps_saved(tmp_path)

@@ -220,7 +220,7 @@ def test_an_interrupted_stage_goes_on_bit_for_bit_from_its_reference(whole, tmp_
 def test_a_killed_stage_goes_on_bit_for_bit(whole, tmp_path):
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, __file__, str(tmp_path), "kill"], cwd=root, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(root)}, timeout=250)  # fmt: skip
+                          env={**os.environ, "PYTHONPATH": str(root)}, timeout=600)  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
     _, values = go(tmp_path)
     assert rows(tmp_path) == whole[2] and same(values, whole[1])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,16 @@ def test_a_template_is_utf8(tmp_path: Path) -> None:
     (tmp_path / "t.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(ProbeInputError, match="is no UTF-8 text"):
         read_template(tmp_path / "t.jinja")
+
+
+SLOW = "import time; from probes.intake import template\nwhile time.process_time() < 2.05: pass\ntemplate._main()"
+
+
+def test_a_template_does_not_pay_for_a_slow_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine what is imported takes the seconds of processor time that a template may."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' -P -c '{SLOW}'\n", "utf-8")
+    python.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(python))
+    monkeypatch.setattr("probes.intake.template._SECONDS", 2)
+    assert render("{{ post }}", [{"post": "a"}], "T") == ["a"]

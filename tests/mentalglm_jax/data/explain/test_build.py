@@ -121,17 +121,24 @@ def test_datasets_opens_the_directory(made):
     assert loaded["train"][0]["post"] == post(0)
 
 
-FAULTS = ["429", "500", "503", "truncated", "cut", "empty", "timeout"]
+FAULTS = ["429", "500", "503", "truncated", "cut", "empty"]
 
 
 def test_a_spoiled_answer_is_asked_for_again(made):
     with endpoint() as server, spoiling(server.url, FAULTS) as url:
-        recipe = made(url, teacher={"timeout": 0.5})
-        manifest = build(recipe, quiet)
+        manifest = build(made(url), quiet)
     assert manifest["records"]["accepted"] == 12
     stats = Counter(manifest["teacher"])
     assert (stats["asked"], stats["rate limit"], stats["server error"]) == (12, 1, 2)
-    assert (stats["malformed answer"], stats["no connection"], stats["timeout"]) == (2, 1, 1)
+    assert (stats["malformed answer"], stats["no connection"], stats.total()) == (2, 1, 12 + len(FAULTS))
+
+
+def test_an_answer_that_does_not_come_in_time_is_asked_for_again(made):
+    """On a busy machine others may not come in time either."""
+    with endpoint() as server, spoiling(server.url, ["timeout"]) as url:
+        manifest = build(made(url, teacher={"timeout": 0.5, "retries": 50}), quiet)
+    assert manifest["records"]["accepted"] == 12 and manifest["teacher"]["asked"] == 12
+    assert manifest["teacher"].keys() == {"asked", "timeout"} and manifest["teacher"]["timeout"] >= 1
 
 
 def test_the_wrong_language_is_caught_and_asked_for_once_more(made):
@@ -193,14 +200,14 @@ def test_when_the_teacher_fails_what_is_under_way_is_kept_and_nothing_more_is_as
     all_there, failed = threading.Barrier(3), threading.Event()
 
     def refuse(asked):
-        all_there.wait(60)
+        all_there.wait(600)
         failed.set()
         return failing(401, {"error": {"message": "no"}})(asked)
 
     def answer(asked):
         if not failed.is_set():
-            all_there.wait(60)
-            time.sleep(2)  # while the refusal is read
+            all_there.wait(600)
+            time.sleep(5)  # while the refusal is read
         return completion(asked, oracle(asked["messages"]))
 
     with behaving(refuse, default=answer) as server:
@@ -274,7 +281,7 @@ def test_as_many_requests_at_once_as_allowed(made):
         most.append(len(running))
         if len(running) == 4:
             four.set()
-        assert four.wait(60)
+        assert four.wait(600)
         time.sleep(0.1)  # for a fifth that there must not be
         running.pop()
         return oracle(messages)

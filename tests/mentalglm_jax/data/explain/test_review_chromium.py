@@ -66,7 +66,7 @@ def test_rated_by_keys_kept_and_imported(browser, tmp_path):
     press(browser, "c")
     assert browser.js("document.activeElement.id") == "comment"
     browser.js("document.querySelector('#json').click()")
-    deadline = time.time() + 10
+    deadline = time.time() + 100
     while not (found := list((tmp_path / "down").glob("ratings-*-A.json"))) and time.time() < deadline:
         time.sleep(0.1)
     assert json.loads(found[0].read_text(encoding="utf-8")) == downloaded

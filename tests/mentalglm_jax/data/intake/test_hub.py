@@ -88,7 +88,7 @@ def imported(tmp_path_factory):
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }  # fmt: skip
         done = subprocess.run([sys.executable, "-c", DRIVER, json.dumps(ASKED)], cwd=directory, env=environment,
-                              capture_output=True, text=True, timeout=280)  # fmt: skip
+                              capture_output=True, text=True, timeout=600)  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         requests = [path for _, path, _ in state.requests]
     return json.loads(done.stdout.splitlines()[-1]), directory, requests
