@@ -138,8 +138,8 @@ def test_a_marker_is_text_and_no_pattern(word):
     assert tasks.parse(task, "en", said).labels == ("calm",)
 
 
-def test_a_key_that_stands_twice_among_thirty_thousand(tmp_path, capsys):
-    """Found in one pass: to count each key takes the square of their number, some minutes."""
+def test_a_key_that_stands_twice_among_thousands(tmp_path, capsys):
+    """Found in one pass: to count each key takes the square of their number, minutes for 30,000."""
 
     def work(count: int) -> None:
         keys = "".join(f"k{number}:\n" for number in range(count))
@@ -147,7 +147,7 @@ def test_a_key_that_stands_twice_among_thirty_thousand(tmp_path, capsys):
         outcome = run(["mentalglm", "tasks", "check", tmp_path / "tasks.yaml"], capsys)
         refused(outcome, f"the key 'k{count - 1}' stands more than once")
 
-    grows_at_most(work, 7500, 30_000, 8)
+    grows_at_most(work, 3000, 12_000, 8)
 
 
 @pytest.mark.parametrize("name", ["x" * 3000, "a\0b", "y/" * 3000], ids=["long", "a zero byte", "deep"])
