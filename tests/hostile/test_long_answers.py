@@ -146,7 +146,7 @@ def test_references_as_long_as_books(monkeypatch):
 
 def test_many_explanations_as_long_as_are_compared():
     """Each took the product of both lengths, a second of Python and more: a file of 16 MB an hour."""
-    grows_at_most(lambda size: overlap([("a b " * size, "b a c " * size)], "en"), 100, 1000, 15)
+    grows_at_most(lambda size: overlap([("a b " * size, "b a c " * size)], "en"), 100, 1000, 30)
 
 
 def test_what_stands_in_the_same_order_is_that_of_the_table():
