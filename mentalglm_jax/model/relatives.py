@@ -144,7 +144,7 @@ def refuse_other_layers(raw: Mapping[str, Any], windows: Container[str] = ()) ->
 def _too_wide(raw: Mapping[str, Any], key: str) -> bool:
     """Whether no row that the model takes notices that window."""
     window, positions = raw[key], raw.get("max_position_embeddings", raw.get("seq_length"))
-    return type(window) is type(positions) is int and window >= positions
+    return isinstance(window, int) and isinstance(positions, int) and window >= positions
 
 
 def _refuse_windows(kind: str, raw: Mapping[str, Any], read: Fields, positions: int, layers: int) -> None:

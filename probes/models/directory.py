@@ -287,7 +287,7 @@ def _windows(part: dict[str, Any]) -> Iterator[str]:
     positions = part.get("max_position_embeddings")
     for key in DIRECTORY["windows"]:
         window = part.get(key)
-        if window and not (type(window) is type(positions) is int and window >= positions):
+        if window and not (isinstance(window, int) and isinstance(positions, int) and window >= positions):
             yield key
     kinds = part.get("layer_types") or ()
     if not isinstance(kinds, (list, tuple)) or {*map(str, kinds)} - {"full_attention"}:

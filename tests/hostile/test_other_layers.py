@@ -78,7 +78,8 @@ def test_a_type_that_knows_the_key_has_it(tmp_path, kind, key):
 
 # The layers of these types attend to all that stands before; transformers' cache would cut keys off all the same.
 WINDOWS = {
-    "a window": {"sliding_window": 4}, "chunks": {"attention_chunk_size": 4}, "a window of text": {"sliding_window": "4"},
+    "a window": {"sliding_window": 4}, "chunks": {"attention_chunk_size": 4},
+    "a window of text": {"sliding_window": "4"},
     "kinds of layers": {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4},
     "chunked layers": {"layer_types": ["chunked_attention"] * 2, "attention_chunk_size": 1 << 20},
     "keys of other layers": {"kv_sharing_modes": ["reuse", "reuse"]},
@@ -93,7 +94,7 @@ NO_WINDOWS = {
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("raw", [GLM, LLAMA, VISION], ids=["glm", "llama", "glm4v"])
 def test_a_window_that_only_the_cache_has(raw, window):
-    with pytest.raises(InputError, match=r"config.json: (%s) .* asks for a layer" % "|".join(WINDOWS[window])):
+    with pytest.raises(InputError, match=r"config.json: ({}) .* asks for a layer".format("|".join(WINDOWS[window]))):
         GlmConfig.from_dict(raw | ({"text_config": raw["text_config"] | WINDOWS[window]} if raw is VISION
                                    else WINDOWS[window]))  # fmt: skip
 
@@ -119,7 +120,7 @@ def test_no_window_is_none(tmp_path, raw, said):
 @pytest.mark.parametrize("window", [name for name in WINDOWS if name != "a window of text"])
 @pytest.mark.parametrize("raw", [GLM, LLAMA], ids=["glm", "llama"])
 def test_probes_a_window_that_only_the_cache_has(tmp_path, raw, window):
-    with pytest.raises(ProbeInputError, match=r"config.json: (%s): asks for a layer" % "|".join(WINDOWS[window])):
+    with pytest.raises(ProbeInputError, match=r"config.json: ({}): asks for a layer".format("|".join(WINDOWS[window]))):
         judged(tmp_path, raw | WINDOWS[window])
 
 
