@@ -15,6 +15,7 @@ import secrets
 import shutil
 import stat
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,17 @@ def check_unedited(path: Path, instead: str = "") -> None:
     if text.strip() and text != sealed(text[: -len(_SEAL.format("0" * 16)) - 1]):
         raise InputError(f"{path}: was changed since it was written (or comes of an earlier version), and would be "
                          f"lost; move it, or choose another place{instead and f'; {instead}'}")  # fmt: skip
+
+
+def write_card(path: Path, text: str) -> None:
+    """Writes a page as ``sealed``. One that a person went on with meanwhile stays, and a warning says so: what the work
+    took is not lost for it."""
+    try:
+        check_unedited(path)
+    except InputError:
+        warnings.warn(f"{path}: was changed since it was written and is left as it is", stacklevel=2)
+    else:
+        write_text(path, sealed(text))
 
 
 def refuse_inputs(out: Path, read: Mapping[str, str | Path | None]) -> None:

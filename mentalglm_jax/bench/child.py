@@ -38,6 +38,7 @@ def main(spec_file: str, out: str) -> None:
         "config": target.config.to_dict(target.recipe.model.dtype), "dtype": target.recipe.model.dtype,
         "rank": target.recipe.lora.rank, "alpha": target.recipe.lora.alpha, "accumulate": target.train.accumulate,
     }), encoding="utf-8")  # fmt: skip
+    target.check_room(step=spec["kind"] == "step")
     if spec["kind"] == "step":
         training.measure(target, seconds, folder / "rows.npz", tell)
     elif spec["kind"] == "generate":

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mentalglm_jax.data.batches import Example
+from mentalglm_jax.devices.hardware import GIB, free_memory
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.model.layout import MESH_AXES
@@ -28,6 +29,7 @@ _SMALL = {
 # Lengths of examples in tokens, and how often they are drawn: short posts mostly, as in IMHI, and some long ones.
 LENGTHS = {(120, 300): 0.5, (300, 700): 0.35, (700, 1500): 0.15}
 ANSWERS = 0.3  # of an example's tokens
+PER_ROW = 12  # examples that are drawn for a row of the step
 FILL = 0.85  # of a device's memory, by the estimate, for which rows are chosen
 
 
@@ -60,6 +62,24 @@ class Target:
             leaf.set_value(_filled(number, ".".join(map(str, keys)), leaf))
         nnx.update(model, state)
         return model
+
+    def check_room(self, *, step: bool) -> None:
+        """Whether this machine's memory holds what is measured on its processor: weights, and of a ``step`` the rest.
+
+        An accelerator refuses by itself; a machine without room ends other programs.
+
+        Raises:
+            InputError: it does not.
+        """
+        shapes, free = self.shapes(), free_memory(jax.devices()[0])
+        if jax.devices()[0].platform != "cpu" or free is None:
+            return
+        memory = estimate_memory(shapes, shape_of(self.train, dict(self.mesh.shape)))
+        drawn = PER_ROW * 4 * self.train.rows * self.train.sequence_length  # tokens of examples
+        needed = memory.total * self.mesh.size + 3 * drawn if step else memory.weights * self.mesh.size
+        if needed > FILL * free:
+            raise InputError(f"it takes {needed / GIB:,.1f} GiB and this machine has {free / GIB:,.1f} free; measure a "
+                             "smaller model or fewer rows, or where there is an accelerator")  # fmt: skip
 
     def parameters(self) -> int:
         """Of the base."""

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mentalglm_jax.bench.target import Target, examples
+from mentalglm_jax.bench.target import PER_ROW, Target, examples
 from mentalglm_jax.data.batches import PackedBatches
 from mentalglm_jax.devices.distributed import spread
 from mentalglm_jax.devices.hardware import TPUS, chip_of
@@ -31,7 +31,7 @@ def measure(target: Target, seconds: float, rows_file: Path, tell: Callable[[dic
     deadline = time.monotonic() + seconds
     config, mesh = target.train, target.mesh
     batches = PackedBatches(
-        examples(12 * config.rows, config.sequence_length, target.config.vocab_size), rows=config.rows,
+        examples(PER_ROW * config.rows, config.sequence_length, target.config.vocab_size), rows=config.rows,
         sequence_length=config.sequence_length, targets_per_row=config.targets_per_row, seed=0,
     )  # fmt: skip
     feed = iter(batches)

@@ -191,7 +191,8 @@ def _model(file: GgufFile, name: str, vocabulary: Vocabulary) -> tuple[dict[str,
         "num_key_value_heads": groups, "head_dim": size, "hidden_act": "silu", "max_position_embeddings": context,
         "rms_norm_eps": _rounded(read.number("attention.layer_norm_rms_epsilon", 0.0, 1.0)),
         "tie_word_embeddings": "output.weight" not in file.tensors, **dict(kind.fixed), **vocabulary.special_ids,
-        "rope_parameters": _rope(file, read) | ({"partial_rotary_factor": rotated / size} if kind.partial else {}),
+        "rope_parameters": _rope(file, read, rotated)
+        | ({"partial_rotary_factor": rotated / size} if kind.partial else {}),
     }  # fmt: skip
     names = kind.names
     if kind.partial:
@@ -240,11 +241,14 @@ def _check(file: GgufFile, rows: dict[str, _Row], tokens: int, vocabulary: Vocab
         raise InputError(f"{file.path}: has {len(vocabulary)} tokens, but an embedding of only {tokens} rows")
 
 
-def _rope(file: GgufFile, read: Fields) -> dict[str, Any]:
+def _rope(file: GgufFile, read: Fields, rotated: int) -> dict[str, Any]:
     """``rope_parameters``. Raises: InputError: a scaling that is not linear, Llama 3's or Qwen2's yarn."""
     base = _rounded(read.number("rope.freq_base", 1e-3, 1e12, 10_000.0))
     kind = read.text("rope.scaling.type", "none", 100)
     factors = file.tensors.get("rope_freqs.weight")
+    if factors is not None and factors.shape != (rotated // 2,):
+        raise InputError(f"{file.path}: rope_freqs.weight has the shape {factors.shape}, the pairs of a head are "
+                         f"{rotated // 2}")  # fmt: skip
     if factors is not None and kind == "none":
         stated = file.rows("rope_freqs.weight", 0, factors.shape[0])
         for known in _LLAMA3:

@@ -23,7 +23,7 @@ from mentalglm_jax.evaluate.scores import aligned
 from mentalglm_jax.evaluate.stated import EVALUATION, read_stated
 from mentalglm_jax.evaluate.statistics import DRAWS, holm, paired_bootstrap
 from mentalglm_jax.foreign import read_json
-from mentalglm_jax.markdown import escaped
+from mentalglm_jax.markdown import escaped, seen
 from mentalglm_jax.text import tasks
 
 FORMATS = ("markdown", "csv", "latex", "json")
@@ -242,7 +242,7 @@ def _latex(rows: Sequence[Mapping[str, Any]]) -> str:
     """A ``tabular`` for the booktabs package; published figures stand in italics."""
     lines = [r"\begin{tabular}{lllrrrrr}", r"\toprule", f"{' & '.join(_HEAD)} \\\\", r"\midrule"]
     for row in rows:
-        cells = ["".join(_LATEX.get(c, c) for c in " ".join(cell.split())) for cell in _cells(row)]
+        cells = ["".join(_LATEX.get(c, c) for c in " ".join(seen(cell).split())) for cell in _cells(row)]
         if row["kind"] == "published":
             cells = [cells[0], *(rf"\textit{{{cell}}}" if cell else "" for cell in cells[1:])]
         lines.append(f"{' & '.join(cells)} \\\\")

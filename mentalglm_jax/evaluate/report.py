@@ -15,7 +15,7 @@ from typing import Any
 
 from mentalglm_jax.data.cells import to_cell
 from mentalglm_jax.evaluate.published import figures_beside
-from mentalglm_jax.files import sealed, write_json, write_text
+from mentalglm_jax.files import write_card, write_json, write_text
 from mentalglm_jax.markdown import escaped, seen
 from mentalglm_jax.text import tasks
 
@@ -60,7 +60,7 @@ def write_report(
     write_json(directory / "evaluation.json", result)
     write_text(directory / "evaluation.csv", csv_text(result))
     write_text(directory / "evaluation.html", render(result, title=title, compared=compared, against=against))
-    write_text(directory / CARD, sealed(model_card(result, title=title, notes=notes)))
+    write_card(directory / CARD, model_card(result, title=title, notes=notes))
     if compared is not None:
         write_json(directory / "comparison.json", compared)
     tasks.keep_tasks(directory, tasks.added_tasks(result))

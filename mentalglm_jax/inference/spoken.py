@@ -39,6 +39,8 @@ class Spoken:
     def add(self, token: int) -> Piece:
         """What can be said after one more token; often nothing."""
         number, self._count = self._count, self._count + 1
+        if token in self._tokenizer.special_ids:  # decoding skips it: a character may go on behind it
+            return Piece("", ())
         self._open.append(token)
         text = self._tokenizer.decode(self._open)
         if text.endswith("\ufffd"):  # the bytes end within a character

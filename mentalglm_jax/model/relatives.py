@@ -10,7 +10,7 @@ What they differ in besides is names and the order of rows, which ``checkpoints.
 differs in more is refused by the name of the difference.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 from mentalglm_jax.errors import InputError
@@ -117,20 +117,40 @@ def _refuse_others(kind: str, raw: Mapping[str, Any], read: Fields, rope: Mappin
     if experts := [key for key in EXPERTS if raw.get(key)]:
         raise InputError(f"config.json: {experts[0]} {short(raw[experts[0]])}: a mixture of experts, which this model "
                          "is not")  # fmt: skip
-    refuse_other_layers(raw)
+    refuse_other_layers(raw, () if kind == "llama" else ("sliding_window", "layer_types"))
 
 
-def refuse_other_layers(raw: Mapping[str, Any]) -> None:
-    """Raises InputError when a ``config.json`` asks for a computation that its model type does not name."""
-    if others := [key for key in ANOTHER_LAYER if raw.get(key)]:
+def refuse_other_layers(raw: Mapping[str, Any], windows: Container[str] = ()) -> None:
+    """Raises InputError when a ``config.json`` asks for a computation that its model type does not name.
+
+    Args:
+        windows: keys of windows that the type knows, and that are judged elsewhere. transformers' layers pass over the
+            others, but its cache cuts keys off by them: an answer is then of another model than its logits.
+    """
+    others = [key for key in (*ANOTHER_LAYER, "per_layer_config") if raw.get(key)]
+    others += [key for key in DIRECTORY["windows"] if key not in windows and raw.get(key) and not _too_wide(raw, key)]
+    kinds = raw.get("layer_types") or ()
+    if "layer_types" not in windows and (
+        not isinstance(kinds, list | tuple) or {*map(str, kinds)} - {"full_attention"}
+    ):
+        others.append("layer_types")
+    if not raw.get("is_causal", True):
+        others.append("is_causal")
+    if others:
         raise InputError(f"config.json: {others[0]} {short(raw[others[0]])} asks for a layer that this model does not "
                          "have")  # fmt: skip
+
+
+def _too_wide(raw: Mapping[str, Any], key: str) -> bool:
+    """Whether no row that the model takes notices that window."""
+    window, positions = raw[key], raw.get("max_position_embeddings", raw.get("seq_length"))
+    return isinstance(window, int) and isinstance(positions, int) and window >= positions
 
 
 def _refuse_windows(kind: str, raw: Mapping[str, Any], read: Fields, positions: int, layers: int) -> None:
     """A window that no row of up to ``positions`` tokens notices is none."""
     if kind == "llama":
-        return  # its code has no windows, whatever the file says
+        return  # its layers have none: ``refuse_other_layers``
     kinds = read.texts("layer_types", None)
     window = read.integer("sliding_window", 1, MOST_POSITIONS, None)
     if "sliding_window" not in raw:

@@ -40,7 +40,7 @@ from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
 from mentalglm_jax.evaluate.readings import label_f1, score_records
 from mentalglm_jax.evaluate.report import write_report
 from mentalglm_jax.evaluate.stated import EVALUATION, read_stated
-from mentalglm_jax.files import sealed, working_in, write_bytes, write_json, write_text
+from mentalglm_jax.files import working_in, write_bytes, write_card, write_json, write_text
 from mentalglm_jax.foreign import parse_json, read_json
 from mentalglm_jax.inference.generate import answer_text, count_unread, generate_ids, generate_records
 from mentalglm_jax.interpreter import environment, module_command
@@ -490,7 +490,7 @@ def _summary(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
                          "--restart") from None  # fmt: skip
     summary["eval"], _ = read_stated(job.dir / EVALUATION)
     for name, to in (("adapter", "peft"), ("merged", "merged")):  # with results, which were not there at the export
-        write_text(job.dir / name / CARD, sealed(run_card(job, to, base=job.base_id)))
+        write_card(job.dir / name / CARD, run_card(job, to, base=job.base_id))
         job.pack_calibration(job.dir / name)
     summary["seconds"] = {name: result["seconds"] for name, result in job.result.items()}
     summary["processor_seconds"] = {name: result.get("processor_seconds") for name, result in job.result.items()}

@@ -4,6 +4,7 @@ Byte-level BPE (``gpt2``) is exact: the file has tokens, merges and the name of 
 (``llama``) is refused: its rules stand in llama.cpp's code, not in the file, and letters would be lost in ours.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ _SPLITS: dict[str, tuple[str | None, bool, bool, bool]] = {
     "smollm": (None, False, True, False),
     "gpt-2": (None, False, False, False),
 }
+
+# Words of a template stand between spaces; "$A" in it is the text, and what follows a colon its kind.
+_NOT_ITSELF = re.compile(r"^\$|[\s:]")
 
 
 class Vocabulary:
@@ -75,6 +79,9 @@ class Vocabulary:
         self.special_ids = self._special_ids(read)
         if stated.get("add_bos_token") is True and "bos_token_id" in self.special_ids:
             bos = self.special_ids["bos_token_id"]
+            if _NOT_ITSELF.search(tokens[bos]):  # "$A" would write every text twice
+                raise InputError(f"{where}: begins a text with the token {short(tokens[bos])}, which the template of "
+                                 "tokenizer.json would take for something else")  # fmt: skip
             self.backend.post_processor = processors.TemplateProcessing(
                 single=f"{tokens[bos]} $A", pair=f"{tokens[bos]} $A {tokens[bos]} $B",
                 special_tokens=[(tokens[bos], bos)],

@@ -276,8 +276,24 @@ def check_computed(directory: Path, config: Any) -> None:
         *([(raw["text_config"], text)] if isinstance(raw.get("text_config"), dict) else ()),
     ):
         known = {one.name for one in dataclasses.fields(own)} | set(own.attribute_map)
-        if odd := [key for key in DIRECTORY["another_layer"] if part.get(key) and key not in known]:
+        odd = [key for key in DIRECTORY["another_layer"] if part.get(key)] + list(_windows(part))
+        if odd := [key for key in odd if key not in known]:
             Fields(part, where).refuse(odd[0], f"asks for a layer that a {own.model_type} model does not have")
+
+
+def _windows(part: dict[str, Any]) -> Iterator[str]:
+    """Keys by which attention would not reach all that stands before. The layers of a type that does not know them
+    pass over them, but transformers' cache cuts keys off by them: an answer is then of another model than is scored."""
+    positions = part.get("max_position_embeddings")
+    for key in DIRECTORY["windows"]:
+        window = part.get(key)
+        if window and not (isinstance(window, int) and isinstance(positions, int) and window >= positions):
+            yield key
+    kinds = part.get("layer_types") or ()
+    if not isinstance(kinds, (list, tuple)) or {*map(str, kinds)} - {"full_attention"}:
+        yield "layer_types"
+    if not part.get("is_causal", True):
+        yield "is_causal"
 
 
 def _check_ids(path: Path, values: dict[str, Any]) -> None:

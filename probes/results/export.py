@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,8 @@ _PER_METHOD: dict[str, tuple[str | None, str | None]] = {
     "decoy_auroc": ("decoy_auroc_ci", None),
 }
 _SUMMARY = ("schema_version", "name", "method", "value", "ci_low", "ci_high", "null", "p", "p_holm", "n")
+# The wide signs count in East Asian settings; ; stands between cells in much of Europe.
+_COMPUTES = re.compile(r"""(?:^|(?<=[;\t\r\n]))(?=["\s]*[=+\-@＝＋－＠])""")
 _POSTS_PER_GROUP = 256  # posts whose rows are held in memory at a time
 
 
@@ -195,6 +198,6 @@ def summary_csv(summary: dict[str, Any]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would compute (by its first character) gets a ``'`` before it."""
-    computes = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
-    return f"'{value}" if computes else value
+    """Text that a spreadsheet would compute gets a ``'`` before it: also behind spaces, and behind what separates cells
+    or lines somewhere inside it."""
+    return _COMPUTES.sub(r"\g<0>'", value) if isinstance(value, str) else value

@@ -6,7 +6,7 @@ import numpy as np
 
 from mentalglm_jax.text.tokenizer_files import _byte_letters
 
-U32, TEXT, LIST = 4, 8, 9
+U32, BOOL, TEXT, LIST = 4, 7, 8, 9
 
 
 def text(value):
@@ -44,10 +44,11 @@ def number(key, value):
     return entry(key, U32, struct.pack("<I", value))
 
 
-def small_model():
-    """A Llama of one layer and eight numbers with a vocabulary of bytes, 20 kB."""
-    letters = [*_byte_letters(), "ab", "<|im_end|>"]
-    kinds = np.array([1] * 257 + [3], "<i4")
+def small_model(begins=None, factors=None):
+    """A Llama of one layer and eight numbers with a vocabulary of bytes, 20 kB. ``begins``: with that token before a
+    text; ``factors``: with rope_freqs.weight of that shape, the longest axis last."""
+    letters = [*_byte_letters(), "ab", "<|im_end|>", *([] if begins is None else [begins])]
+    kinds = np.array([1] * 257 + [3] * (len(letters) - 257), "<i4")
     entries = [
         entry("general.architecture", TEXT, text("llama")), number("llama.block_count", 1),
         number("llama.embedding_length", 8), number("llama.attention.head_count", 2),
@@ -59,9 +60,12 @@ def small_model():
         entry("tokenizer.ggml.token_type", LIST, struct.pack("<IQ", 5, len(kinds)) + kinds.tobytes()),
         number("tokenizer.ggml.eos_token_id", 257), entry("tokenizer.chat_template", TEXT, text("{{ messages }}")),
     ]  # fmt: skip
-    shapes = {"token_embd": (8, 258), "output_norm": (8,), "blk.0.attn_norm": (8,), "blk.0.attn_q": (8, 8),
+    if begins is not None:
+        entries += [number("tokenizer.ggml.bos_token_id", 258), entry("tokenizer.ggml.add_bos_token", BOOL, b"\1")]
+    shapes = {"token_embd": (8, len(letters)), "output_norm": (8,), "blk.0.attn_norm": (8,), "blk.0.attn_q": (8, 8),
               "blk.0.attn_k": (8, 4), "blk.0.attn_v": (8, 4), "blk.0.attn_output": (8, 8), "blk.0.ffn_norm": (8,),
-              "blk.0.ffn_gate": (8, 8), "blk.0.ffn_up": (8, 8), "blk.0.ffn_down": (8, 8)}  # fmt: skip
+              "blk.0.ffn_gate": (8, 8), "blk.0.ffn_up": (8, 8), "blk.0.ffn_down": (8, 8),
+              **({} if factors is None else {"rope_freqs": factors})}  # fmt: skip
     tensors, offset = [], 0
     for name, shape in shapes.items():
         tensors.append((tensor(f"{name}.weight", shape, 0, offset),))

@@ -166,3 +166,11 @@ def test_ratings_of_another_form(tmp_path):
     for form in ("0" * 12, None, 3):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"form": form}))
         refused(called(lambda: human_ratings(tmp_path, answers)), r"agreement\.json: is of another form than sample")
+
+
+@pytest.mark.parametrize("mark", ["\u202e", "\u2066", "\u200b", "\x1b"], ids=ascii)
+@pytest.mark.parametrize("form", ["markdown", "latex"])
+def test_no_name_moves_or_hides_a_cell_of_a_table(tmp_path, mark, form):
+    place = tmp_path / f"a{mark}b"
+    place.mkdir()
+    assert mark not in formatted(leaderboard_rows([evaluation(place, ENTRY)]), form)

@@ -10,7 +10,7 @@ from mentalglm_jax.checkpoints.gguf_files import GgufFile
 from mentalglm_jax.checkpoints.gguf_models import convert_gguf
 from tests.hostile.attack import refused, run
 from tests.hostile.foreign_files import called
-from tests.hostile.gguf_bytes import LIST, TEXT, U32, entry, file, listed, tensor, text
+from tests.hostile.gguf_bytes import LIST, TEXT, U32, entry, file, listed, small_model, tensor, text
 from tests.mentalglm_jax.gguf_files import random_weights, write_gguf
 
 ATTACKS = {
@@ -69,6 +69,14 @@ ATTACKS = {
         file(entry("general.architecture", LIST, struct.pack("<IQ", U32, 2) + bytes(8))),
         "architecture array",
     ),
+    # Compared with as many factors as its first axis has, 36 million pairs; ten times as long, 3.6 billion.
+    "6,000 rows of one rotary factor": (small_model(factors=(1, 6000)), r"rope_freqs.weight has the shape \(6000, 1\)"),
+    "rotary factors of two axes": (small_model(factors=(3, 5)), r"rope_freqs.weight has the shape \(5, 3\)"),
+    "rotary factors of another head": (small_model(factors=(7,)), r"rope_freqs.weight has the shape \(7,\)"),
+    "a first token that is the text": (small_model("$A"), "begins a text with the token '.A'"),
+    "a first token that is another text": (small_model("$B:1"), "begins a text with the token"),
+    "a first token of two words": (small_model("a b"), "begins a text with the token 'a b'"),
+    "a first token with a kind": (small_model("x:1"), "begins a text with the token 'x:1'"),
 }
 
 

@@ -125,3 +125,18 @@ def test_a_character_behind_bytes_that_are_none_is_whole(end, cut):
     for before in (b"\x80", b"\xf0\x9f", b"\xe5\xa5", b"\xff\xf0"):
         for count in range(1, 14):
             spoken(before * count + end.encode()[: len(end.encode()) - cut])
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 40])
+@pytest.mark.parametrize("letter", ["😀", "好", "é"])
+def test_special_tokens_within_a_character(letter, count):
+    """They have no text; behind eight of them the bytes before were taken for no character."""
+    special, bytes_ = TOKENIZER.special_ids, letter.encode()
+    for cut in range(1, len(bytes_)):
+        ids = [BYTES[bytes_[at : at + 1]] for at in range(len(bytes_))]
+        ids[cut:cut] = (sorted(special) * 3)[:count]
+        under_way = Spoken(TOKENIZER)
+        pieces = [*map(under_way.add, ids), under_way.end()]
+        assert "".join(piece.text for piece in pieces) == TOKENIZER.decode(ids) == letter
+        told = [number for piece in pieces for number in piece.tokens]
+        assert told == [number for number, one in enumerate(ids) if one not in special]

@@ -74,3 +74,63 @@ def test_probes_of_a_decoder_inside(tmp_path, key):
                                            ("mixtral", "num_local_experts")])  # fmt: skip
 def test_a_type_that_knows_the_key_has_it(tmp_path, kind, key):
     judged(tmp_path, {"model_type": kind, key: {"mlp_bias": True, "num_local_experts": 2}.get(key, 2.0)})
+
+
+# The layers of these types attend to all that stands before; transformers' cache would cut keys off all the same.
+WINDOWS = {
+    "a window": {"sliding_window": 4}, "chunks": {"attention_chunk_size": 4},
+    "a window of text": {"sliding_window": "4"},
+    "kinds of layers": {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4},
+    "chunked layers": {"layer_types": ["chunked_attention"] * 2, "attention_chunk_size": 1 << 20},
+    "keys of other layers": {"kv_sharing_modes": ["reuse", "reuse"]},
+    "both directions": {"is_causal": False}, "no direction": {"is_causal": None},
+}  # fmt: skip
+NO_WINDOWS = {
+    "none": {"sliding_window": None, "attention_chunk_size": None, "layer_types": None, "is_causal": True},
+    "wider than any row": {"sliding_window": 512, "layer_types": ["full_attention"] * 2},
+}
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("raw", [GLM, LLAMA, VISION], ids=["glm", "llama", "glm4v"])
+def test_a_window_that_only_the_cache_has(raw, window):
+    with pytest.raises(InputError, match=r"config.json: ({}) .* asks for a layer".format("|".join(WINDOWS[window]))):
+        GlmConfig.from_dict(raw | ({"text_config": raw["text_config"] | WINDOWS[window]} if raw is VISION
+                                   else WINDOWS[window]))  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["attention_chunk_size", "is_causal", "per_layer_config"])
+@pytest.mark.parametrize("kind", ["qwen2", "mistral"])
+def test_of_types_that_have_windows(kind, key):
+    raw = LLAMA | {"model_type": kind, "attention_bias": kind == "qwen2", "sliding_window": None}
+    GlmConfig.from_dict(raw)
+    with pytest.raises(InputError, match=f"{key} .* asks for a layer"):
+        GlmConfig.from_dict(
+            raw | {key: {"is_causal": False, "per_layer_config": {"0": {"rms_norm_eps": 1}}}.get(key, 4)}
+        )
+
+
+@pytest.mark.parametrize("raw", [GLM, LLAMA], ids=["glm", "llama"])
+@pytest.mark.parametrize("said", NO_WINDOWS)
+def test_no_window_is_none(tmp_path, raw, said):
+    GlmConfig.from_dict(raw | NO_WINDOWS[said])
+    judged(tmp_path, raw | NO_WINDOWS[said])
+
+
+@pytest.mark.parametrize("window", [name for name in WINDOWS if name != "a window of text"])
+@pytest.mark.parametrize("raw", [GLM, LLAMA], ids=["glm", "llama"])
+def test_probes_a_window_that_only_the_cache_has(tmp_path, raw, window):
+    with pytest.raises(ProbeInputError, match=r"config.json: ({}): asks for a layer".format("|".join(WINDOWS[window]))):
+        judged(tmp_path, raw | WINDOWS[window])
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("mistral", {"sliding_window": 4}),
+        ("llama4_text", {"attention_chunk_size": 4}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
+    ],
+)
+def test_a_type_that_knows_windows_has_them(tmp_path, kind, said):
+    judged(tmp_path, {"model_type": kind, **said})

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 
 import pytest
 
@@ -239,3 +240,25 @@ def test_a_merged_model_is_written_again_over_its_own_card(world):
     for card in ("# One\n", "# Two\n"):
         save_pretrained(model, world / "out", card=card)
     assert (world / "out" / "README.md").read_text().startswith("# Two\n")
+
+
+def test_a_card_that_is_edited_while_a_model_works_stays(world, capsys, monkeypatch):
+    """It was judged at the start alone. What the model took is kept, and the command says which page is not new."""
+    from mentalglm_jax.evaluate import assess
+
+    arguments, name = WRITES["evaluate"]
+    assert run(["mentalglm", *arguments], capsys).code == 0
+    card, work = world / "out" / name, assess.assess
+
+    def edited(*given, **named):
+        card.write_text(card.read_text("utf-8") + "Labelled by two nurses.\n", "utf-8")
+        (world / "out" / "evaluation.json").unlink()
+        return work(*given, **named)
+
+    monkeypatch.setattr(assess, "assess", edited)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        done = run(["mentalglm", *arguments], capsys)
+    assert done.code == 0 and f"{name}: was changed since it was written and is left as it is" in done.err
+    assert card.read_text("utf-8").endswith("Labelled by two nurses.\n")
+    assert (world / "out" / "evaluation.json").is_file()

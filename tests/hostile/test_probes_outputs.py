@@ -1,7 +1,10 @@
 """Where `probes run` may write: into a directory of its own, over nothing that is not a run's, through no link. And
 rows that come through a pipe are refused with what to do."""
 
+import csv
+import io
 import os
+import re
 
 import pytest
 
@@ -9,7 +12,7 @@ from probes.errors import ProbeInputError
 from probes.probe import Probe
 from probes.ranking import _forget, rank
 from probes.results.cache import Cache
-from probes.results.export import NAMES
+from probes.results.export import NAMES, summary_csv
 from tests.hostile.attack import refused, run
 from tests.hostile.probes_files import clean, place, probe  # noqa: F401
 from tests.hostile.world import contents
@@ -73,3 +76,21 @@ def test_files_of_others_among_the_maps_stay(tmp_path):
     (tmp_path / "cache" / "notes.json").write_text("mine")
     _forget(cache)
     assert [path.name for path in cache.directory.iterdir()] == ["notes.json"] and name != "notes.json"
+
+
+NO_FORMULA = ("supported", "3;x", "a-b", "x; y", "")
+FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\n-1", " =1", "＝1", "－1", "x;=1+1", "x; @A1", 'a;"=1+1',
+            "x\n\u3000＋1", "x\r\n=1", "=1;=2")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*NO_FORMULA, *FORMULAS], ids=repr)
+def test_no_cell_of_a_summary_is_a_formula(name):
+    """Nor begins one inside a cell, where ; stands between columns."""
+    numbers = dict.fromkeys(("fabricated_quote_rate", "n_quotes", "abstained", "n"), 0)
+    made = summary_csv(numbers | {"tests": [], "verdicts": {name: 1}, "verdicts_by_chance": {}, "n_used": {},
+                                  "mass_ratio": {name: 0.5}})  # fmt: skip
+    methods = {row["method"] for row in csv.DictReader(io.StringIO(made, newline=""))}
+    (cell,) = methods - {"", "erase"} or {""}
+    parts = [part.lstrip(' "\u3000') for part in re.split(r"[;\t\r\n]", cell)]
+    assert not [part for part in parts if part.startswith(tuple("=+-@＝＋－＠"))]
+    assert cell.replace("'", "") == name and (cell == name) == (name in NO_FORMULA)

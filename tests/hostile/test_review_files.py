@@ -201,3 +201,14 @@ def test_one_person_in_two_spellings_is_no_second_rater(tmp_path, capsys, other)
     sample = read_records(tmp_path / "sample.jsonl")
     files = [put(tmp_path / f"{n}.json", answers(sample, name, lambda n: n % 4)) for n, name in enumerate(("A", other))]
     refused(run(["mentalglm", "data", "review", "import", tmp_path, *files], capsys), "was already read from another")
+
+
+@pytest.mark.parametrize("name", ["agreement.json", "reviewed.jsonl", "accepted.jsonl"])
+def test_no_ratings_are_written_over_by_what_is_made_of_them(tmp_path, capsys, name):
+    export_review(records(2), tmp_path)
+    path = put(tmp_path / name, answers(read_records(tmp_path / "sample.jsonl"), "A", lambda n: 1))
+    before = path.read_bytes()
+    refused(
+        run(["mentalglm", "data", "review", "import", tmp_path, path], capsys), f"{name}: would be replaced by what"
+    )
+    assert path.read_bytes() == before

@@ -35,6 +35,7 @@ from mentalglm_jax.text import tasks
 SCALES = ("consistency", "reliability", "professionality", "overall")
 POINTS = (0, 1, 2, 3)
 Origin = Literal["experts", "model"]  # whose label a form shows
+_WRITTEN = ("reviewed.jsonl", "accepted.jsonl", "agreement.json")  # by ``import_review``
 _LARGEST_RATINGS = 64 << 20  # bytes
 _LONGEST_CELL = 32_000  # characters; a cell has room for 32,767
 FAR_APART = 2  # points between two raters from which an item is listed as a disagreement
@@ -300,6 +301,8 @@ def import_review(folder: str | Path, files: Sequence[str | Path], *, accept_at:
     form = form_id(sample)
     ratings: list[Ratings] = []
     for file in files:
+        if Path(file).resolve() in [(folder / name).resolve() for name in _WRITTEN]:
+            raise InputError(f"{file}: would be replaced by what is made of it; give it another name")
         one = read_ratings(file, form, ids)
         if one_name(one.rater) in [one_name(other.rater) for other in ratings]:
             raise InputError(f"{file}: rater {one.rater!r} was already read from another file; give each file once")
@@ -333,7 +336,7 @@ def import_review(folder: str | Path, files: Sequence[str | Path], *, accept_at:
     }  # fmt: skip
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with working_in(folder):
-        write_text(folder / "reviewed.jsonl", lines, private=True)
-        write_records(folder / "accepted.jsonl", accepted)
-        write_json(folder / "agreement.json", result, private=True)  # who said what of which record
+        write_text(folder / _WRITTEN[0], lines, private=True)
+        write_records(folder / _WRITTEN[1], accepted)
+        write_json(folder / _WRITTEN[2], result, private=True)  # who said what of which record
     return result

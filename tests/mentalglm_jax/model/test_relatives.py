@@ -125,7 +125,7 @@ THREE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fre
         (LLAMA | {"rope_scaling": THREE, "original_max_position_embeddings": 99},
          {"rope_scaling": Llama3(**{k: v for k, v in THREE.items() if k != "rope_type"}
                                  | {"original_max_position_embeddings": 99})}),
-        (LLAMA | {"head_dim": 16, "sliding_window": 5}, {"head_dim": 16}),  # its code has no windows
+        (LLAMA | {"sliding_window": 64, "max_position_embeddings": 64}, {"max_position_embeddings": 64}),
         (MISTRAL | {"sliding_window": 4096, "max_position_embeddings": 4096}, {"max_position_embeddings": 4096}),
         (QWEN, {"attention_bias": True, "eos_token_id": (), "bos_token_id": None, "max_position_embeddings": 32768}),
         (QWEN | {"sliding_window": 10, "use_sliding_window": False}, {}),
