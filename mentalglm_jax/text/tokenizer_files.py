@@ -93,6 +93,7 @@ _PARTS = {
     "post_processor": {"Sequence", "BertProcessing", "ByteLevel", "RobertaProcessing", "TemplateProcessing"},
     "decoder": {"Sequence", "BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Replace", "Strip", "WordPiece"},
 }  # fmt: skip
+_ONCE = tuple([{"id": "A", "type_id": number}] for number in (0, 1))
 
 
 # Bytes without which every letter can be written: control characters (of which texts have only three, tab, line feed
@@ -179,6 +180,12 @@ def _check_part(path: Path, place: str, part: Any) -> None:
     if bounded and part not in EXACT.get(place, ()):
         raise InputError(f"{path}: {place} {kind} does something else than to write spaces as ▁ and back, and could "
                          "change any text; use the tokenizer of the original release")  # fmt: skip
+    if kind == "TemplateProcessing":  # we never use it, but other programs write texts by it when it was exported
+        single = part.get("single")
+        pieces = single if isinstance(single, list) and len(single) <= 20 else []
+        if [one["Sequence"] for one in pieces if isinstance(one, dict) and "Sequence" in one] not in _ONCE:
+            raise InputError(f"{path}: {place}.single does not hold the text once: other programs would leave it out "
+                             "or write it twice; use the tokenizer of the original release")  # fmt: skip
     if kind == "Split":
         expression = part.get("pattern")
         expression = expression.get("Regex") if isinstance(expression, dict) else None

@@ -25,6 +25,7 @@ from tests.mentalglm_jax.chat_families import write_family
 TRUNCATION = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
 PADDING = {"strategy": {"Fixed": 300}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
            "pad_token": "<|endoftext|>"}  # fmt: skip
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
 POST = "I have not slept for days and nothing helps. " * 10
 
 
@@ -43,6 +44,12 @@ def model(**changes):
 
 def split(expression):
     return tokenizer(lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(pattern=expression))
+
+
+def around(*single):
+    """What other programs would put around each text."""
+    return tokenizer(lambda t: t.update(post_processor={"type": "Sequence", "processors": [
+        {"type": "TemplateProcessing", "single": list(single), "pair": [], "special_tokens": {}}]}))  # fmt: skip
 
 
 def added(**changes):
@@ -136,6 +143,10 @@ ATTACKS = {
         tokenizer(lambda t: t.update(decoder={"type": "\x1b[31m\n"})), r"\\x1b\[31m\\n"
     ),
     "Unigram": (tokenizer(lambda t: t.update(model={"type": "Unigram", "vocab": []})), "model 'Unigram' is not a part"),
+    "each text twice": (around(TEXT, TEXT), "post_processor.single does not hold the text once"),
+    "no text": (around(), "post_processor.single does not hold the text once"),
+    "the second text for the first": (around({"Sequence": {"id": "B", "type_id": 0}}), "does not hold the text once"),
+    "a text of text": (around({"Sequence": "A"}), "does not hold the text once"),
     "an id of 2^32 - 1": (tokenizer(lambda t: t["model"]["vocab"].update(zzz=2**32 - 1)), "must be 0 to 2560"),
     "an id of 2^62": (tokenizer(lambda t: t["model"]["vocab"].update(zzz=2**62)), "must be 0 to 2560"),
     "an id below 0": (tokenizer(lambda t: t["model"]["vocab"].update(zzz=-1)), "must be 0 to 2560"),
