@@ -133,6 +133,39 @@ def try_model(scorer: Scorer, make: Callable[[Abilities], Forward]) -> Trial:
     return Trial(dataclasses.replace(can, unkept=kept.reason), gaps, bound, kept_bound, *size)
 
 
+def try_joined(scorer: Scorer, make: Callable[[Abilities], Forward], own: Abilities, can: Abilities) -> float:
+    """Tries one row by what two trials found together, as ``try_model`` tries it by what one found.
+
+    Args:
+        make: as for ``try_model``. own: what this row's own trial found. can: what holds for the rows of both.
+    Returns:
+        nats from a plain call of the model on ids: the row as it is, and every other token of the post erased; where
+        that is not cut out, from what was tried of ``own``.
+    Raises:
+        ProbeInputError: they are more than the bound.
+    """
+    single = make(Abilities(packs=False, unkept="not tried yet"))
+    keep = torch.ones(2, len(single.ids), dtype=torch.bool, device=single.ids.device)
+    keep[1, :-1:2] = False
+    left = torch.ones(len(single.example.ids), dtype=torch.bool, device=keep.device)
+    left[slice(*single.example.post_tok)] = keep[1]
+    what = f"be scored {', '.join(can.way)}"
+
+    def run() -> float:
+        whole, before = _plain(scorer, single), make(dataclasses.replace(own, packs=False, unkept="not tried yet"))
+        erased = _plain(scorer, single, left) if can.unmasked else before.groups(before.ids[None], keep[1:])
+        joined = make(can)
+        found = torch.cat([joined.groups(joined.ids[None], row[None]) for row in keep])  # each of its own length
+        wanted = torch.cat([whole, erased])
+        return float((_numbers(joined, found) - _numbers(single, wanted)).abs().nan_to_num(math.inf).max())
+
+    gap = _guarded(scorer, what, run)
+    if not gap <= BOUND.get(scorer.probe.dtype, HALF_BOUND):
+        said = f"rows of different length need different ways, and with both ({', '.join(can.way)})"
+        raise _refusal(scorer, f"{said} it differs from a plain call by {gap:.2g} nats")
+    return gap
+
+
 def _called(
     scorer: Scorer,
     make: Callable[[Abilities], Forward],

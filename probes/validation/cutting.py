@@ -126,7 +126,7 @@ def _apart(pairs: Sequence[tuple[Evidence, Evidence]]) -> list[Row]:
             value = 0.0 if result is None else result.value
             rows.append(row(f"V18.{check}.{method}", what, value, 0.95 if may else None, ">="))
     for method in CUTTING:
-        may = method in FAMILIES and method in CUT
+        may = float(method in FAMILIES and method in CUT)
         rows.append(row(f"V18.vote.{method}", f"{method} can produce a verdict where it cuts (1 = yes)", may))
     return rows
 
