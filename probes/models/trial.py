@@ -155,9 +155,8 @@ def try_joined(scorer: Scorer, make: Callable[[Abilities], Forward], own: Abilit
         whole, before = _plain(scorer, single), make(dataclasses.replace(own, packs=False, unkept="not tried yet"))
         erased = _plain(scorer, single, left) if can.unmasked else before.groups(before.ids[None], keep[1:])
         joined = make(can)
-        found = torch.cat([joined.groups(joined.ids[None], row[None]) for row in keep])  # each of its own length
-        wanted = torch.cat([whole, erased])
-        return float((_numbers(joined, found) - _numbers(single, wanted)).abs().nan_to_num(math.inf).max())
+        apart = _numbers(joined, _groups(joined, keep)) - _numbers(single, torch.cat([whole, erased]))
+        return float(apart.abs().nan_to_num(math.inf).max())
 
     gap = _guarded(scorer, what, run)
     if not gap <= BOUND.get(scorer.probe.dtype, HALF_BOUND):
@@ -220,8 +219,14 @@ def _packed(
 
 def _gap(forward: Forward, keep: torch.Tensor, wanted: torch.Tensor) -> float:
     """Nats between the numbers of ``forward`` and what they should be; infinite where the model's own code fails."""
-    found, _ = _tried("", lambda: _numbers(forward, forward.groups(forward.ids[None], keep)))
+    found, _ = _tried("", lambda: _numbers(forward, _groups(forward, keep)))
     return math.inf if found is None else float((found - wanted).abs().nan_to_num(math.inf).max())
+
+
+def _groups(forward: Forward, keep: torch.Tensor) -> torch.Tensor:
+    """Log p of the groups; what is cut by itself, as a longer row beside it would leave its positions as they were."""
+    parts = keep.split(1) if forward.can.unmasked else (keep,)
+    return torch.cat([forward.groups(forward.ids[None], part) for part in parts])
 
 
 class _Kept(NamedTuple):
