@@ -76,7 +76,7 @@ def test_the_rows_of_a_pair(untrained: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cutting, "SET", 2)
     rows = {one["id"]: one for one in cutting.cutting([WORLD], count=1, trained=untrained, draws=(3, 1))}
     sides = [f"V18.erase.glm.{side}" for side in ("faithful", "unfaithful")]
-    assert {*sides, "V18.mass_ratio.erase", "V18.cosine.erase", "V18.vote.erase", "V18.wrong", "V18.supported",
+    assert {*sides, "V18.mass_ratio.erase", "V18.vote.erase", "V18.wrong", "V18.supported",
             "V18.contradicted", "V18.null.excess", "V18.null.necessity", "V18.null.sufficiency", "V18.necessity.posts",
             "V18.necessity.sets", "V18.gate.length"} <= rows.keys()  # fmt: skip
     assert all(rows[name]["bound"] == 0.95 for name in (*sides, "V18.mass_ratio.erase"))
