@@ -35,7 +35,7 @@ def selftest(json_: AsJson = False) -> None:
 
 
 def validate(
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out what trains models: 3 CPU minutes, not 36")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out what trains models: 3 CPU minutes, not 62")] = False,
     seed: Annotated[int, typer.Option(help="Another seed plants other models and posts")] = 0,
     docs: Annotated[Path | None, typer.Option(help="Write the table as a Markdown page, too")] = None,
     json_: AsJson = False,
