@@ -69,9 +69,6 @@ def relative_fields(kind: str, raw: Mapping[str, Any], sizes: Mapping[str, int])
     positions = read.integer("max_position_embeddings", 1, MOST_POSITIONS, own.positions)
     _refuse_others(kind, raw, read, rope)
     _refuse_windows(kind, raw, read, positions, sizes["num_hidden_layers"])
-    trained = read.integer("original_max_position_embeddings", 1, MOST_POSITIONS, None)
-    if trained is not None:  # transformers prefers the one outside the block
-        rope = {**rope, "original_max_position_embeddings": trained}
     kv_heads = None if "num_key_value_heads" in raw else own.kv_heads
     return {
         **sizes,

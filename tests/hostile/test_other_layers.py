@@ -134,3 +134,28 @@ def test_probes_a_window_that_only_the_cache_has(tmp_path, raw, window):
 )
 def test_a_type_that_knows_windows_has_them(tmp_path, kind, said):
     judged(tmp_path, {"model_type": kind, **said})
+
+
+LONGER = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 128}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("kind", ["glm", "glm4", "llama", "glm4v"])
+def test_a_trained_context_beside_the_block(tmp_path, kind, name):
+    """transformers prefers it in every type; glm and glm4v went by the one in the block."""
+    plain = {"rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]} if kind == "glm4v" else {}
+    said = {"original_max_position_embeddings": 32, "rope_parameters": None, name: LONGER | plain}
+    raw = {"glm4v": GLM | {"model_type": "glm4v_text"}, "llama": LLAMA}.get(kind, GLM | {"model_type": kind}) | said
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    theirs.standardize_rope_params()  # as their rotary layers do
+    ours = GlmConfig.from_dict({"model_type": kind, "text_config": raw} if kind == "glm4v" else raw).rope_scaling
+    assert ours.original_max_position_embeddings == 32
+    assert theirs.rope_parameters["original_max_position_embeddings"] == 32
+
+
+def test_no_part_of_a_head_is_the_whole_of_it():
+    """transformers then rotates all of a head; we rotated half."""
+    with pytest.raises(InputError, match="partial_rotary_factor is null and must be a number"):
+        GlmConfig.from_dict(GLM | {"partial_rotary_factor": None})
