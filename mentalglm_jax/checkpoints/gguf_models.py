@@ -244,7 +244,9 @@ def _check(file: GgufFile, rows: dict[str, _Row], tokens: int, vocabulary: Vocab
 def _rope(file: GgufFile, read: Fields, rotated: int) -> dict[str, Any]:
     """``rope_parameters``. Raises: InputError: a scaling that is not linear, Llama 3's or Qwen2's yarn."""
     base = _rounded(read.number("rope.freq_base", 1e-3, 1e12, 10_000.0))
-    kind = read.text("rope.scaling.type", "none", 100)
+    kind = read.text("rope.scaling.type", None, 100)
+    if kind is None:  # to llama.cpp a factor alone is a linear one
+        kind = "none" if read.number("rope.scaling.factor", 0.0, 1e4, 0.0) in (0.0, 1.0) else "linear"
     factors = file.tensors.get("rope_freqs.weight")
     if factors is not None and factors.shape != (rotated // 2,):
         raise InputError(f"{file.path}: rope_freqs.weight has the shape {factors.shape}, the pairs of a head are "

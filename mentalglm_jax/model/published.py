@@ -102,6 +102,8 @@ def _from_native(raw: Mapping[str, Any], read: Fields) -> dict[str, Any]:
     refuse_other_layers(raw)
     rope = rope_of(raw)
     turned = Fields(rope, "config.json: rope_parameters")
+    if "partial_rotary_factor" in raw and raw["partial_rotary_factor"] is None:  # all of a head to transformers
+        raise InputError("config.json: partial_rotary_factor is null and must be a number; GLM-4's is 0.5")
     glm4 = (raw.get("model_type") or raw.get("architectures")) in ("glm4", ["Glm4ForCausalLM"])
     fields: dict[str, Any] = {name: _size(read, raw, name) for name in SIZES}
     # What transformers 5.23 takes for an absent key; its GlmConfig and Glm4Config have the same defaults.

@@ -69,9 +69,6 @@ def relative_fields(kind: str, raw: Mapping[str, Any], sizes: Mapping[str, int])
     positions = read.integer("max_position_embeddings", 1, MOST_POSITIONS, own.positions)
     _refuse_others(kind, raw, read, rope)
     _refuse_windows(kind, raw, read, positions, sizes["num_hidden_layers"])
-    trained = read.integer("original_max_position_embeddings", 1, MOST_POSITIONS, None)
-    if trained is not None:  # transformers prefers the one outside the block
-        rope = {**rope, "original_max_position_embeddings": trained}
     kv_heads = None if "num_key_value_heads" in raw else own.kv_heads
     return {
         **sizes,
@@ -125,10 +122,12 @@ def refuse_other_layers(raw: Mapping[str, Any], windows: Container[str] = ()) ->
 
     Args:
         windows: keys of windows that the type knows, and that are judged elsewhere. transformers' layers pass over the
-            others, but its cache cuts keys off by them: an answer is then of another model than its logits.
+            others, but its cache cuts keys off by them: an answer is then of another model than its logits. So it does
+            by ``decoder_`` windows of an ``is_encoder_decoder``; an ``attribute_map`` has it read any key as another.
     """
-    others = [key for key in (*ANOTHER_LAYER, "per_layer_config") if raw.get(key)]
-    others += [key for key in DIRECTORY["windows"] if key not in windows and raw.get(key) and not _too_wide(raw, key)]
+    others = [key for key in (*ANOTHER_LAYER, *DIRECTORY["other_keys"], "per_layer_config") if raw.get(key)]
+    others += [key for key in DIRECTORY["windows"]  # to the cache 0 is a window of none, not none
+               if key not in windows and raw.get(key) is not None and not _too_wide(raw, key)]  # fmt: skip
     kinds = raw.get("layer_types") or ()
     if "layer_types" not in windows and (
         not isinstance(kinds, list | tuple) or {*map(str, kinds)} - {"full_attention"}
@@ -181,6 +180,7 @@ def vision_fields(kind: str, raw: Mapping[str, Any], sizes: Mapping[str, int]) -
         InputError: as ``relative_fields``.
     """
     text = Fields(raw, "config.json").mapping("text_config")
+    refuse_other_layers({key: raw[key] for key in DIRECTORY["other_keys"] if key in raw})
     refuse_other_layers(text)
     read, rope = Fields(text, "config.json: text_config"), rope_of(text)
     turned = Fields(rope, "config.json: rope_parameters")

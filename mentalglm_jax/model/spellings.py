@@ -11,6 +11,7 @@ from typing import Any
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import Fields, short
+from mentalglm_jax.model.rope import MOST_POSITIONS
 
 ROPE_BASE = 10000.0  # chatglm states the base of the rotary frequencies as a multiple of this
 CHATGLM_NAMES = {
@@ -21,7 +22,8 @@ CHATGLM_NAMES = {
 
 
 def rope_of(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``rope_scaling``, the older name, and ``rope_parameters`` say of the rotary positions.
+    """What ``rope_scaling``, the older name, and ``rope_parameters`` say of the rotary positions, with the trained
+    context where that stands beside them.
 
     Raises:
         InputError: one is no object or holds objects, or they differ: transformers then follows the older one and drops
@@ -40,6 +42,9 @@ def rope_of(raw: Mapping[str, Any]) -> dict[str, Any]:
     rope = {**older, **newer}
     if nested := [key for key, value in rope.items() if isinstance(value, Mapping)]:
         raise InputError(f"config.json: rope_parameters by kind of layer ({short(nested[0])}) are not supported")
+    trained = read.integer("original_max_position_embeddings", 1, MOST_POSITIONS, None)
+    if trained is not None:  # transformers prefers the one outside the block, in every model type
+        rope["original_max_position_embeddings"] = trained
     return rope
 
 

@@ -30,7 +30,7 @@ _SPLITS: dict[str, tuple[str | None, bool, bool, bool]] = {
     "smollm": (None, False, True, False),
     "gpt-2": (None, False, False, False),
 }
-
+_BEGUN = ("llama-bpe", "llama3")  # to llama.cpp texts begin with the first token where the file is silent
 # Words of a template stand between spaces; "$A" in it is the text, and what follows a colon its kind.
 _NOT_ITSELF = re.compile(r"^\$|[\s:]")
 
@@ -77,7 +77,10 @@ class Vocabulary:
         ]
         self.backend.add_tokens(added)
         self.special_ids = self._special_ids(read)
-        if stated.get("add_bos_token") is True and "bos_token_id" in self.special_ids:
+        if read.flag("add_eos_token", False) or read.flag("add_sep_token", False):
+            raise InputError(f"{where}: ends every text with a token ({_KEY}add_eos_token or add_sep_token), which "
+                             "prompts of this package never do")  # fmt: skip
+        if read.flag("add_bos_token", split in _BEGUN) and "bos_token_id" in self.special_ids:
             bos = self.special_ids["bos_token_id"]
             if _NOT_ITSELF.search(tokens[bos]):  # "$A" would write every text twice
                 raise InputError(f"{where}: begins a text with the token {short(tokens[bos])}, which the template of "

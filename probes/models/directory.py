@@ -243,6 +243,8 @@ def _check_config(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]
         part = stack.pop()
         fields = Fields(part, path)
         _check_ids(path, part)
+        if part.get("attribute_map"):
+            fields.refuse("attribute_map", "has transformers read any key as another; no model needs it in its file")
         if _repeated(part.get("attention_types")) > stacked:  # of GPT-Neo: how often each list of kinds is to follow
             fields.refuse("attention_types", f"stands for more than {stacked} layers")
         for key, value in part.items():
@@ -276,8 +278,19 @@ def check_computed(directory: Path, config: Any) -> None:
         *([(raw["text_config"], text)] if isinstance(raw.get("text_config"), dict) else ()),
     ):
         known = {one.name for one in dataclasses.fields(own)} | set(own.attribute_map)
-        odd = [key for key in DIRECTORY["another_layer"] if part.get(key)] + list(_windows(part))
-        if odd := [key for key in odd if key not in known]:
+        layers = part.get("per_layer_config")
+        odd = [
+            key
+            for layer in ({}, *(layers.values() if isinstance(layers, dict) else ()))
+            if isinstance(layer, dict)
+            for one in [{**part, **layer}]
+            for key in (*(key for key in DIRECTORY["another_layer"] if one.get(key)), *_windows(one))
+            if key not in known
+        ]
+        # Of such a model the cache, and nothing else, goes by the keys that begin with decoder_.
+        if part.get("is_encoder_decoder") and not type(own).is_encoder_decoder:
+            odd.append("is_encoder_decoder")
+        if odd:
             Fields(part, where).refuse(odd[0], f"asks for a layer that a {own.model_type} model does not have")
 
 
@@ -287,7 +300,7 @@ def _windows(part: dict[str, Any]) -> Iterator[str]:
     positions = part.get("max_position_embeddings")
     for key in DIRECTORY["windows"]:
         window = part.get(key)
-        if window and not (isinstance(window, int) and isinstance(positions, int) and window >= positions):
+        if window is not None and not (isinstance(window, int) and isinstance(positions, int) and window >= positions):
             yield key
     kinds = part.get("layer_types") or ()
     if not isinstance(kinds, (list, tuple)) or {*map(str, kinds)} - {"full_attention"}:

@@ -117,6 +117,7 @@ def _config(directory: Path, tensors: dict[str, Tensor], adapter: Path | None) -
 
     with foreign_code(directory, "cannot load a causal LM"):
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        config._attn_implementation = None  # flex_attention answers as another model than it scores as
         check_computed(directory, config)
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)

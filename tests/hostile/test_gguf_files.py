@@ -1,10 +1,12 @@
 """GGUF files from strangers: no header may ask for memory, no tensor reach beyond the file, nothing be waited for."""
 
+import json
 import os
 import struct
 import time
 
 import pytest
+from tokenizers import Tokenizer
 
 from mentalglm_jax.checkpoints.gguf_files import GgufFile
 from mentalglm_jax.checkpoints.gguf_models import convert_gguf
@@ -110,3 +112,38 @@ def test_the_command(tmp_path, capsys):
     refused(outcome, "a GGUF file becomes a directory of its own architecture")
     outcome = run(["mentalglm", "convert", tmp_path, tmp_path / "out", "--dtype", "bfloat16"], capsys)
     refused(outcome, "--dtype is for GGUF files")
+
+
+# What llama.cpp takes where a key is absent: another model or text than of a file that says so.
+FACTORS = {
+    "alone": ({"rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+    "of none": ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {"rope_type": "default"}),
+    "of 1": ({"rope.scaling.factor": 1.0}, {"rope_type": "default"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_a_factor_without_its_kind(tmp_path, factor):
+    """It was passed over, and llama.cpp divides positions by it."""
+    keys, rope = FACTORS[factor]
+    keys = {f"llama.{key}": value for key, value in keys.items()}
+    convert_gguf(write_gguf(tmp_path / "m.gguf", "llama", random_weights("llama"), keys=keys), tmp_path / "m")
+    found = json.loads((tmp_path / "m" / "config.json").read_text())["rope_parameters"]
+    assert found == {"rope_theta": 10_000.0, **rope}
+
+
+@pytest.mark.parametrize(("said", "begun"), [(None, True), (True, True), (False, False)])
+def test_a_llama_3_that_does_not_say_that_texts_begin(tmp_path, said, begun):
+    """The published files of Llama 3 have no such key; Hugging Face's tokenizer begins texts, too."""
+    path = write_gguf(tmp_path / "m.gguf", "llama", random_weights("llama"), "llama",
+                      keys={"tokenizer.ggml.add_bos_token": said})  # fmt: skip
+    convert_gguf(path, tmp_path / "m")
+    first = json.loads((tmp_path / "m" / "generation_config.json").read_text())["bos_token_id"]
+    ids = Tokenizer.from_file(str(tmp_path / "m" / "tokenizer.json")).encode("I slept").ids
+    assert (ids[0] == first) is begun
+
+
+@pytest.mark.parametrize("key", ["add_eos_token", "add_sep_token"])
+def test_texts_that_end_with_a_token(tmp_path, key):
+    path = write_gguf(tmp_path / "m.gguf", "llama", random_weights("llama"), keys={f"tokenizer.ggml.{key}": True})
+    refused(called(lambda: convert_gguf(path, tmp_path / "m")), f"ends every text with a token .*{key}")

@@ -11,6 +11,7 @@ from mentalglm_jax.foreign import DIRECTORY
 from mentalglm_jax.model.glm import GlmConfig
 from probes.errors import ProbeInputError
 from probes.models.directory import check_computed
+from probes.models.load import load_model
 
 GLM = {"model_type": "glm", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "eos_token_id": [1],
@@ -133,4 +134,87 @@ def test_probes_a_window_that_only_the_cache_has(tmp_path, raw, window):
     ],
 )
 def test_a_type_that_knows_windows_has_them(tmp_path, kind, said):
+    judged(tmp_path, {"model_type": kind, **said})
+
+
+LONGER = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 128}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("kind", ["glm", "glm4", "llama", "glm4v"])
+def test_a_trained_context_beside_the_block(tmp_path, kind, name):
+    """transformers prefers it in every type; glm and glm4v went by the one in the block."""
+    plain = {"rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]} if kind == "glm4v" else {}
+    said = {"original_max_position_embeddings": 32, "rope_parameters": None, name: LONGER | plain}
+    raw = {"glm4v": GLM | {"model_type": "glm4v_text"}, "llama": LLAMA}.get(kind, GLM | {"model_type": kind}) | said
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    theirs.standardize_rope_params()  # as their rotary layers do
+    ours = GlmConfig.from_dict({"model_type": kind, "text_config": raw} if kind == "glm4v" else raw).rope_scaling
+    assert ours.original_max_position_embeddings == 32
+    assert theirs.rope_parameters["original_max_position_embeddings"] == 32
+
+
+def test_no_part_of_a_head_is_the_whole_of_it():
+    """transformers then rotates all of a head; we rotated half."""
+    with pytest.raises(InputError, match="partial_rotary_factor is null and must be a number"):
+        GlmConfig.from_dict(GLM | {"partial_rotary_factor": None})
+
+
+# transformers reads these keys of any type: its cache is then of another model than its layers, or both of another
+# model than the file says under the names that everybody else reads.
+REROUTED = {
+    "a window of none": {"sliding_window": 0}, "chunks of none": {"attention_chunk_size": 0},
+    "a window that is false": {"sliding_window": False},
+    "a window of the decoder": {"is_encoder_decoder": True, "decoder_sliding_window": 4},
+    "one number for another": {"attribute_map": {"rms_norm_eps": "eps"}, "eps": 0.5},
+    "a window under another name": {"attribute_map": {"sliding_window": "w"}, "w": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REROUTED)
+@pytest.mark.parametrize("raw", [GLM, LLAMA, CHATGLM, VISION], ids=["glm", "llama", "chatglm", "glm4v"])
+def test_a_key_that_stands_for_another(raw, name):
+    said = REROUTED[name]
+    said = {"text_config": raw["text_config"] | said} if raw is VISION else said
+    with pytest.raises(InputError, match=r"config.json: ({}) .* asks for a layer".format("|".join(REROUTED[name]))):
+        GlmConfig.from_dict(raw | said)
+
+
+@pytest.mark.parametrize("key", DIRECTORY["other_keys"])
+def test_a_key_around_the_decoder(key):
+    with pytest.raises(InputError, match=f"config.json: {key} .* asks for a layer"):
+        GlmConfig.from_dict(VISION | {key: {"text_config": "mine"}})
+
+
+def loaded(directory, raw):
+    """As ``probes`` loads a model of that file, with weights of its shapes."""
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**GLM))
+    model.save_pretrained(directory)
+    (directory / "config.json").write_text(json.dumps(raw))
+    return load_model(directory)[0]
+
+
+BY_LAYER = {
+    "by layer, a window": {"sliding_window": None, "per_layer_config": {"0": {"sliding_window": 4}}},
+    "by layer, another": {"attn_logit_softcapping": None, "per_layer_config": {"0": {"attn_logit_softcapping": 4.0}}},
+}
+
+
+@pytest.mark.parametrize("name", [*REROUTED, *BY_LAYER])
+def test_probes_a_key_that_stands_for_another(tmp_path, name):
+    with pytest.raises(ProbeInputError, match=r"attribute_map: has trans|asks for a layer that a glm model"):
+        loaded(tmp_path, GLM | (REROUTED | BY_LAYER)[name])
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_probes_takes_no_kind_of_attention_from_a_file(tmp_path, key):
+    """flex_attention answered token by token as another model than it scored as."""
+    assert loaded(tmp_path, GLM | {key: "flex_attention"}).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(("kind", "said"), [("bart", {"is_encoder_decoder": True}), ("t5", {}), ("mistral", BY_LAYER[
+    "by layer, a window"])])  # fmt: skip
+def test_a_type_that_is_one_may_say_so(tmp_path, kind, said):
     judged(tmp_path, {"model_type": kind, **said})
