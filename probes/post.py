@@ -224,7 +224,8 @@ def swap_pair(
             return [LeftOut(str(first.pair), m, why, ids) for m in methods]
         able = [m for m in methods if fillers or m not in NEED_FILLERS]
         depends: list[Any] = [SCHEMA_VERSION, probe.fingerprint, able, dataclasses.asdict(settings), list(fillers)]
-        name = cache.name([*depends, moved.to_dict()], kind="swap-")
+        probe.scorer.check(moved)  # how the model is called with this row is a part of the name
+        name = cache.name([*depends, moved.to_dict(), *probe.scorer.can.way], kind="swap-")
         kept = _kept(cache, name)
         if kept is None:
             steps = Steps(cache, name, len(able))

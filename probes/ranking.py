@@ -301,9 +301,9 @@ def grouped(
         if (most := max(Counter((e.label, e.label_text) for e in own).values())) > MOST_ANSWERS:
             raise ProbeInputError(f"{most} answers to the post of {plain(repr(own[0].id), 80)} have one label; at most "
                                   f"{MOST_ANSWERS} are compared, leave some out")  # fmt: skip
-    firsts = [own[0] for own in posts.values()]
-    fillers = fillers_of(firsts, seed)
+    fillers = fillers_of([own[0] for own in posts.values()], seed)
     probe.scorer.check(max(examples, key=lambda e: len(e.ids)))
+    probe.scorer.check(max(examples, key=lambda e: e.post_tok[0]))  # from here on the model is called in one way
     by_post, (rank, world) = list(posts.values()), place
     groups: dict[int, list[Group]] = {}
     for done, at in enumerate(shares(len(by_post), rank, world)):
@@ -405,7 +405,7 @@ def _maps(
     for method in methods:
         depends = [SCHEMA_VERSION, probe.fingerprint, method, dataclasses.asdict(settings), list(until), example.post]
         depends += [example.label_text, example.candidates, example.cut, list(example.post_char)]
-        depends += [list(fillers)] if method in NEED_FILLERS else []
+        depends += [*([list(fillers)] if method in NEED_FILLERS else []), *probe.scorer.can.way]
         name = cache.name(depends)
         find = functools.partial(_kept, cache, name, example)
         kept = find() if wait is None else awaited(find, wait, cache.directory / name)

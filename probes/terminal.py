@@ -151,6 +151,8 @@ def print_comparison(found: dict[str, Any]) -> None:
                 ci = f"{one['ci'][0]:.2f}–{one['ci'][1]:.2f}"
                 table.add_row(f"{name.replace('_', ' ')} ({method})", f"{one['value']:.3f}", ci, str(one["n"]))
     console().print(table)
+    if found["erased_otherwise"] is not None:
+        say(found["erased_otherwise"])
 
 
 def print_study(found: dict[str, Any]) -> None:

@@ -247,6 +247,8 @@ def _probes(job: Run) -> Iterator[str]:
     told = (probed.get("check") or {}).get("diagnosticity")
     if told is not None:
         yield f"* Told from a control trained to cite something else: {_number(told)} of pairs (chance 0.5)."
+    if (probed.get("check") or {}).get("erased_otherwise"):
+        yield "* Of model and control one has erased tokens cut out, the other hidden: their maps differ by that, too."
 
 
 def _number(value: float | None, digits: int = 3) -> str:

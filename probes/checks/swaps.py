@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from probes import stats
-from probes.checks.verdict import FAMILIES, gate
+from probes.checks.verdict import FAMILIES, barred, gate
 from probes.errors import ProbeInputError
 from probes.records import Attribution, Example, Segment, Span
 
@@ -183,7 +183,7 @@ def swap(first: Attribution, second: Attribution, posts: tuple[str, str], units:
         where there is no other place for it.
     """
     ids = (first.example_id, second.example_id)
-    if any(gate(a) == "not finite" or a.converged is False for a in (first, second)):
+    if any(gate(a) == "not finite" or a.converged is False or barred(a) for a in (first, second)):
         return LeftOut(pair, first.method, "a map may not speak", ids)
     lengths = (len(posts[0]), len(posts[1]))
     (head, end), _ = phrase(*posts)

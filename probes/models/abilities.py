@@ -26,10 +26,18 @@ class Abilities:
     unkept: str = ""
 
     def both(self, other: Abilities) -> Abilities:
-        """What each of two can."""
+        """What each of two can. Nobody has tried that together yet: ``probes.models.trial.try_joined`` does."""
         reasons = {name: getattr(self, name) or getattr(other, name)
                    for name in ("on_ids", "ungraded", "unmasked", "unkept")}  # fmt: skip
         return Abilities(self.packs and other.packs, self.counts or other.counts, **reasons)
+
+    @property
+    def way(self) -> tuple[str, ...]:
+        """How it is called, for a cache to name: what is done otherwise than where it can do all, without the reasons,
+        which hold numbers of one row."""
+        done = {"one at a time": not self.packs, "own positions": self.counts, "ids": self.on_ids,
+                "no gradients": self.ungraded, "cut": self.unmasked, "prefix every time": self.unkept}  # fmt: skip
+        return tuple(name for name, otherwise in done.items() if otherwise)
 
     @property
     def limits(self) -> dict[str, str]:

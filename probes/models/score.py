@@ -9,6 +9,7 @@ it is scored without it ever after, or refused.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from probes.models.forward import Forward
 from probes.models.loaded import LoadedModel
 from probes.models.pack import log_norm
 from probes.models.prefix import NoPrefix, Prefix, read_prefix
-from probes.models.trial import Trial, stretches, try_model
+from probes.models.trial import Trial, stretches, try_joined, try_model
 from probes.records import Example, Span
 
 # Tokens of one batch. On a CPU larger batches leave the cache and get slower; on a GPU 8192 tokens of a 9B model with a
@@ -46,6 +47,7 @@ class Scorer:
         self.tried: Trial | None = None
         self.can = Abilities()
         self._checked, self._checked_prefix, self._settled = 0, 0, False
+        self._held: dict[str, Example] = {}  # the rows that were tried: that of most tokens, that of the longest prefix
         self._shared: dict[tuple[tuple[int, ...], bool, bool], Prefix] | None = None
         parameters = inspect.signature(self.inner.forward).parameters
         self._takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
@@ -148,23 +150,39 @@ class Scorer:
         Raises:
             ProbeInputError: the model cannot be probed, by name and reason.
         """
-        targets = ["label"] * (example.segment("label") is not None) + stretches(example)
         size, first = len(example.ids), example.post_tok[0]
-        if (size <= self._checked and first <= self._checked_prefix) or not targets:
+        if (size <= self._checked and first <= self._checked_prefix) or not _tried_targets(example):
             return
         try:
-            tried = try_model(self, lambda can: Forward(self, example, targets, can))
+            found = try_model(self, self._maker(example))
+            tried = found if self.tried is None else self.tried.worse(found)
+            self._require_same(example, tried)
+            tried = self._try_joined(example, found, tried)
         except RuntimeError as error:
             self.back_off(error, self.token_budget)  # one row at a time: there is no smaller batch
             raise
-        tried = tried if self.tried is None else self.tried.worse(tried)
+        self.tried = tried
+        self.can = self.tried.can
+        if size > self._checked:
+            self._checked, self._held["tokens"] = size, example
+        if first > self._checked_prefix:
+            self._checked_prefix, self._held["prefix"] = first, example
+
+    def _maker(self, example: Example) -> Callable[[Abilities], Forward]:
+        return lambda can: Forward(self, example, _tried_targets(example), can)
+
+    def _try_joined(self, example: Example, found: Trial, tried: Trial) -> Trial:
+        """Rows that need different ways are all scored by both at once: that is tried on each row that was tried."""
+        rows = [(example, found.can)]
+        rows += [(row, self.can) for row in self._held.values() if row is not example]
+        gaps = [try_joined(self, self._maker(row), own, tried.can) for row, own in rows if own.way != tried.can.way]
+        return dataclasses.replace(tried, gaps={**tried.gaps, "joined": max(gaps)}) if gaps else tried
+
+    def _require_same(self, example: Example, tried: Trial) -> None:
         if self._settled and tried.can.limits.keys() != self.can.limits.keys():
             what = "; ".join(said for name, said in tried.can.limits.items() if name not in self.can.limits)
             raise ProbeInputError(f"{example.id}: this longer row can only be probed otherwise than those before it "
                                   f"({what}); probe the long rows in a run of their own")  # fmt: skip
-        self.tried = tried
-        self.can = self.tried.can
-        self._checked, self._checked_prefix = max(self._checked, size), max(self._checked_prefix, first)
 
     def settle(self) -> None:
         """From now on rows are probed as the longest so far, or refused: the maps of a run are of one kind."""
@@ -317,6 +335,10 @@ class Scorer:
         self.token_budget = tokens * (self.batch_rows(tokens) // 2)
         if self.probe.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _tried_targets(example: Example) -> list[str]:
+    return ["label"] * (example.segment("label") is not None) + stretches(example)
 
 
 def _gib(size: int | float) -> str:

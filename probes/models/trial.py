@@ -133,6 +133,38 @@ def try_model(scorer: Scorer, make: Callable[[Abilities], Forward]) -> Trial:
     return Trial(dataclasses.replace(can, unkept=kept.reason), gaps, bound, kept_bound, *size)
 
 
+def try_joined(scorer: Scorer, make: Callable[[Abilities], Forward], own: Abilities, can: Abilities) -> float:
+    """Tries one row by what two trials found together, as ``try_model`` tries it by what one found.
+
+    Args:
+        make: as for ``try_model``. own: what this row's own trial found. can: what holds for the rows of both.
+    Returns:
+        nats from a plain call of the model on ids: the row as it is, and every other token of the post erased; where
+        that is not cut out, from what was tried of ``own``.
+    Raises:
+        ProbeInputError: they are more than the bound.
+    """
+    single = make(Abilities(packs=False, unkept="not tried yet"))
+    keep = torch.ones(2, len(single.ids), dtype=torch.bool, device=single.ids.device)
+    keep[1, :-1:2] = False
+    left = torch.ones(len(single.example.ids), dtype=torch.bool, device=keep.device)
+    left[slice(*single.example.post_tok)] = keep[1]
+    what = f"be scored {', '.join(can.way)}"
+
+    def run() -> float:
+        whole, before = _plain(scorer, single), make(dataclasses.replace(own, packs=False, unkept="not tried yet"))
+        erased = _plain(scorer, single, left) if can.unmasked else before.groups(before.ids[None], keep[1:])
+        joined = make(can)
+        apart = _numbers(joined, _groups(joined, keep)) - _numbers(single, torch.cat([whole, erased]))
+        return float(apart.abs().nan_to_num(math.inf).max())
+
+    gap = _guarded(scorer, what, run)
+    if not gap <= BOUND.get(scorer.probe.dtype, HALF_BOUND):
+        said = f"rows of different length need different ways, and with both ({', '.join(can.way)})"
+        raise _refusal(scorer, f"{said} it differs from a plain call by {gap:.2g} nats")
+    return gap
+
+
 def _called(
     scorer: Scorer,
     make: Callable[[Abilities], Forward],
@@ -187,8 +219,14 @@ def _packed(
 
 def _gap(forward: Forward, keep: torch.Tensor, wanted: torch.Tensor) -> float:
     """Nats between the numbers of ``forward`` and what they should be; infinite where the model's own code fails."""
-    found, _ = _tried("", lambda: _numbers(forward, forward.groups(forward.ids[None], keep)))
+    found, _ = _tried("", lambda: _numbers(forward, _groups(forward, keep)))
     return math.inf if found is None else float((found - wanted).abs().nan_to_num(math.inf).max())
+
+
+def _groups(forward: Forward, keep: torch.Tensor) -> torch.Tensor:
+    """Log p of the groups; what is cut by itself, as a longer row beside it would leave its positions as they were."""
+    parts = keep.split(1) if forward.can.unmasked else (keep,)
+    return torch.cat([forward.groups(forward.ids[None], part) for part in parts])
 
 
 class _Kept(NamedTuple):

@@ -362,6 +362,23 @@ def paired(first: Sequence[PostResult], second: Sequence[PostResult]) -> list[tu
     return found
 
 
+def erased_otherwise(pairs: Sequence[tuple[PostResult, PostResult]]) -> str | None:
+    """Where one of two runs has erased tokens cut out of the sequence and the other hidden from attention, as its model
+    can: a line that names the methods and says which run cut. None where both did the same."""
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        first, second = ({a.method: a.baseline for a in one.attributions if a.target == "label"} for one in pair)
+        for method in first.keys() & second.keys():
+            if {first[method], second[method]} == {"cut", "attention"}:
+                found.setdefault("first" if first[method] == "cut" else "second", []).append(method)
+    said = [
+        f"{', '.join(sorted(set(methods)))}: the {run} run has erased tokens cut out of the sequence, the "
+        f"{'second' if run == 'first' else 'first'} has them hidden from attention"
+        for run, methods in found.items()
+    ]
+    return f"{'; '.join(said)}; such maps differ by how they erase, too" if said else None
+
+
 def _same_post(one: PostResult, other: PostResult) -> bool:
     """As far as it can be told: of a redacted post its length is left. Case and width may be a tokenizer's doing."""
     if one.post is None or other.post is None:

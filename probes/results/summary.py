@@ -36,7 +36,7 @@ from probes.checks.mismatched import authors, mismatched_citations, mismatched_e
 from probes.checks.swaps import LeftOut, Swap, summarise_swaps
 from probes.checks.verdict import ALPHA, FAMILIES
 from probes.records import Check
-from probes.results.store import PostResult, paired
+from probes.results.store import PostResult, erased_otherwise, paired
 from probes.saliency.settings import SMALLEST_CHANGE
 
 VERDICTS = ("supported", "contradicted", "inconclusive")
@@ -459,12 +459,13 @@ def compare(first: Sequence[PostResult], second: Sequence[PostResult]) -> dict[s
     Returns:
         ``diagnosticity``: the lowest over the methods that can give a verdict, on the mass ratio (None without one);
         ``by_check``: {check: {method: {value, ci, n}}}; ``n_pairs``, and how many ids had no partner. A pair counts for
-        a check only when it is "ok" on both sides; ``n`` says how many were.
+        a check only when it is "ok" on both sides; ``n`` says how many were. ``erased_otherwise``: a line, or None.
 
     Raises:
         ProbeInputError: as ``paired``.
     """
-    pairs = [(one.evidence(), other.evidence()) for one, other in paired(first, second)]
+    both = paired(first, second)
+    pairs = [(one.evidence(), other.evidence()) for one, other in both]
     who = authors([pair[0] for pair in pairs])
     methods = [m for m in _methods(first) if m in _methods(second)]
     by_check: dict[str, dict[str, Any]] = {}
@@ -484,6 +485,7 @@ def compare(first: Sequence[PostResult], second: Sequence[PostResult]) -> dict[s
         "by_check": by_check,
         "n_pairs": len(pairs),
         "unpaired": len(first) + len(second) - 2 * len(pairs),
+        "erased_otherwise": erased_otherwise(both),
     }
 
 

@@ -8,6 +8,7 @@ over clauses of unequal length, and citations that are stretches or whole words.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from probes import stats
 from probes.checks.crosscheck import Evidence, examine
 from probes.citations.clauses import pieces
 from probes.nulls import rotations
+from probes.probe import Probe
 from probes.records import Attribution, Check, Citation, Report, Span
 from probes.results.summary import conclude, summarise_tests
 
@@ -214,9 +216,13 @@ def conclusion_rates(posts: int, clauses: tuple[int, int], draws: int, seed: int
     return {name: found[name] / draws for name in ("supported", "contradicted")}
 
 
-def erasure_rates(draws: int, sets: int, seed: int = 0) -> dict[str, tuple[float, int]]:
+def erasure_rates(
+    draws: int, sets: int, seed: int = 0, made: Callable[[Probe], Probe] = lambda probe: probe, fades: float = 1.0
+) -> dict[str, tuple[float, int]]:
     """Necessity and sufficiency of one clause at random, where clauses differ in length and in what each letter weighs.
 
+    Args:
+        made: what is probed in place of the closed form. fades: see ``closed_form_probe``.
     Returns:
         "necessity", "necessity, sets" and so on -> (share of p <= 0.05, posts or sets of 20 posts).
     """
@@ -225,7 +231,7 @@ def erasure_rates(draws: int, sets: int, seed: int = 0) -> dict[str, tuple[float
 
     rng = np.random.default_rng(seed)
     letters = "abcdefghijklmnopqrstuvwxyz"
-    probe = closed_form_probe({c: [float(rng.gamma(0.3))] for c in letters}, lambda seen: seen[..., 0])
+    probe = made(closed_form_probe({c: [float(rng.gamma(0.3))] for c in letters}, lambda seen: seen[..., 0], fades))
     ids = probe.token_bytes.encode
 
     def checks(clauses: int) -> tuple[Check, ...]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from probes.checks.agreement import pearson
 from probes.citations.clauses import pieces
+from probes.probe import Probe
 from probes.saliency.settings import Settings
 from probes.validation.error_rates import clause_map, smooth
 from probes.validation.rows import Row, false_alarms, row
@@ -64,10 +67,15 @@ def _shuffled_p(values: np.ndarray, weights: np.ndarray, rng: np.random.Generato
     return (1 + sum(pearson(rng.permutation(values), weights) >= found for _ in range(99))) / 100
 
 
-def length_rates(draws: int, seed: int = 0) -> list[Row]:
+def length_rates(
+    draws: int, seed: int = 0, name: str = "V10.gate", made: Callable[[Probe], Probe] = lambda probe: probe
+) -> list[Row]:
     """Which maps of gradients pass the gate where any token taken away costs half a nat, and clauses differ in length.
 
     The eraser that judges a map of gradients leaves holes, so longer clauses cost more, whatever they say.
+
+    Args:
+        name: what the rows begin with. made: what is probed in place of each closed form.
     """
     from probes.checks.gates import judge
     from probes.validation.selftest import closed_form_probe
@@ -80,7 +88,7 @@ def length_rates(draws: int, seed: int = 0) -> list[Row]:
         sizes, effects = rng.integers(1, 10, k), 0.2 * rng.normal(size=k)
         effects[rng.integers(k)] += 2.0
         known = {c: [float(e) / n, 0.5] for c, e, n in zip(letters, effects, sizes, strict=False)}
-        probe = closed_form_probe(known | {c: [0.0, 0.5] for c in ("", ",", " ")}, lambda seen: seen.sum(-1))
+        probe = made(closed_form_probe(known | {c: [0.0, 0.5] for c in ("", ",", " ")}, lambda seen: seen.sum(-1)))
         ids = probe.token_bytes.encode
         post = ", ".join(letter * int(size) for letter, size in zip(letters, sizes, strict=False))
         given = {"id": "r", "post": post, "prompt_ids": ids(f"p {post} ?"), "output_ids": ids("A")}
@@ -90,13 +98,13 @@ def length_rates(draws: int, seed: int = 0) -> list[Row]:
             "unrelated": rng.gamma(0.3, size=k),
             "true": effects + 0.05 * rng.normal(size=k),
         }
-        for name, values in maps.items():
+        for kind, values in maps.items():
             checks = judge(probe, example, [clause_map("ig", values, pieces(post))], Settings(seed=at))
-            passed[name] += [c.status == "ok" for c in checks if c.name == "faithfulness_corr"]
+            passed[kind] += [c.status == "ok" for c in checks if c.name == "faithfulness_corr"]
     what = "maps of gradients that {} pass the gate, 0.5 nats for any token hidden, clauses of 1 to 9 letters, {} posts"
     told = {"length": "know lengths only", "unrelated": "know nothing", "true": "are true"}
     return [
-        row(f"V10.gate.{name}", what.format(told[name], draws), float(np.mean(found)), 0.9 if name == "true" else 0.15,
-            ">=" if name == "true" else "<=")
-        for name, found in passed.items()
+        row(f"{name}.{kind}", what.format(told[kind], draws), float(np.mean(found)), 0.9 if kind == "true" else 0.15,
+            ">=" if kind == "true" else "<=")
+        for kind, found in passed.items()
     ]  # fmt: skip

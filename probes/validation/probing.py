@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from probes.checks.crosscheck import Evidence, examine
+import numpy as np
+
+from probes.checks.crosscheck import Evidence, examine, unit_sums, units_hit
+from probes.checks.verdict import gate
 from probes.citations.align import align
 from probes.citations.clauses import pieces
 from probes.records import Attribution, Example
+from probes.stats import auroc
 from probes.validation.planted import Planted
 
 
@@ -21,12 +25,20 @@ class Probed:
     evidence: Evidence
 
 
-def probe_posts(planted: Planted, count: int, methods: Sequence[str], targets: Sequence[str]) -> list[Probed]:
-    """Attributes and checks ``count`` fresh posts; fillers come from posts of the same world."""
+def probe_posts(
+    planted: Planted, count: int, methods: Sequence[str], targets: Sequence[str] = ("label", "explanation")
+) -> list[Probed]:
+    """Attributes and checks ``count`` fresh posts."""
+    return probed(planted, planted.examples(count), methods, targets)
+
+
+def probed(
+    planted: Planted, examples: Sequence[Example], methods: Sequence[str], targets: Sequence[str]
+) -> list[Probed]:
+    """Attributes and checks these posts; fillers come from the others of them."""
     from probes.saliency.attribute import attribute
     from probes.saliency.settings import Settings
 
-    examples = planted.examples(count)
     texts = [(i, e.post[a:b]) for i, e in enumerate(examples) for a, b in pieces(e.post)]
     found = []
     for i, example in enumerate(examples):
@@ -49,3 +61,16 @@ def examined(example: Example, maps: Sequence[Attribution]) -> Evidence:
         cues=example.cues,
         decoys=example.decoys,
     )
+
+
+def cue_auroc(found: Attribution, example: Example, marked: str = "cues") -> float:
+    """AUROC of the marked clauses under a map."""
+    units = pieces(example.post)
+    return auroc(unit_sums(found.char_values, units), units_hit(getattr(example, marked) or (), units))
+
+
+def cue_aurocs(posts: Sequence[Probed], method: str, target: str = "label", marked: str = "cues") -> list[float]:
+    """``cue_auroc`` of one method's map of each post where it passes its gate (elsewhere it may not speak)."""
+    maps = [(a, p.example) for p in posts for a in p.attributions if (a.method, a.target) == (method, target)]
+    found = [cue_auroc(a, example, marked) for a, example in maps if not gate(a)]
+    return [value for value in found if np.isfinite(value)]

@@ -75,12 +75,13 @@ def _example(probe: Probe, post: str, label: str, candidates: dict[str, str], ex
     )
 
 
-def closed_form_probe(embeddings: dict[str, list[float]], logit: Callable[[Any], Any]) -> Probe:
+def closed_form_probe(embeddings: dict[str, list[float]], logit: Callable[[Any], Any], fades: float = 1.0) -> Probe:
     """A probe over a model whose log-odds of "A" against "B" is ``logit(sum of the embeddings it attends to)``.
 
     Args:
         embeddings: one-byte token -> embedding; every other token has the zero vector. The key "" sets the pad token.
         logit: maps float ``[..., D]`` to ``[...]``.
+        fades: what a token adds is multiplied by this for every place that it stands further back.
     """
     import torch
 
@@ -120,7 +121,11 @@ def closed_form_probe(embeddings: dict[str, list[float]], logit: Callable[[Any],
                 allow = allow & attention_mask[:, None, :].bool()
             elif attention_mask is not None:
                 allow = (attention_mask == 0)[:, 0]
-            seen = allow.to(inputs_embeds.dtype) @ inputs_embeds
+            weights = allow.to(inputs_embeds.dtype)
+            if fades != 1.0:
+                places = torch.arange(size)
+                weights = weights * fades ** (places[:, None] - places).clamp(min=0)
+            seen = weights @ inputs_embeds
             logits = seen.new_zeros(*seen.shape[:2], len(tokenizer))
             logits[..., tokenizer("A")["input_ids"][0]] = logit(seen)
             return type("Output", (), {"logits": logits[:, logits_to_keep]})()

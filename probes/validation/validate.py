@@ -1,14 +1,15 @@
 """Are the probes right? Experiments whose truth is known, from closed forms to planted models; the table and the page.
 
-Numbers V1 to V17 follow one list: V1 linear, V2 interactions, V3 engine against Captum, V5 completeness, V6 padding and
+Numbers V1 to V18 follow one list: V1 linear, V2 interactions, V3 engine against Captum, V5 completeness, V6 padding and
 batches, V7 planted cue, V8 faithful against unfaithful, V9 randomisation, V10 error rates, V11 power, V12 aligner,
-V13 Captum's wrapper, V14 adapter, V15 order, V16 hard worlds, V17 chains of reasoning. (V4, an independent
-implementation in JAX, is a test: tests/probes/models/test_oracle.py.)
+V13 Captum's wrapper, V14 adapter, V15 order, V16 hard worlds, V17 chains of reasoning, V18 tokens cut out. (V4, an
+independent implementation in JAX, is a test: tests/probes/models/test_oracle.py.)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,18 +17,19 @@ from typing import Any
 import numpy as np
 
 from probes.checks.crosscheck import Evidence, unit_sums, units_hit
-from probes.checks.verdict import FAMILIES, gate
+from probes.checks.verdict import FAMILIES
 from probes.citations.clauses import pieces
-from probes.records import Attribution, Example
+from probes.records import Example
 from probes.results.summary import check_of
-from probes.stats import auroc, diagnosticity
+from probes.stats import diagnosticity
 from probes.validation.chains import chain_error_rates, reasoning_models
+from probes.validation.cutting import cutting
 from probes.validation.gate_rates import gate_rates, length_rates
 from probes.validation.hard import hard_worlds
 from probes.validation.holes import holes
 from probes.validation.planted import Planted, World, train, with_adapter
-from probes.validation.probing import Probed, probe_posts
-from probes.validation.rows import Row, false_alarms, row
+from probes.validation.probing import cue_aurocs, probe_posts
+from probes.validation.rows import Row, false_alarms, row, table
 
 Say = Callable[[str], None]
 PANEL = ("ig", "erase", "ig_zero", "ig_filler", "gradshap", "erase_resample", "erase_neutral", "shap", "kernelshap",
@@ -61,6 +63,7 @@ def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> l
     """
     from probes.validation.selftest import selftest
 
+    trained = functools.cache(train)
     steps: list[tuple[str, Callable[[], Iterable[Row]]]] = [
         ("closed forms, engine, Captum (V1-V3, V6, V13)", lambda: ({"side": "<="} | one for one in selftest())),
         ("error rates (V10)", lambda: error_rates(300 if quick else 1000, 100 if quick else 1000, seed)),
@@ -71,7 +74,8 @@ def validate(quick: bool = False, seed: int = 0, say: Say = lambda _: None) -> l
     if not quick:
         steps += [
             ("power (V11)", lambda: power_curves(200, seed)),
-            ("planted pairs (V5, V7-V9)", lambda: planted_pairs(seed, say)),
+            ("planted pairs (V5, V7-V9)", lambda: planted_pairs(seed, say, trained=trained)),
+            ("tokens cut out (V18)", lambda: cutting(PAIRS, seed, say, trained=trained)),
             ("planted rules (V11)", lambda: planted_rules(seed, say)),
             ("adapter (V14)", lambda: adapter(seed)),
             ("order (V15)", lambda: order(seed)),
@@ -180,27 +184,18 @@ def aligner(count: int, seed: int = 0) -> list[Row]:
     return [*rows, row("V12.false", "quotes of another post said to be found", false_alarms(count // 2, seed), 0.01)]
 
 
-def cue_auroc(found: Attribution, example: Example, marked: str = "cues") -> float:
-    """AUROC of the marked clauses under a map."""
-    units = pieces(example.post)
-    return auroc(unit_sums(found.char_values, units), units_hit(getattr(example, marked) or (), units))
-
-
-def cue_aurocs(posts: Sequence[Probed], method: str, target: str = "label", marked: str = "cues") -> list[float]:
-    """``cue_auroc`` of one method's map of each post where it passes its gate (elsewhere it may not speak)."""
-    maps = [(a, p.example) for p in posts for a in p.attributions if (a.method, a.target) == (method, target)]
-    found = [cue_auroc(a, example, marked) for a, example in maps if not gate(a)]
-    return [value for value in found if np.isfinite(value)]
-
-
 def planted_pairs(
-    seed: int = 0, say: Say = lambda _: None, count: int = 16, worlds: Sequence[World] = PAIRS
+    seed: int = 0,
+    say: Say = lambda _: None,
+    count: int = 16,
+    worlds: Sequence[World] = PAIRS,
+    trained: Callable[[World], Planted] = train,
 ) -> list[Row]:
     """V5, V7, V8, V9 over pairs of models that differ in what their explanations quote and in nothing else.
 
     Args:
-        worlds: a pair is trained of each. count: posts per model; four times as many for the bounds of V7, where one
-            post on which the model does not use its cue must not decide.
+        worlds: a pair is trained of each, by ``trained``. count: posts per model; four times as many for the bounds of
+            V7, where one post on which the model does not use its cue must not decide.
     """
     rows: list[Row] = []
     scores: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
@@ -209,7 +204,7 @@ def planted_pairs(
         world = dataclasses.replace(base, seed=base.seed + 1000 * seed)
         sides = {}
         for faithful in (True, False):
-            planted = train(dataclasses.replace(world, faithful=faithful))
+            planted = trained(dataclasses.replace(world, faithful=faithful))
             say(f"  {world.architecture} {world.language}, faithful={faithful}: trained in {planted.seconds:.0f} s")
             sides[faithful] = posts = probe_posts(planted, count, PANEL, ("label", "explanation"))
             verdicts[faithful] += [p.evidence.report.verdict for p in posts]
@@ -410,6 +405,11 @@ _SECTIONS = {
         "Planted reasoning models: which checks tell a chain that decides from one that is not heard, and hints. "
         "Information: checks without a vote.",
     ),
+    "V18": (
+        "Tokens cut out",
+        "The planted pairs again, deaf to their attention mask: erased tokens are cut out of the sequence, and what "
+        "follows closes up. A method that fails here has no vote where it cuts.",
+    ),
 }
 
 
@@ -436,10 +436,5 @@ def page(rows: Sequence[Row], quick: bool, seed: int) -> str:
         chosen = [one for one in rows if one["id"].split(".")[0] == key]
         if not chosen:
             continue
-        lines += ["", f"## {key} {title}", "", text, "", "| id | what | value | bound | |", "|---|---|---|---|---|"]
-        for one in chosen:
-            bound = "information" if one["bound"] is None else f"{one.get('side', '<=')} {one['bound']:.2g}"
-            what = one["what"].replace("|", "\\|")
-            word = "ok" if one["ok"] else "**FAILED**"
-            lines.append(f"| {one['id']} | {what} | {one['value']:.3g} | {bound} | {word} |")
+        lines += ["", f"## {key} {title}", "", text, "", *table(chosen)]
     return "\n".join(lines) + "\n"

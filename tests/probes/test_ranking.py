@@ -241,6 +241,23 @@ def test_maps_are_kept_and_used_again(world, ranked, tmp_path, monkeypatch):
     assert len(seen) == 19 and written(tmp_path / "again.jsonl") == ranked.pairs
 
 
+def test_maps_are_kept_by_how_the_model_is_called(world, ranked, tmp_path, monkeypatch):
+    from probes.saliency import attribute
+
+    maps, seen = tmp_path / "maps", []
+    made = attribute.attribute
+    monkeypatch.setattr(attribute, "attribute", lambda *given: (seen.append(given[2]), made(*given))[1])
+    rank(world.probe, world.rows, tmp_path / "one.jsonl", Rules(by="erasure"), maps)
+    assert len(seen) == 12
+    before = world.probe.scorer.can
+    monkeypatch.setattr(world.probe.scorer, "can", dataclasses.replace(before, packs=not before.packs))
+    rank(world.probe, world.rows, tmp_path / "one.jsonl", Rules(by="erasure"), maps)
+    assert len(seen) == 24
+    monkeypatch.setattr(world.probe.scorer, "can", before)
+    rank(world.probe, world.rows, tmp_path / "one.jsonl", Rules(by="erasure"), maps)
+    assert len(seen) == 24
+
+
 def test_an_interrupted_ranking_goes_on(world, ranked, tmp_path, monkeypatch):
     def stop(done: float, total: int) -> None:
         if done == 3:

@@ -91,6 +91,14 @@ def test_the_card_says_all_that_a_reader_must_know(tmp_path):
     assert "english" not in text and "chinese" not in text  # names of stages are the user's own
 
 
+def test_the_card_says_where_model_and_control_are_erased_in_two_ways(tmp_path):
+    said = "Of model and control one has erased tokens cut out, the other hidden"
+    for number, line in enumerate((None, "erase: <b>")):
+        probe = {**STAGES["probe"], "check": {"diagnosticity": 0.9, "erased_otherwise": line}}
+        text = run_card(make(tmp_path / f"run{number}", {**STAGES, "probe": probe}), "peft", base="org/base")
+        assert (said in text) == (line is not None) and "<b>" not in text  # what a damaged run.json holds stays there
+
+
 def test_labels_have_names_and_a_licence_its_origin(tmp_path):
     """`A1` tells a reader nothing; and what a user states is not the base's licence."""
     job = make(tmp_path / "run", stages={**STAGES, "data": {**STAGES["data"], "languages": {"en": 9}}})

@@ -14,6 +14,7 @@ import pytest
 from probes.checks.swaps import LeftOut, Swap, counterpart, pairs, phrase, summarise_swaps, swap
 from probes.citations.clauses import pieces
 from probes.errors import ProbeInputError
+from probes.models.abilities import Abilities
 from probes.post import swap_pair
 from probes.probe import Probe
 from probes.records import Example
@@ -149,6 +150,50 @@ def test_killed_in_a_pair_nothing_is_made_twice(linear: Probe, tmp_path: Path, m
     assert not list((tmp_path / "cut" / "cache").glob("*.part-*"))
     stop = -1
     assert summary == run_suite(linear, pair_rows(linear), tmp_path / "whole")
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "packed": {},
+    "one at a time": {"packs": False},
+    "own positions": {"counts": True},
+    "ids": {"on_ids": "it looks at them"},
+    "no gradients": {"ungraded": "it has none"},
+    "cut": {"unmasked": "it hears no mask"},
+    "prefix every time": {"unkept": "of another kind"},
+}
+
+
+def test_maps_of_a_pair_are_kept_by_how_the_model_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores that were made in one way are not taken for those of another."""
+    probe = closed_form_probe({letter: [w] for letter, w in WEIGHTS.items()} | {"": [0.0]}, lambda seen: seen[..., 0])
+    both = example(probe, "0", "ab，xa，bb。"), example(probe, "1", "ab，ya，bb。", "b")
+    made: list[str] = []
+
+    def map_of(one: Example) -> Any:
+        return attribution("erase", "label", np.ones(len(one.post)), pieces(one.post), example_id=one.id)
+
+    def attribute(_: Any, one: Example, *given: Any) -> list[Any]:
+        made.append(one.id)
+        return [map_of(one)]
+
+    monkeypatch.setattr("probes.saliency.attribute.attribute", attribute)
+    results = tuple(PostResult.of(one, (), [map_of(one)], tuple(pieces(one.post))) for one in both)
+    cache = Cache(tmp_path)
+
+    def compare() -> int:
+        before = len(made)
+        swap_pair(probe, both, (), results, Settings(), cache)
+        return len(made) - before
+
+    monkeypatch.setattr(probe.scorer, "check", lambda one: None)
+    for name, changes in WAYS.items():
+        probe.scorer.can = Abilities(**changes)
+        assert probe.scorer.can.way == ((name,) if changes else ())
+        assert (compare(), compare()) == (1, 0), name
+    found = Abilities(packs=False, unmasked="it hears no mask")
+    monkeypatch.setattr(probe.scorer, "check", lambda one: setattr(probe.scorer, "can", found))
+    probe.scorer.can = Abilities()
+    assert (compare(), compare()) == (1, 0)  # the row itself is tried before its maps are named
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from probes.checks.mismatched import transfer_citation, transfer_map
 from probes.results.summary import VERDICTS, compare, summarise
+from probes.terminal import print_comparison
 from tests.probes.worlds import post_result
 
 N = 18
@@ -143,3 +144,24 @@ def test_paired_diagnosticity(faithful, unfaithful):
     assert compare(faithful, faithful)["diagnosticity"] == 0.5
     nothing = compare(faithful[:3], [post_result(s, name=f"other{s}") for s in range(3)])
     assert nothing["diagnosticity"] is None and nothing["unpaired"] == 6
+
+
+def test_a_comparison_says_where_one_run_cut_and_the_other_hid(faithful, unfaithful, capsys):
+    def erased(results, how):
+        return [
+            dataclasses.replace(r, attributions=tuple(dataclasses.replace(a, baseline=how) if a.method == "erase" else a
+                                                      for a in r.attributions)) for r in results
+        ]  # fmt: skip
+
+    hid, cut = erased(faithful[:5], "attention"), erased(unfaithful[:5], "cut")
+    line = (
+        "erase: the {} run has erased tokens cut out of the sequence, the {} has them hidden from attention; such maps"
+    )
+    for pair, runs in (((cut, hid), ("first", "second")), ((hid, cut), ("second", "first"))):
+        assert compare(*pair)["erased_otherwise"].startswith(line.format(*runs))
+    print_comparison(compare(cut, hid))
+    assert line.format("first", "second") in " ".join(capsys.readouterr().out.split())
+    print_comparison(compare(cut, cut))
+    assert "cut out" not in capsys.readouterr().out
+    assert compare(cut, cut)["erased_otherwise"] is None and compare(hid, hid)["erased_otherwise"] is None
+    assert compare(cut, erased(faithful[:5], "neutral"))["erased_otherwise"] is None  # that has a name of its own
