@@ -30,7 +30,7 @@ from probes.saliency.settings import METHODS
 from probes.validation.error_rates import erasure_rates
 from probes.validation.gate_rates import length_rates
 from probes.validation.planted import Planted, World, train
-from probes.validation.probing import cue_aurocs, probe_posts, probed
+from probes.validation.probing import PAIRS, cue_aurocs, probe_posts, probed
 from probes.validation.rows import Row, false_alarms, row, table
 
 # What cuts where it would hide: the methods whose eraser is nothing else.
@@ -170,8 +170,6 @@ def _closed_nulls(draws: int, sets: int, seed: int) -> list[Row]:
 
 def main() -> int:
     """Prints the rows; exit code 1 where one fails."""
-    from probes.validation.validate import PAIRS
-
     torch.set_num_threads(1)  # so small a model only waits for its other threads
     rows = cutting(PAIRS, say=lambda line: sys.stderr.write(f"{line}\n"))
     sys.stdout.write("\n".join(table(rows)) + "\n")

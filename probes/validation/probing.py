@@ -13,7 +13,16 @@ from probes.citations.align import align
 from probes.citations.clauses import pieces
 from probes.records import Attribution, Example
 from probes.stats import auroc
-from probes.validation.planted import Planted
+from probes.validation.planted import Planted, World
+
+# Pairs that share nothing but the task: architecture, script, words, place and length differ. In the last, the post's
+# last mark of punctuation and the template's closing quotation mark are one token, which decides as much as the cue.
+PAIRS = (
+    World(architecture="glm", language="en", seed=11),
+    World(architecture="llama", language="zh", place="late", clauses=(4, 6), seed=12),
+    World(architecture="gpt2", language="en", punctuation=False, clauses=(5, 7), layers=3, seed=13),
+    World(architecture="qwen2", language="en", quoted=True, seed=14),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -28,20 +28,12 @@ from probes.validation.gate_rates import gate_rates, length_rates
 from probes.validation.hard import hard_worlds
 from probes.validation.holes import holes
 from probes.validation.planted import Planted, World, train, with_adapter
-from probes.validation.probing import cue_aurocs, probe_posts
+from probes.validation.probing import PAIRS, cue_aurocs, probe_posts
 from probes.validation.rows import Row, false_alarms, row, table
 
 Say = Callable[[str], None]
 PANEL = ("ig", "erase", "ig_zero", "ig_filler", "gradshap", "erase_resample", "erase_neutral", "shap", "kernelshap",
          "gradnorm", "gxi")  # fmt: skip
-# Pairs that share nothing but the task: architecture, script, words, place and length differ. In the last, the post's
-# last mark of punctuation and the template's closing quotation mark are one token, which decides as much as the cue.
-PAIRS = (
-    World(architecture="glm", language="en", seed=11),
-    World(architecture="llama", language="zh", place="late", clauses=(4, 6), seed=12),
-    World(architecture="gpt2", language="en", punctuation=False, clauses=(5, 7), layers=3, seed=13),
-    World(architecture="qwen2", language="en", quoted=True, seed=14),
-)
 _CHECKS = (
     "mass_ratio",
     "auroc_clause",
