@@ -144,9 +144,7 @@ def _try(
     """Tries the model on the longest row, and on that with the longest prefix: one that cannot be probed is refused
     before the first post. What was found goes into ``manifest``, and is told."""
     scorer = probe.scorer
-    scorer.check(max(examples, key=lambda e: len(e.ids)))
-    scorer.check(max(examples, key=lambda e: e.post_tok[0]))
-    scorer.settle()
+    scorer.settle(examples)
     if max_memory is not None:
         scorer.fit(int(max_memory * 2**30))
     assert scorer.tried is not None
