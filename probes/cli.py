@@ -303,7 +303,7 @@ def randomise(
     # Not merged: an adapter that has become part of the weights cannot be switched off.
     probe = Probe.from_pretrained(model, adapter=adapter, dtype=dtype, merge=False, device=_place(device))
     examples, skipped = lay_out(probe, rows)
-    probe.scorer.check(max(examples, key=lambda example: len(example.ids)))
+    probe.scorer.settle(examples)
     for said in probe.scorer.can.limits.values():
         tell(said)
     able = ("erase",) if probe.scorer.can.ungraded else ("ig", "erase")

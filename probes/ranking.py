@@ -302,8 +302,7 @@ def grouped(
             raise ProbeInputError(f"{most} answers to the post of {plain(repr(own[0].id), 80)} have one label; at most "
                                   f"{MOST_ANSWERS} are compared, leave some out")  # fmt: skip
     fillers = fillers_of([own[0] for own in posts.values()], seed)
-    probe.scorer.check(max(examples, key=lambda e: len(e.ids)))
-    probe.scorer.check(max(examples, key=lambda e: e.post_tok[0]))  # from here on the model is called in one way
+    probe.scorer.settle(examples)  # from here on the model is called in one way
     by_post, (rank, world) = list(posts.values()), place
     groups: dict[int, list[Group]] = {}
     for done, at in enumerate(shares(len(by_post), rank, world)):

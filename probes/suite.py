@@ -144,9 +144,7 @@ def _try(
     """Tries the model on the longest row, and on that with the longest prefix: one that cannot be probed is refused
     before the first post. What was found goes into ``manifest``, and is told."""
     scorer = probe.scorer
-    scorer.check(max(examples, key=lambda e: len(e.ids)))
-    scorer.check(max(examples, key=lambda e: e.post_tok[0]))
-    scorer.settle()
+    scorer.settle(examples)
     if max_memory is not None:
         scorer.fit(int(max_memory * 2**30))
     assert scorer.tried is not None
@@ -232,7 +230,7 @@ def _carry_out(
     """What ``run_suite`` does once everything is laid out and the directory is ours.
 
     Args:
-        prepared: to be called before the first post that is not in the cache.
+        prepared: to be called before the model is, or what is kept of swapped rows is asked for.
     """
     (rank, world), redact, seed = place, bool(manifest["redact"]), plan.seed
     cache = Cache(out, redact)
@@ -267,6 +265,8 @@ def _carry_out(
     evidence = [result.evidence(n_boot=n_boot, seed=seed) for result in results]
     swaps: list[Swap | LeftOut] = []
     found, no_pair = pairs(examples)
+    if found:
+        prepared()  # maps of swapped rows are named by how the model is called with the rows of the run
     for a, b in found:
         swaps += swap_pair(
             probe, (examples[a], examples[b]), plan.fillers[b], (results[a], results[b]), settings, cache

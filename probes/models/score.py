@@ -184,8 +184,12 @@ class Scorer:
             raise ProbeInputError(f"{example.id}: this longer row can only be probed otherwise than those before it "
                                   f"({what}); probe the long rows in a run of their own")  # fmt: skip
 
-    def settle(self) -> None:
-        """From now on rows are probed as the longest so far, or refused: the maps of a run are of one kind."""
+    def settle(self, examples: Sequence[Example]) -> None:
+        """Tries the model on the rows of one run: on the longest, and on that with the longest prefix. From now on rows
+        are probed as those, or refused: the maps of a run are of one kind. Another run may settle otherwise."""
+        self._settled = False
+        self.check(max(examples, key=lambda e: len(e.ids)))
+        self.check(max(examples, key=lambda e: e.post_tok[0]))
         self._settled = True
 
     def fit(self, max_memory: int) -> None:

@@ -49,7 +49,7 @@ _OWN = """
 
 It is one function of a `Case`, with a docstring, in a package that is installed (or in a folder on `PYTHONPATH`): the
 command never looks into the working directory. Models and finished results are kept in `DIR`, so only the new metric is
-run.
+run. A metric is run again when its own text changes. Where a function that it calls has changed, give another `DIR`.
 
 <!-- not run: takes minutes -->
 ```sh

@@ -67,7 +67,7 @@ def hard_worlds(
     is the truth: more cited than by chance by the faithful model, less by the other; that the label needs the cited
     words by the faithful model, and for the other the same is an error and shown as such. A post whose map may not
     speak stays a post without an answer. Wrong verdicts are bounded, what is not found is shown. A data set is of one
-    model, each of the ``pairs`` as often; intervals are over models and posts.
+    model, each of the ``pairs`` as often; beside it stands how far power goes when models and posts are drawn anew.
 
     Args:
         names: which of ``HARD``; each can be run alone.
@@ -125,7 +125,7 @@ def _told(name: str, faithful: bool, models: Sequence[Judged], draws: int, seed:
         ),
         row(
             f"{key}.{wrong}",
-            f"posts found {wrong}, {said} (95 %: at most {most:.2f} of such posts)",
+            f"posts found {wrong}, {said} (95 %: at most {most:.2f} of posts of these models)",
             flat.count(wrong) / count,
             MOST_WRONG,
         ),
@@ -138,7 +138,7 @@ def _told(name: str, faithful: bool, models: Sequence[Judged], draws: int, seed:
             low, high = power_interval(nulls, size, draws, seed, more=faithful)
             said = f"P(p <= 0.05 and right), {where}, {method} ({speak} of {count} maps may speak), {size} posts, "
             rows.append(
-                row(f"{key}.{method}.{size}", f"{said}95 % over models and posts {low:.2f} to {high:.2f}", found)
+                row(f"{key}.{method}.{size}", f"{said}models and posts drawn anew {low:.2f} to {high:.2f}", found)
             )
     for which in EFFECTS:
         for size in POSTS:
@@ -187,10 +187,11 @@ def power_of(
 def power_interval(
     models: Sequence[Sequence[np.ndarray]], posts: int, draws: int, seed: int = 0, more: bool = True, again: int = 40
 ) -> tuple[float, float]:
-    """95 % percentile interval of ``power_of`` over models and posts like these: the models, and the posts of each, are
-    drawn anew ``again`` times.
+    """Where 95 % of ``power_of`` lie when the models, and the posts of each, are drawn anew ``again`` times.
 
-    No interval ends nearer to 0 or 1 than so many posts can show (the rule of three).
+    Of few models that is no 95 % interval for others like them: a bootstrap of three is hardly wider than the three. It
+    held the truth in 75 to 83 % of simulations where models differed, in 92 % where they hardly did. It never ends
+    nearer to 0 or 1 than so many posts can show (the rule of three).
     """
     if not any(models):
         return 0.0, 1.0

@@ -200,13 +200,16 @@ def _setting(
 
 
 def _depends(setting: Setting, world: Any, metric: Metric, seed: int) -> list[Any]:
-    """All that one result depends on: a metric counts as changed when its own source text is another, posts when they
-    are drawn otherwise."""
+    """All that one result depends on: a metric counts as changed when its own source text is another, or what it was
+    given when it was made (not when a function that it calls is); posts when they are drawn otherwise."""
     try:
         source = inspect.getsource(metric)
-    except (OSError, TypeError):
-        source = ""
-    own = [metric.__module__, metric.__name__, digest(source)]
+    except (OSError, TypeError):  # typed at a prompt, or no plain function
+        code = getattr(metric, "__code__", None)
+        source = repr(metric if code is None else (code.co_code, code.co_names, code.co_consts))
+    cells = getattr(metric, "__closure__", None) or ()
+    given = [repr(getattr(metric, "__defaults__", None)), *(repr(cell.cell_contents) for cell in cells)]
+    own = [getattr(metric, "__module__", ""), metric.__name__, digest(source), *(given if given != ["None"] else ())]
     drawn = [POSTS, setting.nulls, setting.size, seed, stream(world, 0)]
     return [metadata.version("mentalglm-jax"), setting.name, dataclasses.asdict(world), own, drawn]
 

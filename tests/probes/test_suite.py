@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,8 @@ class FakeProbe:
     def check(self, example: Example) -> None:
         self.checked.append(example.id)
 
-    def settle(self) -> None:
-        self.checked.append("settled")
+    def settle(self, examples: Sequence[Example]) -> None:
+        self.checked += [e.id for e in examples]
 
     def fit(self, max_memory: int) -> None:
         self.room.append(max_memory)

@@ -91,12 +91,26 @@ def test_the_bounds_mean_something() -> None:
 def test_a_longer_row_that_can_only_be_probed_otherwise_is_refused_in_a_run(tokenizer: Any, long: Example) -> None:
     """The posts before it have maps of another kind, and the manifest and the report say how those were made."""
     probe = Probe(Drifting(make_model(tokenizer), range(200, 201), 1.01).eval(), tokenizer)
-    probe.scorer.check(probe.encode(make_row(tokenizer, 0, "en", "We had dinner. It was fine", "fine")))
+    probe.scorer.settle([probe.encode(make_row(tokenizer, 0, "en", "We had dinner. It was fine", "fine"))])
     assert not probe.scorer.can.limits
-    probe.scorer.settle()
     with pytest.raises(ProbeInputError, match=r"this longer row can only be probed otherwise .*no maps from gradients"):
         probe.scorer.check(long)
     assert not probe.scorer.can.limits
+    probe.scorer.settle([long])  # another run of the same model, from Python, may be of the other kind
+    assert "gradients" in probe.scorer.can.limits
+
+
+def test_a_run_is_settled_on_its_longest_row_and_on_its_longest_prefix(tokenizer: Any, long: Example) -> None:
+    """No later row is tried any more: what it found would be of another kind than the maps before it."""
+    probe = Probe(make_model(tokenizer), tokenizer)
+    row = make_row(tokenizer, 0, "en", "We had dinner. It was fine", "fine")
+    late = probe.encode(row | {"prompt_ids": [*row["prompt_ids"][:2] * 3, *row["prompt_ids"]]})
+    assert len(late.ids) < len(long.ids) and late.post_tok[0] > long.post_tok[0]
+    probe.scorer.settle([late, long])
+    tried = probe.scorer.tried
+    probe.scorer.check(late)
+    probe.scorer.check(long)
+    assert probe.scorer.tried is tried is not None
 
 
 @pytest.mark.parametrize(

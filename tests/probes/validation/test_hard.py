@@ -106,6 +106,8 @@ def test_conclusions_and_what_is_told_of_a_model() -> None:
     )
     assert rows["V16.one_character.faithful.erase_resample.20"]["value"] == 0.0
     assert "(0 of 24 maps may speak)" in rows["V16.one_character.faithful.erase_resample.20"]["what"]
+    said = rows["V16.one_character.faithful.ig.20"]["what"]
+    assert "95 %" not in said and said.endswith(" drawn anew 0.88 to 1.00")  # two models are no interval for others
     assert rows["V16.one_character.faithful.conclusion.contradicted.10"]["bound"] == 0.05
 
 

@@ -18,8 +18,8 @@ from probes.records import Example
 from probes.validation import leaderboard as board
 from probes.validation import pairs
 from probes.validation.board_page import page, write_page
-from probes.validation.leaderboard import Line, Side, Sides, leaderboard, measure, of_models, rejections
-from probes.validation.metrics import CHAIN, POST_HOC, Case, Score, metric_named
+from probes.validation.leaderboard import Line, Side, Sides, _depends, leaderboard, measure, of_models, rejections
+from probes.validation.metrics import CHAIN, POST_HOC, Case, Metric, Score, metric_named
 from probes.validation.pairs import CHAINS, SETTINGS, Pair, Setting, make_pair
 from probes.validation.planted import World, planted_rows, stream
 from probes.validation.selftest import closed_form_probe
@@ -349,6 +349,27 @@ def test_posts_of_a_pair_are_the_same(bag: Probe, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
+def test_what_a_metric_was_made_with_tells_its_results_apart() -> None:
+    """One source text, two metrics: what a factory gave it; and where there is no text to compare, what it does."""
+
+    def times(by: float) -> Metric:
+        def metric(case: Case) -> float:
+            """So many characters."""
+            return by * length(case)
+
+        return metric
+
+    def typed(value: float) -> Metric:
+        made: dict[str, Any] = {"__name__": "typed"}
+        exec(f"def metric(case):\n    'One.'\n    return {value}", made)
+        return made["metric"]
+
+    world = next(iter(SMALL[0].worlds.values()))
+    for make in (times, typed):
+        one, same, other = (_depends(SMALL[0], world, make(by), 0) for by in (1.0, 1.0, 2.0))
+        assert one == same != other
+
+
 def test_a_model_is_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(architecture="llama", clauses=(3, 4), seed=5)
     first = make_pair(SETTINGS[0], world, tmp_path, posts=4, nulls=6)
