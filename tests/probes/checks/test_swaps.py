@@ -152,6 +152,19 @@ def test_killed_in_a_pair_nothing_is_made_twice(linear: Probe, tmp_path: Path, m
     assert summary == run_suite(linear, pair_rows(linear), tmp_path / "whole")
 
 
+def test_a_run_whose_posts_are_kept_is_settled_before_its_pairs(
+    linear: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of a pair is named by how the model is called, which the rows of the run decide, not the pair's."""
+    first = run_suite(linear, pair_rows(linear), tmp_path)
+    done: list[str] = []
+    settle = linear.scorer.settle
+    monkeypatch.setattr(linear.scorer, "settle", lambda rows: done.append("settled") or settle(rows))
+    monkeypatch.setattr("probes.suite.swap_pair", lambda *given: done.append("a pair") or swap_pair(*given))
+    assert run_suite(linear, pair_rows(linear), tmp_path) == first
+    assert done[:2] == ["settled", "a pair"] and done.count("settled") == 1
+
+
 WAYS: dict[str, dict[str, Any]] = {
     "packed": {},
     "one at a time": {"packs": False},
