@@ -374,7 +374,8 @@ def test_no_cell_of_the_csv_is_computed(finished):
     for name in ("=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1"):
         summary["mass_ratio"] = {name: -0.5}
         cells = [line.split(",")[2].strip('"') for line in summary_csv(summary).splitlines()]
-        assert f"'{name}" in cells and name not in cells
+        inert = "'" + name.replace("\t=", "\t'=")  # a tab may stand between two cells
+        assert inert in cells and name not in cells
     assert ",-0.5," in summary_csv(summary)
 
 

