@@ -34,6 +34,7 @@ from probes.validation.planted import (
     train,
     vocabulary,
 )
+from probes.validation.probing import examined
 from probes.validation.reasoning import Reasoner, ReasoningWorld, train_reasoner
 
 
@@ -139,6 +140,9 @@ def test_each_pair_is_a_world_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("probes.validation.hard.train", untrained)
     monkeypatch.setattr("probes.validation.planted.answers_right", lambda probe, examples, **_: [True] * len(examples))
+    judged: set[str] = set()
+    monkeypatch.setattr("probes.validation.hard.examined",
+                        lambda example, maps: judged.update(m.method for m in maps) or examined(example, maps))  # fmt: skip
     monkeypatch.setitem(HARD, "small", World(layers=1, hidden=32, clauses=(3, 3), seed=9))
     rows = {r["id"]: r["what"] for r in hard_worlds(seed=2, count=2, draws=1, names=("small",), pairs=2)}
     assert [(world.seed, world.faithful) for world in trained] == [
@@ -146,7 +150,7 @@ def test_each_pair_is_a_world_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     ]
     for method in FAMILIES:
         assert "of 4 maps may speak" in rows[f"V16.small.faithful.{method}.5"]
-    assert set(STANDARD) == set(BUDGETS["standard"][0]) & set(FAMILIES)
+    assert judged == set(STANDARD) == set(BUDGETS["standard"][0]) & set(FAMILIES)
 
 
 def test_a_data_set_is_of_one_model() -> None:
