@@ -1,15 +1,18 @@
 """Worlds whose evidence is spread, denied, or one character: what is planted is what is said; the power of a test."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from probes.checks.crosscheck import Evidence
 from probes.checks.verdict import FAMILIES
 from probes.citations.align import align
 from probes.citations.clauses import pieces
 from probes.errors import ProbeError, ProbeInputError
 from probes.probe import Probe
+from probes.records import Attribution, Example
 from probes.suite import BUDGETS
 from probes.validation.error_rates import null_evidence
 from probes.validation.hard import (
@@ -141,8 +144,12 @@ def test_each_pair_is_a_world_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("probes.validation.hard.train", untrained)
     monkeypatch.setattr("probes.validation.planted.answers_right", lambda probe, examples, **_: [True] * len(examples))
     judged: set[str] = set()
-    monkeypatch.setattr("probes.validation.hard.examined",
-                        lambda example, maps: judged.update(m.method for m in maps) or examined(example, maps))  # fmt: skip
+
+    def seen(example: Example, maps: Sequence[Attribution]) -> Evidence:
+        judged.update(one.method for one in maps)
+        return examined(example, maps)
+
+    monkeypatch.setattr("probes.validation.hard.examined", seen)
     monkeypatch.setitem(HARD, "small", World(layers=1, hidden=32, clauses=(3, 3), seed=9))
     rows = {r["id"]: r["what"] for r in hard_worlds(seed=2, count=2, draws=1, names=("small",), pairs=2)}
     assert [(world.seed, world.faithful) for world in trained] == [
