@@ -57,7 +57,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Two workers may meet at one program, and JAX does not write it in one step: who reads half of it compiles it again.
-os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry"
+UNFINISHED = "ignore:Error reading persistent compilation cache entry"
+os.environ["PYTHONWARNINGS"] = UNFINISHED
 if "PYTEST_XDIST_WORKER" not in os.environ and sum(f.stat().st_size for f in COMPILED.glob("*")) > 1 << 30:
     shutil.rmtree(COMPILED)  # programs of many commits: begin anew
 
@@ -128,7 +129,9 @@ hypothesis.settings.load_profile("default")
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Start every test from the same state of the global generators, whatever ran before it."""
+    """Start every test from the same state of the global generators, and its child processes with the same filter of
+    warnings, whatever ran before it: in a long run the filter was gone."""
+    os.environ["PYTHONWARNINGS"] = UNFINISHED
     random.seed(0)
     np.random.seed(0)
     if torch := sys.modules.get("torch"):
