@@ -130,7 +130,7 @@ hypothesis.settings.load_profile("default")
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Start every test from the same state of the global generators, and its child processes with the same filter of
-    warnings, whatever ran before it: ``etils.ecolab`` sets another."""
+    warnings, whatever ran before it: at the end of a long run the filter was gone."""
     os.environ["PYTHONWARNINGS"] = UNFINISHED
     random.seed(0)
     np.random.seed(0)
