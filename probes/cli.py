@@ -1,8 +1,8 @@
 """``probes``: every command is one library call.
 
 Results go to stdout (``--json``: one JSON object and nothing else), progress and reasons to stderr. Exit codes: 0 done,
-1 failed or interrupted, 2 bad usage or bad input, 3 done but for rows that cannot be probed. No post and no explanation
-is ever printed.
+1 failed or interrupted, 2 bad usage or bad input, 3 done but for rows that cannot be probed, 75 stopped by SIGTERM. No
+post and no explanation is ever printed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -451,9 +452,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: turns every error into one line on stderr and an exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    told: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+        raise KeyboardInterrupt
+
     if threading.current_thread() is threading.main_thread():
         # A scheduler stops a job with SIGTERM; like Ctrl-C, it must not cost what is done.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, stop)
     for stream in (sys.stdout, sys.stderr):  # a locale without our characters must not cost the result
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -484,6 +491,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = _INTERRUPTED
     if code == _INTERRUPTED:
-        _fail("interrupted; finished posts are kept, the same command continues", 1)
+        # 75: "try again", which a scheduler's loop can tell from a failure
+        _fail("interrupted; finished posts are kept, the same command continues", 75 if told else 1)
     if isinstance(code, int) and code:
         sys.exit(code)

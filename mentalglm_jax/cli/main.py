@@ -1,7 +1,7 @@
 """``mentalglm``: every command is one library call.
 
 Results go to stdout (``--json``: one JSON object and nothing else), progress and reasons to stderr. Exit codes: 0 done,
-1 failed, 2 bad usage or bad input.
+1 failed, 2 bad usage or bad input, 75 stopped by SIGTERM.
 """
 
 import errno
@@ -46,6 +46,7 @@ from mentalglm_jax.cli.sweep import sweep
 from mentalglm_jax.cli.tables import answer_plan_table, plan_table, summary_table
 from mentalglm_jax.cli.tasks import tasks_app
 from mentalglm_jax.devices.compiled import keep_from_start
+from mentalglm_jax.devices.stopping import Terminated, sigterm_ends
 from mentalglm_jax.errors import InputError, MentalGLMError
 from mentalglm_jax.foreign import first_line
 
@@ -285,10 +286,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.lastResort = LogLines(logging.WARNING)
     warnings.showwarning = lambda message, *rest, **named: complain(f"warning: {message}")
     try:
-        # of typer.Exit; None where a command just ends
-        code = _commands().main(args=arguments, prog_name="mentalglm", standalone_mode=False)
+        with sigterm_ends():
+            # of typer.Exit; None where a command just ends
+            code = _commands().main(args=arguments, prog_name="mentalglm", standalone_mode=False)
         if code == 130:  # what newer versions of Typer make of Ctrl-C
             raise KeyboardInterrupt
+    except Terminated:
+        complain("mentalglm: stopped by SIGTERM; give the same command again (exit code 75)")
+        raise
     except MentalGLMError as error:
         if debug:
             raise

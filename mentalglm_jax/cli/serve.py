@@ -9,6 +9,7 @@ import typer
 
 from mentalglm_jax.cli.options import Adapter, AsJson, Dtype, ModelName, Quantize, RopeTheta, Tokenizer, load_model
 from mentalglm_jax.cli.output import print_json, say
+from mentalglm_jax.devices.stopping import Terminated
 
 
 def serve(
@@ -44,5 +45,5 @@ def serve(
         else:
             say(f"{named}: {address(at)} (Ctrl-C ends it); {room}")
         sys.stdout.flush()
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt, Terminated):
             server.run(sockets=[at])

@@ -1,6 +1,10 @@
-"""How work is stopped from outside: signals become a flag that is asked for where everything is saved."""
+"""How work is stopped from outside: signals become a flag that is asked for where everything is saved.
+Elsewhere SIGTERM ends a command as Ctrl-C does, children included, with the exit code of a preemption."""
 
+import contextlib
 import signal
+import subprocess
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -16,6 +20,54 @@ class Preempted(Interrupted):
     from a failure: 75, EX_TEMPFAIL, "try again"."""
 
     exit_code = 75
+
+
+class Terminated(SystemExit):
+    """SIGTERM where nothing waits for it: what is finished is kept, and what a ``finally`` removes is removed."""
+
+    def __init__(self) -> None:
+        super().__init__(Preempted.exit_code)
+
+
+@contextlib.contextmanager
+def sigterm_ends() -> Iterator[None]:
+    """SIGTERM raises ``Terminated`` while the ``with`` block runs, but for what is inside a ``StopSignal``."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def carried_out(command: Sequence[str], **options: Any) -> tuple[int, Any]:
+    """Exit code and output of a child that does not outlive what stops this process.
+
+    Args:
+        command: as of ``subprocess.Popen``, which gets ``options`` too.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C. The terminal has told the child as well, which may still save.
+        Terminated: SIGTERM, passed on to the child.
+    """
+    with subprocess.Popen(command, **options) as process:
+        try:
+            output, _ = process.communicate()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    return process.returncode, output
 
 
 class StopSignal:

@@ -30,7 +30,7 @@ from mentalglm_jax.data.synthetic import pretraining_chats
 from mentalglm_jax.data.tables import read_lines
 from mentalglm_jax.devices.compiled import keep_nothing
 from mentalglm_jax.devices.distributed import barrier, is_primary, join
-from mentalglm_jax.devices.stopping import Interrupted
+from mentalglm_jax.devices.stopping import Interrupted, Preempted, Terminated, carried_out
 from mentalglm_jax.devices.together import held_by_primary, on_primary
 from mentalglm_jax.errors import InputError, RunError, install
 from mentalglm_jax.evaluate.assess import assess
@@ -152,8 +152,9 @@ def _go(job: Run, reporter: Reporter, stages: Sequence[tuple[str, "Stage"]], eva
         try:
             result = function(job, reporter.stage(name))
             barrier(f"{name} is done")
-        except KeyboardInterrupt:
-            raise Interrupted(
+        except (KeyboardInterrupt, Terminated) as stop:
+            kind = Preempted if isinstance(stop, Terminated) else Interrupted
+            raise kind(
                 f"interrupted in stage {name!r}; what is in {job.dir} is kept, the same command continues"
             ) from None
         result["seconds"] = round(time.perf_counter() - started, 1)
@@ -348,15 +349,10 @@ def _spread(records: Sequence[Record], count: int) -> list[Record]:
 def _probes(*arguments: str | Path) -> dict[str, Any]:
     """Runs the ``probes`` command in a process of its own; returns the JSON object it prints."""
     command = module_command("probes", *arguments, "--json")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=None, text=True,
+    code, output = carried_out(command, stdout=subprocess.PIPE, stderr=None, text=True,
                                env=environment(HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "1")))  # fmt: skip
-    try:
-        output, _ = process.communicate()
-    except KeyboardInterrupt:
-        process.wait()
-        raise
-    if process.returncode not in (0, 3):  # 3: done, but for rows that cannot be probed; it says which on stderr
-        raise RunError(f"`probes {arguments[0]}` stopped with exit code {process.returncode}; its reason stands above. "
+    if code not in (0, 3):  # 3: done, but for rows that cannot be probed; it says which on stderr
+        raise RunError(f"`probes {arguments[0]}` stopped with exit code {code}; its reason stands above. "
                        f"It needs the [probes] extra (PyTorch): {install('probes')}")  # fmt: skip
     return json.loads(output)
 

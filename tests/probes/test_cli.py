@@ -269,8 +269,21 @@ def test_interrupted_run_keeps_what_is_done_and_continues(tiny_model_dir, tiny_r
     run = read_run(out)
     assert len(run.results) == 6
     assert {name: (out / "cache" / name).stat().st_mtime_ns for name in kept} == kept
-    # A scheduler stops a job with SIGTERM: the same as Ctrl-C.
-    assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 1)])
+def test_sigterm_is_the_same_as_ctrl_c_with_an_exit_code_of_its_own(capsys, monkeypatch, number, code):
+    """75 is what a scheduler's loop takes for "try again"."""
+
+    class Commands:
+        def main(self, **given: object) -> None:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(cli, "_commands", Commands)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run"])
+    said = "probes: interrupted; finished posts are kept, the same command continues\n"
+    assert (stop.value.code, capsys.readouterr().err) == (code, said)
 
 
 def test_public_names_are_functions_and_listed():
