@@ -274,10 +274,10 @@ def exported(world):
     job = Run.opened(world / "trained")
     job.begin()
     job.finished("data", data_stage(job, lambda *said: None) | {"seconds": 1.0})
-    for stage in ("train a", "export", "generate", "evaluate"):
-        job.finished(stage, {"seconds": 1.0})
     for name in ("generations.jsonl", "evaluation.json"):
         shutil.copy(world / "finished" / name, job.dir / name)
+    for stage in ("train a", "export", "generate", "evaluate"):
+        job.finished(stage, {"seconds": 1.0})
     for name in ("adapter", "merged"):
         write_card(job.dir / name / "README.md", "# Made by the export\n")
     return Run.opened(job.dir)
