@@ -22,6 +22,7 @@ All arrays are float64 or bool of one length n; a null distribution has the iden
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -160,6 +161,12 @@ def arrangements(cited: np.ndarray, most: int = 5000, seed: int = 0) -> np.ndarr
     Returns:
         bool [P, k], distinct when enumerated; the citation itself is one of them, the first where they are drawn.
     """
+    return _arrangements(np.asarray(cited, dtype=bool).tobytes(), most, seed)
+
+
+@functools.lru_cache(maxsize=4)  # each post asks twice
+def _arrangements(places: bytes, most: int, seed: int) -> np.ndarray:
+    cited = np.frombuffer(places, dtype=bool)
     starts, ends = runs(cited)
     lengths = (ends - starts).tolist()
     free, m = len(cited) - sum(lengths), len(lengths)
@@ -170,13 +177,14 @@ def arrangements(cited: np.ndarray, most: int = 5000, seed: int = 0) -> np.ndarr
     else:
         rng = np.random.default_rng(seed)
         draws = (np.sort(rng.choice(free + m, size=m, replace=False)) for _ in range(most))
-        chosen = [(rng.permutation(lengths).tolist(), slots.tolist()) for slots in draws]
-    placed = np.zeros((len(chosen), len(cited)), bool)
-    for row, (order, slots) in zip(placed, chosen, strict=True):
-        at = 0
-        for i, (length, slot) in enumerate(zip(order, slots, strict=True)):
-            row[slot - i + at : slot - i + at + length] = True
-            at += length
+        chosen = [(tuple(rng.permutation(lengths)), tuple(slots)) for slots in draws]
+    sizes = np.array([order for order, _ in chosen], dtype=np.int64).reshape(len(chosen), m)
+    slots = np.array([at for _, at in chosen], dtype=np.int64).reshape(len(chosen), m)
+    starts = slots - np.arange(m) + np.cumsum(sizes, axis=1) - sizes
+    edges, rows = np.zeros((len(chosen), len(cited) + 1), np.int64), np.arange(len(chosen))[:, None]
+    np.add.at(edges, (rows, starts), 1)
+    np.add.at(edges, (rows, starts + sizes), -1)
+    placed = np.cumsum(edges[:, :-1], axis=1) > 0
     # Runs of different length that come to touch can give one mask twice.
     return np.unique(placed, axis=0) if enumerated else np.concatenate([cited[None], placed])
 

@@ -282,7 +282,7 @@ def _carry_out(
         "cut_off": manifest["cut_off"],
         "randomisation": study,
     }
-    _write_run(out, results, evidence, summary, manifest | {"cache": names})
+    _write_run(out, results, evidence, summary, manifest | {"cache": names, "n_boot": n_boot})
     return Suite(summary, out)
 
 

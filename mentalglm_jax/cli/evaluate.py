@@ -75,6 +75,7 @@ def evaluate(
     evaluation records, as its recipe says."""
     import tempfile
 
+    from mentalglm_jax.checkpoints.hf_files import CALIBRATION
     from mentalglm_jax.data.selection import evenly
     from mentalglm_jax.data.surrogates import replacing_surrogates
     from mentalglm_jax.devices.together import held_by_primary, on_primary
@@ -99,9 +100,13 @@ def evaluate(
         _refuse(f"{model}: holds {'finished answers' if answered else 'its adapter'}", of_a_model, "a model")
     if job is not None and (own or not answered):
         job.check_trained()
-    if job is not None and answered and not own:
-        job.check_unchanged("generate")
-        job.check_unchanged("evaluate")
+    if job is not None:
+        job.check_unchanged("data", lambda _: True)  # its training records make floors, its tasks say what labels mean
+        if answered and not own:
+            job.check_unchanged("generate")
+            job.check_unchanged("evaluate")
+        else:
+            job.check_unchanged("evaluate", lambda name: name == CALIBRATION)
     if out is not None:
         check_unedited(out / CARD)
         check_place(out, Path(model) if (split is None if own else answered) else None)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.foreign import short
 
 GIB = 2.0**30
 _DOCS = "https://cloud.google.com/tpu/docs/"
@@ -108,11 +109,11 @@ def parse_topology(text: str) -> Topology:
     Raises:
         InputError: an unknown chip or form.
     """
-    found = re.fullmatch(r"([a-z0-9]+)(?::(\d+(?:x\d+){1,2})|-(\d+))", text.strip().lower())
+    found = re.fullmatch(r"([a-z0-9]+)(?::(\d{1,6}(?:x\d{1,6}){1,2})|-(\d{1,6}))", text.strip().lower(), re.ASCII)
     name = _ALIASES.get(found[1], found[1]) if found else ""
     if found is None or name not in TPUS:
         raise InputError(
-            f"topology {text!r} is not known; write CHIP:SHAPE, e.g. v5e:2x4, v5p:2x2x1, with one of the chips "
+            f"topology {short(text)} is not known; write CHIP:SHAPE, e.g. v5e:2x4, v5p:2x2x1, with one of the chips "
             f"{', '.join(TPUS)}, or an accelerator type, e.g. v5e-8, v5p-8"
         )
     flat = name in ("v5e", "v6e")
@@ -122,13 +123,13 @@ def parse_topology(text: str) -> Topology:
         if shape is None:
             sizes = ", ".join(f"{name}-{n if flat else 2 * n}" for n in (_FLAT if flat else _CUBES))
             example = "2x4" if flat else "2x2x1"
-            raise InputError(f"topology {text!r} is not one of {sizes}; other shapes are written {name}:{example}")
+            raise InputError(f"topology {short(text)} is not one of {sizes}; other shapes are written {name}:{example}")
     else:
         shape = found[2]
     sizes = tuple(int(size) for size in shape.split("x"))
     if len(sizes) != (2 if flat else 3) or 0 in sizes:
         sides = "two sides, e.g. 2x4" if flat else "three sides, e.g. 2x2x1"
-        raise InputError(f"topology {text!r}: a {name} slice has {sides}")
+        raise InputError(f"topology {short(text)}: a {name} slice has {sides}")
     return Topology(TPUS[name], sizes)
 
 

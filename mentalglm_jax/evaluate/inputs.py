@@ -17,6 +17,7 @@ from mentalglm_jax.data.sources import of_task, present
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import read_generations, read_label_scores
 from mentalglm_jax.evaluate.calibrated import Scaling
+from mentalglm_jax.evaluate.noted import check_noted
 from mentalglm_jax.evaluate.readings import score_records
 from mentalglm_jax.inference.generate import generate_records, partial_file
 from mentalglm_jax.model.fingerprint import model_fingerprint
@@ -69,9 +70,11 @@ def read_answers(path: str | Path) -> Answers:
     ``generations.jsonl``, a ``label_scores.jsonl`` is read too.
 
     Raises:
-        InputError: nothing of the kind is there, or a file is damaged.
+        InputError: nothing of the kind is there, a file is damaged, or is not what the run of its directory left.
     """
     path = Path(path)
+    if path.suffix != ".jsonl" or path.name in (GENERATIONS, LABEL_SCORES):
+        check_noted(path.parent if path.suffix == ".jsonl" else path)
     if path.suffix == ".jsonl":
         if path.name == LABEL_SCORES:
             return Answers([], read_label_scores(path))

@@ -111,7 +111,7 @@ def _systems(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
             sizes = {task: [scores["n"] for _, scores in readings(entry)] for task, entry in run.result.items()}
             recipe = {name: value for name, value in run.recipe.items() if name != "seed"}
             key = json.dumps([recipe, sizes], sort_keys=True)
-            while run.seed in [other.seed for other in groups.get(key, ())]:  # the same run twice is no second seed
+            while any(_no_other_seed(run, other) for other in groups.get(key, ())):
                 key += "again"
         groups.setdefault(key, []).append(run)
     named: dict[str, list[_Run]] = {}
@@ -126,6 +126,17 @@ def _systems(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
             name += "+"
         named[name] = group
     return named
+
+
+def _no_other_seed(run: _Run, other: _Run) -> bool:
+    """Whether a run of the same recipe is none with another seed: the same one again, answers of the same model under
+    another name, or answers to other records (what ``data.root`` names may be another since)."""
+    mine, theirs = ({(reading, task): said for reading, by in one.answers.items() for task, said in by.items()}
+                    for one in (run, other))  # fmt: skip
+    models = [{answer.by for said in answered.values() for answer in said} - {None} for answered in (mine, theirs)]
+    asked = [[sorted((a.record.id, a.record.post, a.record.gold) for a in answered[key])
+              for key in sorted(mine.keys() & theirs.keys())] for answered in (mine, theirs)]  # fmt: skip
+    return run.seed == other.seed or bool(models[0] & models[1]) or asked[0] != asked[1]
 
 
 def _other_tasks(runs: Sequence[_Run], group: Sequence[_Run]) -> bool:

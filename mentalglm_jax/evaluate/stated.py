@@ -10,6 +10,7 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer, by_task, expected_records, generated, scored
 from mentalglm_jax.evaluate.inputs import finished, read_answers
 from mentalglm_jax.evaluate.metrics import METRICS, indicator, task_scores
+from mentalglm_jax.evaluate.noted import check_noted
 from mentalglm_jax.evaluate.report import readings
 from mentalglm_jax.foreign import Fields, parse_json, read_text, short
 from mentalglm_jax.text import tasks
@@ -24,8 +25,10 @@ def read_stated(file: Path) -> tuple[dict[str, Any], Readings]:
     beside it (``answers_beside``), of which its scores are.
 
     Raises:
-        InputError: the file is missing, is not an evaluation, or is not of these answers.
+        InputError: the file is missing, is not an evaluation, or is not of these answers; or these are not what the
+            stages of the run in its directory left.
     """
+    check_noted(file.parent)
     try:
         tasks.add_tasks_beside(file)
         result = parse_json(read_text(file), str(file), _HINT)

@@ -10,6 +10,7 @@ from mentalglm_jax.data.splits import bare_post
 from mentalglm_jax.evaluate.metrics import averages, f1
 
 DRAWS = 1000
+MIN_POSTS = 5  # for an interval: fewer posts, drawn again and again, only say themselves
 
 
 def _post_sums(
@@ -54,11 +55,13 @@ def bootstrap(
     draws: int = DRAWS, seed: int = 0, positive: int | None = None,
 ) -> dict[str, list[float]]:  # fmt: skip
     """95 % percentile intervals (Efron 1979) of ``METRICS``, and of ``positive_f1`` where ``positive`` is the place of
-    that class; all rows of one post are drawn together."""
+    that class; all rows of one post are drawn together. Of fewer than ``MIN_POSTS`` posts it is all that a score can
+    be."""
     (sums,) = _post_sums(posts, gold, predicted)
     parts = [_drawn(kind, times, sums, positive) for times in _times(len(sums), draws, seed)]
     values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {name: np.percentile(value, [2.5, 97.5]).tolist() for name, value in values.items()}
+    few = len(sums) < MIN_POSTS
+    return {name: [0.0, 1.0] if few else np.percentile(value, [2.5, 97.5]).tolist() for name, value in values.items()}
 
 
 def paired_bootstrap(
@@ -71,7 +74,10 @@ def paired_bootstrap(
     Returns:
         Metric to ``difference`` (on the posts themselves), ``ci95`` (percentiles of the resampled differences) and
         ``p``: twice the share of draws on the other side of 0 (draws of exactly 0 count as such), the sample itself
-        counted as one draw so that p is never 0 (Davison & Hinkley 1997, section 4.2.5), at most 1.
+        counted as one draw so that p is never 0 (Davison & Hinkley 1997, section 4.2.5), at most 1. Nor is p smaller
+        than 2 ** (1 - d), d being the posts on which the two sides differ: were they alike, each would favour either
+        side by the throw of a coin, and no test can say more of so few (the bootstrap would, of one post). The interval
+        of fewer than ``MIN_POSTS`` posts is all that a difference can be.
     """
     sides = [_post_sums(posts, gold, *np.reshape(side, (-1, *gold.shape))) for side in (first, second)]
 
@@ -79,7 +85,8 @@ def paired_bootstrap(
         runs = [[_drawn(kind, times, sums, positive) for sums in side] for side in sides]
         return [{name: np.mean([run[name] for run in side], axis=0) for name in side[0]} for side in runs]
 
-    size = len(sides[0][0])
+    size, (mine, theirs) = len(sides[0][0]), (np.mean(side, axis=0) for side in sides)
+    least = 2.0 ** (1 - int((mine != theirs).any(axis=(1, 2)).sum()))
     observed = means(np.ones((1, size)))
     parts = [means(times) for times in _times(size, draws, seed)]
     result = {}
@@ -88,8 +95,8 @@ def paired_bootstrap(
         beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
         result[name] = {
             "difference": float(observed[0][name][0] - observed[1][name][0]),
-            "ci95": np.percentile(drawn, [2.5, 97.5]).tolist(),
-            "p": min(1.0, 2 * (1 + beyond) / (draws + 1)),
+            "ci95": [-1.0, 1.0] if size < MIN_POSTS else np.percentile(drawn, [2.5, 97.5]).tolist(),
+            "p": min(1.0, max(least, 2 * (1 + beyond) / (draws + 1))),
         }
     return result
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from mentalglm_jax.checkpoints.adapter_formats import FORMATS, vllm_format
 from mentalglm_jax.checkpoints.adapters import save_adapter
 from mentalglm_jax.checkpoints.directories import save_pretrained
-from mentalglm_jax.checkpoints.hf_files import is_hub_id, names_repository
+from mentalglm_jax.checkpoints.hf_files import CALIBRATION, is_hub_id, names_repository
 from mentalglm_jax.checkpoints.model_card import CARD, Licence, licence_named, licence_of
 from mentalglm_jax.devices.distributed import join
 from mentalglm_jax.devices.together import on_primary
@@ -83,6 +83,9 @@ def export_run(
     if not job.adapter_dir(stage).is_dir():
         raise InputError(f"{job.adapter_dir(stage)}: no adapter; is stage {stage!r} of this run finished?")
     job.check_unchanged(f"train {stage}")
+    job.check_unchanged("data", lambda name: not name.startswith("data/"))  # the posts may have been deleted
+    if stage == recipe.stages[-1].name:
+        job.check_unchanged("evaluate", lambda name: name == CALIBRATION)
     _refuse_own(job, out)
     check_unedited(out / CARD, "" if push is None else f"hf upload {push} {out} uploads it as it is")
     named = None if licence is None else licence_named(licence)

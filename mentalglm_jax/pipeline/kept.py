@@ -1,15 +1,14 @@
 """What the finished stages of a run left, by digest: what was changed since is not taken for theirs."""
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.checkpoints.adapters import CONFIG, WEIGHTS
 from mentalglm_jax.checkpoints.hf_files import CALIBRATION, TOKENIZER_FILES
 from mentalglm_jax.data.records import SPLITS
-from mentalglm_jax.errors import InputError
-from mentalglm_jax.foreign import open_file, there
+from mentalglm_jax.evaluate.noted import check_same
+from mentalglm_jax.evaluate.noted import digests as file_digests
 from mentalglm_jax.text.tasks import TASKS_FILE
 
 DEV_GENERATIONS = "dev_generations.jsonl"  # of a model that explains first, for its calibration
@@ -20,6 +19,7 @@ _READ = {
              TASKS_FILE, *(f"tokenizer/{name}" for name in (*TOKENIZER_FILES, "generation_config.json"))),
     "export": (f"adapter/{CONFIG}", f"adapter/{WEIGHTS}", "reference_logits.npz"),
     "generate": ("generations.jsonl",), "evaluate": ("label_scores.jsonl", CALIBRATION),
+    "pretrain": ("base/config.json", "base/model.safetensors"), "summary": ("summary.json",),
 }  # fmt: skip
 # What goes when a stage is to be done again: read later, it would be taken for that of the new model.
 OUTDATED = {
@@ -33,10 +33,13 @@ OUTDATED = {
 def digests(directory: Path, stage: str, adapter: Path | None) -> dict[str, str | None]:
     """Path below the run directory to SHA-256 of what ``stage`` left, None of what it did not. ``adapter``: of a
     training stage, its folder."""
-    names = _READ.get(stage, ())
+    return file_digests(directory, _names(directory, stage, adapter))
+
+
+def _names(directory: Path, stage: str, adapter: Path | None) -> tuple[str, ...]:
     if adapter is not None:
-        names = tuple((adapter / name).relative_to(directory).as_posix() for name in (CONFIG, WEIGHTS))
-    return {name: _digest(directory / name) if there(directory / name) else None for name in names}
+        return tuple((adapter / name).relative_to(directory).as_posix() for name in (CONFIG, WEIGHTS))
+    return _READ.get(stage, ())
 
 
 def remove(directory: Path, names: Iterable[str]) -> None:
@@ -45,11 +48,16 @@ def remove(directory: Path, names: Iterable[str]) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-def check_unchanged(directory: Path, stage: str, adapter: Path | None, result: Mapping[str, Any]) -> None:
+def check_unchanged(
+    directory: Path, stage: str, adapter: Path | None, result: Mapping[str, Any],
+    read: Callable[[str], bool] | None = None,
+) -> None:  # fmt: skip
     """Whether what ``stage`` left is what it was when it was finished.
 
     Args:
         result: what run.json says that the stage found.
+        read: which of its files, by their path, are read now; of the others nothing is asked, nor may they be gone.
+            None is all, and none may be gone.
 
     Raises:
         InputError: a file is another one, is gone, or has come.
@@ -57,19 +65,5 @@ def check_unchanged(directory: Path, stage: str, adapter: Path | None, result: M
     noted = result.get("files")
     if not isinstance(noted, dict):  # of a version that did not note them
         return
-    found = digests(directory, stage, adapter)  # what an earlier version did not look at is not in ``noted``
-    if changed := sorted(name for name in noted if noted[name] != found.get(name)):
-        how = "is gone" if found.get(changed[0]) is None else "has come" if noted[changed[0]] is None else "was changed"
-        raise InputError(f"{directory / changed[0]}: {how} since stage {stage!r} was finished, and what later stages "
-                         "found would not be of it; put back what was there, or begin anew with --restart")  # fmt: skip
-
-
-def _digest(path: Path) -> str:
-    try:
-        found = hashlib.sha256()
-        with open_file(path) as file:
-            while block := file.read(1 << 20):
-                found.update(block)
-        return found.hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read ({error.strerror or error})") from None
+    names = [name for name in _names(directory, stage, adapter) if read is None or read(name)]
+    check_same(directory, stage, noted, file_digests(directory, names), gone=read is None)

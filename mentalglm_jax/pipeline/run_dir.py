@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from mentalglm_jax.checkpoints.adapters import load_adapter
 from mentalglm_jax.checkpoints.directories import load
 from mentalglm_jax.checkpoints.hf_files import CALIBRATION, is_hub_id
+from mentalglm_jax.checkpoints.model_card import CARD
 from mentalglm_jax.data.records import SPLITS, Record, read_records
 from mentalglm_jax.devices.distributed import barrier
 from mentalglm_jax.devices.together import on_primary
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.files import LOCK, check_owned, left_over_of, write_json
+from mentalglm_jax.files import LOCK, check_owned, check_unedited, left_over_of, write_json
 from mentalglm_jax.foreign import MAX_YAML_NODES, at_home, read_json, some
 from mentalglm_jax.model.fingerprint import base_fingerprint, model_fingerprint
 from mentalglm_jax.model.glm import Glm
@@ -54,6 +55,7 @@ _WRITTEN = re.compile(
 # Links that W&B makes in its own folder; nothing of a run is read or written there, and deleted they are themselves.
 _OF_OTHERS = re.compile(r"(?:stages/[^/]+|control)/wandb/.+")
 _FOLDERS = {"data", "tokenizer", "base", "pretrain", "stages", "control", "adapter", "merged", "probes"}
+_EXPORTED = ("adapter", "merged")  # directories with a model card
 # Without which a stage that run.json calls finished is not; of training stages it is the adapter.
 _RESULTS = {
     "data": ("data/faithful", "tokenizer"), "pretrain": ("base",), "generate": ("generations.jsonl",),
@@ -326,17 +328,25 @@ class Run:
         self.check_unchanged(stage)
 
     def check_all_finished(self, stages: Sequence[str]) -> None:
-        """``check_finished`` of those that are finished and stay so, before hours of work for the others."""
+        """``check_finished`` of those that are finished and stay so, before hours of work for the others; and whether
+        these would replace a model card that somebody went on with.
+
+        Raises: InputError.
+        """
         again: set[str] = set()
         for name in stages:
             if name not in self.result:
-                again |= {*outdated(name)}
+                again |= {name, *outdated(name)}
             elif name not in again:
                 self.check_finished(name)
+        for name in again.intersection(stages):
+            adapter = self._adapter_of(name)
+            for place in [adapter] if adapter else [self.dir / one for one in _EXPORTED] if name == "export" else ():
+                check_unedited(place / CARD)
 
-    def check_unchanged(self, stage: str) -> None:
-        """Whether nobody has changed what a finished ``stage`` made, as far as it is there. Raises: InputError."""
-        check_unchanged(self.dir, stage, self._adapter_of(stage), self.result.get(stage, {}))
+    def check_unchanged(self, stage: str, read: Callable[[str], bool] | None = None) -> None:
+        """Whether nobody has changed what a finished ``stage`` made (``kept.check_unchanged``). Raises: InputError."""
+        check_unchanged(self.dir, stage, self._adapter_of(stage), self.result.get(stage, {}), read)
 
     def _adapter_of(self, stage: str) -> Path | None:
         return self.adapter_dir(stage.removeprefix("train ")) if stage.startswith("train ") else None

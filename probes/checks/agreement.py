@@ -34,27 +34,25 @@ def f1_at_k(values: np.ndarray, cited: np.ndarray) -> float:
     return 2 * float((picked & cited).sum()) / (float(picked.sum()) + k)
 
 
-def iou_f1(values: np.ndarray, cited: np.ndarray, units: Sequence[Span]) -> float:
+def iou_f1(values: np.ndarray, cited: np.ndarray, units: Sequence[Span] | np.ndarray) -> float:
     """F1 over runs of units: a run of the top-k units matches a cited run when their characters' IOU is >= 0.5."""
     k = int(cited.sum())
     if not 0 < k < len(cited) or not np.isfinite(values).all():
         return math.nan
-    predicted, wanted = (_char_runs(mask, units) for mask in (top(values, k), cited))
-    if not predicted:
+    edges = np.asarray(units)
+    (a, b), (x, y) = (_char_runs(mask, edges) for mask in (top(values, k), cited))
+    if not len(a):
         return 0.0
-    hit = sum(any(_iou(p, t) >= IOU_MATCH for t in wanted) for p in predicted) / len(predicted)
-    found = sum(any(_iou(p, t) >= IOU_MATCH for p in predicted) for t in wanted) / len(wanted)
+    common = np.minimum.outer(b, y) - np.maximum.outer(a, x)
+    match = np.maximum(common, 0) / (np.maximum.outer(b, y) - np.minimum.outer(a, x)) >= IOU_MATCH
+    hit, found = float(match.any(1).mean()), float(match.any(0).mean())
     return 2 * hit * found / (hit + found) if hit + found else 0.0
 
 
-def _char_runs(mask: np.ndarray, units: Sequence[Span]) -> list[Span]:
+def _char_runs(mask: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last characters of runs of units."""
     starts, ends = stats.runs(mask)
-    return [(units[a][0], units[b - 1][1]) for a, b in zip(starts, ends, strict=True)]
-
-
-def _iou(a: Span, b: Span) -> float:
-    common = min(a[1], b[1]) - max(a[0], b[0])
-    return max(common, 0) / (max(a[1], b[1]) - min(a[0], b[0]))
+    return edges[starts, 0], edges[ends - 1, 1]
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

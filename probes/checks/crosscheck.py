@@ -178,6 +178,8 @@ def examine(
     explained = {a.method: a for a in attributions if a.target == "explanation"}
     ids = tuple(c.id for c in grounded)
     checks: list[Check] = []
+    marked = units_hit(rationales, units) if rationales else cited
+    known = {name: units_hit(s, units) for name, s in (("cue_auroc", cues), ("decoy_auroc", decoys)) if s}
     for method, m in maps.items():
         passed = "failed_gate" if m.blocked else "ok"
         if not grounded:
@@ -192,15 +194,13 @@ def examine(
                 checks.append(_check("auroc_char", method, shifts, passed, ids))
             checks += _ranking("", m, cited, units, passed, ids)
         if rationales:
-            marked = units_hit(rationales, units)
             share = rotations(m.mass, lengths, marked) + float(lengths[marked].sum() / lengths.sum())
             checks.append(_check("plausibility_mass", method, share, passed))
             checks += _ranking("plausibility_", m, marked, units, passed)
         if method in explained:
             checks += _consistency(m, explained[method], units)
-        for name, known in (("cue_auroc", cues), ("decoy_auroc", decoys)):
-            if known:
-                checks.append(_check(name, method, shift_null(m.net, units_hit(known, units), "auroc"), passed))
+        for name, hit in known.items():
+            checks.append(_check(name, method, shift_null(m.net, hit, "auroc"), passed))
     speaking = [m for method, m in maps.items() if method in FAMILIES and not m.blocked]
     if len(speaking) > 1:
         pair = "~".join(m.method for m in speaking[:2])
@@ -221,7 +221,7 @@ def examine(
     checks.append(_value("coverage", "align", coverage(citations, explanation_length), explanation_length, ids))
     checks += [*contrast, *measured]
     if rationales:
-        plain = f1_at_k(units_hit(rationales, units).astype(float), cited) if cited.any() else math.nan
+        plain = f1_at_k(marked.astype(float), cited) if cited.any() else math.nan
         checks.append(_value("plausibility_citations", "align", plain, len(units), ids))
     notes += _missing_text(checks)
     if fabricated:
@@ -340,8 +340,10 @@ def _ranking(
 ) -> list[Check]:
     """AUROC, average precision, F1 of the top-k and IOU-F1 of its runs, each against all rotations over the clauses."""
 
+    edges = np.array(units)
+
     def overlap(net: np.ndarray, cited: np.ndarray) -> float:
-        return iou_f1(net, cited, units)
+        return iou_f1(net, cited, edges)
 
     nulls = {
         "auroc_clause": shift_null(m.net, marked, "auroc"),

@@ -31,6 +31,7 @@ from probes.foreign import Fields, first_line, plain, read_json
 from probes.notebook import Shown
 from probes.records import Attribution, Check, Citation, Example, Span
 from probes.results.cache import digest, entry
+from probes.saliency.settings import METHODS
 
 # 2: maps of cited phrases; 3: draws of checks, authors, rationales; 4: nulls by clause, p_holm; 5: digests, border
 # tokens stay, offset of erasure, one cut for a data set, swap pairs; 6: rows left out by reason, labels in other words,
@@ -41,6 +42,8 @@ SCHEMA_VERSION = 7
 MOST_CHARACTERS = 1 << 18
 MOST_UNITS = 200  # the full budget cuts a post into 60; what is asked of them takes the square of their number
 _MOST_CITED = 100  # characters cited for one of the post: a few citations may overlap
+_MOST_SPANS = 10_000  # that are marked in a post: each is looked for in every clause
+_MOST_STEPS = 1000  # of a chain of reasoning, or clauses put into a post; nine and eight are made
 _REPAIRS = "the same `probes run` command repairs it"
 
 
@@ -212,6 +215,8 @@ class PostResult(Shown):
         require(self.explanation is None or len(self.explanation) == self.explanation_length, "the explanation")
         for spans in (self.units, self.cues, self.decoys, self.rationales, self.not_varied):
             require(within(spans, self.length), "a span")
+        marked = (self.cues, self.decoys, self.rationales)
+        require(all(len(spans or ()) <= _MOST_SPANS for spans in marked), "the number of spans")
         covered = [0, *(b for _, b in self.units)]
         require(len(self.units) <= MOST_UNITS, "the number of clauses")
         require(covered[-1] == self.length and [a for a, _ in self.units] == covered[:-1], "a clause")
@@ -221,6 +226,8 @@ class PostResult(Shown):
             require(within(one.post_char, self.length), "a citation")
         cited = sum(b - a for one in self.citations for a, b in one.post_char)
         require(cited <= _MOST_CITED * self.length, "what is cited")
+        maps = [(one.method, one.target) for one in self.attributions]
+        require(len(set(maps)) == len(maps) and {method for method, _ in maps} <= METHODS.keys(), "the list of maps")
         for one in self.attributions:
             require(texts(one.method, one.target, one.unit, one.baseline, one.dtype, one.model_fp), "a map")
             require(numbers(one.f_input, one.f_baseline, one.delta, one.rel_delta, one.seconds, one.seed), "a map")
@@ -233,6 +240,8 @@ class PostResult(Shown):
             require(texts(one.name, one.method, one.status, *one.inputs), "a check")
             require(numbers(*plain_numbers, *(one.ci or ()), *one.draws), "a check")
             require(one.ci is None or len(one.ci) == 2, "a check")
+        steps = (self.chain, self.counterfactuals)
+        require(all(len(pairs) <= _MOST_STEPS for pairs in steps), "the number of steps")
         require(all(numbers(*pair) and None not in pair for pair in self.counterfactuals), "a counterfactual")
         require(all(numbers(*pair) and None not in pair for pair in self.chain), "a chain")
         require(all(0 <= share <= 1 and math.isfinite(value) for share, value in self.chain), "a chain")
@@ -321,7 +330,8 @@ def read_run(directory: str | Path) -> Run:
     """A finished run with all its posts.
 
     Raises:
-        ProbeInputError: see ``read_manifest``; or a file of it is missing or damaged (named, with what to do).
+        ProbeInputError: see ``read_manifest``; or a file of it is missing or damaged (named, with what to do), or the
+            posts do not bear what the summary says.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
@@ -344,7 +354,24 @@ def read_run(directory: str | Path) -> Run:
     if summary.get("n") != len(results):
         said = f"{len(results)} posts, but {directory}/summary.json is of {plain(summary.get('n'), 20)}"
         raise ProbeInputError(f"{directory}/manifest.json: cache: names {said}; {_REPAIRS}")
-    return Run(manifest, summary, tuple(results))
+    return Run(manifest, summary, tuple(results), _borne(directory, manifest, summary, results))
+
+
+def _borne(
+    directory: Path, manifest: dict[str, Any], summary: dict[str, Any], results: Sequence[PostResult]
+) -> tuple[Evidence, ...]:
+    """The checks of the posts, which bear what the summary says. Raises: ProbeInputError: they do not."""
+    from probes.results.borne import unborne
+
+    try:
+        evidence = tuple(result.evidence() for result in results)
+        wrong = unborne(summary, manifest, evidence, results)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as error:
+        said = f"holds no run as this version writes it ({first_line(error)}); run it again"
+        raise ProbeInputError(f"{directory}: {said}") from error
+    if wrong is not None:
+        raise ProbeInputError(f"{directory}/summary.json: {wrong}; {_REPAIRS}")
+    return evidence
 
 
 def paired(first: Sequence[PostResult], second: Sequence[PostResult]) -> list[tuple[PostResult, PostResult]]:

@@ -92,7 +92,7 @@ def summarise(
         swaps: the swap pairs (``probes.checks.swaps``), if there are any.
     """
     evidence = [result.evidence(seed=seed) for result in results] if evidence is None else evidence
-    methods = _methods(results)
+    methods = methods_of(results)
     ig = [
         a
         for r in results
@@ -104,7 +104,7 @@ def summarise(
     summary: dict[str, Any] = {"n": len(results), "n_users": len({*authors(evidence)}) if known else None}
     summary |= _given(results)
     summary |= _tables(evidence, ("cue_auroc", "decoy_auroc"), methods, n_boot, seed)
-    summary |= _mass(evidence, methods, n_boot, draws, seed)
+    summary |= mass(evidence, methods, n_boot, draws, seed)
     summary |= _tables(evidence, ("auroc_clause", "cosine", "pearson"), methods, n_boot, seed)
     more = [name for name in _MORE if any(check_of(e, name, m) is not None for e in evidence for m in methods)]
     summary |= _tables(evidence, more, methods, n_boot, seed)
@@ -137,8 +137,8 @@ def summarise(
     summary["fabricated_quote_rate"] = sum(not c.post_char for c in quotes) / len(quotes) if quotes else None
     summary["n_quotes"] = len(quotes)
     summary["abstained"] = sum(map(_uncited, results))
-    summary |= _verdicts(evidence)
-    summary["conclusion"] = _conclusion(summary)
+    summary |= verdicts(evidence)
+    summary["conclusion"] = conclusion(summary)
     summary["by_label"] = _by_label(results, evidence, methods, n_boot, seed)
     return summary
 
@@ -199,7 +199,7 @@ def summarise_tests(
     Args:
         moved: ``PostResult.counterfactuals`` of every post, if there are any.
     """
-    summary: dict[str, Any] = _mass(evidence, methods, 0, draws, seed)
+    summary: dict[str, Any] = mass(evidence, methods, 0, draws, seed)
     summary["consistency"] = mismatched_explanations(evidence, methods, draws, seed)
     summary["measured"] = _measured(evidence, 0, draws, seed)
     summary["counterfactual"] = _counterfactual(moved, authors(evidence), 0, draws, seed) if moved else None
@@ -214,12 +214,12 @@ def summarise_tests(
 
 def conclude(evidence: Sequence[Evidence], methods: Sequence[str], n_boot: int, draws: int, seed: int) -> str:
     """Only the ``conclusion``, from the maps and citations alone."""
-    summary: dict[str, Any] = _mass(evidence, methods, n_boot, draws, seed)
+    summary: dict[str, Any] = mass(evidence, methods, n_boot, draws, seed)
     adjusted = stats.holm([math.nan if summary["p"][m] is None else summary["p"][m] for m in methods])
-    return _conclusion(summary | {"p_holm": dict(zip(methods, adjusted, strict=True))})
+    return conclusion(summary | {"p_holm": dict(zip(methods, adjusted, strict=True))})
 
 
-def _methods(results: Sequence[PostResult]) -> list[str]:
+def methods_of(results: Sequence[PostResult]) -> list[str]:
     found = {a.method for r in results for a in r.attributions if a.target == "label"}
     return [m for m in FAMILIES if m in found] + sorted(found - set(FAMILIES))
 
@@ -252,7 +252,7 @@ def _ci(values: Sequence[tuple[float, str]], n_boot: int, seed: int) -> list[flo
     return None if found is None else list(found)
 
 
-def _mass(evidence: Sequence[Evidence], methods: Sequence[str], n_boot: int, draws: int, seed: int) -> dict[str, Any]:
+def mass(evidence: Sequence[Evidence], methods: Sequence[str], n_boot: int, draws: int, seed: int) -> dict[str, Any]:
     """The headline: mass ratio per method with interval, null, excess, p-values."""
     out: dict[str, dict[str, Any]] = {
         name: {}
@@ -273,8 +273,10 @@ def _mass(evidence: Sequence[Evidence], methods: Sequence[str], n_boot: int, dra
         speaking = [e for e in evidence if method in e.excess and np.isfinite(e.excess[method]).all()]
         who = authors(speaking)
         excess = [(float(e.excess[method][0]), author) for e, author in zip(speaking, who, strict=True)]
-        test = stats.mean_test([e.excess[method] for e in speaking], draws, seed, who, two_sided=True)
-        habit = mismatched_citations(speaking, method, draws, seed) if len(speaking) >= stats.MIN_POSTS else None
+        enough = len(speaking) >= stats.MIN_POSTS
+        nulls = [e.excess[method] for e in speaking]
+        test = stats.mean_test(nulls, draws, seed, who, two_sided=True) if enough else None
+        habit = mismatched_citations(speaking, method, draws, seed) if enough else None
         out["mass_ratio"][method] = _mean([value for value, _ in values])
         out["mass_ratio_ci"][method] = _ci(values, n_boot, seed)
         out["mass_ratio_null"][method] = _mean([c.null_mean for c in checks if c.null_mean is not None])
@@ -408,7 +410,7 @@ def _tests(summary: dict[str, Any], methods: Sequence[str]) -> list[dict[str, An
     return [row | {"p_holm": None if math.isnan(p) else p} for row, p in zip(rows, adjusted, strict=True)]
 
 
-def _verdicts(evidence: Sequence[Evidence]) -> dict[str, Any]:
+def verdicts(evidence: Sequence[Evidence]) -> dict[str, Any]:
     count = Counter(e.report.verdict for e in evidence)
     return {
         "verdicts": {name: count[name] for name in VERDICTS},
@@ -418,7 +420,7 @@ def _verdicts(evidence: Sequence[Evidence]) -> dict[str, Any]:
     }
 
 
-def _conclusion(summary: dict[str, Any]) -> str:
+def conclusion(summary: dict[str, Any]) -> str:
     said: dict[str, list[str]] = {}
     for method, family in FAMILIES.items():
         ci, p = summary["excess_ci"].get(method), summary["p_holm"].get(method)
@@ -447,7 +449,7 @@ def _by_label(
                 "abstained": sum((r.task, r.label) == key and _uncited(r) for r in results),
                 "mass_ratio": mass,
                 "mass_ratio_ci": ci,
-                **_verdicts(chosen),
+                **verdicts(chosen),
             }
         )
     return rows
@@ -467,7 +469,7 @@ def compare(first: Sequence[PostResult], second: Sequence[PostResult]) -> dict[s
     both = paired(first, second)
     pairs = [(one.evidence(), other.evidence()) for one, other in both]
     who = authors([pair[0] for pair in pairs])
-    methods = [m for m in _methods(first) if m in _methods(second)]
+    methods = [m for m in methods_of(first) if m in methods_of(second)]
     by_check: dict[str, dict[str, Any]] = {}
     for name in ("mass_ratio", "auroc_clause", "cosine", "pearson"):
         by_check[name] = {}

@@ -4,9 +4,12 @@ asked first."""
 import json
 import time
 
+import jax
 import pytest
+from flax import nnx
 
-from mentalglm_jax.bench import child
+from mentalglm_jax.bench import child, training
+from mentalglm_jax.bench import target as target_module
 from mentalglm_jax.bench.target import target_of
 from mentalglm_jax.errors import InputError
 from tests.mentalglm_jax.bench.test_bench import GEOMETRY, recipe
@@ -32,6 +35,21 @@ def test_memory_that_is_not_there(tmp_path, attack):
     with pytest.raises(InputError, match=r"it takes [\d,.]+ GiB and this machine has [\d,.]+ free; measure a smaller"):
         child.main(str(tmp_path / "spec.json"), str(tmp_path / "out.json"))
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("step", [True, False], ids=["a step", "weights alone"])
+def test_no_more_room_is_asked_for_than_is_taken(monkeypatch, tmp_path, step):
+    """At most four times what is taken: a bound of any size refuses what does not fit."""
+    target, told = target_of(recipe()), []
+    taken = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(target.model())))
+    if step:
+        training.measure(target, 0.0, tmp_path / "rows.npz", told.append)
+        taken = told[-1]["compiled_bytes"]
+    monkeypatch.setattr(target_module, "free_memory", lambda device: 4 * taken)
+    target.check_room(step=step)
+    monkeypatch.setattr(target_module, "free_memory", lambda device: taken // 4)
+    with pytest.raises(InputError, match="it takes"):
+        target.check_room(step=step)
 
 
 def test_what_there_is_room_for():

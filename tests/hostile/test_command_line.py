@@ -183,3 +183,12 @@ def test_a_line_of_the_log_is_text(capsys, said):
     finally:
         logging.lastResort = before
     assert line.endswith(": damaged\n") and line.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize(
+    "topology", ["v5e-" + "9" * 5000, "v5e:2x" + "9" * 5000, "x" * 5000, "v5p:9999999x1x1", "v5e-\u0668"]
+)
+def test_a_topology_of_any_length(recipe, capsys, topology):
+    refused(
+        run(["mentalglm", "plan", recipe, "--topology", topology], capsys), r"topology '\S+ is not known; write CHIP"
+    )

@@ -12,6 +12,10 @@ import warnings
 import pytest
 
 from mentalglm_jax.checkpoints.directories import load, save_pretrained
+from mentalglm_jax.files import write_card
+from mentalglm_jax.pipeline.data_stage import data_stage
+from mentalglm_jax.pipeline.job import _summary
+from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.text import tasks
 from tests.hostile.attack import refused, run
 from tests.hostile.teacher_world import KEY, World
@@ -262,3 +266,40 @@ def test_a_card_that_is_edited_while_a_model_works_stays(world, capsys, monkeypa
     assert done.code == 0 and f"{name}: was changed since it was written and is left as it is" in done.err
     assert card.read_text("utf-8").endswith("Labelled by two nurses.\n")
     assert (world / "out" / "evaluation.json").is_file()
+
+
+@pytest.fixture
+def exported(world):
+    """A run of which all is finished but its summary, with the cards of its export."""
+    job = Run.opened(world / "trained")
+    job.begin()
+    job.finished("data", data_stage(job, lambda *said: None) | {"seconds": 1.0})
+    for name in ("generations.jsonl", "evaluation.json"):
+        shutil.copy(world / "finished" / name, job.dir / name)
+    for stage in ("train a", "export", "generate", "evaluate"):
+        job.finished(stage, {"seconds": 1.0})
+    for name in ("adapter", "merged"):
+        write_card(job.dir / name / "README.md", "# Made by the export\n")
+    return Run.opened(job.dir)
+
+
+@pytest.mark.parametrize("edited", ["adapter", "merged"])
+def test_a_card_of_the_run_itself_that_a_person_went_on_with_stays(exported, edited):
+    card, other = (exported.dir / name / "README.md" for name in (edited, {"adapter": "merged"}.get(edited, "adapter")))
+    card.write_text(card.read_text("utf-8") + "Labelled by two nurses.\n", "utf-8")
+    before = card.read_text("utf-8")
+    with pytest.warns(UserWarning, match=rf"{edited}/README\.md: was changed .* and is left as it is"):
+        _summary(exported, lambda *said: None)
+    assert card.read_text("utf-8") == before and "Made by the export" not in other.read_text("utf-8")
+
+
+@pytest.mark.parametrize("place", ["adapter", "merged", "stages/a/adapter"])
+def test_nor_does_a_stage_that_is_done_again_replace_it(exported, place, capsys):
+    """Training longer wrote the directories anew, cards included; it is said before the work."""
+    card = exported.dir / place / "README.md"
+    card.write_text("# Ours\n")
+    exported.forget(["train a", "export"] if place.startswith("stages") else ["export"])
+    before = contents(exported.dir)
+    refused(run(["mentalglm", "run", "recipe.yaml", "--set", "run_dir=trained"], capsys),
+            rf"trained/{place}/README\.md: was changed since it was written .*and would be lost; move it")  # fmt: skip
+    assert contents(exported.dir) == before

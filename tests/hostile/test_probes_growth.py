@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from probes.report.view import _bars, groups
 from probes.results.cache import MOST_BYTES, Cache, digest
 from probes.results.store import MOST_CHARACTERS, MOST_UNITS, SCHEMA_VERSION, PostResult, Run
 from probes.results.summary import summarise
+from probes.saliency.settings import METHODS
 from tests.hostile.attack import refused, run
 from tests.hostile.fuzzing import in_values
 from tests.hostile.probes_files import edit
@@ -120,7 +122,13 @@ def test_tables_that_no_file_holds(kind, tmp_path):
 # --- runs that were made up ---
 
 POST = json.loads(json.dumps(post_result(0).to_dict()))
-SUMMARY = json.loads(json.dumps(summarise([post_result(0), post_result(1)], n_boot=20, draws=9))) | {"n": 1}
+
+
+def _summary(post: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(summarise([PostResult.from_dict(post)], n_boot=20)))
+
+
+SUMMARY = _summary(POST)
 NAME = f"{'0' * 32}.json"
 MANIFEST = {
     "kind": "probes", "schema_version": SCHEMA_VERSION, "status": "done", "cache": [NAME], "model": "m", "rows": 1,
@@ -154,7 +162,13 @@ MADE_UP = {
         "number of clauses",
     ),
     "the post cited five hundred times": ({"citations": _cited(500)}, "what is cited does not fit"),
-}
+    "a map of no method": ({"attributions": [POST["attributions"][0] | {"method": "x"}]}, "list of maps does not fit"),
+    "a map twice": ({"attributions": POST["attributions"][:1] * 2}, "the list of maps does not fit"),
+    "a chain of many steps": ({"chain": [[0.5, 0.0]] * 1001}, "the number of steps does not fit"),
+    "many clauses put in": ({"counterfactuals": [[0.5, 0.0]] * 1001}, "the number of steps does not fit"),
+    **{f"{name} marked ten thousand times": ({name: [[0, 1]] * 10_001}, "the number of spans does not fit")
+       for name in ("cues", "decoys", "rationales")},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["report", "check"])
@@ -166,7 +180,26 @@ def test_a_post_that_was_made_up(attack, command, tmp_path, capsys):
 
 def test_the_run_they_were_made_of_is_shown(tmp_path, capsys):
     for number, changes in enumerate(({}, HIDDEN, {"citations": _cited(50)})):
-        assert run(["probes", "report", _run(tmp_path / str(number), POST | changes)], capsys).code == 0
+        place = _run(tmp_path / str(number), POST | changes, _summary(POST | changes))
+        assert run(["probes", "report", place], capsys).code == 0
+
+
+def test_a_made_up_post_of_many_clauses_is_examined_in_time():
+    """Every other clause cited and marked, every method: it took a minute, and a run may have any number of them."""
+    size = MOST_UNITS
+    post = POST | HIDDEN | {
+        "length": size, "units": [[at, at + 1] for at in range(size)], "cues": None, "measured": [], "not_varied": [],
+        "rationales": [[at, at + 1] for at in range(1, size, 2)], "chain": [], "counterfactuals": [],
+        "citations": [POST["citations"][0] | {"id": f"c{at}", "post_char": [[at, at + 1]]} for at in range(0, size, 2)],
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    maps = [
+        attribution(name, "label", rng.standard_normal(size), [(0, size)], example_id=POST["id"]) for name in METHODS
+    ]
+    result = PostResult.from_dict(post | {"attributions": [one.to_dict() for one in maps]})
+    began = time.process_time()
+    assert len(result.evidence().report.checks) > 100
+    assert time.process_time() - began < 25
 
 
 @pytest.mark.parametrize("part", ["manifest", "summary"])

@@ -154,6 +154,9 @@ def test_what_a_run_of_strangers_says_in_the_terminal(where, said, runs, capsys)
     file.write_text(json.dumps(found), "utf-8")
     edit(runs / "open" / "manifest.json", summary=digest(found))
     outcome = run(["probes", "check", runs / "open"], capsys)
+    if where != "label":
+        refused(outcome, r"summary\.json: (mass_ratio|conclusion) is .*and its posts give")
+        return
     assert outcome.code == 0 and not [one for one in said if not one.isprintable() and one in outcome.out]
 
 

@@ -213,16 +213,76 @@ SWAPS = {
 }  # fmt: skip
 
 
+EXPORTED = ["tokenizer", "a tokenizer's words for its parts", "tokens added", "a chat template", "where answers end",
+            "a task from nowhere", "a calibration"]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["merged", "peft"])
+@pytest.mark.parametrize("swap", EXPORTED)
+def test_an_export_takes_nothing_else_for_the_runs_own(finished, capsys, swap, form):
+    """The tokenizer of another run would turn the model's words into others, its calibration its probabilities."""
+    change, says = SWAPS[swap]
+    change(finished)
+    refused(run(["mentalglm", "export", "trained", "--to", form, "--out", "exported"], capsys), says)
+    assert not (finished.parent / "exported").exists()
+
+
+def test_a_run_without_its_posts_is_exported(finished, capsys):
+    """They may have been deleted; no export holds one."""
+    shutil.rmtree(finished / "data")
+    for name in ("generations.jsonl", "label_scores.jsonl"):
+        (finished / name).unlink()
+    assert run(["mentalglm", "export", "trained", "--to", "peft", "--out", "exported"], capsys).code == 0
+
+
+READERS = {
+    "a table of runs": ["leaderboard", "trained"],
+    "a table of files": ["leaderboard", "trained/evaluation.json"],
+    "a model card": ["export", "trained", "--to", "peft", "--out", "exported"],
+    "a comparison": ["evaluate", "finished/generations.jsonl", "--against", "trained"],
+    "a page": ["evaluate", "trained/generations.jsonl", "--out", "page"],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_answers_of_another_run_with_their_scores(finished, capsys, reader):
+    """They fit one another, and were never given by the run whose name they would stand under."""
+    place = finished.parent
+    for name in ("label_scores.jsonl", "evaluation.json"):
+        (finished / name).unlink()
+    (place / "finished").mkdir()
+    rows = [json.loads(line) for line in (finished / "generations.jsonl").read_text().splitlines()]
+    rows = [row | {"parsed_label": row["label"], "parse_status": "ok"} for row in rows]
+    (place / "finished" / "generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(["mentalglm", "evaluate", "finished", "--out", "finished"], capsys).code == 0
+    shutil.copytree(place / "finished", finished, dirs_exist_ok=True)
+    says = r"trained/generations\.jsonl: was changed since stage 'generate' was finished"
+    refused(run(["mentalglm", *READERS[reader]], capsys), says)
+    assert not (place / "exported").exists() and not (place / "page").exists()
+
+
+@pytest.mark.parametrize("name", ["summary.json", "base/config.json", "base/model.safetensors"])
+def test_what_else_a_finished_stage_left(finished, name):
+    """The summary of another run would be printed as this one's; a base that was made here is told at once."""
+    job, stage = Run.opened(finished), "summary" if name == "summary.json" else "pretrain"
+    (finished / name).parent.mkdir(exist_ok=True)
+    (finished / name).write_text("{}")
+    job.finished(stage, {"seconds": 1.0})
+    Run.opened(finished).check_finished(stage)
+    (finished / name).write_text('{"of": "another"}')
+    with pytest.raises(InputError, match=rf"{name}: was changed since stage '{stage}' was finished"):
+        Run.opened(finished).check_finished(stage)
+
+
 @pytest.mark.parametrize("swap", SWAPS)
 def test_what_finished_stages_left_was_changed(finished, capsys, swap):
     change, says = SWAPS[swap]
     change(finished)
-    of_training = not says.startswith(("generations", "label", "calibration", "evaluation"))
     command = ["mentalglm", "run", "recipe.yaml", "--set", "run_dir=trained"]
     refused(run(command, capsys), says)
-    if not of_training:
+    if "adapter" not in swap:  # finished answers do without one
         refused(run(["mentalglm", "evaluate", "trained"], capsys), says)
-    elif "adapter" in swap:
+    else:
         refused(run(["mentalglm", "export", "trained", "--to", "peft", "--out", "exported"], capsys), says)
 
 

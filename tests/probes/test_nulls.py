@@ -1,5 +1,7 @@
 """Nulls that survive a reviewer: exactness and error rates; and the tempting shortcuts shown failing."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -75,6 +77,22 @@ def test_band_is_the_quantiles():
     for n in (1, 2, 3, 6, 20, 21, 100):
         values = rng.normal(size=n)
         assert band(values) == pytest.approx(tuple(np.quantile(values, [0.05, 0.95])))
+
+
+def test_arrangements_are_all_that_keep_the_runs():
+    """Against every mask of the same number of units whose runs are as long."""
+
+    def runs_of(mask):
+        return sorted(map(len, "".join("x" if one else " " for one in mask).split()))
+
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        cited = rng.random(int(rng.integers(1, 10))) < rng.random()
+        masks = itertools.product([False, True], repeat=len(cited))
+        placed = {tuple(row) for row in arrangements(cited).tolist()}
+        wanted = {mask for mask in masks if runs_of(mask) == runs_of(cited)}
+        assert wanted <= placed and tuple(cited) in placed
+        assert all(sum(row) == cited.sum() for row in placed)
 
 
 def test_arrangements_keep_runs_whole_and_hold_the_citation():

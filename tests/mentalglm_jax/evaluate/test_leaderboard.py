@@ -70,6 +70,22 @@ def test_runs_that_differ_only_in_their_seed_are_one_row(board):
     assert found["weak"]["ci95"] is None and found["alone"]["sd"] is None and len(found["alone"]["ci95"]) == 2
 
 
+@pytest.mark.parametrize("what", ["the same model", "other posts", "other gold labels", "what it should be"])
+def test_what_is_no_other_seed_of_the_same_recipe(tmp_path, what):
+    """The answers of one seed in the folder of another would be two seeds that agree; those to other records, a mean
+    over nothing."""
+    paths = []
+    for seed in range(2):
+        rows = [row | {"answered_by": f"model {0 if what == 'the same model' else seed}"} for row in answers(0.8, seed)]
+        if seed and what == "other posts":
+            rows[0]["post"] += " and more"
+        if seed and what == "other gold labels":
+            rows[0]["label"] = KEYS[1]
+        paths.append(run(tmp_path / f"a-s{seed}", rows, {"seed": seed}))
+    found = [(row["runs"], row["sd"] is None) for row in of_runs(leaderboard_rows(paths, draws=5))]
+    assert found == ([(2, False)] if what == "what it should be" else [(1, True)] * 2)
+
+
 def test_answers_asked_for_apart_below_their_runs_are_one_row_over_seeds_too(tmp_path):
     paths = []
     for seed in range(2):

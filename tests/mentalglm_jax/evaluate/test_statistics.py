@@ -82,6 +82,19 @@ def test_paired_differences_come_from_the_same_posts():
     assert micro["p"] == pytest.approx(min(1, 2 * (1 + below) / 51))
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 6])
+def test_few_posts_are_no_evidence(count):
+    """One post, right in one system and wrong in the other, had p = 0.002 and an interval of no width."""
+    gold = ["high", "low", "high", "low", "low", "high"][:count]
+    wrong = ["low" if one == "high" else "high" for one in gold]
+    for copies in (1, 3):  # what repeats a post says nothing new
+        right, bad = ((rows(gold * copies, said * copies, lambda i: f"post {i % count}"), []) for said in (gold, wrong))
+        found = compare(right, bad, draws=500)["suicide_risk"]["text"]["metrics"]["micro_f1"]
+        assert found["difference"] == 1.0 and found["p"] == pytest.approx(2.0 ** (1 - count))
+        one = evaluate(right[0], draws=50)["suicide_risk"]["ci95_by_metric"]["micro_f1"]
+        assert (found["ci95"], one) == (([-1.0, 1.0], [0.0, 1.0]) if count < 5 else ([1.0, 1.0], [1.0, 1.0]))
+
+
 def test_comparison_is_antisymmetric_and_finds_a_real_difference():
     gold, good = drawn(2, 200, 0.9)
     _, bad = drawn(3, 200, 0.6, gold)

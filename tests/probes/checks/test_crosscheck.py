@@ -1,11 +1,13 @@
 """Checks and verdicts on posts whose truth is known, and on posts where nothing is true."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 
+from probes.checks import agreement
 from probes.checks.crosscheck import char_mask, cross_check, unit_sums, units_hit
 from probes.checks.verdict import FAMILIES, gate
 from probes.errors import ProbeInputError
@@ -297,3 +299,24 @@ def test_what_people_marked_is_plausibility_and_decides_nothing():
     assert [check(r, "plausibility_citations", "align").value for r in (right, wrong)] == [1.0, 0.0]
     assert verdict(right) == verdict(wrong) == verdict(base)
     assert not [c for c in base.evidence().report.checks if c.name.startswith("plausibility")]
+
+
+def test_iou_f1_against_its_definition():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        k = int(rng.integers(2, 14))
+        ends = np.cumsum(rng.integers(1, 9, k))
+        units = list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
+        values, cited = rng.normal(size=k), rng.random(k) < 0.4
+        if not 0 < cited.sum() < k:
+            assert np.isnan(agreement.iou_f1(values, cited, units))
+            continue
+        runs = []
+        for mask in (agreement.top(values, int(cited.sum())), cited):
+            parts = [list(group) for marked, group in itertools.groupby(range(k), mask.__getitem__) if marked]
+            runs.append([set(range(units[part[0]][0], units[part[-1]][1])) for part in parts])
+        match = [[len(p & c) / len(range(min(p | c), max(p | c) + 1)) >= 0.5 for c in runs[1]] for p in runs[0]]
+        hit = sum(map(any, match)) / max(1, len(match))
+        found = sum(map(any, zip(*match, strict=True))) / len(runs[1])
+        wanted = 2 * hit * found / (hit + found) if hit + found else 0.0
+        assert agreement.iou_f1(values, cited, units) == pytest.approx(wanted)

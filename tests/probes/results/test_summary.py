@@ -95,6 +95,15 @@ def test_only_maps_that_may_speak_count(faithful):
     assert summary["mass_ratio"]["ig"] > 0.8 > summary["mass_ratio"]["erase"]
 
 
+def test_a_post_of_many_clauses_alone_is_no_test():
+    """Of one with sixty, cited where its saliency is, p was 0.03, and the page called the hypothesis held."""
+    for posts in (1, 4):
+        summary = summarise([post_result(seed, k=60) for seed in range(posts)], n_boot=20)
+        assert set(summary["p"].values()) == set(summary["p_position"].values()) == {None}
+        assert not [test for test in summary["tests"] if test["p"] is not None or test["p_holm"] is not None]
+    assert summarise([post_result(seed, k=60) for seed in range(5)], n_boot=20)["p"]["ig"] < 0.05
+
+
 def test_few_posts_and_nothing_cited():
     one = summarise([post_result(0)])
     assert one["conclusion"] == "inconclusive" and one["mass_ratio_ci"]["ig"] is None
