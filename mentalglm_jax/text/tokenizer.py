@@ -138,7 +138,6 @@ class GlmTokenizer:
         config = read_json(directory / "tokenizer_config.json") if has_config else {}
         if there(path):
             backend = read_tokenizer(path)
-            check_beside(directory, config, backend)
         elif there(old):
             path, backend = old, from_tiktoken(inside(directory, old.name), config)
         else:
@@ -150,6 +149,8 @@ class GlmTokenizer:
             chat, odd = recognise(template, named, lambda token: backend.token_to_id(token) is not None, str(path))
         if odd is not None:
             warnings.warn(odd, ChatFormatWarning, stacklevel=2)
+        if path != old:
+            check_beside(directory, config, backend)
         made = cls(backend, template or CHAT_TEMPLATE, str(path), chat=chat, named=named)
         made._take_ends(directory)
         if there(directory / "config.json"):
