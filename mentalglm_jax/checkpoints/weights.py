@@ -297,13 +297,14 @@ def config_for(config: GlmConfig, layout: str, dtype: str, source: Mapping[str, 
 def generation_config(config: GlmConfig, stated: Mapping[str, Any]) -> dict[str, Any]:
     """``generation_config.json``: what the source's own said, with every id that may end an answer.
 
-    Which of GLM-4's three end a turn depends on who fine-tuned the model, so one of them in a file stands for all.
+    Which of GLM-4's three end a turn depends on who fine-tuned the model, so one of them in a file stands for all. Of a
+    relative the ids of ``stated`` are all, where it has any: to transformers ``config.json`` has no say then.
 
     Raises:
         InputError: ``stated`` has something else than token ids for eos_token_id.
     """
     eos = Fields(stated, "generation_config.json").integers("eos_token_id", 0, MAX_TOKEN_ID, ())
-    ids = dict.fromkeys([*config.eos_token_id, *eos])
+    ids = dict.fromkeys(eos if eos and config.family in RELATIVES else [*config.eos_token_id, *eos])
     if config.family not in RELATIVES and ids.keys() & set(GlmConfig.eos_token_id):
         ids |= dict.fromkeys(GlmConfig.eos_token_id)
     written = {"_from_model_config": not stated, **stated, "eos_token_id": [*ids], "pad_token_id": config.pad_token_id}

@@ -29,6 +29,7 @@ MOST_WIDTH = 1 << 24
 MAX_TOKEN_ID = (1 << 31) - 1  # ids are int32
 # Numbers that every model has. transformers computes with a null and falls over; for an absent key it has a default.
 _NEVER_NULL = ("rms_norm_eps", "layernorm_epsilon", "max_position_embeddings", "seq_length", *SIZES[:-1])
+_FLAGS = ("attention_bias", "tie_word_embeddings", "mlp_bias", "use_sliding_window")  # nor may these be null to it
 
 
 def published_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,9 +78,13 @@ def refuse_quantised(raw: Mapping[str, Any]) -> None:
 
 
 def _refuse_null(raw: Mapping[str, Any]) -> None:
-    """Raises: InputError where a number that every model has is null."""
-    if found := [name for name in _NEVER_NULL if name in raw and raw[name] is None]:
-        raise InputError(f"config.json: {found[0]} is null and must be a number; take it from the original release")
+    """Raises: InputError where what every model has is null, or of a kind that transformers does not take."""
+    if found := [name for name in (*_NEVER_NULL, *_FLAGS) if name in raw and raw[name] is None]:
+        kind = "true or false" if found[0] in _FLAGS else "a number"
+        raise InputError(f"config.json: {found[0]} is null and must be {kind}; take it from the original release")
+    if type(raw.get("rms_norm_eps")) is int:
+        raise InputError(f"config.json: rms_norm_eps {raw['rms_norm_eps']} is a whole number, which transformers does "
+                         "not take; write it with a point")  # fmt: skip
 
 
 def _size(read: Fields, raw: Mapping[str, Any], *names: str) -> int:

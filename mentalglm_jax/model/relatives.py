@@ -201,6 +201,8 @@ def vision_fields(kind: str, raw: Mapping[str, Any], sizes: Mapping[str, int]) -
         raise InputError(f"config.json: mrope_section {short(list(sections))} does not sum to the {pairs} rotary pairs "
                          "of a head")  # fmt: skip
     ids = [Fields(place, "config.json") for place in (text, raw)]
+    # To transformers a glm46v ties by the outer key alone; a glm4v also by the inner one, as older files have it.
+    ties = [Fields(place, "config.json") for place in ((text, raw) if kind == "glm4v" else (raw,))]
     return {
         **sizes,
         "num_key_value_heads": sizes.get("num_key_value_heads") or (heads if "num_key_value_heads" in text else 2),
@@ -211,7 +213,7 @@ def vision_fields(kind: str, raw: Mapping[str, Any], sizes: Mapping[str, int]) -
         "partial_rotary_factor": factor,
         "rope_scaling": read_scaling(rope, positions),
         "attention_bias": True,
-        "tie_word_embeddings": any(one.flag("tie_word_embeddings", False) for one in ids),
+        "tie_word_embeddings": any(one.flag("tie_word_embeddings", False) for one in ties),
         "initializer_range": read.number("initializer_range", default=0.02),
         "sandwich_norm": True,
         "family": kind,

@@ -89,8 +89,9 @@ def read_scaling(rope: Mapping[str, Any], positions: int) -> RopeScaling | None:
         return None
     if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"config.json: rope type {short(kind)} is not supported (default, {', '.join(KINDS)} are)")
-    if any(rope.get(name) for name in ("mscale", "mscale_all_dim")) or not rope.get("truncate", True):
-        raise InputError(f"config.json: mscale, mscale_all_dim and truncate of a {kind} rope are not supported")
+    odd = [name for name in ("mscale", "mscale_all_dim") if rope.get(name)]
+    if odd := odd + ["truncate"] * (not rope.get("truncate", True)):
+        raise InputError(f"config.json: rope_parameters: {odd[0]} {short(rope[odd[0]])} is not supported")
     read = Fields(rope, "config.json: rope_parameters")
     stated: dict[str, Any] = {}
     for field in dataclasses.fields(KINDS[kind]):

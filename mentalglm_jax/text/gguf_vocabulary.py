@@ -31,6 +31,10 @@ _SPLITS: dict[str, tuple[str | None, bool, bool, bool]] = {
     "gpt-2": (None, False, False, False),
 }
 _BEGUN = ("llama-bpe", "llama3")  # to llama.cpp texts begin with the first token where the file is silent
+# Tokens at which llama.cpp ends an answer whatever the keys say (its ``llama_vocab::impl::load``).
+_ENDING = frozenset({"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
+                     "<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<|fim_pad|>",
+                     "<|fim_repo|>", "<|file_sep|>"})  # fmt: skip
 # Words of a template stand between spaces; "$A" in it is the text, and what follows a colon its kind.
 _NOT_ITSELF = re.compile(r"^\$|[\s:]")
 
@@ -89,10 +93,9 @@ class Vocabulary:
                 single=f"{tokens[bos]} $A", pair=f"{tokens[bos]} $A {tokens[bos]} $B",
                 special_tokens=[(tokens[bos], bos)],
             )  # fmt: skip
-        self._ends = dict.fromkeys(
-            one for key in ("eos_token_id", "eot_token_id")
-            if (one := read.integer(key, 0, len(tokens) - 1, None)) is not None
-        )  # fmt: skip
+        stops = [read.integer(f"{key}_token_id", 0, len(tokens) - 1, None) for key in ("eos", "eot", "eom")]
+        stops += [place for place, token in enumerate(tokens) if token in _ENDING]
+        self._ends = dict.fromkeys(one for one in stops if one is not None)
         self.chat_template = Fields(metadata, where).text("tokenizer.chat_template", None)
         check_lossless(self.backend, where)
 

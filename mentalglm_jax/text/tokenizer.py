@@ -16,13 +16,15 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json, write_text
-from mentalglm_jax.foreign import MAX_INTEGER, Fields, inside, read_json, read_text, short, there
+from mentalglm_jax.foreign import MAX_INTEGER, Fields, inside, read_json, short, there
+from mentalglm_jax.text.beside import check_beside, named_tokens, template_of
 from mentalglm_jax.text.chat_formats import GLM, GLM_RELEASES, ChatFormat, GlmRelease, Segment, Turn
 from mentalglm_jax.text.chat_template import ChatFormatWarning, recognise
 from mentalglm_jax.text.metaspace import GAPS, MARK, bytes_of_token, take_spaces
 from mentalglm_jax.text.tokenizer_files import (
     SPECIALS,
     byte_level,
+    check_added,
     check_lossless,
     from_tiktoken,
     read_tokenizer,
@@ -30,7 +32,6 @@ from mentalglm_jax.text.tokenizer_files import (
 )
 
 BUILTIN = Path(__file__).parents[1] / "assets" / "tokenizer"
-MAX_TEMPLATE_BYTES = 1 << 20
 # Rendered with trim_blocks and lstrip_blocks, as transformers does. A turn has no end token: the next role token ends
 # it.
 CHAT_TEMPLATE = """\
@@ -84,6 +85,7 @@ class GlmTokenizer:
             if backend.token_to_id(token) is None:
                 raise InputError(f"{where}: special token {token} is not in the vocabulary; is this a GLM-4 tokenizer?")
         self._spaces = take_spaces(backend, where)
+        check_added(backend, where)
         self._gaps = check_lossless(backend, where) if self._spaces is None else GAPS
         if self._spaces is not None and self._spaces.before is not None and chat.answers_after_special:
             raise InputError(f"{where}: puts a space before every text that follows a special token, and in the format "
@@ -118,8 +120,8 @@ class GlmTokenizer:
     def load(cls, directory: str | Path) -> "GlmTokenizer":
         """Reads ``tokenizer.json``, or ``tokenizer.model`` where that is missing; the chat template
         (``chat_template.jinja``, else that of ``tokenizer_config.json``), which says how turns are written; and of
-        ``generation_config.json``, where there is one, what ends an answer. GLM-4's tokens without a template are read
-        as glm-4-9b-chat's.
+        ``generation_config.json``, else of ``config.json``, what ends an answer. GLM-4's tokens without a template are
+        read as glm-4-9b-chat's.
 
         Warns:
             SwitchedOffWarning: the file cuts, pads or varies what it encodes, see ``read_tokenizer``.
@@ -127,8 +129,8 @@ class GlmTokenizer:
 
         Raises:
             InputError: a file is missing, damaged or outside the directory; the tokenizer is none that encodes every
-                text without loss; its chat format is none of the table's; or it has more tokens than the model beside
-                it has embeddings.
+                text without loss; its chat format is none of the table's; files beside it say another tokenizer, see
+                ``beside``; or it has more tokens than the model beside it has embeddings.
         """
         directory = Path(directory)
         path, old = directory / "tokenizer.json", directory / "tokenizer.model"
@@ -140,13 +142,15 @@ class GlmTokenizer:
             path, backend = old, from_tiktoken(inside(directory, old.name), config)
         else:
             raise InputError(f"{path}: no such file, nor {old.name}; a directory with one of the two is needed")
-        template, named = _template(directory, config), _named_tokens(config, backend)
+        template, named = template_of(directory, config), named_tokens(config, backend)
         if template == CHAT_TEMPLATE:
             chat, odd = GLM, None
         else:
             chat, odd = recognise(template, named, lambda token: backend.token_to_id(token) is not None, str(path))
         if odd is not None:
             warnings.warn(odd, ChatFormatWarning, stacklevel=2)
+        if path != old:
+            check_beside(directory, config, backend)
         made = cls(backend, template or CHAT_TEMPLATE, str(path), chat=chat, named=named)
         made._take_ends(directory)
         if there(directory / "config.json"):
@@ -158,26 +162,34 @@ class GlmTokenizer:
         return made
 
     def _take_ends(self, directory: Path) -> None:
-        """What ``generation_config.json`` says of stop tokens; GLM-4's three stop it whatever the file says."""
-        path = directory / "generation_config.json"
-        if self.chat_format.name == GLM.name or not there(path):
-            return
-        ends = Fields(read_json(path), str(path)).integers("eos_token_id", 0, MAX_INTEGER, ())
+        """What ``generation_config.json`` says of stop tokens, or as in transformers ``config.json`` where there is
+        none; GLM-4's three stop it whatever the files say."""
+        paths = [directory / name for name in ("generation_config.json", "config.json")]
+        path = next((path for path in paths if there(path)), None)
+        said = {} if path is None else read_json(path)
+        said = said["text_config"] if isinstance(said.get("text_config"), dict) else said
+        ends: tuple[int, ...] = ()
+        if said.get("eos_token_id") != -1:  # the first Llama's way to say none
+            ends = Fields(said, str(path)).integers("eos_token_id", 0, MAX_INTEGER, ())
         for end in ends:
-            if end not in self.special_ids:
+            if end not in self.special_ids and self.chat_format.name != GLM.name:
                 what = f"the ordinary token {short(self._backend.id_to_token(end))}" if end < self.vocab_size else (
                     f"no token: there are {self.vocab_size}")  # fmt: skip
                 raise InputError(
                     f"{path}: eos_token_id {end} is {what}, so answers would not end where a turn does; the "
                     f"{self.chat_format.name} format ends it with {self.chat_format.stops[0]} ({self.stop_id})"
                 )
-        if ends and not {self.id_of(token) for token in self.chat_format.stops} & set(ends):
+        if (
+            ends
+            and not {self.id_of(token) for token in self.chat_format.stops} & set(ends)
+            and self.chat_format.name != GLM.name
+        ):
             spelled = ", ".join(str(self._backend.id_to_token(end)) for end in ends)
             warnings.warn(
                 f"{path}: stops at {spelled}, but the {self.chat_format.name} format ends a turn with "
                 f"{self.chat_format.stops[0]}, at which generation stops too", ChatFormatWarning, stacklevel=3,
             )  # fmt: skip
-        self.eos_ids = tuple(sorted({*self.eos_ids, *ends}))
+        self.eos_ids = tuple(sorted({*self.eos_ids, *(self.special_ids & set(ends))}))
 
     def check_rows(self, rows: int, where: str) -> None:
         """Raises: InputError: an embedding of ``rows`` rows is smaller than this vocabulary."""
@@ -391,29 +403,6 @@ class GlmTokenizer:
         if self.chat_format.name != GLM.name and not (directory / "generation_config.json").exists():
             write_json(directory / "generation_config.json",
                        {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id})  # fmt: skip
-
-
-def _template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    """The chat template of a directory."""
-    path = directory / "chat_template.jinja"
-    if there(path):
-        return read_text(inside(directory, path.name), MAX_TEMPLATE_BYTES)
-    stated = config.get("chat_template")
-    if isinstance(stated, list):  # several by name, as transformers once wrote them
-        named = [one for one in stated if isinstance(one, dict) and one.get("name") == "default"]
-        stated = named[0].get("template") if named else None
-    return stated if isinstance(stated, str) and stated.strip() else None
-
-
-def _named_tokens(config: Mapping[str, Any], backend: Tokenizer) -> dict[str, str]:
-    """Special tokens by their role, those that are in the vocabulary."""
-    found = {}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        stated = config.get(name)
-        token = stated.get("content") if isinstance(stated, dict) else stated
-        if isinstance(token, str) and token and backend.token_to_id(token) is not None:
-            found[name] = token
-    return found
 
 
 def _tools_text(form: GlmRelease, tools: Any) -> str:

@@ -82,6 +82,7 @@ KNOWN_SPLITS = frozenset(
     }
 )
 MAX_TOKEN_BYTES = 256
+TRIMMING = ("lstrip", "rstrip", "single_word")  # flags of an added token by which a text around it is read otherwise
 # The parts a tokenizer may have, by their place in the file. Replace, Prepend and the like can multiply a text, so only
 # those that write a space as ▁ are taken (``EXACT``); Precompiled and FixedLength fall over on damaged data.
 _PARTS = {
@@ -254,12 +255,18 @@ def check_lossless(backend: Tokenizer, where: str) -> re.Pattern[str] | None:
         raise InputError(
             f"{where}: {lost} of the 256 bytes have no token, so that letters of a post would vanish; {hint}"
         )
-    for token in backend.get_added_tokens_decoder().values():
-        if token.lstrip or token.rstrip:
-            raise InputError(f"{where}: added token {short(token.content)} takes the spaces beside it away; {hint}")
     controls = "".join(rf"\x{byte:02x}" for byte in sorted(missing) if byte < 32)
     planes = "\U00040000-\U0007ffff" * (0xF1 in missing) + "\U00080000-\U000bffff" * (0xF2 in missing)
     return re.compile(f"[{controls}{planes}]") if controls or planes else None
+
+
+def check_added(backend: Tokenizer, where: str) -> None:
+    """Raises: InputError: an added token takes spaces away, or is none where a word stands beside it."""
+    for token in backend.get_added_tokens_decoder().values():
+        if found := [flag for flag in TRIMMING if getattr(token, flag)]:
+            what = "is read as letters beside a word" if found == ["single_word"] else "takes the spaces beside it away"
+            raise InputError(f"{where}: added token {short(token.content)} {what}; take the tokenizer of the original "
+                             "release")  # fmt: skip
 
 
 def _keeps_all(splits: Sequence[Mapping[str, Any]]) -> bool:

@@ -32,9 +32,11 @@ def chat_template(directory: str | Path) -> str | None:
     """The chat template of a model directory: ``chat_template.jinja``, or the (default) one of tokenizer_config.json.
 
     Raises:
-        ProbeInputError: a file of them is no plain file, too large or damaged.
+        ProbeInputError: a file of them is no plain file, too large or damaged; or there are two.
     """
     directory = Path(directory)
+    if (other := directory / "additional_chat_templates" / "default.jinja").exists():
+        raise ProbeInputError(f"{other}: is a second default template, which transformers takes; delete one of them")
     if (directory / "chat_template.jinja").exists():
         return read_template(inside(directory, "chat_template.jinja"))
     if not (directory / "tokenizer_config.json").exists():
@@ -45,6 +47,8 @@ def chat_template(directory: str | Path) -> str | None:
     if isinstance(found, list):  # several by name
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
         found = named.get("default")
+    if isinstance(found, dict):
+        found = found.get("default")
     if found is not None and not isinstance(found, str):
         raise ProbeInputError(f"{path}: chat_template is a {type(found).__name__}, not a text")
     return found

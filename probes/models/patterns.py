@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -27,24 +28,29 @@ _OPENING = re.compile(r"\?[ims]*(?:-[ims]+)?:|\?[=!>]|\?<[=!]|\?<[A-Za-z_]\w*>|(
 
 
 def linear(pattern: str, where: object) -> Any:
-    """The pattern compiled by RE2, to be used with ``fullmatch``.
+    """The pattern compiled by RE2, to be used with ``fullmatch``. It means in RE2 what it means to PEFT's engine.
 
     Raises:
-        ProbeInputError: no regular expression, or one that RE2 cannot bound (look-around, back-references).
+        ProbeInputError: no regular expression, or one that RE2 cannot bound (look-around, back-references) or reads
+            otherwise.
     """
     import re2
 
     if len(pattern) > MAX_PATTERN:
         raise ProbeInputError(f"{where}: a pattern of {len(pattern)} characters")
     try:
-        re.compile(pattern)  # PEFT's engine must understand the same
-    except (re.error, OverflowError, RecursionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # [[:lower:]] is a class to RE2, and seven characters and a bracket to PEFT
+            re.compile(pattern)
+    except (re.error, OverflowError, RecursionError, Warning) as error:
         raise ProbeInputError(
             f"{where}: {plain(repr(pattern), 80)} is no regular expression ({first_line(error)})"
         ) from error
     options = re2.Options()
     options.log_errors = False
     try:
+        if "{," in pattern:  # up to n to PEFT, a text to RE2
+            raise re2.error("write {0,n} for {,n}")
         return re2.compile(pattern, options)
     except re2.error as error:
         raise ProbeInputError(

@@ -132,6 +132,10 @@ def _checked(path: Path, data: bytes) -> dict[str, Any]:
     if path.name == "tokenizer.json":
         return _tokenizer_json(path, value)
     if path.name in ("tokenizer_config.json", "config.json"):
+        names = value.get("fast_tokenizer_files") or []
+        if others := [name for name in (names if isinstance(names, list) else [names]) if name != "tokenizer.json"]:
+            said = "which some programs would read in place of tokenizer.json; delete that key"
+            raise ProbeInputError(f"{path}: fast_tokenizer_files names {plain(repr(others[0]), 80)}, {said}")
         return {key: one for key, one in value.items() if not _DROPPED.fullmatch(key)}
     return value
 

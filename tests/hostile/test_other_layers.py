@@ -218,3 +218,26 @@ def test_probes_takes_no_kind_of_attention_from_a_file(tmp_path, key):
     "by layer, a window"])])  # fmt: skip
 def test_a_type_that_is_one_may_say_so(tmp_path, kind, said):
     judged(tmp_path, {"model_type": kind, **said})
+
+
+NOT_TAKEN = {"attention_bias": None, "tie_word_embeddings": None, "rms_norm_eps": 1}
+
+
+@pytest.mark.parametrize("key", NOT_TAKEN)
+@pytest.mark.parametrize("raw", [GLM, LLAMA], ids=["glm", "llama"])
+def test_what_transformers_does_not_take(tmp_path, raw, key):
+    said = raw | {key: NOT_TAKEN[key]}
+    with pytest.raises(InputError, match=f"config.json: {key} (is null and must be true or false|1 is a whole number)"):
+        GlmConfig.from_dict(said)
+    with pytest.raises(Exception, match=key):
+        judged(tmp_path, said)
+
+
+@pytest.mark.parametrize(("kind", "tied"), [("glm4v", True), ("glm46v", False)])
+def test_embeddings_tied_by_the_decoders_key_alone(kind, tied):
+    """Only a glm4v follows it; a glm46v without a head took the embeddings for one, which transformers does not."""
+    raw = VISION | {"model_type": kind, "text_config": VISION["text_config"] | {"tie_word_embeddings": True}}
+    assert GlmConfig.from_dict(raw).tie_word_embeddings is tied
+    config = transformers.AutoConfig.for_model(**raw)
+    assert config.tie_word_embeddings is tied
+    assert GlmConfig.from_dict(raw | {"tie_word_embeddings": True}).tie_word_embeddings

@@ -68,6 +68,9 @@ REFUSED = {
         lambda p: _weights(p, "lm_head.base_layer.weight", "lm_head.weight", 1.0), "differs from this model"),
     "r is 4.5": (_config(r=4.5), r"\br\b"),
     "a key from the future": (_config(use_magic=True), "not supported: use_magic"),
+    # Patterns that RE2, which matches them here, reads otherwise than PEFT's engine: another alpha, without a word.
+    "up to n, a text to RE2": (_config(alpha_pattern={"q{,1}_proj": 99}), r"write \{0,n\} for \{,n\}"),
+    "a class to RE2 only": (_config(alpha_pattern={"[[:lower:]]_proj": 99}), "regular expression .Possible nested set"),
     "an import by name": (_config(megatron_config={"a": 1}), "not supported: megatron_config"),
 }  # fmt: skip
 
