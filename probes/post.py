@@ -17,7 +17,8 @@ from probes.citations.align import align, merge_spans
 from probes.errors import ProbeError, ProbeInputError
 from probes.records import Attribution, Check, Example
 from probes.results.cache import Cache, digest
-from probes.results.store import SCHEMA_VERSION, PostResult, cited_target
+from probes.results.posts import PostResult, cited_target
+from probes.results.store import SCHEMA_VERSION
 from probes.saliency.settings import NEED_FILLERS, Settings
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from probes.report.page import write_report
 from probes.results.cache import Cache, digest
 from probes.results.export import NAMES, export
 from probes.results.lock import held, refuse_held
-from probes.results.store import SCHEMA_VERSION, PostResult, Run, Suite, in_words, read_manifest_file, short_name
+from probes.results.posts import PostResult
+from probes.results.store import SCHEMA_VERSION, Run, Suite, in_words, read_manifest_file, short_name
 from probes.results.summary import summarise
 from probes.saliency.settings import NEED_FILLERS, NEED_GRADIENTS
 from probes.workers import awaited, launched, shares

@@ -27,8 +27,11 @@ def check_noted(directory: Path) -> None:
         stages = read_json(directory / "run.json").get("stages")
     except InputError:  # no run, or none that can be read
         return
-    for stage, names in _LEFT.items() if isinstance(stages, dict) else ():
-        noted = stages[stage].get("files") if isinstance(stages.get(stage), dict) else None
+    if not isinstance(stages, dict):
+        return
+    for stage, names in _LEFT.items():
+        said = stages.get(stage)
+        noted = said.get("files") if isinstance(said, dict) else None
         if isinstance(noted, dict):
             check_same(directory, stage, noted, digests(directory, names), gone=False)
 

@@ -87,11 +87,13 @@ def check_beside(directory: Path, config: Mapping[str, Any], backend: Tokenizer)
     for path, said in told:
         for key, stated in _claims(said):
             token = _content(stated)
-            if token and token not in added:
+            if not token:
+                continue
+            if token not in added:
                 raise InputError(f"{path}: {key} names the token {short(token)}, which is none of the added_tokens of "
                                  "tokenizer.json: transformers would add it and read posts as other tokens; take both "
                                  "files of the original release")  # fmt: skip
-            flags = stated if isinstance(stated, dict) and token and key == "added_tokens_decoder" else {}
+            flags = stated if isinstance(stated, dict) and key == "added_tokens_decoder" else {}
             if more := [flag for flag in TRIMMING if flags.get(flag) and not getattr(added[token], flag)]:
                 raise InputError(f"{path}: {key} has {more[0]} for {short(token)}, which tokenizer.json has not; take "
                                  "both files of the original release")  # fmt: skip

@@ -16,7 +16,8 @@ import numpy as np
 from probes.records import Attribution, Report
 from probes.report import overview, view
 from probes.report.page import render, render_post
-from probes.results.store import PostResult, Run, Suite
+from probes.results.posts import PostResult
+from probes.results.store import Run, Suite
 
 _BOX = (
     "font: 14px/1.5 system-ui, sans-serif; border: 1px solid #8888; border-radius: 8px; padding: 12px 16px; "

@@ -24,7 +24,8 @@ from probes.checks.crosscheck import unit_sums
 from probes.checks.verdict import FAMILIES
 from probes.errors import ProbeError
 from probes.report import view
-from probes.results.store import PostResult, Run
+from probes.results.posts import PostResult
+from probes.results.store import Run
 from probes.results.summary import check_of
 
 # Okabe and Ito (2008).

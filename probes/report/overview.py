@@ -13,7 +13,8 @@ from probes.checks.crosscheck import Evidence
 from probes.checks.verdict import ALPHA, FAMILIES
 from probes.report import pairs, view
 from probes.report.view import number
-from probes.results.store import PostResult, in_words
+from probes.results.posts import PostResult
+from probes.results.store import in_words
 from probes.results.summary import check_of
 
 HEADLINES = {

@@ -19,7 +19,8 @@ from probes.errors import ProbeInputError
 from probes.files import write_text
 from probes.foreign import begins
 from probes.report import overview, pairs, view
-from probes.results.store import PostResult, Run, Suite, read_run, short_name
+from probes.results.posts import PostResult
+from probes.results.store import Run, Suite, read_run, short_name
 
 if TYPE_CHECKING:
     from jinja2 import Environment

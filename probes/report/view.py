@@ -17,7 +17,7 @@ from probes.checks.verdict import FAMILIES, pearson
 from probes.checks.verdict import NAMES as METHOD_NAMES
 from probes.citations.align import merge_spans
 from probes.records import Attribution, Span
-from probes.results.store import PostResult, cited_target
+from probes.results.posts import PostResult, cited_target
 from probes.results.summary import check_of
 
 LEVELS = 5

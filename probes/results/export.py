@@ -26,7 +26,8 @@ import numpy as np
 from probes.checks.crosscheck import Evidence, char_mask, unit_sums
 from probes.files import write_bytes, write_jsonl
 from probes.records import Attribution
-from probes.results.store import SCHEMA_VERSION, PostResult, Run
+from probes.results.posts import PostResult
+from probes.results.store import SCHEMA_VERSION, Run
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -36,7 +36,7 @@ from probes.checks.mismatched import authors, mismatched_citations, mismatched_e
 from probes.checks.swaps import LeftOut, Swap, summarise_swaps
 from probes.checks.verdict import ALPHA, FAMILIES
 from probes.records import Check
-from probes.results.store import PostResult, erased_otherwise, paired
+from probes.results.posts import PostResult, erased_otherwise, paired
 from probes.saliency.settings import SMALLEST_CHANGE
 
 VERDICTS = ("supported", "contradicted", "inconclusive")

@@ -28,7 +28,7 @@ from probes.models.encode import _answer as _answer_of
 from probes.models.token_bytes import TokenBytes
 from probes.records import comparable
 from probes.report import view
-from probes.results.store import PostResult
+from probes.results.posts import PostResult
 from probes.wording import reworded
 from tests.hostile.test_probes_growth import BARE, held_at_most
 from tests.hostile.test_probes_growth import POST as POST_OF_A_RUN

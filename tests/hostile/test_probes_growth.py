@@ -27,7 +27,8 @@ from probes.report.display import html
 from probes.report.page import render
 from probes.report.view import _bars, groups
 from probes.results.cache import MOST_BYTES, Cache, digest
-from probes.results.store import MOST_CHARACTERS, MOST_UNITS, SCHEMA_VERSION, PostResult, Run
+from probes.results.posts import MOST_CHARACTERS, MOST_UNITS, PostResult
+from probes.results.store import SCHEMA_VERSION, Run
 from probes.results.summary import summarise
 from probes.saliency.settings import METHODS
 from tests.hostile.attack import refused, run

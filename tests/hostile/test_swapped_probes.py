@@ -14,7 +14,8 @@ from probes.probe import Probe
 from probes.ranking import _maps
 from probes.report.page import render
 from probes.results.cache import Cache, digest
-from probes.results.store import paired, read_run
+from probes.results.posts import paired
+from probes.results.store import read_run
 from probes.results.summary import compare
 from probes.saliency.attribute import Settings
 from probes.suite import _depends, _randomisation, lay_out

@@ -9,7 +9,7 @@ import numpy as np
 from probes.checks.crosscheck import units_hit
 from probes.citations.align import align
 from probes.records import Attribution
-from probes.results.store import PostResult, cited_target
+from probes.results.posts import PostResult, cited_target
 
 WORDS_ZH = (
     "最近一直睡不好也没有胃口白天坐在窗边看云朋友约我去公园散步我说改天吧晚上又翻来覆去想很多事情楼下的猫叫了一夜"

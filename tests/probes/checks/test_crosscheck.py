@@ -12,7 +12,7 @@ from probes.checks.crosscheck import char_mask, cross_check, unit_sums, units_hi
 from probes.checks.verdict import FAMILIES, gate
 from probes.errors import ProbeInputError
 from probes.records import Citation, Example
-from probes.results.store import PostResult
+from probes.results.posts import PostResult
 from tests.probes.worlds import attribution, clause_map, post_result
 
 JUDGES = ("ig", "erase")

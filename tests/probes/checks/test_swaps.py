@@ -19,7 +19,7 @@ from probes.post import swap_pair
 from probes.probe import Probe
 from probes.records import Example
 from probes.results.cache import Cache
-from probes.results.store import PostResult
+from probes.results.posts import PostResult
 from probes.saliency.attribute import attribute
 from probes.saliency.settings import Settings
 from probes.suite import run_suite

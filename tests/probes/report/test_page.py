@@ -17,7 +17,8 @@ from probes.report import overview
 from probes.report.overview import HEADLINES, MAIN, MORE, disagreement, funnel, number, panel
 from probes.report.page import render, write_report
 from probes.report.view import LAYERS, clause_bars, erasure, groups, levels, method_agreement, percent, signed, visible
-from probes.results.store import PostResult, Run
+from probes.results.posts import PostResult
+from probes.results.store import Run
 from probes.results.summary import summarise
 from tests.probes.worlds import attribution, clause_map, post_result
 
