@@ -17,8 +17,19 @@ from probes.foreign import plain
 from probes.results.summary import conclusion, mass, methods_of, verdicts
 
 N_BOOT = 2000  # of a run whose manifest does not say
+MOST_BOOT = 100_000  # that a manifest may ask for
 _CLOSE = {"p": 0.01}  # sums in another order may decide a tie
 _NAMES = ("n_used", "mass_ratio", "mass_ratio_null", "excess", "p")
+
+
+def drawn_by(manifest: Mapping[str, Any]) -> tuple[int, int]:
+    """Seed and number of bootstrap draws of a run; 0 where the manifest has no such number."""
+    settings = manifest.get("settings")
+    seed, n_boot = settings.get("seed", 0) if isinstance(settings, Mapping) else 0, manifest.get("n_boot", N_BOOT)
+    return (
+        seed if type(seed) is int and 0 <= seed < 1 << 63 else 0,
+        n_boot if type(n_boot) is int and 0 <= n_boot <= MOST_BOOT else 0,
+    )
 
 
 def unborne(
@@ -31,10 +42,7 @@ def unborne(
     Raises:
         KeyError, TypeError, AttributeError: the summary is none.
     """
-    settings = manifest.get("settings")
-    seed = settings.get("seed", 0) if isinstance(settings, Mapping) else 0
-    n_boot = manifest.get("n_boot", N_BOOT)
-    seed, n_boot = (one if type(one) is int and 0 <= one < 10**6 else 0 for one in (seed, n_boot))
+    seed, n_boot = drawn_by(manifest)
     methods = methods_of(maps)
     found = mass(evidence, methods, n_boot, 9999, seed) | verdicts(evidence)
     intervals = ("mass_ratio_ci", "excess_ci") if "n_boot" in manifest else ()

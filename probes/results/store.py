@@ -23,7 +23,7 @@ from probes.checks.crosscheck import Evidence
 from probes.errors import ProbeInputError
 from probes.foreign import Fields, first_line, plain, read_json
 from probes.notebook import Shown
-from probes.results.borne import unborne
+from probes.results.borne import drawn_by, unborne
 from probes.results.cache import digest, entry
 from probes.results.posts import PostResult as PostResult  # names of here, too, for notebooks
 from probes.results.posts import cited_target as cited_target
@@ -145,7 +145,8 @@ def _borne(
 ) -> tuple[Evidence, ...]:
     """The checks of the posts, which bear what the summary says. Raises: ProbeInputError: they do not."""
     try:
-        evidence = tuple(result.evidence() for result in results)
+        seed, n_boot = drawn_by(manifest)
+        evidence = tuple(result.evidence(n_boot=n_boot, seed=seed) for result in results)
         wrong = unborne(summary, manifest, evidence, results)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as error:
         said = f"holds no run as this version writes it ({first_line(error)}); run it again"

@@ -26,7 +26,9 @@ from probes.models.tokenizer import _checked, load_tokenizer
 from probes.models.verify import read_reference
 from probes.results.cache import digest
 from probes.results.lock import HOLDER, _holder
-from probes.results.store import SCHEMA_VERSION, PostResult, read_manifest, read_run
+from probes.results.posts import PostResult
+from probes.results.store import SCHEMA_VERSION, read_manifest, read_run
+from probes.results.summary import summarise
 from tests.hostile.fuzzing import (
     AT_LENGTH,
     EXAMPLES,
@@ -61,11 +63,11 @@ PATTERNS = ADAPTER | {"rank_pattern": {r".*\.0\.self_attn.q_proj": 4}, "target_m
                       "alpha_pattern": {"o_proj": 16}}  # fmt: skip
 POST = post_result(0).to_dict()
 NAME = f"{'0' * 32}.json"
-SUMMARY = {"conclusion": "supported", "n": 1}
+SUMMARY = json.loads(json.dumps(summarise([PostResult.from_dict(POST)], n_boot=20)))
 MANIFEST = {
     "kind": "probes", "schema_version": SCHEMA_VERSION, "status": "done", "cache": [NAME], "model": "m",
     "rows": 1, "skipped": [],
-    "redact": False, "methods": ["ig"], "settings": {}, "versions": {}, "limit": None, "summary": digest(SUMMARY),
+    "redact": False, "methods": ["ig"], "settings": {}, "versions": {}, "limit": None, "summary": digest(SUMMARY), "n_boot": 20,
 }  # fmt: skip
 BPE = {
     "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": {"type": "NFC"},
