@@ -67,7 +67,8 @@ SUMMARY = json.loads(json.dumps(summarise([PostResult.from_dict(POST)], n_boot=2
 MANIFEST = {
     "kind": "probes", "schema_version": SCHEMA_VERSION, "status": "done", "cache": [NAME], "model": "m",
     "rows": 1, "skipped": [],
-    "redact": False, "methods": ["ig"], "settings": {}, "versions": {}, "limit": None, "summary": digest(SUMMARY), "n_boot": 20,
+    "redact": False, "methods": ["ig"], "settings": {}, "versions": {}, "limit": None, "summary": digest(SUMMARY),
+    "n_boot": 20,
 }  # fmt: skip
 BPE = {
     "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": {"type": "NFC"},
