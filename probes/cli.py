@@ -396,7 +396,9 @@ def verify(
         print_json(found)
     else:
         say(f"max |Δ logit| {found['max_abs_logit_diff']:.2e} (largest logit {found['max_abs_logit']:.1f})")
-        say(f"greedy answers identical: {found['greedy_identical']} of {found['greedy_total']}")
+        apart = f", others part where two logits are {found['greedy_gap']:.1e} apart"
+        same, of = found["greedy_identical"], found["greedy_total"]
+        say(f"greedy answers identical: {same} of {of}{apart * (same < of)}")
     if tolerance is not None and found["max_abs_logit_diff"] > tolerance:
         raise ProbeError(
             f"max |Δ logit| {found['max_abs_logit_diff']:.2e} is above {tolerance:.2e}: not the same model"

@@ -69,12 +69,19 @@ def test_parity_is_said_as_a_share_of_the_largest_logit():
     )
 
 
+def test_answers_may_part_where_two_tokens_are_as_likely():
+    said = study.parity(verified(greedy_identical=15, greedy_gap=2.3e-4))
+    assert "greedy answers identical 15 of 16, the others part at a tie (two logits 2.3e-04 apart)" in said
+    assert said.count("tie") == 1
+
+
 @pytest.mark.parametrize(
     ("found", "says"),
     [
         (verified(max_abs_logit_diff=4e-4), "4.0e-04 of 37.8 .* allowed is 1e-05 of the largest logit"),
         (verified(max_abs_logit_diff=float("nan")), "nan of 37.8"),
         (verified(greedy_identical=15), "identical 15 of 16; allowed is"),
+        (verified(greedy_identical=15, greedy_gap=3e-4), "identical 15 of 16; allowed is .* but where two tokens tie"),
         ({}, "the merged export was not compared with transformers; leave verify on"),
     ],
 )

@@ -367,7 +367,9 @@ def _verify(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     lines = []
     for name, found in (("merged", merged), ("adapter", adapter)):
         lines.append(f"{name}: max |Δ logit| {found['max_abs_logit_diff']:.1e}, greedy identical "
-                     f"{found['greedy_identical']}/{found['greedy_total']}")  # fmt: skip
+                     f"{found['greedy_identical']}/{found['greedy_total']}"
+                     + f", others part where two logits are {found['greedy_gap']:.1e} apart"
+                     * (found["greedy_identical"] < found["greedy_total"]))  # fmt: skip
         if found["max_abs_logit_diff"] > MAX_DIFFERENCE * found["max_abs_logit"]:
             raise RunError(f"{job.dir / name}: transformers computes another model than the one trained ({lines[-1]})")
     return {"merged": merged, "adapter": adapter, "say": ["; ".join(lines)]}

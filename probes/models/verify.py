@@ -109,7 +109,9 @@ def verify(model_dir: str | Path, adapter: str | Path | None, reference_npz: str
         reference_npz: see ``read_reference``.
     Returns:
         ``max_abs_logit_diff`` over the real positions, ``max_abs_logit`` of the reference (the scale to read it by),
-        ``greedy_identical`` of ``greedy_total`` generations that agree in every id up to and with the stop token,
+        ``greedy_identical`` of ``greedy_total`` generations that agree in every id up to and with the stop token;
+        ``greedy_gap``: where others first differ, by how much at most the reloaded model prefers its own token (a
+        logit; 0.0 where none differs), so at most twice the difference of the logits if rounding alone parts them;
         ``missing_keys`` and ``unexpected_keys`` (empty: anything else raises).
     Raises:
         ProbeInputError: model, adapter or reference unusable, or of different vocabulary.
@@ -126,12 +128,12 @@ def verify(model_dir: str | Path, adapter: str | Path | None, reference_npz: str
         real = np.arange(arrays[name].shape[1]) < arrays[lengths][:, None]
         if ((arrays[name] < 0) | (arrays[name] >= vocab))[real].any():
             raise ProbeInputError(f"{reference_npz}: {name} holds ids outside 0..{vocab - 1}")
-    same = sum(
-        _generate(model, prompt[:length], wanted[wanted >= 0], arrays["eos_ids"])
+    gaps = [
+        _greedy_gap(model, prompt[:length], wanted[wanted >= 0], arrays["eos_ids"])
         for prompt, length, wanted in zip(
             arrays["prompt_ids"], arrays["prompt_lengths"], arrays["greedy_ids"], strict=True
         )
-    )
+    ]
     return {
         "max_abs_logit_diff": _logit_difference(model, arrays),
         "max_abs_logit": max(
@@ -141,8 +143,9 @@ def verify(model_dir: str | Path, adapter: str | Path | None, reference_npz: str
             ),
             default=0.0,
         ),
-        "greedy_identical": same,
-        "greedy_total": len(arrays["prompt_ids"]),
+        "greedy_identical": gaps.count(None),
+        "greedy_total": len(gaps),
+        "greedy_gap": max((gap for gap in gaps if gap is not None), default=0.0),
         **keys,
     }
 
@@ -211,13 +214,23 @@ def _logit_difference(model: Any, arrays: dict[str, np.ndarray]) -> float:
     return worst
 
 
-def _generate(model: Any, prompt: np.ndarray, wanted: np.ndarray, eos_ids: np.ndarray) -> bool:
-    """Whether greedy decoding from ``prompt`` gives ``wanted``, the stop token included."""
+def _greedy_gap(model: Any, prompt: np.ndarray, wanted: np.ndarray, eos_ids: np.ndarray) -> float | None:
+    """None where greedy decoding from ``prompt`` gives ``wanted``, the stop token included; else how much larger the
+    logit of the token it chose is than that of ``wanted``, at the first place where they differ."""
     import torch
 
-    if not len(wanted):
-        return False
     ids = torch.as_tensor(prompt.astype(np.int64))[None]
-    eos = [int(index) for index in eos_ids]
-    output = continued(model, ids, torch.ones_like(ids), len(wanted), eos, eos[0] if eos else 0)
-    return output[0, len(prompt) :].tolist() == wanted.tolist()
+    eos, theirs, mine = [int(index) for index in eos_ids], wanted.tolist(), []
+    if theirs:
+        output = continued(model, ids, torch.ones_like(ids), len(theirs), eos, eos[0] if eos else 0)
+        mine = output[0, len(prompt) :].tolist()
+        if mine == theirs:
+            return None
+    both = min(len(mine), len(theirs))
+    at = next((at for at in range(both) if mine[at] != theirs[at]), both)
+    seen = torch.cat([ids, torch.as_tensor([theirs[:at]], dtype=torch.long)], dim=1)
+    with torch.no_grad():
+        logits = model(input_ids=seen, use_cache=False).logits[0, -1].float()
+    if at == both:  # one has ended, the other has not: that is no matter of logits
+        return float(logits.max() - logits.min())
+    return max(0.0, float(logits[mine[at]] - logits[theirs[at]]))

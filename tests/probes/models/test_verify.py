@@ -123,6 +123,31 @@ def test_differences_are_reported(tiny_model_dir: Path, reference: dict[str, np.
     found = verify(tiny_model_dir, None, saved(tmp_path, reference | {"logits": logits, "greedy_ids": greedy}))
     assert found["max_abs_logit_diff"] == pytest.approx(0.25, abs=1e-3)
     assert found["greedy_identical"] == 2
+    prompt = reference["prompt_ids"][1][: reference["prompt_lengths"][1]].tolist()
+    greedy[2] = reference["greedy_ids"][2]
+    gap = verify(tiny_model_dir, None, saved(tmp_path, reference | {"greedy_ids": greedy}))["greedy_gap"]
+    with torch.no_grad():
+        seen = load_model(tiny_model_dir)[0](input_ids=torch.tensor([prompt])).logits[0, -1]
+    assert gap == pytest.approx(float(seen.max() - seen[int(greedy[1, 0])]), rel=1e-4) and gap > 0.1
+
+
+def test_answers_that_part_at_a_tie_have_no_gap(
+    tiny_model_dir: Path, reference: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """Two tokens with one embedding: which of them is the larger is the rounding's to say."""
+    model, _ = load_model(tiny_model_dir)
+    first = int(reference["greedy_ids"][1, 0])
+    other = next(i for i in range(first + 1, 10**6) if i not in reference["eos_ids"])
+    weight = model.get_output_embeddings().weight
+    with torch.no_grad():
+        weight[other] = weight[first]
+    model.save_pretrained(tmp_path / "tied")
+    greedy = reference["greedy_ids"].copy()
+    greedy[1, 0] = other
+    found = verify(tmp_path / "tied", None, saved(tmp_path, reference | {"greedy_ids": greedy[1:2],
+                   "prompt_ids": reference["prompt_ids"][1:2],
+                   "prompt_lengths": reference["prompt_lengths"][1:2]}))  # fmt: skip
+    assert (found["greedy_identical"], found["greedy_gap"]) == (0, 0.0)
 
 
 def test_generation_that_does_not_stop_is_different(
@@ -134,7 +159,7 @@ def test_generation_that_does_not_stop_is_different(
     longer = reference["greedy_ids"].copy()
     longer[0, 3] = 5
     found = verify(tiny_model_dir, None, saved(tmp_path, reference | {"greedy_ids": longer}))
-    assert found["greedy_identical"] == 3
+    assert found["greedy_identical"] == 3 and found["greedy_gap"] > 0.1  # no rounding stops an answer
 
 
 def test_sampling_config_of_the_export_is_not_used(
