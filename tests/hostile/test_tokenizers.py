@@ -161,7 +161,7 @@ ATTACKS = {
     "a prefix for parts of words": (model(continuing_subword_prefix="##########"), "continuing_subword_prefix"),
     "a long end of words": (model(end_of_word_suffix="x" * 10_000), "end_of_word_suffix must be text of at most"),
     "dropout 5": (model(dropout=5), "dropout must be a number from 0 to 1"),
-    "no special tokens": (tokenizer(lambda t: t.update(added_tokens=[])), "special token"),
+    "no special tokens": (tokenizer(lambda t: t.update(added_tokens=[])), "none of the added_tokens of"),
     "template of 2 MB": (text("chat_template.jinja", "x" * (2 << 20)), "too large"),
     "template not UTF-8": (text("chat_template.jinja", b"\xff"), "UTF-8"),
 }  # fmt: skip
