@@ -28,6 +28,7 @@ from probes.models.trial import told
 from probes.post import Plan, Steps, chained, probe_post, swap_pair
 from probes.records import ASKED, Example, one_name
 from probes.report.page import write_report
+from probes.results.borne import MOST_BOOT, MOST_SEED
 from probes.results.cache import Cache, digest
 from probes.results.export import NAMES, export
 from probes.results.lock import held, refuse_held
@@ -100,7 +101,8 @@ def run_suite(
 
     Raises:
         ProbeInputError: unknown budget, rows of another format or model, no row that can be probed, ``redact`` into
-            the directory of an unredacted run, or ``max_memory`` is too little for one row.
+            the directory of an unredacted run, ``max_memory`` is too little for one row, or ``seed`` or ``n_boot``
+            is out of bounds.
         ProbeError: a file cannot be written.
     """
     from probes.saliency.attribute import Settings
@@ -108,6 +110,8 @@ def run_suite(
     out = Path(out)
     prepare(out, budget, limit, redact, max_memory, ask)
     rank, world = launched()
+    if not 0 <= seed < MOST_SEED or not 0 <= n_boot <= MOST_BOOT:
+        raise ProbeInputError(f"seed is 0 to {MOST_SEED - 1}, n_boot 0 to {MOST_BOOT}, not {seed} and {n_boot}")
     settings = Settings(seed=seed, **BUDGETS[budget][1])
     rows = list(rows)[:limit]
     examples, skipped = lay_out(probe, rows, ask)

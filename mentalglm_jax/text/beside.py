@@ -32,6 +32,10 @@ _OWN_RULES = frozenset(
 )  # fmt: skip
 
 
+# Those among ours that transformers builds anew from the vocabulary, adding the tokens that the other files list.
+_REBUILT = ("Qwen2Tokenizer", "GPT2Tokenizer", "LlamaTokenizer")
+
+
 class TokenizerClassWarning(UserWarning):
     """transformers reads the spaces of this tokenizer otherwise than the file says, and than it did before."""
 
@@ -136,6 +140,8 @@ def _check_class(directory: Path, said: Mapping[str, Any], backend: Tokenizer) -
     if kind in _AS_STATED or not isinstance(stated, str | None):
         return
     name = "Qwen2Tokenizer" if kind == _QWEN else (stated or "").removesuffix("Fast")
+    if name in _REBUILT:
+        _check_ids(directory, said, backend, name)
     last = steps[-1] if steps else {}
     by_bytes = last.get("type") == "ByteLevel" and not raw["model"].get("ignore_merges")
     if name == "Qwen2Tokenizer":
@@ -151,6 +157,26 @@ def _check_class(directory: Path, said: Mapping[str, Any], backend: Tokenizer) -
         because = f"model_type {kind}" if kind == _QWEN else f"tokenizer_class {short(stated)}"
         raise InputError(f"{where}: for {because} transformers splits texts by rules of {name}, which are not those of "
                          "tokenizer.json; take both files of the original release")  # fmt: skip
+
+
+def _check_ids(directory: Path, said: Mapping[str, Any], backend: Tokenizer, name: str) -> None:
+    """Raises: InputError: a list of added tokens has not all of tokenizer.json's, or has them under other ids."""
+    own = {number: token.content for number, token in backend.get_added_tokens_decoder().items()}
+    where, stated = directory / "tokenizer_config.json", said.get("added_tokens_decoder")
+    listed = None
+    if isinstance(stated, dict):
+        listed = {int(key) if key.isdecimal() else key: _content(one) for key, one in stated.items()}
+    elif "added_tokens_decoder" not in said and there(oldest := directory / "added_tokens.json"):
+        where, listed = oldest, {number: token for token, number in read_json(oldest).items()}
+        own = {number: token for number, token in own.items() if token in listed.values()}
+    if listed is not None and listed != own:
+        odd = next((number for number in sorted(own) if listed.get(number) != own[number]), None)
+        what = (
+            "more tokens than" if odd is None else f"{short(listed.get(odd))} as token {odd}, not {short(own[odd])} of"
+        )
+        raise InputError(f"{where}: lists {what} tokenizer.json; {name} of transformers takes its tokens from this "
+                         "list, so posts would be other ids there; take both files of the original release"
+                         )  # fmt: skip
 
 
 def _warn_of_spaces(where: Path, said: Mapping[str, Any], last: Mapping[str, Any]) -> None:

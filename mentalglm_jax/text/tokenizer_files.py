@@ -204,8 +204,10 @@ def _check_vocabulary(path: Path, raw: Mapping[str, Any]) -> None:
     model.number("dropout", 0.0, 1.0, None)
     for key, most in (("continuing_subword_prefix", 8), ("end_of_word_suffix", 8), ("unk_token", 200)):
         model.text(key, None, most)
-    if raw["model"].get("type", "BPE") == "BPE" and raw["model"].get("continuing_subword_prefix"):
-        raise InputError(f"{path}: model.continuing_subword_prefix is not supported for BPE")  # the library panics
+    # With the first the library panics; the second transformers passes over where it rebuilds a tokenizer.
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if raw["model"].get("type", "BPE") == "BPE" and raw["model"].get(key):
+            raise InputError(f"{path}: model.{key} is not supported for BPE")
     model.integer("max_input_chars_per_word", 0, 10_000, None)
     added = raw.get("added_tokens") or []
     if not isinstance(added, list) or not all(

@@ -124,9 +124,11 @@ def verify(model_dir: str | Path, adapter: str | Path | None, reference_npz: str
         raise ProbeInputError(
             f"{reference_npz}: logits over {arrays['logits'].shape[2]} tokens, but {model_dir} has {vocab}"
         )
+    real = {"greedy_ids": arrays["greedy_ids"] >= 0}
     for name, lengths in (("tokens", "lengths"), ("prompt_ids", "prompt_lengths")):
-        real = np.arange(arrays[name].shape[1]) < arrays[lengths][:, None]
-        if ((arrays[name] < 0) | (arrays[name] >= vocab))[real].any():
+        real[name] = np.arange(arrays[name].shape[1]) < arrays[lengths][:, None]
+    for name, there in real.items():
+        if ((arrays[name] < 0) | (arrays[name] >= vocab))[there].any():
             raise ProbeInputError(f"{reference_npz}: {name} holds ids outside 0..{vocab - 1}")
     gaps = [
         _greedy_gap(model, prompt[:length], wanted[wanted >= 0], arrays["eos_ids"])

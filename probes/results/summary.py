@@ -121,8 +121,6 @@ def summarise(
     moved = [result.counterfactuals for result in results]
     summary["counterfactual"] = _counterfactual(moved, authors(evidence), n_boot, draws, seed)
     summary["swaps"] = summarise_swaps(swaps, draws, seed)
-    summary["tests"] = _tests(summary, methods)
-    summary["p_holm"] = {t["method"]: t["p_holm"] for t in summary["tests"] if t["check"] == "excess"}
     disagreement = [e for e in evidence for c in e.report.checks if c.name == "explainers_pearson"]
     summary["explainers"] = {
         name: _mean([c.value for e in evidence for c in e.report.checks if c.name == key and c.value is not None])
@@ -138,9 +136,16 @@ def summarise(
     summary["n_quotes"] = len(quotes)
     summary["abstained"] = sum(map(_uncited, results))
     summary |= verdicts(evidence)
-    summary["conclusion"] = conclusion(summary)
+    summary |= concluded(summary, methods)
     summary["by_label"] = _by_label(results, evidence, methods, n_boot, seed)
     return summary
+
+
+def concluded(summary: dict[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+    """``tests``, ``p_holm`` and ``conclusion`` of a summary that has all the rest."""
+    tests = _tests(summary, methods)
+    held = {test["method"]: test["p_holm"] for test in tests if test["check"] == "excess"}
+    return {"tests": tests, "p_holm": held, "conclusion": conclusion(summary | {"p_holm": held})}
 
 
 def _beyond(evidence: Sequence[Evidence], n_boot: int, seed: int) -> dict[str, Any]:

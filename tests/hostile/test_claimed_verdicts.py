@@ -61,7 +61,17 @@ CLAIMS = {
     "an excess": (lambda s: {"excess": other(0.3, s["p"])}, "excess is"),
     "NaN for an excess": (lambda s: {"excess": other(None, s["p"])}, "excess is"),
     "no methods": (lambda s: {"excess": {}}, "excess is"),
-    "a list of tests that is none": (lambda s: {"tests": [{"check": "x"}]}, "holds no run as this version writes it"),
+    "a list of tests that is none": (lambda s: {"tests": [{"check": "x"}]}, "tests is"),
+    "fewer tests, so that Holm asks less": (
+        lambda s: {"tests": s["tests"][:1], "p_holm": {s["tests"][0]["method"]: s["tests"][0]["p"]}}, "tests is"),
+    "a p-value after Holm": (lambda s: {"p_holm": other(0.0001, s["p_holm"])}, "p_holm is"),
+    "a p-value below nothing": (lambda s: {"p": other(-0.001, s["p"])}, "p is"),
+    "beside other posts": (lambda s: {"p_position": other(0.0001, s["p"])}, "p_position is"),
+    "verdicts of a label": (
+        lambda s: {"by_label": [one | {"verdicts": {"supported": 99}} for one in s["by_label"]]}, "by_label is"),
+    "more authors": (lambda s: {"n_users": 80}, "n_users is"),
+    "a correlation": (lambda s: {"pearson": other(0.99, s["p"])}, "pearson is"),
+    "a key less": (lambda s: {"labels": None}, "labels is"),
 }  # fmt: skip
 
 
@@ -81,17 +91,18 @@ def test_one_that_they_bear(nothing, capsys):
         assert run(["probes", *command], capsys).code == 0
 
 
-def test_a_summary_of_an_earlier_version_of_few_posts(nothing, tmp_path, capsys):
-    """It had p-values of fewer than five; and no manifest said how often the bootstrap drew."""
+def test_p_values_of_few_posts_are_not_taken_either(nothing, tmp_path, capsys):
+    """Nor where the manifest does not say how often the bootstrap drew."""
     results = [post_result(seed) for seed in range(3)]
     shutil.copytree(nothing, tmp_path / "run")
-    for name, result in zip(("a" * 32, "b" * 32, "c" * 32), results, strict=True):
-        Cache(tmp_path / "run").write(f"{name}.json", result.to_dict())
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
     names = [f"{letter * 32}.json" for letter in "abc"]
-    (tmp_path / "run" / "manifest.json").write_text(
-        json.dumps({key: value for key, value in manifest.items() if key != "n_boot"} | {"cache": names})
-    )
-    summary = json.loads(json.dumps(summarise(results, n_boot=20, seed=3)))
-    claim(tmp_path / "run", summary | {"p": other(0.25, summary["p"])})
+    for name, result in zip(names, results, strict=True):
+        Cache(tmp_path / "run").write(name, result.to_dict())
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
+    del manifest["n_boot"]
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest | {"cache": names}))
+    summary = json.loads(json.dumps(summarise(results, seed=20261130)))
+    claim(tmp_path / "run", summary)
     assert run(["probes", "check", tmp_path / "run"], capsys).code == 0
+    claim(tmp_path / "run", summary | {"p": other(0.25, summary["p"])})
+    refused(run(["probes", "check", tmp_path / "run"], capsys), "p is")

@@ -75,6 +75,18 @@ def second_template(directory):
     (directory / "additional_chat_templates" / "default.jinja").write_text("{{ messages[0].content }}")
 
 
+def theirs_or_nothing(directory):
+    try:
+        return theirs(directory)
+    except Exception:
+        return None
+
+
+def written_ids(family, name, directory):
+    config(tokenizer_class=name)(written(directory, family))
+    return theirs(directory)
+
+
 def theirs(directory):
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     return tokenizer.apply_chat_template(ASKED, add_generation_prompt=True, tokenize=True, return_dict=False)
@@ -111,6 +123,8 @@ def test_what_would_change_ids(tmp_path, attack, family):
 
 
 RULES = {
+    "an ending of words": ("qwen", in_tokenizer(lambda raw: raw["model"].update(end_of_word_suffix="x")),
+                           "end_of_word_suffix is not supported"),
     "digits three by three": ("qwen", first_step(pattern={"Regex": SPLIT}), "for model_type qwen2 transformers splits"),
     "letters as they are": ("qwen", in_tokenizer(lambda raw: raw.update(normalizer=None)), "rules of Qwen2Tokenizer"),
     "a space before": ("qwen", config(add_prefix_space=True), "rules of Qwen2Tokenizer"),
@@ -137,6 +151,43 @@ def test_a_class_with_rules_of_its_own(tmp_path, attack):
         return
     with pytest.raises(InputError, match=says):
         GlmTokenizer.load(tmp_path / "t")
+
+
+def decoders(change):
+    """``added_tokens_decoder`` with what tokenizer.json has, changed."""
+
+    def damage(directory):
+        added = json.loads((directory / "tokenizer.json").read_text("utf-8"))["added_tokens"]
+        listed = {str(token["id"]): {"content": token["content"], "special": True} for token in added}
+        config(added_tokens_decoder=change(listed))(directory)
+
+    return damage
+
+
+LISTS = {
+    "none": decoders(lambda listed: {}),
+    "the first left out": decoders(lambda listed: dict([*listed.items()][1:])),
+    "in another order": decoders(lambda listed: dict(zip(listed, [*listed.values()][::-1], strict=True))),
+    "the older file": edit("added_tokens.json", **{"<|im_end|>": 0}),
+}
+
+
+@pytest.mark.parametrize(("family", "name"), [("qwen", "Qwen2Tokenizer"), ("smollm", "GPT2Tokenizer")])
+@pytest.mark.parametrize("attack", LISTS)
+def test_what_a_class_that_is_built_anew_would_add(tmp_path, attack, family, name):
+    """transformers takes the vocabulary of tokenizer.json there, and the added tokens of these lists."""
+    config(tokenizer_class=name)(written(tmp_path / "t", family))
+    LISTS[attack](tmp_path / "t")
+    with pytest.raises(InputError, match="posts would be other ids there"):
+        GlmTokenizer.load(tmp_path / "t")
+    assert theirs_or_nothing(tmp_path / "t") != written_ids(family, name, tmp_path / "u")
+
+
+@pytest.mark.parametrize(("family", "name"), [("qwen", "Qwen2Tokenizer"), ("smollm", "GPT2Tokenizer")])
+def test_a_list_that_says_the_same(tmp_path, family, name):
+    config(tokenizer_class=name)(written(tmp_path / "t", family))
+    decoders(lambda listed: listed)(tmp_path / "t")
+    assert GlmTokenizer.load(tmp_path / "t").ask_ids(ASKED) == theirs(tmp_path / "t")
 
 
 TAKEN = {

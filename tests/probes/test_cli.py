@@ -157,12 +157,15 @@ def test_selftest_and_validate(monkeypatch, capsys, tmp_path):
 
 
 def test_verify(monkeypatch, capsys):
-    found = {"max_abs_logit_diff": 2e-3, "max_abs_logit": 9.0, "greedy_identical": 3, "greedy_total": 4}
+    found = {"max_abs_logit_diff": 2e-3, "max_abs_logit": 9.0, "greedy_identical": 3, "greedy_total": 4,
+             "greedy_gap": 1e-3}  # fmt: skip
     monkeypatch.setattr("probes.models.verify.verify", lambda model, adapter, reference: found | {"adapter": adapter})
     code, out, _ = call(capsys, "verify", "m", "--adapter", "a", "--reference", "r.npz", "--json")
     assert code == 0 and json.loads(out) == found | {"adapter": "a"}
     code, out, err = call(capsys, "verify", "m", "--reference", "r.npz", "--tolerance", "1e-4")
-    assert code == 1 and "2.00e-03" in out and "greedy answers identical: 3 of 4" in out
+    assert (
+        code == 1 and "2.00e-03" in out and "identical: 3 of 4, others part where two logits are 1.0e-03 apart" in out
+    )
     assert err.splitlines() == ["probes: max |Δ logit| 2.00e-03 is above 1.00e-04: not the same model"]
     monkeypatch.setattr("probes.models.verify.reopen", lambda model: {"tensors": 3, "parameters": 1234, "of": model})
     code, out, _ = call(capsys, "verify", "m", "--json")

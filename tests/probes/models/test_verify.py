@@ -184,6 +184,7 @@ def test_sampling_config_of_the_export_is_not_used(
         ({"logits": np.zeros((4, 52, 9), np.float32)}, "logits over 9 tokens"),
         ({"logits": np.full((4, 52, 377), np.nan, np.float32)}, "NaN or infinity"),
         ({"prompt_ids": np.full((4, 52), 5000, np.int32)}, r"prompt_ids holds ids outside 0\.\.\d+"),
+        ({"greedy_ids": np.full((4, 6), 5000, np.int32)}, r"greedy_ids holds ids outside 0\.\.\d+"),
     ],
 )
 def test_reference_that_does_not_fit(
