@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from probes.errors import ProbeInputError
 from probes.results.cache import Cache, digest
 from probes.results.store import SCHEMA_VERSION
 from probes.results.summary import summarise
+from probes.suite import run_suite
 from tests.hostile.attack import refused, run
 from tests.hostile.probes_files import edit
 from tests.probes.worlds import post_result
@@ -106,3 +108,9 @@ def test_p_values_of_few_posts_are_not_taken_either(nothing, tmp_path, capsys):
     assert run(["probes", "check", tmp_path / "run"], capsys).code == 0
     claim(tmp_path / "run", summary | {"p": other(0.25, summary["p"])})
     refused(run(["probes", "check", tmp_path / "run"], capsys), "p is")
+
+
+@pytest.mark.parametrize("asked", [{"seed": -1}, {"seed": 1 << 63}, {"n_boot": 100_001}], ids=repr)
+def test_what_could_not_be_made_again_is_not_begun(asked, tmp_path):
+    with pytest.raises(ProbeInputError, match="seed is 0 to 9223372036854775807, n_boot 0 to 100000"):
+        run_suite(None, [], tmp_path / "out", **asked)
