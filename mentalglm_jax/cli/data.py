@@ -1,6 +1,6 @@
 """``mentalglm data``: inspect, build and review data. Every command is one library call; prints no post."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -305,21 +305,16 @@ def local_teacher(config: Any, cache: Path) -> Any:
     from mentalglm_jax.checkpoints.directories import load
     from mentalglm_jax.checkpoints.hf_files import locate
     from mentalglm_jax.data.explain.teacher import AnswerCache, LocalTeacher
-    from mentalglm_jax.inference.generate import answer_text, generate_ids, model_fingerprint
+    from mentalglm_jax.inference.generate import model_fingerprint
     from mentalglm_jax.model.lora import has_lora, merge_lora
+    from mentalglm_jax.serve.local import LocalChats
     from mentalglm_jax.text.tokenizer import GlmTokenizer
 
     model = load(config.model, adapter=config.adapter)
     model = merge_lora(model) if has_lora(model) else model
     tokenizer = GlmTokenizer.load(locate(config.model))
 
-    def complete(messages: Sequence[dict[str, str]], seed: int) -> tuple[str, str, int, int]:
-        prompt = tokenizer.ask_ids(messages)
-        (ids,) = generate_ids(
-            model, [prompt], max_new_tokens=config.max_tokens, eos_ids=tokenizer.eos_ids,
-            temperature=config.temperature, seed=seed, batch_size=1, vocab_limit=tokenizer.vocab_size,
-        )  # fmt: skip
-        ended = bool(ids) and ids[-1] in tokenizer.eos_ids
-        return answer_text(tokenizer, ids), "stop" if ended else "length", len(prompt), len(ids)
-
-    return LocalTeacher(config, AnswerCache(cache), model_fingerprint(model), complete)
+    chats = LocalChats(
+        model, tokenizer, rows=config.concurrency, max_tokens=config.max_tokens, temperature=config.temperature
+    )
+    return LocalTeacher(config, AnswerCache(cache), model_fingerprint(model), chats.complete)

@@ -203,7 +203,7 @@ async def _ask_all(
                 good, stats = good + _keepable(recipe, outcome), teacher.stats
                 progress(done, len(records), f"{stats['asked']} asked, {stats['cached']} from the cache, {good} good")
 
-        workers = min(len(records), 1 if recipe.teacher.local else recipe.teacher.concurrency)
+        workers = min(len(records), recipe.teacher.concurrency)
         tasks = [asyncio.ensure_future(work()) for _ in range(workers)]
         try:
             await asyncio.wait(tasks)

@@ -11,7 +11,7 @@ import json
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
@@ -193,15 +193,15 @@ def _counted(value: Any) -> bool:
 
 
 class LocalTeacher:
-    """A model on this machine, behind the same cache. ``complete`` answers one chat: (text, finish, prompt tokens,
-    completion tokens); ``fingerprint`` tells its weights apart."""
+    """A model on this machine, behind the same cache. ``complete`` answers a chat, several at a time: (text, finish,
+    prompt tokens, completion tokens); ``fingerprint`` tells its weights apart."""
 
     def __init__(
         self,
         config: TeacherConfig,
         cache: AnswerCache,
         fingerprint: str,
-        complete: Callable[[Sequence[Message], int], tuple[str, str, int, int]],
+        complete: Callable[[Sequence[Message], int], Awaitable[tuple[str, str, int, int]]],
     ):
         self._config, self._cache, self._complete = config, cache, complete
         self._fingerprint = fingerprint
@@ -223,7 +223,7 @@ class LocalTeacher:
             return known
         if self._stopped is not None:
             raise self._stopped
-        text, finish, prompt, completion = self._complete(messages, seed)
+        text, finish, prompt, completion = await self._complete(messages, seed)
         answer = Answer(readable(text), finish, config.model, prompt, completion)
         self._cache.put(key, asked, answer)
         self.stats["asked"] += 1

@@ -466,7 +466,7 @@ def test_a_damaged_answer_in_the_cache_is_asked_for_again(made):
 def test_a_local_model_teaches_behind_the_same_cache(made):
     calls = []
 
-    def complete(messages, seed):
+    async def complete(messages, seed):
         calls.append(seed)
         return oracle(list(messages)), "stop", 10, 20
 
