@@ -64,13 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_asked(data, run / "generations.jsonl", asked)
     most = str(recipe.generate.max_new_tokens or 96)
     of, note = made_of(most, asked, HERE / "smollm2" / "model.safetensors"), place / "zero-shot.json"
-    if not ((before / "evaluation.html").exists() and note.exists() and read(note) == of):
+    said = before / "generations.jsonl"
+    if not ((before / "evaluation.html").exists() and note.exists() and said.exists()
+            and read(note) == [*of, digest(said)]):  # fmt: skip
         if (before / "evaluation.html").exists():  # of another call; finished answers are not written over
-            for name in ("generations.jsonl", "label_scores.jsonl"):
-                (before / name).unlink(missing_ok=True)
+            for path in (said, before / "label_scores.jsonl"):
+                path.unlink(missing_ok=True)
         mentalglm(times, "evaluate", HERE / "smollm2", "--data", asked, "--out", before, "--max-new-tokens", most,
                   "--batch-size", recipe.generate.batch_size)  # fmt: skip
-        note.write_text(json.dumps(of), "utf-8")
+        note.write_text(json.dumps([*of, digest(said)]), "utf-8")
     mentalglm(times, "evaluate", run / "generations.jsonl", "--data", asked, "--train", train, "--against", before,
               "--out", after)  # fmt: skip
     text = "\n".join([*scores(after, before), "", *checks(run), "", *seconds(run, times)]) + "\n"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 
 import pytest
@@ -135,7 +136,14 @@ def test_the_whole_study_on_a_tiny_model_goes_on_where_it_stopped(tmp_path, monk
         study.main(arguments)
     study.main(arguments)
     study.main(arguments)
-    assert began == ["convert", "run", "run", "evaluate", "evaluate", "run", "evaluate"]
+    # Answers of another model in their place are not theirs.
+    answers = tmp_path / "zero-shot" / "generations.jsonl"
+    theirs = answers.read_text("utf-8")
+    shutil.copy(tmp_path / "run" / "generations.jsonl", answers)
+    study.main(arguments)
+    assert answers.read_text("utf-8") == theirs
+    again = ["run", "evaluate", "evaluate"]
+    assert began == ["convert", "run", "run", "evaluate", "evaluate", "run", "evaluate", *again]
     table = (tmp_path / "results.md").read_text("utf-8")
     assert (
         "| suicide_risk, label | 6 | " in table and "* cognitive_distortion, text: tuned minus before tuning" in table

@@ -34,7 +34,7 @@ from mentalglm_jax.devices.stopping import Interrupted, Preempted, Terminated, c
 from mentalglm_jax.devices.together import held_by_primary, on_primary
 from mentalglm_jax.errors import InputError, RunError, install
 from mentalglm_jax.evaluate.assess import assess
-from mentalglm_jax.evaluate.calibrated import read_scalings, write_scalings
+from mentalglm_jax.evaluate.calibrated import fit_scalings, read_scalings, write_scalings
 from mentalglm_jax.evaluate.development import fit_on_development
 from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
 from mentalglm_jax.evaluate.readings import label_f1, score_records
@@ -411,7 +411,8 @@ def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
     if section.label_scores:
         (model, fingerprint), tokenizer = job.load_merged(), job.tokenizer()
         first = job.recipe.answer_order == "explanation_first"
-        if held_out := limited(job.records_if_any("dev"), section.limit):
+        once = job.eval_split == "dev" and not first  # what is scored anyway is what a scaling is fitted on
+        if not once and (held_out := limited(job.records_if_any("dev"), section.limit)):
             found = fit_on_development(model, tokenizer, held_out, explains_first=first, fingerprint=fingerprint,
                                        out_path=job.dir / DEV_GENERATIONS, max_new_tokens=section.max_new_tokens,
                                        batch_size=section.batch_size, progress=progress)  # fmt: skip
@@ -420,6 +421,9 @@ def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
         values = score_records(model, tokenizer, _eval_records(job), out_path=where, progress=progress,
                                written=rows if first else None, scalings=fair, fingerprint=fingerprint,
                                batch_size=section.batch_size)  # fmt: skip
+        if once:
+            found = fit_scalings(values)
+            on_primary(lambda: write_scalings(job.dir, found))
 
     def report() -> list[str]:
         result, _ = assess(Answers(rows, values), train=job.records("train"))

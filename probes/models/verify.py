@@ -130,12 +130,7 @@ def verify(model_dir: str | Path, adapter: str | Path | None, reference_npz: str
     for name, there in real.items():
         if ((arrays[name] < 0) | (arrays[name] >= vocab))[there].any():
             raise ProbeInputError(f"{reference_npz}: {name} holds ids outside 0..{vocab - 1}")
-    gaps = [
-        _greedy_gap(model, prompt[:length], wanted[wanted >= 0], arrays["eos_ids"])
-        for prompt, length, wanted in zip(
-            arrays["prompt_ids"], arrays["prompt_lengths"], arrays["greedy_ids"], strict=True
-        )
-    ]
+    gaps = _greedy_gaps(model, arrays)
     return {
         "max_abs_logit_diff": _logit_difference(model, arrays),
         "max_abs_logit": max(
@@ -216,23 +211,46 @@ def _logit_difference(model: Any, arrays: dict[str, np.ndarray]) -> float:
     return worst
 
 
-def _greedy_gap(model: Any, prompt: np.ndarray, wanted: np.ndarray, eos_ids: np.ndarray) -> float | None:
-    """None where greedy decoding from ``prompt`` gives ``wanted``, the stop token included; else how much larger the
-    logit of the token it chose is than that of ``wanted``, at the first place where they differ."""
+def _greedy_gaps(model: Any, arrays: dict[str, np.ndarray]) -> list[float | None]:
+    """``_gap`` of every prompt. Many answer at a time, padded on the left."""
     import torch
 
-    ids = torch.as_tensor(prompt.astype(np.int64))[None]
-    eos, theirs, mine = [int(index) for index in eos_ids], wanted.tolist(), []
-    if theirs:
-        output = continued(model, ids, torch.ones_like(ids), len(theirs), eos, eos[0] if eos else 0)
-        mine = output[0, len(prompt) :].tolist()
-        if mine == theirs:
-            return None
-    both = min(len(mine), len(theirs))
-    at = next((at for at in range(both) if mine[at] != theirs[at]), both)
-    seen = torch.cat([ids, torch.as_tensor([theirs[:at]], dtype=torch.long)], dim=1)
+    eos = [int(index) for index in arrays["eos_ids"]]
+    prompts = [ids[:length] for ids, length in zip(arrays["prompt_ids"], arrays["prompt_lengths"], strict=True)]
+    wanted = [ids[ids >= 0].tolist() for ids in arrays["greedy_ids"]]
+    rows = max(1, _BATCH_TOKENS // max(arrays["prompt_ids"].shape[1] + arrays["greedy_ids"].shape[1], 1))
+    gaps: list[float | None] = []
+    for at in range(0, len(prompts), rows):
+        asked, theirs = prompts[at : at + rows], wanted[at : at + rows]
+        width, most = max(map(len, asked)), max(map(len, theirs))
+        ids, mask = np.zeros((2, len(asked), width), np.int64)
+        for row, prompt in enumerate(asked):
+            ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = prompt, 1
+        output = torch.as_tensor(ids)
+        if most:
+            output = continued(model, output, torch.as_tensor(mask), most, eos, eos[0] if eos else 0)
+        answers = [_ended(row[width:].tolist(), eos) for row in output]
+        gaps += [_gap(model, *row) for row in zip(asked, answers, theirs, strict=True)]
+    return gaps
+
+
+def _ended(answer: list[int], eos: list[int]) -> list[int]:
+    """The answer up to and with its stop token."""
+    return answer[: next((at + 1 for at, token in enumerate(answer) if token in eos), len(answer))]
+
+
+def _gap(model: Any, prompt: np.ndarray, mine: list[int], theirs: list[int]) -> float | None:
+    """None where the answer, as far as ``theirs`` goes, is ``theirs``, the stop token included; else how much larger
+    the logit of the token it chose is than that of ``theirs``, at the first place where they differ."""
+    import torch
+
+    mine = mine[: len(theirs)]
+    if theirs and mine == theirs:
+        return None
+    at = next((at for at, (one, other) in enumerate(zip(mine, theirs, strict=False)) if one != other), len(mine))
+    seen = torch.as_tensor([[*prompt.tolist(), *theirs[:at]]], dtype=torch.long)
     with torch.no_grad():
         logits = model(input_ids=seen, use_cache=False).logits[0, -1].float()
-    if at == both:  # one has ended, the other has not: that is no matter of logits
+    if at == len(mine):  # it has ended, theirs has not: that is no matter of logits
         return float(logits.max() - logits.min())
     return max(0.0, float(logits[mine[at]] - logits[theirs[at]]))

@@ -10,10 +10,12 @@ import yaml
 
 from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.evaluate import development
 from mentalglm_jax.evaluate.answers import read_label_scores
+from mentalglm_jax.pipeline import job as pipeline_job
 from mentalglm_jax.pipeline.data_stage import data_stage
 from mentalglm_jax.pipeline.export import export_run
-from mentalglm_jax.pipeline.job import run
+from mentalglm_jax.pipeline.job import evaluate_run, run
 from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.pipeline.stage_inputs import dev_records, stage_examples
 from mentalglm_jax.text.tokenizer import GlmTokenizer
@@ -111,6 +113,28 @@ def test_labels_that_cannot_be_scored_are_refused_before_training(small, tmp_pat
         data_stage(Run(recipe), print)
     unscored = load_recipe(small, [*sets, "generate.label_scores=false", f"run_dir={tmp_path / 'other'}"])
     data_stage(Run(unscored), print)
+
+
+def test_where_the_development_records_are_judged_they_are_scored_once(done, tmp_path, monkeypatch):
+    """And calibrate as they do beside a test part, without being told better by themselves."""
+    shutil.copytree(done[0], tmp_path / "run")
+    monkeypatch.setattr(Run, "eval_split", "dev")
+    Run.opened(tmp_path / "run").forget(["generate", "evaluate"])
+    scored, score = [], pipeline_job.score_records
+
+    def counted(*given, **more):
+        scored.append(given)
+        return score(*given, **more)
+
+    for module in (pipeline_job, development):
+        monkeypatch.setattr(module, "score_records", counted)
+    evaluate_run(tmp_path / "run", Seen())
+    assert len(scored) == 1
+    places = (tmp_path / "run", done[0])
+    kept, before = (json.loads((place / "calibration.json").read_text("utf-8")) for place in places)
+    assert kept == before and kept["suicide_risk"]["records"] == 24
+    rows = read_label_scores(tmp_path / "run" / "label_scores.jsonl")
+    assert {row["split"] for row in rows} == {"dev"} and not any("temperature" in row for row in rows)
 
 
 BAD = {
