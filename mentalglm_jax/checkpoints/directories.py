@@ -29,6 +29,7 @@ from mentalglm_jax.checkpoints.hf_files import (
     TOKENIZER_FILES,
     Checkpoint,
     TensorSource,
+    check_vocabulary,
     copy_tokenizer,
     locate,
     write_shards,
@@ -49,6 +50,7 @@ from mentalglm_jax.checkpoints.weights import (
     check_tensors,
     config_for,
     detect_layout,
+    ends_of,
     generation_config,
     inventory,
     parameter,
@@ -314,10 +316,7 @@ def save_pretrained(
         return TensorSource(name, DTYPE_NAMES[own], tensor.shape, lambda: itertools.islice(made, len(tensor.parts)))
 
     sources = [source(*item) for item in tensors.items()] + tower_sources(tower, layout)
-    ends = {}
-    if model.config.family in RELATIVES and isinstance(tokenizer, GlmTokenizer):  # config.json may have only some
-        ends = {"eos_token_id": list(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
-    generation = generation_config(model.config, ends)
+    generation = generation_config(model.config, ends_of(model.config, tokenizer))
     contents = _Contents(config_dict, generation, tokenizer, None if tower is None else tower.directory, card=card)
     consumed(made, lambda: _write(directory, contents, lambda temporary: write_shards(temporary, sources,
                                                                                       max_shard_bytes)))  # fmt: skip
@@ -433,6 +432,7 @@ def _blocks(read: RowReader, tensor: Tensor, itemsize: int) -> Iterator[np.ndarr
 
 def _tokenizer_of(directory: Path, layout: str) -> Any:
     """What ``_write`` copies or saves of a source's tokenizer."""
+    check_vocabulary(directory)
     present = {name for name in TOKENIZER_FILES if there(directory / name)}
     tiktoken = layout not in ("chatglm", *RELATIVES)  # theirs is SentencePiece's
     if tiktoken and "tokenizer.model" in present and "tokenizer.json" not in present:

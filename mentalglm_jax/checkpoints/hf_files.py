@@ -41,6 +41,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX: str = DIRECTORY["weights"]["index"]
 SINGLE: str = DIRECTORY["weights"]["one"]
 TOKENIZER_FILES = (*DIRECTORY["tokenizer"], "chat_template.jinja")
+VOCABULARIES = ("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 MAX_HEADER_BYTES: int = DIRECTORY["bytes"]["a safetensors header"]  # 40 layers need about 50 kB
 MAX_TENSORS: int = DIRECTORY["tensors"]  # over all shards; 61 layers have about 900
 PICKLES = tuple(DIRECTORY["pickles"])
@@ -274,6 +275,14 @@ def write_shards(directory: Path, tensors: Iterable[TensorSource], max_shard_byt
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
 
 
+def check_vocabulary(source: Path) -> None:
+    """Raises: InputError: the tokenizer in ``source`` keeps its vocabulary in files that are not read."""
+    others = [name for name in VOCABULARIES if there(source / name)]
+    if others and not any(there(source / name) for name in ("tokenizer.json", "tokenizer.model")):
+        raise InputError(f"{source}: its vocabulary is in {some(others)}, and there is no tokenizer.json; have "
+                         "transformers write one: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")  # fmt: skip
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copies the tokenizer files that exist, without references to remote code.
 
@@ -283,6 +292,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     names = [name for name in TOKENIZER_FILES if there(source / name)]
     if not names:
         raise InputError(f"{source}: no tokenizer files found ({some(TOKENIZER_FILES[:3])})")
+    check_vocabulary(source)
     for name in names:
         data = read_bytes(inside(source, name))
         if name != "tokenizer_config.json":

@@ -18,6 +18,7 @@ import functools
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,11 +28,13 @@ from mentalglm_jax.checkpoints.hf_files import DTYPES, Checkpoint, ModelFiles
 from mentalglm_jax.checkpoints.rows import Part, Tensor
 from mentalglm_jax.checkpoints.vision import TOWER, tower_tensors, vision_config
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.foreign import DIRECTORY, Fields, short, some
+from mentalglm_jax.foreign import DIRECTORY, Fields, read_json, short, some, there
 from mentalglm_jax.model.glm import Glm, GlmConfig, abstract_model
 from mentalglm_jax.model.published import MAX_TOKEN_ID, refuse_quantised
 from mentalglm_jax.model.relatives import RELATIVES, VISION
 from mentalglm_jax.model.spellings import ROPE_BASE
+from mentalglm_jax.text.chat_formats import GLM
+from mentalglm_jax.text.tokenizer import GlmTokenizer
 
 _GLM = "model.layers.{}."
 _CHATGLM = "transformer.encoder.layers.{}."
@@ -312,6 +315,28 @@ def generation_config(config: GlmConfig, stated: Mapping[str, Any]) -> dict[str,
         written = {"bos_token_id": config.bos_token_id, **written}
         written["pad_token_id"] = stated.get("pad_token_id", config.pad_token_id)
     return {key: value for key, value in written.items() if value is not None and value != []}
+
+
+def ends_of(config: GlmConfig, tokenizer: Any) -> dict[str, Any]:
+    """What a tokenizer, or the directory of one, says of the ids that end and pad an answer, for ``generation_config``:
+    ``config.json`` may have only some, in any layout. A directory that is no tokenizer of ours has it in its own file.
+    """
+    if isinstance(tokenizer, str | Path):
+        file = Path(tokenizer) / "generation_config.json"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what it reads in another way; said where it is used
+                tokenizer = GlmTokenizer.load(tokenizer)
+        except InputError:
+            said = read_json(file) if there(file) else {}
+            return {name: said[name] for name in ("eos_token_id", "pad_token_id") if name in said}
+    if not isinstance(tokenizer, GlmTokenizer):
+        return {}
+    ends = {"eos_token_id": list(tokenizer.eos_ids)}
+    if config.family in RELATIVES:
+        return {**ends, "pad_token_id": tokenizer.pad_id}
+    own = GlmConfig.eos_token_id if tokenizer.chat_format is GLM else ()
+    return ends if {*tokenizer.eos_ids} - {*config.eos_token_id, *own} else {}
 
 
 def _chatglm_config(config: GlmConfig, dtype: str) -> dict[str, Any]:

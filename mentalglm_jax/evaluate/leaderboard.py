@@ -17,6 +17,7 @@ from mentalglm_jax.data.cells import to_cell
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.evaluate.answers import Answer
 from mentalglm_jax.evaluate.metrics import METRICS, indicator, positive_place
+from mentalglm_jax.evaluate.noted import final_adapter
 from mentalglm_jax.evaluate.published import figures_beside
 from mentalglm_jax.evaluate.report import readings
 from mentalglm_jax.evaluate.scores import aligned
@@ -34,7 +35,7 @@ _SEED = re.compile(r"[-_.=, ]*(?:seed|s)?[-_.=, ]*\d*$", re.IGNORECASE)
 class _Run:
     directory: Path  # of the run, where it is one's
     result: Mapping[str, Any]
-    recipe: Mapping[str, Any] | None  # of the run.json there, or in the folder above: answers asked for apart
+    recipe: Mapping[str, Any] | None  # of the run that answered
     answers: Mapping[str, Mapping[str, list[Answer]]]
 
     @property
@@ -97,9 +98,24 @@ def leaderboard_rows(paths: Sequence[str | Path], draws: int = DRAWS) -> list[di
 def _read(path: Path) -> _Run:
     directory, file = (path.parent, path) if path.suffix == ".json" else (path, path / EVALUATION)
     result, answers = read_stated(file)
-    place = next((one for one in (directory, directory.absolute().parent) if (one / "run.json").is_file()), None)
-    recipe = None if place is None else read_json(place / "run.json").get("recipe")
-    return _Run(place or directory, result, recipe if isinstance(recipe, dict) else None, answers)
+    for place in (directory, directory.absolute().parent):
+        if (place / "run.json").is_file():
+            if (recipe := _recipe_of(place, result, own=place == directory)) is not None:
+                return _Run(place, result, recipe, answers)
+            break
+    return _Run(directory, result, None, answers)
+
+
+def _recipe_of(place: Path, result: Mapping[str, Any], own: bool) -> dict[str, Any] | None:
+    """The recipe of the run in ``place``, if it was this run that answered: in a folder below (not ``own``) may stand
+    what another model said to the same records, such as its base."""
+    noted = read_json(place / "run.json")
+    recipe, stages = noted.get("recipe"), noted.get("stages")
+    if not isinstance(recipe, dict) or not isinstance(stages, dict):
+        return None
+    adapter = final_adapter(stages)
+    its = adapter is not None and all(entry.get("adapter") == adapter for entry in result.values())
+    return recipe if its or (own and "generate" in stages) else None
 
 
 def _systems(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
@@ -202,7 +218,7 @@ def _difference(
     said = np.stack([indicator(task, [answer.labels for answer in side]) for side in whole])
     posts = [answer.record.post for answer in system[0]]
     mine, theirs = said[: len(system)], said[len(system) :]
-    return paired_bootstrap(task.kind, posts, gold, mine, theirs, draws, positive=positive_place(task))[METRICS[0]]
+    return paired_bootstrap(task.arity, posts, gold, mine, theirs, draws, positive=positive_place(task))[METRICS[0]]
 
 
 def formatted(rows: Sequence[Mapping[str, Any]], form: str) -> str:

@@ -36,6 +36,18 @@ def check_noted(directory: Path) -> None:
             check_same(directory, stage, noted, digests(directory, names), gone=False)
 
 
+def final_adapter(stages: Mapping[str, Any]) -> str | None:
+    """SHA-256 of the adapter that training left, by ``stages`` of a run.json, whose order is that of the work; None
+    where it is not noted, or training was not finished."""
+    found = None
+    for stage, said in stages.items():
+        files = said.get("files") if isinstance(said, dict) else None
+        if stage.startswith("train ") and stage != "train control":
+            place = f"stages/{stage.removeprefix('train ')}/adapter/adapter_model.safetensors"
+            found = files.get(place) if isinstance(files, dict) else None
+    return found if isinstance(found, str) else None
+
+
 def digests(directory: Path, names: Iterable[str]) -> dict[str, str | None]:
     """Name to SHA-256 of each file; None of one that is not there. Raises: InputError."""
     return {name: _digest(directory / name) if there(directory / name) else None for name in names}

@@ -116,9 +116,11 @@ def train(
     Raises:
         Interrupted, Preempted: a signal arrived; everything up to the last step is saved.
         RunError: ``max_bad_steps`` steps in a row had no finite gradient, or ``directory`` cannot be written or read.
-        InputError: the checkpoint there belongs to another recipe, or ``config`` does not fit the examples or the mesh.
+        InputError: the checkpoint there belongs to another recipe, ``config`` does not fit the examples or the mesh, or
+            an example is longer than the model's context.
     """
     mesh = around.mesh
+    _check_context(model.config.max_position_embeddings, [*examples, *evaluation])
     if mesh is not None:
         _check_rows(config, mesh)
         shard_model(model, mesh)
@@ -345,6 +347,17 @@ def _micro_batches(batch: Batch, config: TrainConfig, mesh: Mesh | None, held: l
         return spread(arrays, config.rows, config.accumulate, mesh, held)
     count = config.accumulate
     return {name: x.reshape(count, x.shape[0] // count, *x.shape[1:]) for name, x in arrays.items()}
+
+
+def _check_context(context: int, examples: Sequence[Example]) -> None:
+    """Beyond its context a model computes what nobody trained, and one with windows of attention something else."""
+    for number, one in enumerate(examples):
+        first = one.get("split", len(one["tokens"]))  # each answer of a pair begins at position 0
+        if (length := max(first, len(one["tokens"]) - first)) > context:
+            raise InputError(
+                f"example {one.get('id', number)!r}: has {length} tokens, the model's context is {context}; set "
+                f"sequence_length to at most {context}, so that it is left out"
+            )
 
 
 def _check_rows(config: TrainConfig, mesh: Mesh) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import random
 import re
+import shutil
 import statistics
 
 import numpy as np
@@ -34,13 +35,26 @@ def answers(right: float, seed: int, count: int = 60) -> list[dict]:
     return found
 
 
-def run(directory, rows, recipe=None):
+def run(directory, rows, recipe=None, adapter=None):
     directory.mkdir(parents=True)
     (directory / "generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    write_report(directory, evaluate(rows, draws=5), title="t")
+    said = {} if adapter is None else {"adapter": adapter}
+    write_report(directory, {task: entry | said for task, entry in evaluate(rows, draws=5).items()}, title="t")
     if recipe is not None:
-        (directory / "run.json").write_text(json.dumps({"recipe": recipe, "stages": {}}), encoding="utf-8")
+        (directory / "run.json").write_text(
+            json.dumps({"recipe": recipe, "stages": {"generate": {}}}), encoding="utf-8"
+        )
     return directory
+
+
+def trained(directory, seed):
+    """A run that only trained; the digest of its adapter."""
+    adapter = str(seed) * 64
+    files = {"stages/a/adapter/adapter_model.safetensors": adapter}
+    directory.mkdir(parents=True)
+    stages = {"train a": {"files": files}, "train control": {"files": {}}}
+    (directory / "run.json").write_text(json.dumps({"recipe": {"seed": seed}, "stages": stages}))
+    return adapter
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +103,42 @@ def test_what_is_no_other_seed_of_the_same_recipe(tmp_path, what):
 def test_answers_asked_for_apart_below_their_runs_are_one_row_over_seeds_too(tmp_path):
     paths = []
     for seed in range(2):
-        (tmp_path / "arm" / f"seed-{seed}").mkdir(parents=True)
-        (tmp_path / "arm" / f"seed-{seed}" / "run.json").write_text(json.dumps({"recipe": {"seed": seed}}))
+        place = tmp_path / "arm" / f"seed-{seed}"
+        adapter = trained(place, seed)
         for name, rows in (("risk", answers(0.8, seed)), ("distortion", distortions(seed))):
-            paths.append(run(tmp_path / "arm" / f"seed-{seed}" / name, rows))
+            paths.append(run(place / name, rows, adapter=adapter))
     found = of_runs(leaderboard_rows(paths, draws=5))
     assert [(row["task"], row["system"], row["runs"], row["seeds"]) for row in found] == [
         ("suicide_risk", "arm", 2, [0, 1]), ("cognitive_distortion", "arm", 2, [0, 1])
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ["runs first", "base first", "runs alone"])
+def test_what_another_model_said_below_a_run_is_no_seed_of_it(tmp_path, order):
+    """The base before tuning, asked the same; and in the folder of a run that has no answers of its own yet."""
+    runs, base = [], []
+    for seed in range(2):
+        place = tmp_path / f"tuned-s{seed}"
+        adapter = trained(place, seed)
+        runs.append(
+            run(place / "risk", [row | {"answered_by": str(seed)} for row in answers(0.95, seed)], None, adapter)
+        )
+        before = [row | {"answered_by": "base"} for row in answers(0.2, 5)]
+        base.append(run(place / "zero-shot", before))
+        if seed == 1:
+            shutil.copytree(place / "zero-shot", place, dirs_exist_ok=True)
+            base.append(place)
+    alone = of_runs(leaderboard_rows(runs, draws=5))
+    assert [(row["system"], row["runs"], row["seeds"]) for row in alone] == [("tuned", 2, [0, 1])]
+    given = {"runs first": runs + base, "base first": base + runs, "runs alone": [runs[0], base[1]]}[order]
+    found = {row["system"]: row for row in of_runs(leaderboard_rows(given, draws=5))}
+    if order == "runs alone":
+        assert {name: row["runs"] for name, row in found.items()} == {"tuned-s0": 1, "zero-shot": 1}
+        return
+    assert found.pop("tuned") == alone[0] | {"against_best": None}
+    assert {name: (row["runs"], row["seeds"], row["weighted_f1"] < 0.5) for name, row in found.items()} == {
+        "zero-shot": (1, None, True), "tuned-s1/zero-shot": (1, None, True), "tuned-s1": (1, None, True)
+    }  # fmt: skip
 
 
 def distortions(seed: int) -> list[dict]:

@@ -17,7 +17,7 @@ from mentalglm_jax.data.batches import PackedBatches
 from mentalglm_jax.devices.stopping import Interrupted
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.model.glm import Glm
-from mentalglm_jax.train.loop import Surroundings, TrainResult, train
+from mentalglm_jax.train.loop import Surroundings, TrainResult, _check_context, train
 from mentalglm_jax.train.loss import answer_loss
 from tests.mentalglm_jax.runs import EXAMPLES, HELD_OUT, MASKED, MODELS, one_line, run, steps_saved
 from tests.mentalglm_jax.tiny import parameters, rows, same, tiny_config, tiny_model
@@ -83,6 +83,20 @@ def test_evaluation_on_the_way(whole, tmp_path):
     again, values = run(parts, evaluation=HELD_OUT, eval_every=5)
     assert [row["loss"] for row in evaluations(parts)] == losses and again.best == result.best
     assert rows(parts) == whole[2] and same(values, whole[1])
+
+
+@pytest.mark.parametrize("of", ["examples", "evaluation"])
+def test_an_example_beyond_the_models_context_is_refused_by_its_name(tmp_path, of):
+    """Of a pair each answer is as long as it is."""
+    context = tiny_model().config.max_position_embeddings
+    longest = np.zeros(context + 1, np.int32)
+    long = EXAMPLES[0] | {"id": "the long one", "tokens": longest}
+    with pytest.raises(
+        InputError, match=f"'the long one': has {context + 1} tokens, .* sequence_length to at most {context}"
+    ):
+        run(tmp_path, **{of: [*EXAMPLES, long]}, **({"eval_every": 5} if of == "evaluation" else {}))
+    assert not (tmp_path / "checkpoints").exists()
+    _check_context(context, [EXAMPLES[0] | {"tokens": longest, "split": context}])
 
 
 def test_a_run_can_end_with_its_best_step(tmp_path):
