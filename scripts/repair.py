@@ -212,7 +212,7 @@ class Repair:
         found = json.loads(command("probes", "run", self.base, "--adapter", adapter, "--in", answers, "--out",
                                    where / "probes", "--limit", self.probed, "--processes", self.judges,
                                    "--json"))  # fmt: skip
-        rows = [json.loads(line) for line in answers.read_text("utf-8").splitlines()]
+        rows = [json.loads(line) for line in answers.read_bytes().splitlines()]
         return {"rows": rows, "probes": found}
 
 
@@ -221,10 +221,10 @@ def shuffled(pairs: Path, candidates: Path, out: Path) -> Path:
     whatever it cites, before one that says something else. An answer that came often is drawn as often here."""
     rng, lines = random.Random(0), []
     draws: dict[str, list[list[int]]] = {}
-    for line in candidates.read_text("utf-8").splitlines():
+    for line in candidates.read_bytes().splitlines():
         row = json.loads(line)
         draws.setdefault(json.dumps(row["prompt_ids"]), []).extend([row["output_ids"]] * row["drawn"])
-    for line in pairs.read_text("utf-8").splitlines():
+    for line in pairs.read_bytes().splitlines():
         row = json.loads(line)
         own = draws[json.dumps(row["prompt_ids"])]
         one = rng.choice(own)

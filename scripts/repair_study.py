@@ -19,6 +19,8 @@ from mentalglm_jax.data.records import read_records
 from mentalglm_jax.data.synthetic import make_corpus
 from mentalglm_jax.files import write_json, write_text
 from mentalglm_jax.train.recipe import load_recipe
+from probes.errors import ProbeError
+from probes.results.store import read_run
 from scripts.repair import TASK, Repair, write_posts
 from scripts.repair_table import change, interval, markdown, measured, table
 
@@ -34,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if not (given.study / "run" / "probes" / "summary.json").is_file():
         sys.exit(f"repair-study: {given.study}/run/probes/summary.json is missing; `make study` makes it")
+    try:
+        read_run(given.study / "run" / "probes")  # whether the summary is of these posts
+    except ProbeError as error:
+        sys.exit(f"repair-study: {error}")
     started, work = time.monotonic(), RealRepair(given.out, given.study, given.posts)
     work.make_posts()
     adapter = work.round("round1", given.study / "run" / "adapter", 1)
@@ -100,7 +106,7 @@ def changes(before: Path, after: Path) -> Iterator[tuple[str, ...]]:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON Lines file."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 if __name__ == "__main__":

