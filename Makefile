@@ -53,7 +53,7 @@ test-quick: $(VENV)/.installed-dev  ## two minutes of them, while you write: no 
 test-all: $(VENV)/.installed-dev  ## the slow tests too (two fresh environments, long runs)
 	@XLA_FLAGS= $(PYTEST) -m "not gpu and not tpu and not clients" $(ARGS)
 
-test-clients: $(CLIENTS)/.installed-clients  ## llama.cpp, PEFT, lm-eval, LIME, SHAP and Inseq on what is written here, in .venv-clients
+test-clients: $(CLIENTS)/.installed-clients  ## llama.cpp, PEFT, transformers 4, lm-eval, LIME, SHAP and Inseq on what is written here, in .venv-clients
 	@$(CLIENTS)/bin/python -m pytest -m clients --ignore tests/clients/test_vllm.py -p no:cacheprovider $(ARGS) tests/clients
 
 test-vllm: $(VLLM)/.installed-vllm  ## vLLM on what is written here, in .venv-vllm (3.4 GB, by hand)
@@ -128,9 +128,10 @@ $(VENV)/.installed-tpu: pyproject.toml constraints.txt | $(VENV)/.created
 	@touch $@
 
 # Other people's programs, pinned in tests/clients/; what is no Python package is fetched there too, by name and checked by hash.
-$(CLIENTS)/.installed-clients: pyproject.toml constraints.txt tests/clients/requirements.txt tests/clients/fetch.py | $(CLIENTS)/.created
+$(CLIENTS)/.installed-clients: pyproject.toml constraints.txt $(addprefix tests/clients/,requirements.txt requirements-transformers-4.txt fetch.py) | $(CLIENTS)/.created
 	@echo "Installing into $(CLIENTS), with the clients (once, some minutes) ..."
 	@$(PINNED) --editable '.[probes,serve]' --requirement tests/clients/requirements.txt
+	@$(INSTALL) --no-deps --target $(@D)/transformers-4 --requirement tests/clients/requirements-transformers-4.txt
 	@$(@D)/bin/python tests/clients/fetch.py $(@D)/llama.cpp
 	@touch $@
 

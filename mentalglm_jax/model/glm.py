@@ -157,6 +157,7 @@ class GlmConfig:
             "hidden_act": "silu",
             "eos_token_id": list(self.eos_token_id),
             "rope_parameters": rope,
+            **({} if self.rope_scaling is None else {"rope_scaling": rope}),  # transformers 4's name
             "partial_rotary_factor": self.partial_rotary_factor,
             "rope_theta": self.rope_theta,
             **({} if self.bos_token_id is None else {"bos_token_id": self.bos_token_id}),

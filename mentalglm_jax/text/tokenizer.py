@@ -444,7 +444,7 @@ def _hf_config(specials: list[str], named: Mapping[str, str]) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **named,
-        "extra_special_tokens": specials,
+        "additional_special_tokens": specials,  # transformers 5 takes it, 4 fails on a list of `extra_`
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],

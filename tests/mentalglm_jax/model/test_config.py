@@ -134,6 +134,14 @@ def test_a_chatglm_config_that_asks_for_another_model_is_refused(change, says):
         GlmConfig.from_dict(CHATGLM_CONFIG | change)
 
 
+def test_a_longer_context_is_said_by_both_names():
+    """transformers 4 reads ``rope_scaling``, 5 ``rope_parameters``; without one there is no older name."""
+    config = GlmConfig.from_dict(CHAT | {"rope_scaling": YARN_BLOCK | {"type": "yarn"}})
+    said = config.to_dict()
+    assert said["rope_scaling"] == said["rope_parameters"] and said["rope_scaling"]["rope_type"] == "yarn"
+    assert GlmConfig.from_dict(said) == config and "rope_scaling" not in GlmConfig.from_dict(CHAT).to_dict()
+
+
 @pytest.mark.parametrize(
     "older",
     [

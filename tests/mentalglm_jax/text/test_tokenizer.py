@@ -149,6 +149,14 @@ def test_save_keeps_ids_and_template(tokenizer, tmp_path):
     assert "auto_map" not in json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())
 
 
+def test_what_is_saved_opens_in_transformers_4(tmp_path):
+    """Which takes no list of ``extra_special_tokens``; `make test-clients` has it open one."""
+    GlmTokenizer.load(BUILTIN).save(tmp_path)
+    said = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert "extra_special_tokens" not in said and "<|user|>" in said["additional_special_tokens"]
+    assert said == json.loads((BUILTIN / "tokenizer_config.json").read_text())
+
+
 def test_train_bpe_is_deterministic_bounded_and_keeps_chinese_tokens_short():
     clause = "今天早上我在图书馆交了周报" * 3
     texts = [clause, clause, "the same words again and again " * 20] * 5
