@@ -72,7 +72,7 @@ def randomised(probe: Probed, kind: str, seed: int = 0) -> Iterator[None]:
 
 def _meant(name: str, weight: Any, kind: str, probe: Probed) -> bool:
     if kind == "adapter_b":
-        return "lora_B" in name
+        return "lora_B" in name or "lora_embedding_B" in name
     if weight.ndim < 2:
         return False
     if kind == "weights":

@@ -21,6 +21,7 @@ from probes.models.directory import (
     check_size,
     locate,
 )
+from probes.models.merge import merged
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -68,8 +69,7 @@ def load_model(
     if adapter is not None:
         model, keys = with_adapter(model, adapter)
         if merge:
-            with foreign_code(adapter, "cannot merge this PEFT adapter"):
-                model = model.merge_and_unload(safe_merge=True)
+            model = merged(model, adapter)
     return model.eval(), keys
 
 

@@ -65,7 +65,7 @@ class Probed(LoadedModel):
             ProbeInputError: it is no such row, or of another model (ids that this one does not have).
         """
         example = encode(row, self.token_bytes)
-        vocab = self.model.get_input_embeddings().num_embeddings
+        vocab = self.model.get_input_embeddings().weight.shape[0]  # an adapter on them has no num_embeddings
         if max(example.ids) >= vocab:
             raise ProbeInputError(
                 f"row {example.id!r}: token id {max(example.ids)} but the model has {vocab} embeddings"

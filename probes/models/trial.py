@@ -376,7 +376,7 @@ def _counted(forward: Forward, run: Callable[[], torch.Tensor]) -> tuple[torch.T
     """What a pass gives, and the bytes that it saves, with the logits twice more."""
     model = forward.scorer.probe.model
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    logits = sum(len(plan.rows) for plan in forward.plans) * model.get_input_embeddings().num_embeddings
+    logits = sum(len(plan.rows) for plan in forward.plans) * model.get_input_embeddings().weight.shape[0]
     saved: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
