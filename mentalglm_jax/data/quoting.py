@@ -46,8 +46,8 @@ class QuotedRows:
     def _took_line(self, line: str, cells: Sequence[str]) -> None:
         if len(cells) != self._width:
             return
-        self._convention |= line.count(self._delimiter) + 1 != self._width or any('"' in cell for cell in cells) and (
-            '""' in line)  # fmt: skip
+        doubled = '""' in line and any('"' in cell for cell in cells)
+        self._convention |= doubled or line.count(self._delimiter) + 1 != self._width
         for place, (known, cell) in enumerate(zip(self._values, cells, strict=True)):
             if known is not None and (value := cell.strip()) and len(value) <= _LONGEST:
                 known.add(value)
@@ -85,9 +85,9 @@ class QuotedRows:
         for number, count, spaced, noted in self._doubts:
             told = sum(one is not None and (not one or self._known(one, at)) for at, one in enumerate(noted))
             if 2 * told > count or (None not in noted and not spaced and not self._convention):
-                return (f"{number}: a cell in quotation marks takes in {count} lines that are rows of their own (does a "
-                        "post begin with a mark?); double the marks in cells and quote those cells, or save the table "
-                        "as .jsonl")  # fmt: skip
+                return (f"{number}: a cell in quotation marks takes in {count} lines that are rows of their own (does "
+                        "a post begin with a mark?); double the marks in cells and quote those cells, or save the "
+                        "table as .jsonl")  # fmt: skip
         return None
 
     def _known(self, parts: Sequence[str], at: int) -> bool:
