@@ -52,7 +52,7 @@ def _opened(path: Path, columns: Sequence[str]) -> Iterator[Any]:
     """Column names and notes, then rows. Raises: InputError as ``arrow_rows``."""
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f"Parquet and Arrow need the data extra: {install('data')}")
-    kind = "a Parquet" if path.suffix == ".parquet" else "an Arrow"
+    kind = "a Parquet" if path.suffix.lower() == ".parquet" else "an Arrow"
     try:
         source = open_file(path)
     except FileNotFoundError:
@@ -61,7 +61,7 @@ def _opened(path: Path, columns: Sequence[str]) -> Iterator[Any]:
         raise InputError(f"{path}: not {kind} file that can be read ({error.strerror or error})") from None
     with source:
         reason = None
-        for value in handed_over("mentalglm_jax.data.arrow", source, path.suffix, *columns):
+        for value in handed_over("mentalglm_jax.data.arrow", source, path.suffix.lower(), *columns):
             if isinstance(value, dict | list):
                 yield value
             else:

@@ -214,7 +214,7 @@ def iter_records(path: str | Path, *, allow_extra: bool = False) -> Iterator[Rec
 def _numbered(path: Path, allow_extra: bool) -> Iterator[tuple[int, Record]]:
     """(line of JSONL or row of a table, record)."""
     tasks.add_tasks_beside(path)
-    number, table = 0, path.suffix in SUFFIXES
+    number, table = 0, path.suffix.lower() in SUFFIXES
     for number, row in arrow_rows(path, COLUMNS, allow_extra) if table else json_rows(path):
         try:
             record = Record.from_dict(row, allow_extra=allow_extra)

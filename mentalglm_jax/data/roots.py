@@ -20,7 +20,8 @@ from mentalglm_jax.text.tasks import add_tasks_beside
 
 SPLIT_OF = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 _KINDS = (".jsonl", ".parquet", ".arrow")  # of records
-_NAMED = re.compile(rf"({'|'.join(SPLIT_OF)})(?:-\d{{5}}-of-(\d{{5}}))?")
+_NAMED = re.compile(rf"({'|'.join(SPLIT_OF)})(?:-\d{{5}}-of-(\d{{5}}))?", re.IGNORECASE)
+_BEGUN = re.compile(rf"({'|'.join(SPLIT_OF)})(ing|set|elopment)?(?![^\W\d_])", re.IGNORECASE)  # test2, training
 _BUILDER = re.compile(r"^\w+-(?=[a-z])")  # what a cache of `datasets` puts before the split: json-train.arrow
 _PLACES = ("", "records", "data")
 _DATASET, _DATASETS = "state.json", "dataset_dict.json"
@@ -45,7 +46,7 @@ def record_files(root: str | Path) -> list[RecordFile]:
     if root.is_file():
         if root.name in (_DATASET, _DATASETS):
             return record_files(root.parent)
-        return [RecordFile(root, None)] if root.suffix in _KINDS and root.name not in SOS_CHAT_FILES else []
+        return [RecordFile(root, None)] if root.suffix.lower() in _KINDS and root.name not in SOS_CHAT_FILES else []
     return split_files(root, _KINDS)
 
 
@@ -80,7 +81,7 @@ def iter_record_files(files: Sequence[RecordFile], *, allow_extra: bool = False)
         InputError: a file is damaged or a row is no record; the message names file and row.
     """
     for path, split in files:
-        extra = allow_extra or path.suffix != ".jsonl"  # other columns of a table are not read
+        extra = allow_extra or path.suffix.lower() != ".jsonl"  # other columns of a table are not read
         for record in iter_records(path, allow_extra=extra):
             yield record if split is None or split in ("train", record.split) else replace(record, split=split)
 
@@ -155,14 +156,21 @@ def _check_place(root: Path, file: Path) -> None:
 def _named_files(folder: Path, kinds: Sequence[str]) -> list[RecordFile]:
     """Files or folders of files named after splits."""
     found: dict[tuple[str, str], list[tuple[Path, str | None]]] = {}
+    aside = []
     for path in sorted(folder.iterdir()):
-        stem = _BUILDER.sub("", path.stem) if path.suffix == ".arrow" else path.stem
-        if path.suffix in kinds and path.is_file() and (name := _NAMED.fullmatch(stem)):
-            found.setdefault((SPLIT_OF[name[1]], path.suffix), []).append((path, name[2]))
-        elif path.name in SPLIT_OF and path.is_dir():
+        kind, split = path.suffix.lower(), path.name.lower()
+        stem = _BUILDER.sub("", path.stem) if kind == ".arrow" else path.stem
+        if kind in kinds and path.is_file() and (name := _NAMED.fullmatch(stem)):
+            found.setdefault((SPLIT_OF[name[1].lower()], kind), []).append((path, name[2]))
+        elif kind in kinds and path.is_file() and _BEGUN.match(stem):
+            aside.append(path.name)
+        elif split in SPLIT_OF and path.is_dir():
             for file in sorted(path.iterdir()):
-                if file.is_file() and file.suffix in kinds:
-                    found.setdefault((SPLIT_OF[path.name], file.suffix), []).append((file, None))
+                if file.is_file() and file.suffix.lower() in kinds:
+                    found.setdefault((SPLIT_OF[split], file.suffix.lower()), []).append((file, None))
+    if found and aside:
+        raise InputError(f"{folder}: {aside[0]} begins as a split's name, and only {', '.join(SPLIT_OF)} are read; "
+                         "put its rows into the file of its split, or the file elsewhere")  # fmt: skip
     files = []
     for split in SPLITS:
         kind = next((kind for kind in kinds if (split, kind) in found), None)

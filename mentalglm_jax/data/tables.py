@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mentalglm_jax.data.quoting import QuotedRows
 from mentalglm_jax.data.surrogates import whole_texts
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import MAX_DEPTH, check_json, first_line, open_file, raw_decode
@@ -117,15 +118,21 @@ def read_lines(path: Path, encodings: Sequence[str] = ("utf-8-sig",)) -> Iterato
 
 
 def read_table(path: Path, encodings: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line where the row begins, cells) of each row that is not blank; cells may be quoted and hold line breaks."""
+    """(line where the row begins, cells) of each row that is not blank; cells may be quoted and hold line breaks.
+
+    Raises: InputError as ``find_encoding``; on what is no table; at its end, if a cell was rows of the table.
+    """
     with opened(path, find_encoding(path, encodings), "") as file:
         # strict: an unclosed quote would otherwise swallow the rest of the file without a word.
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        rows = QuotedRows(file, delimiter)
+        reader = csv.reader(rows, delimiter=delimiter, strict=True)
         while True:
             line = reader.line_num + 1
             try:
                 cells = next(reader)
             except StopIteration:
+                if found := rows.swallowed():
+                    raise InputError(f"{path}:{found}") from None
                 return
             except csv.Error as error:
                 raise InputError(
@@ -133,6 +140,7 @@ def read_table(path: Path, encodings: Sequence[str], delimiter: str) -> Iterator
                 ) from None
             if line == 1 and cells:
                 cells[0] = cells[0].removeprefix(_BOM)  # that of an encoding other than UTF-8
+            rows.took(line, cells)
             if any(cell.strip() for cell in cells):
                 yield line, cells
 

@@ -19,6 +19,7 @@ from typing import Any
 from probes.errors import ProbeInputError, ProbeWarning, RowRefused
 from probes.foreign import BOM, parse_json, plain, read_bytes, read_json
 from probes.intake.labels import find_label, read_explanation, read_label
+from probes.intake.quoting import QuotedRows
 from probes.intake.template import chat_template, render
 from probes.models.directory import locate
 from probes.models.encode import (
@@ -188,18 +189,25 @@ def _objects(path: str | Path, data: bytes) -> Iterator[tuple[int, dict[str, Any
 
 def _table(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a table by the names in its header; an empty cell is none."""
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines = QuotedRows(io.StringIO(text, newline=""), delimiter)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         names = [name.strip() for name in next(rows, [])]
+        lines.took(1, names)
+        line = rows.line_num + 1
         if "" in names or len(set(names)) < len(names):
             raise ProbeInputError(f"{path}:1: every column needs a name of its own, such as 'post'")
         for number, cells in enumerate(rows, start=1):
+            lines.took(line, cells)
+            line = rows.line_num + 1
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(names):
                 said = f"row {number} has {len(cells)} cells, the header {len(names)}"
                 raise ProbeInputError(f"{path}:{rows.line_num}: {said}; quote a cell that holds the separator")
             yield number, {name: cell for name, cell in zip(names, cells, strict=True) if cell.strip()}
+        if found := lines.swallowed():
+            raise ProbeInputError(f"{path}:{found}")
     except csv.Error as error:
         raise ProbeInputError(f"{path}:{rows.line_num}: no table separated by {delimiter!r} ({error})") from error
 

@@ -140,3 +140,26 @@ JSON_ATTACKS: dict[str, tuple[str | bytes, str]] = {
     "text behind": ("{} {}", "more text"),
     "17 MB": ("{" + " " * (17 << 20) + "}", "too large"),
 }
+
+
+def _torn(first: str, *rows: str, delimiter: str = ",") -> str:
+    """A table written without a convention: ``first`` begins in the second line of data."""
+    lines = ["post,label", "The sun came out,low", first, *rows, "I am tired,high", "It was late,low"]
+    return "\n".join(lines).replace(",", delimiter) + "\n"
+
+
+# Two posts of which one begins with a mark and a later one ends with one: ending, content, line of the merged row.
+TORN_TABLES = {
+    "tabs": (".tsv", _torn('"Thread 1,high', 'Thread 2",low', delimiter="\t"), 3),
+    "commas": (".csv", _torn('"Thread 1,high', 'Thread 2",low'), 3),
+    "with rows between": (".csv", _torn('"Thread 1,high', "What now,low", "Nobody calls,high", 'Thread 2",low'), 3),
+    "with a row of another width between": (".csv", _torn('"One,high', "What, now,low", "Three,high", 'Two",low'), 3),
+    "where spaces stand beside commas": (".csv", _torn('"Thread 1, high', 'Thread 2", low').replace(",", ", "), 3),
+    "labels of other rows unseen": (".csv", 'post,label\n"One,7\nTwo",8\nThree,9\n', 2),
+    "labels first": (".tsv", 'label\tpost\nlow\t"One\nhigh\tTwo"\nlow\tThree\nhigh\tFour\n', 2),
+    "ids first": (".csv", 'id,post,label\n1,"One,high\n2,Two",low\n3,Three,high\n4,Four,low\n', 2),
+    "where the row has another width": (".csv", _torn('"One,high', 'Two,low', 'Three"'), 3),
+    "in a table that quotes elsewhere": (".csv", _torn('"One,high', 'Two",low', '"rain, sun",low'), 3),
+    "with line ends of Windows": (".csv", _torn('"One,high', 'Two",low').replace("\n", "\r\n"), 3),
+    "with line ends of old": (".csv", _torn('"One,high', 'Two",low').replace("\n", "\r"), 3),
+}  # fmt: skip

@@ -13,7 +13,7 @@ import yaml
 from mentalglm_jax.data.intake import rows as intake
 from mentalglm_jax.text import tasks
 from tests.hostile.attack import Outcome, child, refused, run
-from tests.hostile.foreign_files import JSON_ATTACKS
+from tests.hostile.foreign_files import JSON_ATTACKS, TORN_TABLES
 
 GOOD = [("I like rain.", "good"), ("I like wind.", "bad"), ("I like snow.", "good"), ("I like soup.", "bad")]
 
@@ -216,6 +216,15 @@ def test_text(tmp_path, capsys, attack):
     data, says = TEXTS[attack]
     (tmp_path / "t.csv").write_bytes(data)
     refused(imported(tmp_path / "t.csv", capsys), says)
+
+
+@pytest.mark.parametrize("more", [(), ("--skip-bad-rows",)])
+@pytest.mark.parametrize("attack", TORN_TABLES)
+def test_rows_inside_a_cell(tmp_path, capsys, attack, more):
+    """They would go without a word, and a post would get the label of another one."""
+    ending, content, line = TORN_TABLES[attack]
+    (tmp_path / f"t{ending}").write_text(content, newline="")
+    refused(imported(tmp_path / f"t{ending}", capsys, *more), rf"t\{ending}:{line}: a cell in quotation marks takes in")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mentalglm_jax.data.explain import endpoint, prompts
+from mentalglm_jax.data.explain import key_owners, prompts
 from tests.hostile.attack import refused, run
 from tests.hostile.foreign_files import called
 from tests.hostile.teacher_world import KEY, World, accepted
@@ -111,7 +111,7 @@ def test_nor_is_that_of_any_known_service(world, monkeypatch, variable, owner, u
                                  "https://stripe-api.invalid", "https://master.invalid", "http://1.2.3.4"])  # fmt: skip
 def test_nor_is_a_key_of_which_nobody_knows_whose_it_is(variable, url):
     says = rf"{variable} may be a key of something else, and (http|api\.openai\.com would)"
-    refused(called(lambda: endpoint._check_owner(variable, url)), says)
+    refused(called(lambda: key_owners.check_owner(variable, url)), says)
 
 
 def test_nor_by_the_command(world, monkeypatch):
@@ -123,13 +123,58 @@ def test_nor_by_the_command(world, monkeypatch):
 @pytest.mark.parametrize(
     ("variable", "url"), [("TEACHER_API_KEY", "https://llm.example.org/v1"), ("my_teacher_KEY", "http://10.0.0.7:8000"),
                           ("MY_LAB_API_KEY", "https://llm.my-lab.ac.uk/v1"), ("MYLAB_KEY", "https://mylab.example"),
-                          ("GPU7_KEY", "http://gpu7:8000/v1"), ("MY_OPENAI_KEY", "https://api.openai.com/v1"),
+                          ("GPU7_KEY", "https://gpu7:8000/v1"), ("MY_OPENAI_KEY", "https://api.openai.com/v1"),
                           ("ARK_API_KEY", "https://ark.cn-beijing.volces.com/api/v3"),
                           ("MINIMAX_API_KEY", "https://api.minimax.io/v1"),
+                          ("DASHSCOPE_API_KEY", "https://dashscope-intl.aliyuncs.com/compatible-mode/v1"),
+                          ("DASHSCOPE_API_KEY", "https://dashscope.aliyuncs.com/compatible-mode/v1"),
+                          ("AZURE_API_KEY", "https://me.services.ai.azure.com/openai/v1"),
+                          ("AZURE_API_KEY", "https://me.cognitiveservices.azure.com/openai/v1"),
+                          ("GEMINI_API_KEY", "https://generativelanguage.googleapis.com/v1beta/openai"),
+                          ("NVIDIA_API_KEY", "https://integrate.api.nvidia.com/v1"),
+                          ("ZHIPUAI_API_KEY", "https://open.bigmodel.cn/api/paas/v4"),
+                          ("TEACHER_API_KEY", "https://mine.fly.dev/v1"), ("LAB_KEY", "http://127.0.0.1:8000/v1"),
                           ("OPENAI_API_KEY", None), ("AZURE_OPENAI_API_KEY", "https://me.openai.azure.com/v1")],
 )  # fmt: skip
 def test_a_key_that_is_named_for_its_host_may_go_there(variable, url):
-    endpoint._check_owner(variable, url)
+    key_owners.check_owner(variable, url)
+
+
+@pytest.mark.parametrize(
+    ("variable", "url"),
+    [("AZURE_OPENAI_API_KEY", "https://evil.eastus.cloudapp.azure.com/v1"), ("AZURE_KEY", "https://azure.com"),
+     ("AZURE_API_KEY", "https://evil.eastus.inference.ml.azure.com"),
+     ("DASHSCOPE_API_KEY", "https://1.cn-hangzhou.fc.aliyuncs.com/proxy"),
+     ("DASHSCOPE_API_KEY", "https://dashscope.oss-cn-beijing.aliyuncs.com"),
+     ("DASHSCOPE_API_KEY", "https://evildashscope.aliyuncs.com"), ("GEMINI_API_KEY", "https://evil.googleapis.com"),
+     ("GOOGLE_API_KEY", "https://storage.googleapis.com/evil"), ("ARK_API_KEY", "https://ark.tos-cn-beijing.volces.com"),
+     ("NVIDIA_API_KEY", "https://evil.invocation.api.nvcf.nvidia.com"), ("ZAI_API_KEY", "https://evil.space.z.ai"),
+     ("MINIMAX_API_KEY", "https://evil.space.minimax.io")],
+)  # fmt: skip
+def test_nor_to_a_customer_of_the_service(variable, url):
+    """Who rents a machine, a function or a bucket has a name below the service's."""
+    refused(called(lambda: key_owners.check_owner(variable, url)), f"{variable} is a key of .* would get it; name the")
+
+
+@pytest.mark.parametrize(
+    ("variable", "host"),
+    [("NGROK_API_KEY", "ngrok.io"), ("NGROK_API_KEY", "ngrok.app"), ("NGROK_KEY", "ngrok.dev"),
+     ("NGROK_FREE_KEY", "ngrok-free.app"), ("FLY_API_KEY", "fly.dev"), ("VERCEL_API_KEY", "vercel.app"),
+     ("NETLIFY_KEY", "netlify.app"), ("HEROKUAPP_KEY", "herokuapp.com"), ("ONRENDER_KEY", "onrender.com"),
+     ("GITHUB_KEY", "github.io"), ("WORKERS_KEY", "workers.dev"), ("PAGES_KEY", "pages.dev"), ("RUN_KEY", "run.app"),
+     ("TRYCLOUDFLARE_KEY", "trycloudflare.com"), ("AZUREWEBSITES_X", "azurewebsites.net"),
+     ("AMAZONAWS_KEY", "s3.amazonaws.com"), ("MODAL_KEY", "modal.run"), ("RUNPOD_API_KEY", "proxy.runpod.net"),
+     ("REPLIT_KEY", "replit.app"), ("ALIYUNCS_KEY", "fc.aliyuncs.com")],
+)  # fmt: skip
+@pytest.mark.parametrize("ending", ["/v1", ".:443/v1"])
+def test_nor_by_a_name_that_anybody_can_have(variable, host, ending):
+    says = rf"{variable} (may be a key of something else|is a key of azure.com), and https.* would get it"
+    refused(called(lambda: key_owners.check_owner(variable, f"https://evil.{host}{ending}")), says)
+
+
+def test_nor_does_a_key_of_the_host_s_name_travel_in_the_clear():
+    says = "GPU7_KEY would be sent to gpu7 in the clear; write https"
+    refused(called(lambda: key_owners.check_owner("GPU7_KEY", "http://gpu7:8000/v1")), says)
 
 
 def test_a_service_s_key_does_not_travel_in_the_clear(world, monkeypatch):

@@ -11,13 +11,13 @@ import email.utils
 import math
 import os
 import random
-import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
+from mentalglm_jax.data.explain.key_owners import check_owner
 from mentalglm_jax.data.explain.prompts import Message
 from mentalglm_jax.data.explain.replies import Refusal, Reply, Secrets, read_reply, redact_body, redact_url
 from mentalglm_jax.data.explain.teacher import CONTENT_FILTER, Answer, AnswerCache, Setting, TeacherConfig, check_url
@@ -123,60 +123,6 @@ def _bounded(openai: Any) -> Any:
     return Bounded
 
 
-# Whose key a variable holds by the services' own documentation, and where it may go: the machine of a reader of recipes
-# has several of them set.
-_OWNERS = {
-    "OPENAI": ("openai.com",), "ANTHROPIC": ("anthropic.com",), "WANDB": ("wandb.ai",), "GEMINI": ("googleapis.com",),
-    "GOOGLE": ("googleapis.com",), "AZURE": ("azure.com", "azure.us", "azure.cn"), "MISTRAL": ("mistral.ai",),
-    "COHERE": ("cohere.com", "cohere.ai"), "CO": ("cohere.com", "cohere.ai"), "GROQ": ("groq.com",), "XAI": ("x.ai",),
-    "TOGETHER": ("together.xyz", "together.ai"), "DEEPSEEK": ("deepseek.com",), "OPENROUTER": ("openrouter.ai",),
-    "FIREWORKS": ("fireworks.ai",), "PERPLEXITY": ("perplexity.ai",), "NVIDIA": ("nvidia.com",),
-    "DASHSCOPE": ("aliyuncs.com",), "ZHIPUAI": ("bigmodel.cn", "z.ai"), "ZAI": ("z.ai", "bigmodel.cn"),
-    "MOONSHOT": ("moonshot.cn", "moonshot.ai"), "CEREBRAS": ("cerebras.ai",), "REPLICATE": ("replicate.com",),
-    "ARK": ("volces.com",), "MINIMAX": ("minimaxi.com", "minimax.io"), "LANGSMITH": ("langchain.com",),
-    "COMET": ("comet.com",), "NEPTUNE": ("neptune.ai",), "PINECONE": ("pinecone.io",),
-}  # fmt: skip
-_SHARED = ("ac", "co", "com", "edu", "go", "gov", "net", "or", "org")  # of a country's names: .ac.uk
-_NO_NAME = ("API", "KEY")  # words of a variable that are in no host's name
-
-
-def _check_owner(variable: str, base_url: str | None) -> None:
-    """Whether a key may go where a recipe says: to this machine, to what the environment names for the client, and else
-    only where its variable's name says so. That is a known service's name, or the host's (MYLAB_API_KEY to
-    api.mylab.example), or has TEACHER in it.
-
-    Raises: InputError."""
-    address = urlsplit(base_url or "https://api.openai.com")
-    host, known = address.hostname or "", None
-    with contextlib.suppress(ValueError):
-        known = urlsplit(os.environ.get("OPENAI_BASE_URL") or "").hostname
-    if host in ("localhost", "::1", known) or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None:
-        return
-    words = [word for word in variable.upper().split("_") if word]
-    whole = "".join(words)
-    named = [word for word in words if word in _OWNERS] + [one for one in _OWNERS if len(one) > 4 and one in whole]
-    other = ("name the variable with the key of that endpoint in teacher.api_key_env (one that is not set, where it "
-             "needs none)")  # fmt: skip
-    if named:
-        own = _OWNERS[named[0]]
-        if not any(host == one or host.endswith(f".{one}") for one in own):
-            raise InputError(f"teacher: {variable} is a key of {own[0]}, and {redact_url(base_url or host)} would get "
-                             f"it; {other}")  # fmt: skip
-        if address.scheme != "https":
-            raise InputError(f"teacher: {variable} would be sent to {host} in the clear; write https:// in base_url")
-    elif "TEACHER" not in whole and "".join(one for one in words if one not in _NO_NAME) != _organisation(host):
-        raise InputError(f"teacher: {variable} may be a key of something else, and {redact_url(base_url or host)} "
-                         f"would get it; {other}, under a name with TEACHER or the host's, such as "
-                         "TEACHER_API_KEY")  # fmt: skip
-
-
-def _organisation(host: str) -> str:
-    """Whose host it is by its name, as a variable may have it: MYLAB of llm.my-lab.ac.uk."""
-    labels = host.split(".")
-    shared = len(labels) > 2 and len(labels[-1]) == 2 and labels[-2] in _SHARED
-    return labels[-3 if shared else -2 if len(labels) > 1 else 0].replace("-", "").upper()
-
-
 class OpenAITeacher:
     """Any OpenAI-compatible endpoint: bounded concurrency, retries with exponential back-off, budget, cache.
 
@@ -199,7 +145,7 @@ class OpenAITeacher:
         if not key and not url:
             raise InputError(f"teacher: set {config.api_key_env}, or give teacher.base_url of an endpoint without keys")
         if key:
-            _check_owner(config.api_key_env, url)
+            check_owner(config.api_key_env, url)
         if not (key.isascii() and key.isprintable()):
             raise InputError(f"teacher: {config.api_key_env} holds a character that no key has; set it again")
         self._openai: Any = openai

@@ -97,7 +97,11 @@ def open_tables(
             return open_tables(path.parent, columns, encoding=encoding, sheet=sheet)
         return [_open(path, None, columns, encoding, sheet)]
     if path.is_dir():
-        return [_open(file, split, columns, encoding, sheet) for file, split in _files(path)]
+        files = _files(path)
+        tables = [_open(file, split, columns, encoding, sheet) for file, split in files]
+        if aside := _aside({file for file, _ in files}):
+            tables[0] = replace(tables[0], notes=(*tables[0].notes, f"not read, for they are of no split: {aside}"))
+        return tables
     if path.exists():
         raise InputError(f"{path}: neither a file nor a folder, but a pipe or a device")
     text = str(source)
@@ -117,6 +121,14 @@ def _files(folder: Path) -> list[tuple[Path, str | None]]:
         raise InputError(f"{folder}: holds no table ({', '.join(SUFFIXES)}); name a file, or the folder it is in")
     names = ", ".join(file.name for file in here[:4]) + (", …" if len(here) > 4 else "")
     raise InputError(f"{folder}: holds {len(here)} tables ({names}) that are not named after splits; name one of them")
+
+
+def _aside(read: set[Path]) -> str:
+    """The tables that stand beside those that are ``read`` for their split, but for what is there in another form."""
+    stems = {file.stem.lower() for file in read}
+    here = {file for folder in {file.parent for file in read} for file in folder.iterdir()}
+    return some(sorted(file.name for file in here - read if file.suffix.lower() in SUFFIXES and file.is_file()
+                       and file.name not in _NO_DATA and file.stem.lower() not in stems), 4)  # fmt: skip
 
 
 def _open(path: Path, split: str | None, columns: Sequence[str], encoding: str | None, sheet: str | None) -> Table:
@@ -228,7 +240,7 @@ def _hub_tables(name: str, config: str | None, columns: Sequence[str]) -> list[T
         if config is None and len(names := _configurations(datasets, name)) > 1:
             raise InputError(f"{name}: is several data sets; name one with --config: {some(names, 20)}") from None
         raise _not_had(name, error) from None
-    known = {split: files for split, files in found.items() if split in SPLIT_OF} or found
+    known = {split: files for split, files in found.items() if split.lower() in SPLIT_OF} or found
     left = ", ".join(split for split in found if split not in known)
     notes = (f"split {left} is left out",) if left else ()
     features = builder.info.features or {}
@@ -236,7 +248,7 @@ def _hub_tables(name: str, config: str | None, columns: Sequence[str]) -> list[T
     tables = []
     for split, files in known.items():
         for file in files:
-            table = _open(_fetched(name, file), SPLIT_OF.get(split), columns, None, None)
+            table = _open(_fetched(name, file), SPLIT_OF.get(split.lower()), columns, None, None)
             tables.append(replace(table, name=f"{name} ({split})", notes=(*table.notes, *notes),
                                   classes={**classes, **table.classes}))  # fmt: skip
     if not tables:

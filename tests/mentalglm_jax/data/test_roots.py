@@ -1,6 +1,7 @@
 """What ``data.root`` may name: every layout of record files, in a folder or alone, and what is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,38 @@ def test_what_cannot_be_found_is_said(tmp_path, root, sets, says):
         list(iter_root(tmp_path / root, sets))
     with pytest.raises(InputError, match=r"no records here; .*source: upstream"):
         records_split(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("names", [("Train", "DEV", "Test"), ("train", "Valid", "TEST")])
+@pytest.mark.parametrize("suffix", [".jsonl", ".JSONL"])
+def test_a_split_is_found_in_any_case(tmp_path, names, suffix):
+    """The guard of held-out posts would not see them, and a run would train on what it is tested with."""
+    for name, one in zip(names, RECORDS, strict=True):
+        write_records(tmp_path / "data.jsonl", [one])
+        (tmp_path / "data.jsonl").rename(tmp_path / f"{name}{suffix}")
+    assert list(iter_root(tmp_path)) == RECORDS
+    assert records_split(tmp_path).records == RECORDS
+    assert [r.id for r in iter_root(tmp_path / f"{names[2]}{suffix}")] == ["c"]
+
+
+@pytest.mark.parametrize("suffix", [".PARQUET", ".Parquet"])
+def test_a_table_is_one_in_any_case(tmp_path, suffix):
+    write_records(tmp_path / "train.parquet", RECORDS[:1])
+    write_records(tmp_path / "t.parquet", RECORDS[2:])
+    (tmp_path / "t.parquet").rename(tmp_path / f"Test{suffix}")
+    assert [(r.id, r.split) for r in iter_root(tmp_path)] == [("a", "train"), ("c", "test")]
+
+
+@pytest.mark.parametrize("name", ["train_1", "test2", "Test (1)", "training", "testset", "dev-old", "development"])
+def test_a_file_that_begins_as_a_split_is_not_left_aside_without_a_word(tmp_path, name):
+    write_records(tmp_path / "train.jsonl", RECORDS[:1])
+    write_records(tmp_path / f"{name}.jsonl", RECORDS[1:])
+    with pytest.raises(InputError, match=rf"{re.escape(name)}\.jsonl begins as a split's name, and only train, dev"):
+        record_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["values", "testimony", "devices", "trainers"])
+def test_a_word_that_goes_on_is_no_split_s_name(tmp_path, name):
+    write_records(tmp_path / "train.jsonl", RECORDS[:1])
+    write_records(tmp_path / f"{name}.jsonl", RECORDS[1:])
+    assert list(iter_root(tmp_path)) == RECORDS[:1]

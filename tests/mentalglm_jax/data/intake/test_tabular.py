@@ -255,3 +255,20 @@ def test_a_value_that_is_not_there_is_none(tmp_path):
         assert [row for _, row in table.rows(["post", "label"])] == [
             {"post": "a", "label": None}, {"post": None, "label": "x"}
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["Test.csv", "test.CSV", "TEST.Csv"])
+def test_a_split_s_table_is_found_in_any_case(tmp_path, name):
+    put(tmp_path / "train.csv", "post,label\na,x\n")
+    put(tmp_path / name, "post,label\nb,y\n")
+    assert [table.split for table in open_tables(tmp_path, ["post"])] == ["train", "test"]
+
+
+def test_tables_that_are_left_aside_are_named(tmp_path):
+    for name in ("train.csv", "test.csv", "test.tsv", "readers.csv", "dataset_info.json"):
+        put(tmp_path / name, "post,label\na,x\n")
+    notes = open_tables(tmp_path, ["post"])[0].notes
+    assert notes == ("UTF-8, separated by commas", "not read, for they are of no split: readers.csv")
+    put(tmp_path / "train_1.csv", "post,label\nb,y\n")
+    with pytest.raises(InputError, match=r"train_1\.csv begins as a split's name"):
+        open_tables(tmp_path, ["post"])
