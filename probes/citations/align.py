@@ -42,8 +42,9 @@ _ALL_LETTERS = 50_000_000  # of all common runs that are looked at in one explan
 _LOOK = 200  # characters of a common run that are searched for content words
 
 # Opening marks and those that close them.
-_PAIRS = {"「": "」", "『": "』", "｢": "｣", "“": '”"', "‘": "’", "《": "》", "〈": "〉", "«": "»", "‹": "›", "„": "”“",
-          "‚": "’‘", "〝": "〞〟", '"': '"”', "'": "'", "＂": "＂", "＇": "＇", "`": "`"}  # fmt: skip
+_PAIRS = {"「": "」", "『": "』", "｢": "｣", "“": '”"', "‘": "’", "《": "》", "〈": "〉", "«": "»", "»": "«", "‹": "›",
+          "›": "‹", "„": "”“", "‚": "’‘", "〝": "〞〟", '"': '"”', "'": "'", "＂": "＂",
+          "＇": "＇", "`": "`"}  # fmt: skip
 _SINGLE = "'‘‚＇`"  # these do not cross a line
 _ELLIPSIS = re.compile(r"…+|\.{2,}|⋯+|。{2,}")
 _CUE_VERBS = re.compile(

@@ -20,7 +20,7 @@ from difflib import SequenceMatcher
 from probes.citations.normalise import SIMPLER, is_cjk, normalise
 from probes.records import Span
 
-_NEGATION = re.compile(
+NEGATION = re.compile(
     r"(?:\b(?:not(?!\s+(?:only|just|merely|simply)\b)|never|no(?!\s+(?:wonder|doubt|matter)\b)|cannot|without|neither"
     r"|nor|none|nobody|nothing(?!\s+but\b)|nowhere|hardly|barely|scarcely|rarely|seldom)\b"
     r"|\b(?:do|does|did|is|are|was|were|ca|could|wo|would|should|have|has|had|ai|need|must)n['’]?t\b"
@@ -58,7 +58,7 @@ _SHORTEST = 4
 # A word, or a character of a script without spaces.
 _TOKEN = re.compile(r"[^\W\d_a-zA-Z]|[a-zA-Z]+(?:['’][a-zA-Z]+)*")
 _DENIES = frozenset("不没别未无非勿莫甭")
-_ALL = (_NEGATION, _DENYING, _LACKING)
+_ALL = (NEGATION, _DENYING, _LACKING)
 _FEW = 4  # words exchanged for one another that are compared for being contrary
 # Words that a negated word is left as when it is affirmed, though one letter short of it.
 _AFFIRMED = {"can", "do", "does", "did", "is", "are", "was", "were", "could", "will", "would", "should", "have", "has",
@@ -105,8 +105,8 @@ _SAID_AFTER = re.compile(
 def turned(quote: str, post: str, span: Span) -> bool:
     """Whether a quote has lost or gained a negation against the place of the post that it was found at."""
     a, b = span
-    quote, before = _plain(quote), _CLAUSE.split(_plain(post[max(0, a - _LOOK) : a]))[-1]
-    before, found = _apart(before, _plain(post[a:b]))
+    quote, before = simplified(quote), _CLAUSE.split(simplified(post[max(0, a - _LOOK) : a]))[-1]
+    before, found = _apart(before, simplified(post[a:b]))
     quote, found = _lettered(quote), _lettered(found)
     if _negated(before, found) and not _begins_negated(quote):
         return True
@@ -123,7 +123,7 @@ def _apart(before: str, found: str) -> tuple[str, str]:
     return before[:border], before[border:] + found
 
 
-def _plain(text: str) -> str:
+def simplified(text: str) -> str:
     """Letters in their usual width and the simplified script, one for one."""
     return "".join(SIMPLER.get(c, c) if c > "\x7f" and not "！" <= c <= "～" else _narrow(c) for c in text)
 
@@ -138,14 +138,14 @@ def _narrow(char: str) -> str:
 
 
 def _begins_negated(quote: str) -> bool:
-    match = _NEGATION.search(quote)
+    match = NEGATION.search(quote)
     return match is not None and not quote[: match.start()].strip("\"'“”‘’「」『』 ")
 
 
 def _negated(before: str, found: str) -> bool:
     """Whether the last words of ``before`` negate what follows."""
     gap = _WISHED if len(_TOKEN.findall(found)) > (1 if found[:1].isascii() else 2) else _ADJACENT
-    for match in _NEGATION.finditer(before):
+    for match in NEGATION.finditer(before):
         asked = match.end() == len(before) and before[: match.start()].endswith(found[:1])  # 想不想
         if gap.match(before, match.end()) and not asked:
             return True

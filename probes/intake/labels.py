@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+from probes.intake.denied import denied
 from probes.models.encode import after_reasoning, inside_word, places_of
 from probes.records import Span
 
 _OPENING = " \t\r\n.,:;!?-–—*#|。，：；！？、>）)」』”\"'"  # what may stand between a label and its explanation
+
+_ASKED = re.compile(r"[*_\"'”’」 ]{0,4}[?？]")
+_MOST_PLACES = 100  # of a label, that are looked at for a denial
+# What makes the digits behind it, or before it, a part of another number.
+_NUMBER_BEFORE = re.compile(r"(?:\d|\d[.,:/٫٬–~～-]|(?<!\w)[-−.])$")
+_NUMBER_AFTER = re.compile(r"\d|[.,:/٫٬–~～-]\d|[\s'’]\d{3}(?!\d)|\s?[%％‰]")
 
 
 def read_label(answer: str, candidates: Mapping[str, str]) -> tuple[str | None, Span | None]:
@@ -17,10 +26,11 @@ def read_label(answer: str, candidates: Mapping[str, str]) -> tuple[str | None, 
 
     The rule: after the reasoning, in the first line that is not empty, else in all of it: the candidate whose sentence
     stands there, in any case and with or without its last punctuation; where no sentence does, whose key does. Several
-    are none: a rule cannot tell "not high but low" from its opposite.
+    are none: a rule cannot tell "not high but low" from its opposite. Nor is one that is denied or doubted anywhere in
+    those lines (``denied``), or asked for where it stands first; it does not make another one the answer either.
 
     Returns:
-        key and span in ``answer``; (None, None) where no candidate or several are stated.
+        key and span in ``answer``; (None, None) where no candidate or several are stated, or one is denied.
     """
     begin = after_reasoning(answer)
     line = _first_line(answer, begin)
@@ -31,7 +41,11 @@ def read_label(answer: str, candidates: Mapping[str, str]) -> tuple[str | None, 
             # "risk" inside "no risk" is no statement of its own
             found = {k: s for k, s in found.items() if not any(_within(s, other) for other in found.values())}
             if len(found) == 1:
-                return next(iter(found.items()))
+                key, span = next(iter(found.items()))
+                places = itertools.islice(_places(answer, wanted[key], scope), _MOST_PLACES)
+                if _ASKED.match(answer, span[1]) or any(denied(answer, place) for place in places):
+                    return None, None
+                return key, span
             if found:
                 return None, None
     return None, None
@@ -49,19 +63,34 @@ def _first_line(text: str, begin: int) -> Span | None:
 
 
 def find_label(answer: str, text: str, scope: Span) -> Span | None:
-    """The first place of a label's text in ``answer[scope]`` that is not inside a longer word; in any case."""
+    """The first place of a label's text in ``answer[scope]`` that is not inside a longer word or number; in any
+    case."""
+    return next(_places(answer, text, scope), None)
+
+
+def _places(answer: str, text: str, scope: Span) -> Iterator[Span]:
+    """Every place, with the text's last punctuation; where it has none with it, without."""
     end = len(text)
     while end and unicodedata.category(text[end - 1]).startswith("P"):
         end -= 1
     said = _one_case(answer[scope[0] : scope[1]])
     for part in dict.fromkeys((text, text[:end])):
-        wanted = _one_case(part)
+        wanted, found = _one_case(part), False
         if not part.strip() or wanted not in said:
             continue
         for at in places_of(wanted, said):
-            if not inside_word(answer, scope[0] + at, scope[0] + at + len(part)):
-                return scope[0] + at, scope[0] + at + len(part)
-    return None
+            span = scope[0] + at, scope[0] + at + len(part)
+            if not inside_word(answer, *span) and not _inside_number(answer, *span):
+                found = True
+                yield span
+        if found:
+            return
+
+
+def _inside_number(text: str, start: int, end: int) -> bool:
+    """Whether the digits that ``text[start:end]`` begins or ends with go on: 1 in 1.5, 10, 1,000, 1/2 or -1."""
+    before = text[start].isdigit() and _NUMBER_BEFORE.search(text[max(0, start - 3) : start])
+    return bool(before or (text[end - 1].isdigit() and _NUMBER_AFTER.match(text, end)))
 
 
 @functools.lru_cache(maxsize=4)  # of an answer every candidate is looked for

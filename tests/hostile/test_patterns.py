@@ -50,7 +50,8 @@ def test_an_expression_that_backtracks_ends(expression):
 POSTS = {
     "labels": "a.", "a word": "a", "addresses": "a@b.co ", "www": "www.", "dots": ".", "dashes": "-", "at": "x@",
     "tags": "<b ", "messenger": "qq", "digits": "1", "hosts": "a.com ", "users": "u/", "opening marks": "“",
-    "closing marks": "”", "straight marks": '"', "corner marks": "「", "apostrophes": " 'a", "Chinese": "我",
+    "closing marks": "”", "straight marks": '"', "corner marks": "「", "apostrophes": " 'a", "contractions": "'a'b",
+    "guillemets": "»", "Chinese": "我",
     "spaces": " ", "lines": "\n", "reasons": "Reasoning: ", "answers": "Answer: ", "combining": "e\u0301",
 }  # fmt: skip
 WORST = ("labels", "addresses", "hosts", "opening marks")

@@ -15,19 +15,87 @@ ACCEPT = 0.7
 _EXACT_ABOVE = 1000  # characters: alignment takes the product of both lengths, and nobody quotes so much with changes
 MOST_CELLS = 20_000_000  # a quote of 400 characters in a post of 50,000
 _EXACT_BELOW = 4  # characters: so short a quote is too easily near something
-_QUOTES = re.compile(r"“([^“”]+)”|「([^「」]+)」|『([^『』]+)』|‘([^‘’]+)’|\"([^\"]+)\"|(?<!\w)'([^']+)'(?!\w)")
+# Opening marks and those that close them, as ``probes`` reads them but for titles (《》), which are no words of a post.
+_PAIRS = {"「": "」", "『": "』", "｢": "｣", "“": '”"', "‘": "’", "«": "»", "»": "«", "‹": "›", "›": "‹", "„": "”“",
+          "‚": "’‘", "〝": "〞〟", '"': '"”', "'": "'", "＂": "＂", "＇": "＇", "`": "`"}  # fmt: skip
+_SINGLE = "'‘‚＇`"  # these do not cross a line
+_MARK = re.compile(f"[{''.join({*_PAIRS, *''.join(_PAIRS.values())})}\n]")
+_UNSPACED = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff]")  # Han and kana
 _GAP = re.compile(r"…+|\.{3,}|。{3,}")
 
 
 def find_quotes(text: str) -> list[str]:
-    """What stands in quotation marks, in order, white space at the ends dropped; apostrophes are not marks."""
-    found = (next(group for group in match.groups() if group is not None) for match in _QUOTES.finditer(text))
-    return [quote.strip() for quote in found if quote.strip()]
+    """What stands in quotation marks, in order, the outermost, white space at the ends dropped; apostrophes are no
+    marks. In time linear in the text."""
+    return [quote for a, b in _spans(text) if (quote := text[a:b].strip())]
 
 
 def without_quotes(text: str) -> str:
     """The explainer's own words."""
-    return _QUOTES.sub("", text)
+    kept, end = [], 0
+    for a, b in _spans(text):
+        kept.append(text[end : a - 1])
+        end = b + 1
+    return "".join(kept) + text[end:]
+
+
+def _spans(text: str) -> list[tuple[int, int]]:
+    """Insides of the outermost quotations."""
+    found, end = [], 0
+    for opening, closing in sorted(_closings(text).items()):
+        if opening >= end:
+            found.append((opening + 1, closing))
+            end = closing + 1
+    return found
+
+
+def _closings(text: str) -> dict[int, int]:
+    """For every opening mark that is closed, where.
+
+    A pair of different marks nests; of others, and of single ones, the first that may close does. A mark left open
+    does not swallow the next paragraph, a single one not even the next line.
+    """
+    found: dict[int, int] = {}
+    opened: dict[str, list[int]] = {}
+    for match in _MARK.finditer(text):
+        at, char = match.start(), match.group()
+        if char == "\n":
+            for opener in [*opened] if text[at + 1 : at + 2] == "\n" else _SINGLE:
+                opened.pop(opener, None)
+            continue
+        for opener in [opener for opener in opened if char in _PAIRS[opener] and _may_close(text, at)]:
+            if _nests(opener):
+                found[opened[opener].pop()] = at
+            else:
+                found.update(dict.fromkeys(opened[opener], at))
+                opened[opener].clear()
+            if not opened[opener]:
+                del opened[opener]
+        if char in _PAIRS and (_nests(char) or _may_open(text, at)):
+            opened.setdefault(char, []).append(at)
+    return found
+
+
+def _nests(opener: str) -> bool:
+    return opener not in _PAIRS[opener] and opener not in "‘‚"
+
+
+def _may_open(text: str, at: int) -> bool:
+    """No apostrophe, which has a letter or digit before it: don't, the posters' words."""
+    return text[at] not in "'‘" or not (_letter(text[at - 1 : at]) or text[at + 1 : at + 2].isspace())
+
+
+def _may_close(text: str, at: int) -> bool:
+    """No apostrophe, which has a letter or digit behind it: don't, 'cause."""
+    if text[at] not in "'’":
+        return True
+    before, after = text[at - 1 : at], text[at + 1 : at + 2]
+    return not before.isspace() and not (_letter(before) and _letter(after))
+
+
+def _letter(char: str) -> bool:
+    """A letter or digit of a script that sets words apart by spaces."""
+    return char.isalnum() and not _UNSPACED.match(char)
 
 
 def reduce(text: str) -> str:

@@ -90,6 +90,21 @@ def test_a_label_in_quotation_marks_is_no_quote(language, post, said):
     assert (found["with_quote_rate"], found["quotes_grounded_rate"]) == (0.0, None)
 
 
+@pytest.mark.parametrize(
+    ("said", "quoted", "grounded"),
+    [
+        ("The poster says ‘I don’t want to live’.", 1.0, 0.0),
+        ("The poster says 'I don't want to live' and \"nothing helps\".", 1.0, 0.5),
+        ("The poster says 'I don't sleep'.", 1.0, 1.0),
+        ("It's what the poster doesn't say that's telling.", 0.0, None),
+    ],
+)
+def test_an_apostrophe_ends_no_quote(said, quoted, grounded):
+    item = row(0, "high", "high", said, language="en") | {"post": "I don't sleep and nothing helps. Nobody calls me."}
+    found = evaluate([item], draws=2)["suicide_risk"]["explanation"]
+    assert (found["with_quote_rate"], found["quotes_grounded_rate"]) == (quoted, grounded)
+
+
 def test_consistency_tells_fitting_explanations_from_swapped_ones():
     rng = random.Random(0)
     reasons = {"high": ["有计划", "写了遗书", "定了日期"], "low": ["只是累了", "没有计划过", "想好好睡"]}

@@ -130,6 +130,15 @@ def test_quotation_marks():
     assert not quotes_occur("没有引文", POST)
 
 
+@pytest.mark.parametrize("said", ["'I can't go home'", "‘I can’t go home’", "„I can't go home“", "«I can't go home»"])
+def test_an_invented_quote_beside_a_true_one_fails_in_any_marks(said):
+    """Up to an apostrophe it was true, or it was not seen at all."""
+    true = EN_GOOD.replace('"my boss keeps yelling at me"', "'I can't sleep'")
+    assert failed(en(true)) == []
+    assert failed(en(f"{true} They add {said}.")) == ["quotes_the_post"]
+    assert quotes_occur("‘I can’t sleep’", EN_POST) and not quotes_occur("‘I can’t go home’", EN_POST)
+
+
 # --- corpus ---
 
 
