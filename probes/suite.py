@@ -207,7 +207,7 @@ def _copies(examples: Sequence[Example]) -> list[Example]:
         return name
 
     spelt: dict[str, str] = {}  # an author in another case or width, or with a character nobody sees, is no other
-    owners = [f"post {text}" if somebody(e.user) is None else f"user {spelt.setdefault(one_name(e.user), e.user)}"
+    owners = [f"post {text}" if (who := somebody(e.user)) is None else f"user {spelt.setdefault(one_name(who), who)}"
               for e, text in zip(examples, texts, strict=True)]  # fmt: skip
     for owner, text in zip(owners, texts, strict=True):
         low, high = sorted((root(owner), root(f"post {text}")), reverse=True)  # "user ..." is kept before "post ..."
