@@ -78,7 +78,12 @@ def one_name(name: str) -> str:
     """One spelling for names of authors that differ in width, case, white space, in how accents are put together, or in
     characters nobody sees: posts of one author are not those of two."""
     seen = "".join(character for character in name if unicodedata.category(character) != "Cf")
-    return " ".join(unicodedata.normalize("NFKC", seen).casefold().split()) or name
+    return " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
+
+
+def somebody(name: object) -> str | None:
+    """A name of an author or a pair; None where there is none, or nothing that anybody sees: nobody, not one author."""
+    return str(name) if name is not None and one_name(str(name)) else None
 
 
 def comparable(text: str) -> str:

@@ -26,7 +26,7 @@ from probes.files import write_json
 from probes.models.abilities import Abilities
 from probes.models.trial import told
 from probes.post import Plan, Steps, chained, probe_post, swap_pair
-from probes.records import ASKED, Example, one_name
+from probes.records import ASKED, Example, one_name, somebody
 from probes.report.page import write_report
 from probes.results.borne import MOST_BOOT, MOST_SEED
 from probes.results.cache import Cache, digest
@@ -207,7 +207,7 @@ def _copies(examples: Sequence[Example]) -> list[Example]:
         return name
 
     spelt: dict[str, str] = {}  # an author in another case or width, or with a character nobody sees, is no other
-    owners = [f"post {text}" if e.user is None else f"user {spelt.setdefault(one_name(e.user), e.user)}"
+    owners = [f"post {text}" if (who := somebody(e.user)) is None else f"user {spelt.setdefault(one_name(who), who)}"
               for e, text in zip(examples, texts, strict=True)]  # fmt: skip
     for owner, text in zip(owners, texts, strict=True):
         low, high = sorted((root(owner), root(f"post {text}")), reverse=True)  # "user ..." is kept before "post ..."

@@ -16,6 +16,14 @@ _FOLLOWS = r"""(?=(?:"|[^\S\t\r\n])*[=+\-@＝＋－＠'])"""
 INNER = rf"([;\t\r\n]){_FOLLOWS}"
 _MARKED = re.compile(rf"([;\t\r\n]){MARK}{_FOLLOWS}")
 
+# What a spreadsheet writes into a cell that it could not compute: no post, label or name.
+ERRORS = ("#DIV/0!", "#N/A", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!", "#SPILL!", "#CALC!", "#GETTING_DATA")
+
+
+def without_error(cell: str) -> str:
+    """The cell; empty where a spreadsheet says that it could not compute it."""
+    return "" if cell.strip() in ERRORS else cell
+
 
 def to_cell(text: str, *, name: bool = False) -> str:
     """``text`` so that a spreadsheet takes it for text: an apostrophe before what it would take for a formula; before

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.data.arrow import SUFFIXES, arrow_rows
+from mentalglm_jax.data.cells import without_error
 from mentalglm_jax.data.intake.languages import told_language
 from mentalglm_jax.data.intake.tabular import TABLES, as_text, open_tables
 from mentalglm_jax.data.records import COLUMNS as OF_A_RECORD
@@ -81,7 +82,7 @@ def _rows(path: Path, column: str | None) -> Iterator[tuple[int, Mapping[str, An
     if kind == ".txt":
         if column is not None:
             raise InputError(f"{path}: has no columns, one line is one post; leave out --text")
-        yield from ((line, {"post": text}) for line, text in read_lines(path))
+        yield from _lines(path)
     elif kind in TABLES:
         yield from _table(path, COLUMNS if column is None else (column,))
     elif kind == ".jsonl":
@@ -92,12 +93,21 @@ def _rows(path: Path, column: str | None) -> Iterator[tuple[int, Mapping[str, An
         raise InputError(f"{path}: not a kind of file that posts come in; known: {', '.join(KINDS)}")
 
 
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """A post on each line; of old Macs a carriage return ends one."""
+    more = 0
+    for line, text in read_lines(path):
+        parts = text.split("\r")
+        yield from ((line + more + at, {"post": part}) for at, part in enumerate(parts) if part.strip())
+        more += len(parts) - 1
+
+
 def _table(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     (table,) = open_tables(path, wanted)
     for number, row in table.rows([name for name in table.columns if name]):
         if "" in row:
             raise InputError(f"{path}:{number}: {row['']}; check the separators in this row")
-        yield number, {name: as_text(value) for name, value in row.items()}
+        yield number, {name: without_error(as_text(value)) for name, value in row.items()}
 
 
 def _post(row: Any, made_id: str, task: str | None, language: str | None, column: str | None) -> Post:

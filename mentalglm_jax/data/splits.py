@@ -32,7 +32,7 @@ def one_name(name: str) -> str:
     """One spelling for names of people (authors, raters) that differ in width, case, white space, in how accents are
     put together, or in characters nobody sees: one person is not two."""
     seen = "".join(character for character in name if unicodedata.category(character) != "Cf")
-    return normalize_post(seen) or name
+    return normalize_post(seen)
 
 
 def clusters(records: Sequence[Record]) -> list[int]:

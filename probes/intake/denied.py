@@ -42,7 +42,7 @@ _AFTER = re.compile(
     r"[\"'”’」』*_\s]*(?:(?:suicid\w+|risk|level|label|class|category|answer|option|ideation|mood|state)\s+){0,2}"
     r"(?:(?:is|are|was|were|do|does|did|can|could|may|might|would|should|has|seems?|appears?|looks?)\s*(?:be\s+)?"
     r"(?:n[^\w\s]?t|not(?!\s+(?:only|just|surprising))|never|unlikely|absent|excluded|ruled out|wrong|incorrect"
-    r"|doubtful|unclear|out of the question)|cannot|can not)\b"
+    r"|doubtful|unclear|out of the question)|can ?not)\b"
     r"|[”’」』\s]*(?:的?(?:风险|程度|可能性?|证据|迹象|标签|情绪|倾向))*(?:并?不(?!仅|但|只|过|容|可忽)"
     r"|并非|没有|未必|未见|很[低小]|可以?排除"
     r"|被排除|存疑|可疑)",

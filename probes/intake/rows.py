@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,6 +42,10 @@ KEPT = tuple(key for key in OPTIONAL if key not in MADE)
 # A row of two bytes takes two kilobytes of memory, and a candidate is looked for in all of an answer.
 MOST_RECORDS, MOST_CANDIDATES, _MOST_WORK = 300_000, 1000, 50_000_000  # the last: candidates times characters
 _TABLES = {".csv": ",", ".tsv": "\t"}
+_LINE_END = re.compile(r"\r\n|[\r\n]")  # of old Macs, too
+# An empty cell, and what a spreadsheet writes into one that it could not compute.
+_NOTHING = ("", "#DIV/0!", "#N/A", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!", "#SPILL!", "#CALC!",
+            "#GETTING_DATA")  # fmt: skip
 _TEXTS = ("prompt", "answer", "label", "label_text", "explanation", "reasoning", "hint")
 
 
@@ -153,7 +158,7 @@ def read_records(path: str | Path, text: str = "post") -> list[dict[str, Any]]:
     if kind in _TABLES:
         read = _table(path, _text(path, data), _TABLES[kind])
     elif kind == ".txt":
-        lines = enumerate(_text(path, data).split("\n"), start=1)
+        lines = enumerate(_LINE_END.split(_text(path, data)), start=1)
         read = ((number, {"post": line.strip()}) for number, line in lines if line.strip())
     else:
         read = _objects(path, data)
@@ -188,7 +193,7 @@ def _objects(path: str | Path, data: bytes) -> Iterator[tuple[int, dict[str, Any
 
 
 def _table(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a table by the names in its header; an empty cell is none."""
+    """Rows of a table by the names in its header; an empty cell is none, nor is an error of a spreadsheet."""
     lines = QuotedRows(io.StringIO(text, newline=""), delimiter)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
@@ -205,7 +210,7 @@ def _table(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[int, d
             if len(cells) != len(names):
                 said = f"row {number} has {len(cells)} cells, the header {len(names)}"
                 raise ProbeInputError(f"{path}:{rows.line_num}: {said}; quote a cell that holds the separator")
-            yield number, {name: cell for name, cell in zip(names, cells, strict=True) if cell.strip()}
+            yield number, {name: cell for name, cell in zip(names, cells, strict=True) if cell.strip() not in _NOTHING}
         if found := lines.swallowed():
             raise ProbeInputError(f"{path}:{found}")
     except csv.Error as error:

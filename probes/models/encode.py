@@ -15,7 +15,7 @@ from typing import Any
 from probes.errors import ProbeInputError, RowRefused
 from probes.foreign import BOM, parse_json, plain, read_bytes
 from probes.models.token_bytes import TokenBytes, decode_bytes
-from probes.records import Example, Segment, Span, comparable
+from probes.records import Example, Segment, Span, comparable, somebody
 
 MAX_GENERATIONS_BYTES = 4 << 30  # of one file, which is held in memory
 MOST_TOKENS, MOST_BYTES = 1 << 20, 4 << 20  # of a row, prompt and answer: more than any model reads
@@ -219,8 +219,8 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
         cues=_spans(row.get("cues")),
         decoys=_spans(row.get("decoys")),
         rationales=_spans(row.get("rationales")),
-        user=None if row.get("user") is None else str(row["user"]),
-        pair=None if row.get("pair") is None else str(row["pair"]),
+        user=somebody(row.get("user")),
+        pair=somebody(row.get("pair")),
         hint=_find_hint(row, text[:prompt_chars], post_char, row_id),
     )
     own = comparable(label_text)

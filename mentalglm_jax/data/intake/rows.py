@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import NamedTuple
 
+from mentalglm_jax.data.cells import without_error
 from mentalglm_jax.data.intake.languages import told_language
 from mentalglm_jax.data.intake.tabular import Table, as_text
 from mentalglm_jax.data.records import Record
@@ -136,7 +137,7 @@ def _row(
 
     def text(column: str | None) -> str:
         try:
-            return as_text(values[column]).strip() if column is not None else ""
+            return without_error(as_text(values[column]).strip()) if column is not None else ""
         except ValueError as error:
             raise ValueError(f"whose column {column!r} {error}") from None
 

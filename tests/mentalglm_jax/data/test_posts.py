@@ -124,3 +124,17 @@ def test_a_directory_and_a_file_that_is_not_there(tmp_path):
         read_posts(tmp_path, task="imhi_dr")
     with pytest.raises(InputError, match="no such file"):
         read_posts(tmp_path / "p.txt", task="imhi_dr")
+
+
+def test_lines_of_an_old_mac_are_posts_of_their_own(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"I like rain.\r\rIt snows.\r")
+    found = read_posts(tmp_path / "a.txt", task="suicide_risk")
+    assert [post.post for post in found] == ["I like rain.", "It snows."]
+    assert len({post.id for post in found}) == 2
+
+
+@pytest.mark.parametrize("cell", ["#N/A", "#REF!", " #DIV/0! "])
+def test_an_error_of_a_spreadsheet_is_no_post(tmp_path, cell):
+    (tmp_path / "a.csv").write_text(f"post\nI like rain.\n{cell}\n")
+    with pytest.raises(InputError, match=r"a\.csv:3: post: the post is empty"):
+        read_posts(tmp_path / "a.csv", task="suicide_risk")

@@ -10,7 +10,7 @@ from mentalglm_jax.data.sources import (
     load_sos_hl_1k,
     load_upstream,
 )
-from mentalglm_jax.data.splits import dev_split, normalize_post
+from mentalglm_jax.data.splits import dev_split, normalize_post, one_name
 from mentalglm_jax.errors import InputError
 from tests.mentalglm_jax.upstream import posts
 
@@ -90,3 +90,8 @@ def test_no_published_post_is_on_both_sides_of_the_split(real):
     assert not train & {normalize_post(record.post) for record in split if record.split == "dev"}
     moved = Counter(r.split for r, s in zip(real, split, strict=True) if r.split == "train" and s.split == "dev")
     assert 0.17 < moved["train"] / sum(record.split == "train" for record in real) < 0.23
+
+
+@pytest.mark.parametrize("name", ["", " ", "\u3000", "\u200b", "\u200b\t"])
+def test_a_name_that_nobody_sees_is_nobody(name):
+    assert one_name(name) == "" and one_name(name + "Ana") == "ana"

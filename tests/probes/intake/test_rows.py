@@ -211,6 +211,9 @@ def test_probes_rows_and_probes_run_go_together(chat_dir: Path, tmp_path: Path, 
     ("name", "text", "found"),
     [
         ("a.txt", "I ate.\r\n\n  \nIt rained. \n", [{"id": "1", "post": "I ate."}, {"id": "4", "post": "It rained."}]),
+        ("a.txt", "I ate.\rIt rained.\r", [{"id": "1", "post": "I ate."}, {"id": "2", "post": "It rained."}]),
+        ("a.csv", "post,label\na,#N/A\n#REF!,b\n#NA,c\n", [
+            {"id": "1", "post": "a"}, {"id": "2", "label": "b"}, {"id": "3", "post": "#NA", "label": "c"}]),
         ("a.txt", "one\u2028line", [{"id": "1", "post": "one\u2028line"}]),
         ("a.csv", 'post,user\n"I ate, well.\nTwice.",ana\nb,\n\n', [
             {"id": "1", "post": "I ate, well.\nTwice.", "user": "ana"}, {"id": "2", "post": "b"}]),
@@ -242,6 +245,14 @@ def test_a_table_that_cannot_be_read_is_refused(tmp_path: Path, name: str, data:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ProbeInputError, match=message):
         read_records(tmp_path / name)
+
+
+@pytest.mark.parametrize("nobody", ["", " ", "\u3000", "\u200b\t", None])
+def test_an_empty_name_is_nobody_and_not_one_author(reader: Reader, nobody: str | None) -> None:
+    made = encode(one(reader, user=nobody, pair=nobody), reader.token_bytes)
+    assert (made.user, made.pair) == (None, None)
+    made = encode(one(reader, user="Ana ", pair=0), reader.token_bytes)
+    assert (made.user, made.pair) == ("Ana ", "0")
 
 
 def test_another_column_can_hold_the_post(tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ GOOD = [(f"post number {n} tells of {word}", "a" if n % 2 else "b")
     ("rows", "says"),
     [
         ([("", "a")], r"1 of 7 rows cannot be taken: 1 without a post \(row 8\)"),
+        ([("#REF!", "a"), ("x", "#N/A")], r"2 of 8 .*1 without a label \(row 9\); 1 without a post \(row 8\)|"
+                                          r"2 of 8 .*1 without a post \(row 8\); 1 without a label \(row 9\)"),
         ([(" ", "a"), ("x", ""), ("y", " ")], r"3 of 9 .*2 without a label \(rows 9, 10\); 1 without a post \(row 8\)"),
         ([("x", "a", "more")], r"1 with 3 cells, the header has 2 \(row 8\)"),
         ([("x",)] * 7, r"7 with 1 cells, the header has 2 \(rows 8, 9, 10, 11, 12, …\)"),
