@@ -146,11 +146,12 @@ def read_table(path: Path, encodings: Sequence[str], delimiter: str) -> Iterator
 
 
 def read_named_rows(
-    path: Path, columns: Sequence[str], delimiter: str, aliases: dict[str, str] | None = None
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, cells by column name) of a UTF-8 table with a header; further columns (an unnamed index) are ignored."""
+    path: Path, columns: Sequence[str], delimiter: str, aliases: dict[str, str] | None = None, *,
+    encoding: str = "utf-8-sig",
+) -> Iterator[tuple[int, dict[str, str]]]:  # fmt: skip
+    """(line, cells by column name) of a table with a header; further columns (an unnamed index) are ignored."""
     header: list[str] | None = None
-    for line, cells in read_table(path, ("utf-8-sig",), delimiter):
+    for line, cells in read_table(path, (encoding,), delimiter):
         if header is None:
             header = [(aliases or {}).get(cell.strip(), cell.strip()) for cell in cells]
             for column in columns:

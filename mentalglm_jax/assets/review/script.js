@@ -2,24 +2,46 @@
 // Everything from the data goes in as text, never as markup. Ratings stand in a Map, for an item's id may be any word
 // ("__proto__", "constructor"): id -> { scale: 0..3, comment }.
 const data = JSON.parse(document.getElementById("data").textContent);
-const key = "mentalglm-review-" + data.form;
+const base = "mentalglm-review-" + data.form;
 const $ = id => document.getElementById(id);
 const fieldsets = [...document.querySelectorAll("fieldset[data-scale]")];
 let state = { rater: "", at: 0 };
 let ratings = new Map();
 let scale = 0;
 
-try {
-  const kept = JSON.parse(localStorage.getItem(key));
-  const given = Object.entries(kept.ratings).filter(([, rating]) => rating && typeof rating === "object");
-  ratings = new Map(given);
-  state = { rater: String(kept.rater ?? ""), at: Number(kept.at) };
-} catch { /* nothing kept, or storage is off */ }
-if (!(Number.isInteger(state.at) && state.at >= 0 && state.at < data.items.length)) state.at = 0;
-
-function save() {
+// What is kept is of one rater: of a name in any spelling. Nobody sees or goes on with another one's ratings.
+const who = () => state.rater.trim();
+const keyOf = name => base + "-" + name.normalize("NFKC").toLowerCase().split(/\s+/u).filter(Boolean).join(" ");
+function keptAt(place) {
   try {
-    localStorage.setItem(key, JSON.stringify({ ...state, ratings: Object.fromEntries(ratings) }));
+    const kept = JSON.parse(localStorage.getItem(place));
+    return kept && kept.ratings && typeof kept.ratings === "object" ? kept : null;
+  } catch { return null; /* nothing kept, or storage is off */ }
+}
+function adopt() {
+  // An earlier version of this form kept one set for all: it is of the one whose name stands in it.
+  const old = keptAt(base), name = String(old?.rater ?? "").trim();
+  if (!name) return;
+  try {
+    if (!keptAt(keyOf(name))) localStorage.setItem(keyOf(name), JSON.stringify(old));
+    localStorage.removeItem(base);
+  } catch { /* it stays where it is */ }
+}
+function enter(name) {
+  const kept = name.trim() ? keptAt(keyOf(name)) : null;
+  ratings = new Map(Object.entries(kept?.ratings ?? {}).filter(([, rating]) => rating && typeof rating === "object"));
+  state = { rater: name, at: Number(kept?.at) };
+  if (!(Number.isInteger(state.at) && state.at >= 0 && state.at < data.items.length)) state.at = 0;
+  try { sessionStorage.setItem(base, name); } catch { /* a reload asks for the name again */ }
+  for (const set of fieldsets) set.disabled = !who();
+  $("comment").disabled = !who();
+  $("saved").textContent = who() ? "" : data.words.name_first;
+  show(state.at);
+}
+function save() {
+  if (!who()) return;
+  try {
+    localStorage.setItem(keyOf(who()), JSON.stringify({ ...state, ratings: Object.fromEntries(ratings) }));
     $("saved").textContent = data.words.saved;
   } catch {
     $("saved").textContent = data.words.unsaved;
@@ -54,6 +76,7 @@ function show(at) {
   mark();
 }
 function rate(value) {
+  if (!who()) { $("rater").focus(); $("saved").textContent = data.words.name_first; return; }
   rating()[data.scales[scale]] = value;
   if (scale < data.scales.length - 1) scale += 1;
   save();
@@ -74,13 +97,12 @@ function download(name, type, text) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 function named(ending) {
-  const who = state.rater.trim();
-  if (!who) { $("rater").focus(); $("saved").textContent = data.words.name_first; return null; }
-  return "ratings-" + data.form + "-" + who.replace(/[^\p{L}\p{N}_-]+/gu, "_") + ending;
+  if (!who()) { $("rater").focus(); $("saved").textContent = data.words.name_first; return null; }
+  return "ratings-" + data.form + "-" + who().replace(/[^\p{L}\p{N}_-]+/gu, "_") + ending;
 }
 function asJson() {
   const given = Object.fromEntries(rated().map(item => [item.id, ratings.get(item.id)]));
-  return JSON.stringify({ form: data.form, rater: state.rater.trim(), ratings: given }, null, 1);
+  return JSON.stringify({ form: data.form, rater: who(), ratings: given }, null, 1);
 }
 function asCsv() {
   // What a spreadsheet would take for a formula (of a name also for a number or a date) is made text by a mark; so is
@@ -91,14 +113,13 @@ function asCsv() {
     '"' + (marked.test(text) ? "'" : "") + text.replace(inner, "$1'").replaceAll('"', '""') + '"';
   const rows = rated().map(item => {
     const given = ratings.get(item.id);
-    return [...[data.form, state.rater.trim(), item.id].map(name => cell(name, value)),
+    return [...[data.form, who(), item.id].map(name => cell(name, value)),
       ...data.scales.map(name => '"' + (given[name] ?? "") + '"'), cell(String(given.comment ?? ""), formula)];
   });
   return "\ufeff" + [["form", "rater", "id", ...data.scales, "comment"], ...rows].map(row => row.join(",")).join("\r\n") + "\r\n";
 }
 
-$("rater").value = state.rater;
-$("rater").addEventListener("input", event => { state.rater = event.target.value; save(); });
+$("rater").addEventListener("change", event => { if (event.target.value !== state.rater) enter(event.target.value); });
 $("comment").addEventListener("input", event => { rating().comment = event.target.value; save(); });
 $("previous").addEventListener("click", () => go(-1));
 $("next").addEventListener("click", () => go(1));
@@ -109,16 +130,22 @@ fieldsets.forEach((set, index) => set.addEventListener("change", event => { scal
 document.addEventListener("keydown", event => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const typing = event.target.tagName === "TEXTAREA" || event.target.id === "rater";
+  if (event.key === "Enter" && event.target.id === "rater") { event.target.blur(); return; }
   if (event.key === "Escape" && typing) { event.target.blur(); return; }
   if (typing) return;
   const act = {
     ArrowLeft: () => go(-1), ArrowRight: () => go(1), Enter: () => go(1), u: unrated,
     ArrowUp: () => { scale = Math.max(0, scale - 1); mark(); },
     ArrowDown: () => { scale = Math.min(data.scales.length - 1, scale + 1); mark(); },
-    c: () => $("comment").focus(), Backspace: () => { delete rating()[data.scales[scale]]; save(); mark(); },
+    c: () => $("comment").focus(), Backspace: () => { if (!who()) return; delete rating()[data.scales[scale]]; save(); mark(); },
   }[event.key] || (/^[0-3]$/.test(event.key) ? () => rate(Number(event.key)) : null);
   if (!act || (event.key === "Enter" && event.target.tagName === "BUTTON")) return;
   event.preventDefault();
   act();
 });
-show(state.at);
+adopt();
+let before = "";
+try { before = sessionStorage.getItem(base) ?? ""; } catch { /* asked anew */ }
+$("rater").value = before;
+enter(before);
+if (!before) $("rater").focus();

@@ -16,7 +16,7 @@ from typing import Any
 from mentalglm_jax.data.contacts import find_contacts, scrub_record
 from mentalglm_jax.data.intake.new_task import make_task
 from mentalglm_jax.data.intake.output import RECIPE, write_import
-from mentalglm_jax.data.intake.rows import Columns, Faults, Row, read_rows, records_of, with_languages
+from mentalglm_jax.data.intake.rows import Columns, Faults, Row, read_rows, records_of, with_languages, with_own_ids
 from mentalglm_jax.data.intake.tabular import open_tables
 from mentalglm_jax.data.records import SPLITS, Record
 from mentalglm_jax.data.splits import bare_post, clusters, grouped_split, joined, without_held_out
@@ -96,7 +96,8 @@ def import_table(source: str | Path, out: Path, columns: Columns, choices: Choic
     rows = read_rows(tables, columns, choices.separator, faults)
     if not (total := len(rows) + faults.total):
         raise InputError(f"{source}: holds no row below its header; give at least one")
-    rows = with_languages(rows, choices.language)
+    notes = [f"{PurePath(table.name).name}: {', '.join(table.notes)}" for table in tables if table.notes]
+    rows = with_languages(with_own_ids(rows, notes), choices.language)
     try:
         task, new = _task(choices.task, name, rows, choices.separator, str(source))
     except InputError:
@@ -108,7 +109,6 @@ def import_table(source: str | Path, out: Path, columns: Columns, choices: Choic
         faults.refuse(str(source), total, _LEAVE_OUT)
     if not found:
         raise InputError(f"{source}: none of its {total} rows can be taken: {faults.line()}")
-    notes = [f"{PurePath(table.name).name}: {', '.join(table.notes)}" for table in tables if table.notes]
     if faults.places:
         notes.append(f"{faults.total} of {total} rows are left out: {faults.line()}")
     if new and choices.task is not None and (meant := nearest(choices.task, tasks.BUILT_IN)):

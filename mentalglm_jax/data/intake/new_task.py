@@ -69,13 +69,15 @@ def make_task(name: str, rows: Iterable[Row], several: bool, source: str) -> Tas
 
 
 def _keys(names: Sequence[str]) -> list[str]:
-    """A key for each name: the name itself, but for the marks that a key cannot have."""
-    keys: list[str] = []
+    """A key for each name: the name itself where it can be one, else without the marks that a key cannot have, and with
+    a number where that is another label's name or key."""
+    taken, keys = {fold(name) for name in names}, []
     for name in names:
         key = first = _NO_KEY.sub("_", name).strip("_") or "label"
         number = 1
-        while key in keys:
+        while key != name and fold(key) in taken:
             key = f"{first}_{(number := number + 1)}"
+        taken.add(fold(key))
         keys.append(key)
     return keys
 

@@ -50,6 +50,7 @@ class Row(NamedTuple):
     user: str | None
     split: str | None
     language: str = ""
+    part: str = ""  # what stands before its id, if ids of several files are the same
 
 
 @dataclass
@@ -90,7 +91,7 @@ def fold(name: str) -> str:
 
 
 def read_rows(tables: Sequence[Table], columns: Columns, separator: str | None, faults: Faults) -> list[Row]:
-    """The rows that have a post, a label and an id of their own; the others are noted.
+    """The rows that have a post, a label and an id of their own in their file; the others are noted.
 
     Args:
         separator: between several labels of one cell; None: a cell is one label (a list in JSON is several).
@@ -99,10 +100,12 @@ def read_rows(tables: Sequence[Table], columns: Columns, separator: str | None, 
         InputError: a column is missing, a file is damaged, or there are more rows or characters than the bounds above.
     """
     rows: list[Row] = []
-    seen: set[str] = set()
+    splits = [table.split for table in tables]
     total = characters = 0
     for table in tables:
         stem, where = _stem(table, tables), f"{PurePath(table.name).name}:" if len(tables) > 1 else ""
+        seen: set[str] = set()
+        part = stem if table.split is None or splits.count(table.split) > 1 else table.split
         for number, values in table.rows(columns.named):
             if (total := total + 1) > MOST_ROWS or characters > MOST_CHARACTERS:
                 raise InputError(f"{table.name}: more than {MOST_ROWS} rows, or {MOST_CHARACTERS} characters, are not "
@@ -116,9 +119,25 @@ def read_rows(tables: Sequence[Table], columns: Columns, separator: str | None, 
                 faults.add(str(error), place)
                 continue
             seen.add(row.id)
-            rows.append(row)
+            rows.append(row._replace(part=part))
             characters += len(row.post) + len(row.explanation or "")
     return rows
+
+
+def with_own_ids(rows: Sequence[Row], notes: list[str]) -> list[Row]:
+    """The rows, their ids with the split or file before them where several files have the same ids: each of them may
+    count from nought. It is noted."""
+    counts = Counter(row.id for row in rows)
+    if not (twice := [one for one, count in counts.items() if count > 1]):
+        return list(rows)
+    named = [row._replace(id=f"{row.part}-{row.id}") for row in rows]
+    places = Counter(row.id for row in named)
+    if again := [row for row in named if places[row.id] > 1]:
+        raise InputError(f"id {shown(again[0].id)} stands for two rows once its file is named in it; change the ids of "
+                         "one of the files")  # fmt: skip
+    notes.append(f"ids that stand in several files: {len(twice)}; the id of each row begins with its split or file, "
+                 f"as {shown(named[0].id)}")  # fmt: skip
+    return named
 
 
 def _stem(table: Table, tables: Sequence[Table]) -> str:

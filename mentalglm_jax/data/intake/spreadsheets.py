@@ -7,6 +7,7 @@ its own (``bounded.py``). Needs the [data] extra (openpyxl).
 import datetime
 import importlib.util
 import os
+import re
 import sys
 import warnings
 import zipfile
@@ -24,6 +25,7 @@ MOST_ROWS, MOST_COLUMNS = 1 << 20, 512  # Excel's own rows; far more columns tha
 LONGEST_CELL = 32_767  # characters, Excel's own; a few bytes may name a text that stands elsewhere
 _MOST_PARTS, _MOST_EMPTY = 10_000, 100_000
 _ROWS = 64  # of one batch
+_ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")  # a character that XML does not keep; of a text that looks so, its "_"
 
 
 def sheet_names(path: Path) -> list[str]:
@@ -133,7 +135,12 @@ def _rows(sheet: Any) -> Iterator[tuple[int, Sequence[Any]]]:
 def _checked(number: int, cells: Sequence[Any]) -> Sequence[Any]:
     if any(isinstance(value, str) and len(value) > LONGEST_CELL for value in cells):
         raise ValueError(f"{_OURS}row {number} has a cell of more than {LONGEST_CELL} characters, as none in Excel has")
-    return cells
+    return [_ESCAPED.sub(_character, value) if isinstance(value, str) else value for value in cells]
+
+
+def _character(found: re.Match[str]) -> str:
+    code = int(found[1], 16)
+    return found[0] if not code or 0xD800 <= code < 0xE000 else chr(code)  # neither NUL nor half a character
 
 
 def _filled(value: Any) -> bool:

@@ -191,3 +191,21 @@ def test_the_commands(tmp_path, capsys):
     code, out, _ = call("import", tmp_path / "r", *files)
     assert code == 0 and "Krippendorff" in out and "3 of 5 rated records accepted" in out and "帖子" not in out
     assert call("export", tmp_path, "--out", tmp_path / "r")[0] == 2
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [";", ",", "\t"])
+def test_a_sheet_is_read_as_excel_saves_it_in_any_country(tmp_path, encoding, delimiter):
+    """Where numbers have a comma, cells are separated by semicolons, and the text is not UTF-8."""
+    sample = records(4, post="Ich schlafe nicht, und müde bin ich auch {}", explanation="Er schläft nicht; „müde“.")
+    export_review(sample, tmp_path / "form")
+    sample = read_records(tmp_path / "form" / "sample.jsonl")
+    rows = list(csv.reader(io.StringIO((tmp_path / "form" / "review.csv").read_text("utf-8-sig"), newline="")))
+    sheet = [[cell.encode("cp1252", "replace").decode("cp1252") for cell in row] for row in rows]
+    for row in sheet[1:]:
+        row[1:2], row[3:8] = ["Zoë Müller"], ["3", "2", "1", "0", "schön; für mich"]
+    with (tmp_path / "z.csv").open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(sheet)
+    found = read_ratings(tmp_path / "z.csv", form_id(sample), [one.id for one in sample])
+    assert found.rater == "Zoë Müller" and found.comments == {one.id: "schön; für mich" for one in sample}
+    assert all(scores == dict(zip(SCALES, (3, 2, 1, 0), strict=True)) for scores in found.scores.values())

@@ -104,6 +104,50 @@ def test_ratings_of_any_id_come_back_by_both_files(browser, tmp_path):
         assert found.scores == {one: dict.fromkeys(SCALES, n % 4) for n, one in enumerate(ids)}
 
 
+def test_a_second_rater_neither_sees_nor_goes_on_with_the_first_ones_ratings(browser, tmp_path):
+    """At one computer, in one tab; the name is asked first, and what an earlier version kept is of the name in it."""
+    sample = records(3)
+    page = tmp_path / "review.html"
+    page.write_text(render_form(sample, "en"), encoding="utf-8")
+
+    def named(name):
+        browser.js("document.querySelector('#rater').focus()")
+        browser.js("document.querySelector('#rater').value = ''")
+        press(browser, *name, "Enter")
+
+    def progress():
+        return browser.js("document.querySelector('#progress').textContent")
+
+    browser.open(page, 1200)
+    assert browser.js("document.activeElement.id") == "rater" and browser.js("fieldsets.every(set => set.disabled)")
+    press(browser, "Escape", "3", "3", "3", "3")
+    assert progress() == "0 / 3" and "name or code first" in browser.js("document.querySelector('#saved').textContent")
+    named("Ann")
+    press(browser, "3", "3", "3", "3")
+    assert progress() == "1 / 3" and not browser.js("fieldsets.some(set => set.disabled)")
+    named("Bo")
+    assert progress() == "0 / 3" and json.loads(browser.js("asJson()")) == {
+        "form": form_id(sample), "rater": "Bo", "ratings": {}}  # fmt: skip
+    press(browser, "1", "1", "1", "1", "ArrowRight", "1", "1", "1", "1")
+    browser.open(page, 1200)  # in the same tab the name is known
+    assert progress() == "2 / 3" and json.loads(browser.js("asJson()"))["rater"] == "Bo"
+    browser.js("sessionStorage.clear()")
+    browser.open(page, 1200)
+    assert progress() == "0 / 3" and browser.js("document.querySelector('#rater').value") == ""
+    named(" ann ")
+    assert progress() == "1 / 3"
+    assert json.loads(browser.js("asJson()"))["ratings"] == {sample[0].id: dict.fromkeys(SCALES, 3)}
+    old = {"rater": "Cy", "at": 2, "ratings": {one.id: dict.fromkeys(SCALES, 2) for one in sample}}
+    browser.js(f"localStorage.setItem('mentalglm-review-{form_id(sample)}', JSON.stringify({json.dumps(old)}))")
+    browser.js("sessionStorage.clear()")
+    browser.open(page, 1200)
+    named("Dee")
+    assert progress() == "0 / 3"
+    named("Cy")
+    assert progress() == "3 / 3" and json.loads(browser.js("asJson()"))["ratings"] == old["ratings"]
+    assert browser.js(f"localStorage.getItem('mentalglm-review-{form_id(sample)}')") is None
+
+
 @pytest.mark.parametrize(
     ("language", "whose", "caption"),
     [

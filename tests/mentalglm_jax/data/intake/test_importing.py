@@ -297,3 +297,42 @@ def test_the_command_says_what_it_did_and_what_comes_next(tmp_path, capfd):
     report = json.loads(said)
     assert sum(entry["records"] for entry in report["tasks"]["week"]["posts"].values()) == 60
     assert report["overlap"] == [] and report["conflicts"]["same_task"] == 0
+
+
+# --- what would be one without a word ---
+
+
+@pytest.mark.parametrize("pair", [("very low", "very_low"), ("#1", "1"), ("a, b", "a_b"), ("A b", "a_b")])
+@pytest.mark.parametrize("more", [(), ("very_low_2", "1_2")])
+def test_labels_whose_keys_would_be_one_stay_two(tmp_path, pair, more):
+    names = [*pair, *more, "high"]
+    rows = [(f"{word} is what I saw, {name} says", names[(one + two) % len(names)])
+            for one, word in enumerate(("A boat", "Two hills", "Our lamp", "That river", "My coat", "Some milk"))
+            for two, name in enumerate(("Ann", "Bob", "Cy"))]  # fmt: skip
+    import_table(table(tmp_path / "t.csv", rows), tmp_path / "out", PLAIN, Choices(task="own"))
+    task = tasks.get_task("own")
+    assert len(task.keys) == len(names)
+    by_post = dict(rows)
+    for record in records(tmp_path / "out"):
+        (label,) = [one for one in task.labels if one.key == record.label]
+        assert label.name("en") == by_post[record.post]
+        assert task.read_sentence(f"The label of this post is {by_post[record.post]}.", "en") == (record.label,)
+        assert task.read_short(by_post[record.post], "en") == (record.label,)
+
+
+@pytest.mark.parametrize("names", [("train.csv", "test.csv"), ("train-00000-of-00002.csv", "train-00001-of-00002.csv")])
+def test_ids_that_begin_anew_in_each_file_are_told_apart(tmp_path, names):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, words in zip(names, ("boat hill lamp river", "coat milk bird door"), strict=True):
+        rows = [(number, f"{word} and nothing but a {word}", "ab"[number % 2])
+                for number, word in enumerate(words.split())]  # fmt: skip
+        table(folder / name, rows, ("id", "post", "label"))
+    manifest = import_table(folder, tmp_path / "out", Columns("post", "label", id="id"), Choices(task="own"))
+    parts = ("train", "test") if "test.csv" in names else [Path(name).stem for name in names]
+    assert {r.id for r in records(tmp_path / "out")} == {f"{part}-{number}" for part in parts for number in range(4)}
+    assert any(note.startswith("ids that stand in several files: 4; ") for note in manifest["notes"])
+    with (folder / names[0]).open("a") as file:
+        file.write("0,the same once more,a\n")
+    with pytest.raises(InputError, match=rf"1 with an id that stood before \('0'\) \({names[0]}:6\)"):
+        import_table(folder, tmp_path / "out", Columns("post", "label", id="id"), Choices(task="other"))

@@ -4,6 +4,7 @@ import csv
 import datetime
 import io
 import json
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -272,3 +273,24 @@ def test_tables_that_are_left_aside_are_named(tmp_path):
     put(tmp_path / "train_1.csv", "post,label\nb,y\n")
     with pytest.raises(InputError, match=r"train_1\.csv begins as a split's name"):
         open_tables(tmp_path, ["post"])
+
+
+ESCAPES = {"so_x000D_\nlate": "so\r\nlate", "a _x005F_x000D_ b": "a _x000D_ b", "_x0041_": "A", "_xD83D_": "_xD83D_",
+           "_x0000_": "_x0000_", "a_x1_": "a_x1_", "_x000D": "_x000D"}  # fmt: skip
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_characters_that_excel_escaped_come_back(tmp_path, shared):
+    path = workbook(tmp_path / "t.xlsx", [("post",), *((text,) for text in ESCAPES)])
+    if not shared:  # inline strings, as others write
+        cells = "".join(f'<row r="{number}"><c r="A{number}" t="inlineStr"><is><t>{text}</t></is></c></row>'
+                        for number, text in enumerate(("post", *ESCAPES), start=1))  # fmt: skip
+        sheet = f'<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>{cells}'
+        out = io.BytesIO()
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w") as new:
+            for name in old.namelist():
+                own = f"{sheet}</sheetData></worksheet>" if name.endswith("sheet1.xml") else old.read(name)
+                new.writestr(name, own)
+        path.write_bytes(out.getvalue())
+    found = [row["post"] for _, row in open_tables(path)[0].rows(["post"])]
+    assert [one.replace("\r\n", "\n") for one in found] == [one.replace("\r\n", "\n") for one in ESCAPES.values()]
