@@ -48,6 +48,8 @@ _SWITCHED_OFF: dict[str, tuple[Any, ...]] = {
     "use_qalora": (False,),
     "velora_config": (None,),
 }
+_EMBEDDED = ".lora_embedding_A"  # LoRA's A where it is on embeddings: no module of its own
+_SWITCHES = ("ensure_weight_tying", "fan_in_fan_out", "lora_bias", "use_dora", "use_rslora")
 # Keys without a say in the loaded weights.
 _IGNORED = frozenset({
     "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode", "init_lora_weights",
@@ -76,7 +78,7 @@ def with_adapter(model: Any, directory: Path) -> tuple[Any, dict[str, list[str]]
     from safetensors.torch import load_file
 
     raw, tensors = check_adapter(directory)
-    copies = _base_copies(model, directory, tensors, Fields(raw, directory / ADAPTER_CONFIG).texts("modules_to_save"))
+    copies = _base_copies(model, directory, tensors, _saved(model, Fields(raw, directory / ADAPTER_CONFIG)))
     tensors = {name: one for name, one in tensors.items() if name not in copies}
     settings = read_config(raw, directory / ADAPTER_CONFIG, [name for name, _ in model.named_modules()], tensors)
     if odd := [name for name, one in tensors.items() if one.dtype not in DTYPES]:
@@ -94,7 +96,8 @@ def with_adapter(model: Any, directory: Path) -> tuple[Any, dict[str, list[str]]
     refuse_keys(directory, keys)
     if bad := [key for key, value in stored.items() if not torch.isfinite(value).all()]:
         raise ProbeInputError(f"{directory / ADAPTER_WEIGHTS}: NaN or infinity in {some(bad)}; its training diverged")
-    changed = [key for key in stored if not torch.equal(loaded[key].float().cpu(), stored[key].float())]
+    # Layers saved whole are in the model's precision, as the model is.
+    changed = [k for k, v in stored.items() if not torch.equal(loaded[k].float().cpu(), v.to(loaded[k].dtype).float())]
     if changed:
         raise ProbeInputError(f"{directory}: PEFT did not take {len(changed)} tensors as stored, first {changed[0]}")
     return wrapped, keys
@@ -138,7 +141,7 @@ def read_config(
         warnings.warn(said, ProbeWarning, stacklevel=3)
         bias = "none"
     settings: dict[str, Any] = {"bias": bias, "init_lora_weights": _initialised(fields), "inference_mode": True}
-    settings |= {key: fields.boolean(key) for key in ("fan_in_fan_out", "lora_bias", "use_dora", "use_rslora")}
+    settings |= {key: fields.boolean(key) for key in _SWITCHES}
     settings |= {key: _names(fields, key, modules) for key in ("target_modules", "exclude_modules")}
     settings |= {key: _plain(fields, key) or None for key in ("modules_to_save", "target_parameters")}
     layers = raw.get("layers_pattern")
@@ -209,13 +212,16 @@ def _ranks(fields: Fields, modules: Collection[str], tensors: dict[str, Tensor])
     rules = [(linear(rf"(.*\.)?({key})", f"{fields.where}: rank_pattern"), value) for key, value in ranks.items()]
     if len(rules) > _MAX_PATTERNS:
         fields.refuse("rank_pattern", f"has more than {_MAX_PATTERNS} rules")
+    # PEFT gives a tied head the rank of the embeddings, whatever its own is said to be.
+    tied = {one.shape[0] for name, one in tensors.items() if name.endswith(_EMBEDDED) and one.shape}
+    tied = tied if fields.boolean("ensure_weight_tying") else set()
     held = set()
     for key, tensor in tensors.items():
-        name, found, _ = key.removeprefix(PREFIX).partition(".lora_A.")
+        name, found, _ = key.removeprefix(PREFIX).replace(_EMBEDDED, ".lora_A.").partition(".lora_A.")
         if not found or len(tensor.shape) != 2:
             continue
         stated = next((value for rule, value in rules if rule.fullmatch(name)), rank)
-        if stated != tensor.shape[0]:
+        if stated != tensor.shape[0] and tensor.shape[0] not in tied:
             raise ProbeInputError(
                 f"{fields.where}: says rank {stated} for {plain(name)}, the file has {tensor.shape[0]}: not the same "
                 "adapter"
@@ -242,7 +248,15 @@ def _resolved(
     return {re.escape(name): value for name, value in found if value is not None}
 
 
-def _base_copies(model: Any, directory: Path, tensors: dict[str, Tensor], saved: Collection[str]) -> set[str]:
+def _saved(model: Any, fields: Fields) -> set[str]:
+    """The last parts of the names that are trained and stored whole, with those that PEFT ties to them."""
+    saved = {name.rpartition(".")[2] for name in fields.texts("modules_to_save")}
+    pairs = getattr(model, "all_tied_weights_keys", None) or {}
+    tied = {name.split(".")[-2] for pair in pairs.items() for name in pair if "." in name}
+    return saved | tied if fields.boolean("ensure_weight_tying") and saved & tied else saved
+
+
+def _base_copies(model: Any, directory: Path, tensors: dict[str, Tensor], saved: set[str]) -> set[str]:
     """The tensors that repeat the base.
 
     Raises:
@@ -252,10 +266,9 @@ def _base_copies(model: Any, directory: Path, tensors: dict[str, Tensor], saved:
     from safetensors import safe_open
 
     base, found = model.state_dict(), set()
-    whole = {name.rpartition(".")[2] for name in saved}
     for name, tensor in tensors.items():
         inner = name.removeprefix(PREFIX)
-        if not inner.endswith(BASE_COPIES) or ".lora_" in inner or whole & set(inner.split(".")):
+        if not inner.endswith(BASE_COPIES) or ".lora_" in inner or saved & set(inner.split(".")):
             continue
         ours = base.get(inner.replace(".base_layer.", "."))
         if ours is None:

@@ -1,8 +1,8 @@
 """A PEFT adapter folded into the weights it is on, and into those alone.
 
 Where a model's head is its table of embeddings, an adapter on one of them is an adapter on that use. PEFT writes it
-into the table that both use, where it acts twice. So such uses get a table of their own first; and whatever else
-merging might change is told by what the model says before and after.
+into the table that both use, where it acts twice. So such uses get a table of their own first. Whatever else merging
+might change is told by what the model says before and after.
 """
 
 from __future__ import annotations
