@@ -110,7 +110,7 @@ def test_merged_is_what_peft_computes(tied: tuple[Path, str], tmp_path: Path, ki
         pytest.skip("PEFT has no adapter on a weight of GPT-2")
     theirs = trained(tied[0], tmp_path, **placed(ADAPTERS[kind], tied[1]))
     if kind == "tied and saved" and tied[1] == "wte":  # PEFT 0.21 stores both and, when it reads them, ties none
-        with pytest.raises(ProbeInputError, match="1 unexpected tensors, first base_model.model.lm_head.weight"):
+        with pytest.raises(ProbeInputError, match="1 unexpected tensors, first base_model"):
             load_model(tied[0], tmp_path)
         return
     ours, _ = load_model(tied[0], tmp_path)
