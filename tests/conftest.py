@@ -114,6 +114,7 @@ HEAVY = (
     "mentalglm_jax/inference/test_samples.py", "probes/test_ranking.py", "test_repair.py",
     "mentalglm_jax/pipeline/test_preference_stage.py",
     "probes/intake/test_rows.py", "probes/intake/test_answer.py", "probes/intake/test_template.py",
+    "probes/models/test_merge.py",
     "probes/models/test_prefix.py", "probes/checks/test_chain.py", "probes/validation/test_chains.py",
     "probes/validation/test_leaderboard.py", "test_rationales.py", "probes/test_workers.py",
 )  # fmt: skip
