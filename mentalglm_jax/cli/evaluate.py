@@ -82,7 +82,7 @@ def evaluate(
     from mentalglm_jax.evaluate.assess import assess
     from mentalglm_jax.evaluate.calibrated import read_scalings, scalings_of
     from mentalglm_jax.evaluate.inputs import GENERATIONS, check_place, finished, read_answers, read_data, shown_name
-    from mentalglm_jax.evaluate.noted import final_adapter
+    from mentalglm_jax.evaluate.noted import with_adapter
     from mentalglm_jax.evaluate.report import CARD, write_report
     from mentalglm_jax.evaluate.tables import format_comparison, format_table
     from mentalglm_jax.files import check_unedited, working_in
@@ -160,9 +160,8 @@ def evaluate(
                         "interrupted; nothing is kept: with --out DIR the same command would continue"
                     ) from None
         result, compared = assess(answers, records, train=train, against=others, encoder=encoder, ratings=ratings)
-        if job is not None and (adapter_of_run := final_adapter(job.result)) is not None:
-            for entry in result.values():
-                entry["adapter"] = adapter_of_run  # whose answers these are
+        if job is not None:
+            result = with_adapter(result, job.result)
         if out is not None:
             if answered:
                 alone.enter_context(held_by_primary(lambda: working_in(out)))

@@ -1,6 +1,6 @@
 """What development records say of a model's label probabilities: the scalings that make them believable."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +47,11 @@ def fit_on_development(
     scores = score_records(model, tokenizer, records, written=written, batch_size=batch_size)
     forget_partial(out_path)
     return fit_scalings(scores)
+
+
+def errors_said(entry: Mapping[str, Any] | None) -> str:
+    """Of a task's result (``evaluate``): what its scaling made of the expected calibration error; nothing without."""
+    reading = (entry or {}).get("label_reading") or {}
+    if not reading.get("calibrated"):
+        return ""
+    return f"; expected calibration error {reading['calibration']['ece']:.3f} → {reading['calibrated']['ece']:.3f}"

@@ -48,6 +48,12 @@ def final_adapter(stages: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def with_adapter(result: dict[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
+    """``result`` of ``evaluate`` on answers of a run, with the adapter that gave them, where it is noted: by task."""
+    adapter = final_adapter(stages)
+    return result if adapter is None else {task: entry | {"adapter": adapter} for task, entry in result.items()}
+
+
 def digests(directory: Path, names: Iterable[str]) -> dict[str, str | None]:
     """Name to SHA-256 of each file; None of one that is not there. Raises: InputError."""
     return {name: _digest(directory / name) if there(directory / name) else None for name in names}

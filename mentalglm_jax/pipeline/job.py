@@ -35,8 +35,9 @@ from mentalglm_jax.devices.together import held_by_primary, on_primary
 from mentalglm_jax.errors import InputError, RunError, install
 from mentalglm_jax.evaluate.assess import assess
 from mentalglm_jax.evaluate.calibrated import fit_scalings, read_scalings, write_scalings
-from mentalglm_jax.evaluate.development import fit_on_development
+from mentalglm_jax.evaluate.development import errors_said, fit_on_development
 from mentalglm_jax.evaluate.inputs import LABEL_SCORES, Answers
+from mentalglm_jax.evaluate.noted import with_adapter
 from mentalglm_jax.evaluate.readings import label_f1, score_records
 from mentalglm_jax.evaluate.report import write_report
 from mentalglm_jax.evaluate.stated import EVALUATION, read_stated
@@ -426,20 +427,13 @@ def _evaluate(job: Run, progress: Callable[..., None]) -> dict[str, Any]:
             on_primary(lambda: write_scalings(job.dir, found))
 
     def report() -> list[str]:
-        result, _ = assess(Answers(rows, values), train=job.records("train"))
+        result = with_adapter(assess(Answers(rows, values), train=job.records("train"))[0], job.result)
         write_report(job.dir, result, title=job.dir.name, notes=job.result["data"].get("notes", ()))
         said = "{}: temperature {:.2f} of {} development records"
-        return [said.format(task, one["temperature"], one["records"]) + _calibrated(result.get(task))
+        return [said.format(task, one["temperature"], one["records"]) + errors_said(result.get(task))
                 for task, one in found.items()]  # fmt: skip
 
     return {"say": on_primary(report)}
-
-
-def _calibrated(entry: dict[str, Any] | None) -> str:
-    reading = (entry or {}).get("label_reading") or {}
-    if not reading.get("calibrated"):
-        return ""
-    return f"; expected calibration error {reading['calibration']['ece']:.3f} → {reading['calibrated']['ece']:.3f}"
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
