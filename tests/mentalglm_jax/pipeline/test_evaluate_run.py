@@ -1,5 +1,6 @@
 """`mentalglm evaluate RUN` right after training: base, adapter, tokenizer and records are the run's own."""
 
+import hashlib
 import json
 import shutil
 
@@ -34,6 +35,8 @@ def test_right_after_train_and_then_run(small, copy, capsys):
     result = printed(capsys, copy)
     assert (result["suicide_risk"]["n"], result["suicide_risk"]["label_reading"]["n"]) == (1, 1)  # the test record
     assert set(result["suicide_risk"]["floors"]) == {"majority", "tfidf_logreg"}  # by the run's own training records
+    adapter = (copy / "stages/b/adapter/adapter_model.safetensors").read_bytes()
+    assert result["suicide_risk"]["adapter"] == hashlib.sha256(adapter).hexdigest()
     kept = {name: (copy / name).read_bytes() for name in ("generations.jsonl", "label_scores.jsonl")}
     assert printed(capsys, copy) == result == json.loads((copy / "evaluation.json").read_text("utf-8"))
     seen = Seen()
