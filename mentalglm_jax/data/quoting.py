@@ -37,7 +37,8 @@ class QuotedRows:
         if not self._width:
             self._width = len(cells)
             self._values = [set() for _ in cells]
-            self._convention = lines[0].lstrip("\ufeff").startswith('"')
+            if len(lines) == 1 or not self._doubted(number, lines, cells):  # the first row may be no header
+                self._convention = lines[0].lstrip("\ufeff").startswith('"')
         elif len(lines) == 1:
             self._took_line(lines[0], cells)
         elif not self._doubted(number, lines, cells):

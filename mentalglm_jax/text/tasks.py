@@ -56,9 +56,10 @@ _ASSETS = Path(__file__).parents[1] / "assets" / "tasks"
 # A marker may stand in Markdown's bold or italics, colon inside or outside.
 _MARKER = r"(?P<mark>\*{{1,3}}|_{{1,3}}){0}(?:[：:](?P=mark)|(?P=mark)[：:])\s*|{0}[：:]\s*"
 # What may stand before and around a label without changing what it says. No strike-through, bracket or question mark.
+# A dash or ``>`` is one only before a space: "- high", but not "-1" or ">5".
 _LEAD = (
-    r"[\s#>*_`-]*(?:(?:{0}|(?:final )?answer|label|回答|(?:最终)?答案|答|标签|结论)[\s*_`]*[：:])?"
-    r"[\s#>*_`\"'“”‘’「」『』《》-]*"
+    r"(?:[\s#*_`]|[>-]+(?=\s))*(?:(?:{0}|(?:final )?answer|label|回答|(?:最终)?答案|答|标签|结论)[\s*_`]*[：:])?"
+    r"(?:[\s#*_`\"'“”‘’「」『』《》]|[>-]+(?=\s))*"
 )
 _TAIL = " \t\r\n*_`\"'“”‘’「」『』《》"
 # What may stand between the end of a sentence and a marker that is not written as it should be.

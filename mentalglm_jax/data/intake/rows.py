@@ -163,8 +163,8 @@ def _row(
     if not (post := text(columns.text)):
         raise ValueError("without a post")
     given = values[columns.label]
-    if (names := table.classes.get(columns.label)) is not None and isinstance(given, int) and 0 <= given < len(names):
-        given = names[given]
+    if (names := table.classes.get(columns.label)) is not None:
+        given = _named(given, names)
     if isinstance(given, list | tuple):
         found = [as_text(one).strip() for one in given]
     else:
@@ -177,6 +177,15 @@ def _row(
         raise ValueError("without an id")
     return Row(place, text(columns.id) or own_id, post, tuple(found), text(columns.explanation) or None,
                one_name(text(columns.user)) or None, table.split)  # fmt: skip
+
+
+def _named(given: object, names: Sequence[str]) -> object:
+    """The names of the numbers in a cell, or in a list; -1, by which ``datasets`` says that nobody labelled, is none."""
+    if isinstance(given, list | tuple):
+        return [named for one in given if (named := _named(one, names)) != ""]
+    if type(given) is not int or given >= len(names):
+        return given
+    return names[given] if given >= 0 else ""
 
 
 def with_languages(rows: Sequence[Row], language: str | None) -> list[Row]:

@@ -223,10 +223,18 @@ def _class_names(noted: str) -> dict[str, tuple[str, ...]]:
     """The names that stand for the numbers of a column, as ``datasets`` notes them; none if it notes anything else."""
     try:
         features = parse_json(noted, "huggingface")["info"]["features"]
-        return {str(column): tuple(str(name) for name in kind["names"]) for column, kind in features.items()
+        kinds = {column: _of_each(kind) for column, kind in features.items()}
+        return {str(column): tuple(str(name) for name in kind["names"]) for column, kind in kinds.items()
                 if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"}  # fmt: skip
     except (InputError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _of_each(kind: Any) -> Any:
+    """What a list's values are, as ``datasets`` has noted it over the years: List, Sequence or a list of one."""
+    if isinstance(kind, dict) and kind.get("_type") in ("List", "LargeList", "Sequence"):
+        return kind.get("feature")
+    return kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
 
 
 def _hub_tables(name: str, config: str | None, columns: Sequence[str]) -> list[Table]:
@@ -244,7 +252,8 @@ def _hub_tables(name: str, config: str | None, columns: Sequence[str]) -> list[T
     left = ", ".join(split for split in found if split not in known)
     notes = (f"split {left} is left out",) if left else ()
     features = builder.info.features or {}
-    classes = {column: tuple(kind.names) for column, kind in features.items() if hasattr(kind, "int2str")}
+    kinds = {column: getattr(kind, "feature", kind) for column, kind in features.items()}
+    classes = {column: tuple(kind.names) for column, kind in kinds.items() if hasattr(kind, "int2str")}
     tables = []
     for split, files in known.items():
         for file in files:

@@ -54,6 +54,21 @@ def test_rows_inside_a_cell_are_missed(tmp_path, ending, content, line):
         read(path, "\t" if ending == ".tsv" else ",")
 
 
+@pytest.mark.parametrize(
+    "content", ['1\t"I am tired\n0\tA fine day\n1\tNo more"\n0\tIt rained\n', '"One\t1\nTwo"\t0\nThree\t1\n']
+)
+def test_the_first_row_may_be_no_header(tmp_path, content):
+    """As in SOS-HL-1K's files; two labelled posts were gone."""
+    (tmp_path / "t.tsv").write_text(content)
+    with pytest.raises(InputError, match=r"t\.tsv:1: a cell in quotation marks takes in \d lines"):
+        read(tmp_path / "t.tsv", "\t")
+
+
+def test_a_name_of_two_lines_is_one_name(tmp_path):
+    (tmp_path / "t.csv").write_text('"post\n(text, as written)",label\nWe left,high\n')
+    assert read(tmp_path / "t.csv", ",")[0] == ("post\n(text, as written)", "label")
+
+
 def test_the_only_quoted_cell_may_be_a_sentence(tmp_path):
     (tmp_path / "t.csv").write_text('post,label\n"I woke up, tired\nand went back",low\nWe left,high\n', "utf-8")
     assert read(tmp_path / "t.csv", ",")[1] == ("I woke up, tired\nand went back", "low")

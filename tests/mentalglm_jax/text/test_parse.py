@@ -3,6 +3,7 @@
 import pytest
 
 from mentalglm_jax.text import tasks
+from mentalglm_jax.text.task_files import tasks_of
 
 EVERY = [(task, language) for task in tasks.TASKS.values() for language in task.languages]
 IDS = [f"{task.name}-{language}" for task, language in EVERY]
@@ -117,3 +118,19 @@ def test_no_denied_label_is_read(task, language):
 )  # fmt: skip
 def test_what_is_said_and_what_is_not(task, language, text, labels):
     assert tasks.parse(task, language, text).labels == labels
+
+
+@pytest.mark.parametrize(
+    "dress", ["{}", "{}. Reasoning: he is sad", "Label: {}", "**{}**", "Answer: **{}**", "> {}", "- {}", "- **{}**"]
+)
+def test_a_sign_is_of_the_number(dress):
+    """-1 is not 1, and >5 is not 5; a dash or ``>`` before a space begins a line of Markdown."""
+    form = {"kind": "single", "question": {"en": "Which?"}, "sentence": {"en": "The label is {}."}}
+    names = {"below": "-1", "none": "0", "above": "1", "more": ">5", "five": "5"}
+    labels = {key: {"name": {"en": name}} for key, name in names.items()}
+    (task,) = tasks_of({"signs": form | {"labels": labels}}, "here")
+    for key, name in names.items():
+        assert tasks.parse(task, "en", dress.format(name)).labels == (key,), key
+    (rest,) = tasks_of({"plain": form | {"labels": {"1": {}, "5": {}}}}, "here")
+    for said in ("-1", ">5", "->5", "--1"):
+        assert tasks.parse(rest, "en", dress.format(said)).labels is None, said

@@ -6,6 +6,8 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -176,6 +178,23 @@ def test_lists_of_labels_and_names_that_stand_for_numbers(tmp_path):
     datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "saved")
     import_table(tmp_path / "saved", tmp_path / "new", PLAIN, Choices(task="names"))
     assert Counter(r.label for r in records(tmp_path / "new")) == {"no": 3, "yes": 3}
+
+
+@pytest.mark.parametrize("kind", ["List", "Sequence", "a list of one"])
+def test_names_of_lists_of_numbers_and_rows_that_nobody_labelled(tmp_path, kind):
+    """As GoEmotions has them; ``datasets`` has noted a list in three ways."""
+    each = {"names": ["no", "yes", "so"], "_type": "ClassLabel"}
+    noted = [each] if kind == "a list of one" else {"feature": each, "_type": kind}
+    features = {"post": {"dtype": "string", "_type": "Value"}, "label": noted}
+    numbers = [[0, 1], [1], [-1], [0, -1], [1], [2, 0]]
+    made = pyarrow.table({"post": [post for post, _ in GOOD], "label": numbers})
+    said = json.dumps({"info": {"features": features}})
+    pyarrow.parquet.write_table(made.replace_schema_metadata({"huggingface": said}), tmp_path / "t.parquet")
+    choices = Choices(task="lists", skip=True)
+    import_table(tmp_path / "t.parquet", tmp_path / "out", PLAIN, choices)
+    found = {r.post: r.labels for r in records(tmp_path / "out")}
+    assert sorted(map(sorted, found.values())) == [["no"], ["no", "so"], ["no", "yes"], ["yes"], ["yes"]]
+    assert GOOD[2][0] not in found
 
 
 def test_spellings_of_one_label_are_one(tmp_path):

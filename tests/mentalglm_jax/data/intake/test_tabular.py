@@ -112,6 +112,21 @@ TRADITIONAL = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("post", "label", "encoding"),
+    [
+        ("나는 오늘 너무 슬프고 잠을 잘 수 없다", "우울", "cp949"),
+        ("Bugün çok üzgünüm ve uyuyamıyorum, ışığı", "yüksek", "cp1254"),
+    ],
+    ids=["Korean", "Turkish"],
+)
+def test_old_text_of_another_language_is_not_taken_for_ours(tmp_path, post, label, encoding):
+    content = "".join(["post;label\n", *(f"{post} {number};{label}\n" for number in range(30))])
+    path = put(tmp_path / "t.csv", content.encode(encoding))
+    with pytest.raises(InputError, match=r"its encoding cannot be told; .* --encoding"):
+        open_tables(path, ["post", "label"])
+
+
 def test_the_separator_is_the_one_that_makes_the_columns_asked_for(tmp_path):
     """Not the one that stands most often in the header."""
     path = put(tmp_path / "t.csv", "post;label;notes, of, any, kind\na, b;x;c\n")
