@@ -180,7 +180,7 @@ def _row(
 
 
 def _named(given: object, names: Sequence[str]) -> object:
-    """The names of the numbers in a cell, or in a list; -1, by which ``datasets`` says that nobody labelled, is none."""
+    """The names of the numbers in a cell, or in a list; -1, by which ``datasets`` says that nobody labelled, none."""
     if isinstance(given, list | tuple):
         return [named for one in given if (named := _named(one, names)) != ""]
     if type(given) is not int or given >= len(names):
