@@ -17,7 +17,7 @@ _OPENING = " \t\r\n.,:;!?-–—*#|。，：；！？、>）)」』”\"'"  # wh
 _ASKED = re.compile(r"[*_\"'”’」 ]{0,4}[?？]")
 _MOST_PLACES = 8  # of a label, that are looked at for a denial
 _BESIDE = 80  # characters before and after a word that say whether it states a label
-_WRAPS, _CLOSES, _BULLETS = " \t\r*_`\"'“‘「『(（[【{<", "*_`\"'”’」』】>", " \t\r#>*-–•·|"
+_WRAPS, _CLOSES, _BULLETS = " \t\r\xa0\u3000*_`\"'“‘「『(（[【{<", "*_`\"'”’」』】>", " \t\r\xa0\u3000#>*-–•·|"
 _STOPS = ".!。！ \t\r\n*_`\"'”’」』)）]}"
 # What may stand between a label and the end of its clause.
 _NAMED = re.compile(
@@ -118,7 +118,7 @@ def states(answer: str, place: Span) -> bool:
     """Whether one word of an answer states a label there, by what stands beside it in its line: it is a clause of its
     own ("High. The author", "Answer: high"), or ends one behind words that introduce a label ("the risk is high")."""
     before = answer[max(0, place[0] - _BESIDE) : place[0]]
-    whole, word = "\n" in before or place[0] <= _BESIDE, answer[slice(*place)].lower()
+    word = answer[slice(*place)].lower()
     before = before[before.rfind("\n") + 1 :].lower().rstrip(_WRAPS)
     after = answer[place[1] : place[1] + _BESIDE].lower().lstrip(_CLOSES)
     after = after[named.end() :].lstrip(_CLOSES) if (named := _NAMED.match(after)) else after
@@ -126,7 +126,7 @@ def states(answer: str, place: Span) -> bool:
     if not firm and not _PAUSES.match(after):
         return False
     before = _NEGATED.sub("", before).rstrip(_WRAPS)
-    if (whole and not before.strip(_BULLETS)) or _OPENS.search(before) or _SUBJECT.search(before):
+    if not before.strip(_BULLETS) or _OPENS.search(before) or _SUBJECT.search(before):
         return True
     if not firm:
         return False

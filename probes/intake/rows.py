@@ -419,8 +419,8 @@ def _answered(reader: Reader, one: Mapping[str, Any]) -> dict[str, Any]:
         raise _changed(reader, one["id"], "answer")
     label, label_text, at = _label(one, answer)
     explanation = one.get("explanation") or read_explanation(answer, at)
-    if at and one.get("explanation") and (begin := answer.find(explanation, after_reasoning(answer))) >= 0:
-        end = begin + len(explanation)
+    if at and (given := one.get("explanation")) and (begin := answer.find(given, after_reasoning(answer))) >= 0:
+        end = begin + len(given)
         if begin < at[1] and at[0] < end:  # an explanation that names the label: it is stated behind it, if at all
             at = find_label(answer, answer[slice(*at)], (end, len(answer))) or at
             label_text = answer[slice(*at)]
