@@ -130,5 +130,6 @@ def read_answer(
         "finish": "stop" if len(said) < len(output_ids) else "length",
         "parsed_label": key,
         "label_text": None if at is None else text[slice(*at)],
+        "label_span": None if at is None else list(at),
         "parsed_explanation": read_explanation(text, at),
     }

@@ -19,7 +19,7 @@ from typing import Any
 
 from probes.errors import ProbeInputError, ProbeWarning, RowRefused
 from probes.foreign import BOM, parse_json, plain, read_bytes, read_json
-from probes.intake.labels import find_label, read_explanation, read_label
+from probes.intake.labels import find_label, find_text, read_explanation, read_label
 from probes.intake.quoting import QuotedRows
 from probes.intake.template import chat_template, render
 from probes.models.directory import locate
@@ -37,7 +37,7 @@ from probes.models.tokenizer import load_tokenizer
 from probes.records import Span
 
 # Keys of a row that are made here; and what it takes from a record as it is: all others.
-MADE = ("candidates", "label_text", "parsed_explanation", "parsed_label", "post_span")
+MADE = ("candidates", "label_span", "label_text", "parsed_explanation", "parsed_label", "post_span")
 KEPT = tuple(key for key in OPTIONAL if key not in MADE)
 # A row of two bytes takes two kilobytes of memory, and a candidate is looked for in all of an answer.
 MOST_RECORDS, MOST_CANDIDATES, _MOST_WORK = 300_000, 1000, 50_000_000  # the last: candidates times characters
@@ -419,7 +419,13 @@ def _answered(reader: Reader, one: Mapping[str, Any]) -> dict[str, Any]:
         raise _changed(reader, one["id"], "answer")
     label, label_text, at = _label(one, answer)
     explanation = one.get("explanation") or read_explanation(answer, at)
+    if at and (given := one.get("explanation")) and (begin := answer.find(given, after_reasoning(answer))) >= 0:
+        end = begin + len(given)
+        if begin < at[1] and at[0] < end:  # an explanation that names the label: it is stated behind it, if at all
+            at = find_label(answer, answer[slice(*at)], (end, len(answer))) or at
+            label_text = answer[slice(*at)]
     found = {"parsed_label": label, "label_text": label_text, "parsed_explanation": explanation}
+    found["label_span"] = None if at is None else list(at)
     return {"output_ids": output_ids, **found}
 
 
@@ -468,10 +474,9 @@ def _label(one: Mapping[str, Any], answer: str) -> tuple[str | None, str | None,
     """Key, text and place of the label in the answer: as given, or by rule."""
     candidates, label, said = one["candidates"], one.get("label"), one.get("label_text")
     if said is not None:
-        at = answer.rfind(said)
-        if not said.strip() or at < 0:
-            raise RowRefused(one["id"], "label_text is not in the answer", "label_text is not in the answer")
-        return label, said, (at, at + len(said))
+        if (placed := find_text(answer, said)) is None:
+            raise RowRefused(one["id"], "label_text is not in the answer as words", "label_text is not in the answer")
+        return label, said, placed
     if label is not None:
         scope = (after_reasoning(answer), len(answer))
         found = find_label(answer, candidates.get(label) or label, scope) or find_label(answer, label, scope)

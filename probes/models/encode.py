@@ -30,6 +30,7 @@ OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "parsed_label": (str, list),
     "parsed_explanation": str,
     "label_text": str,
+    "label_span": list,
     "candidates": dict,
     "cues": list,
     "decoys": list,
@@ -104,7 +105,7 @@ def _format_problem(row: dict[str, Any]) -> str | None:
         if max(row[key], default=0) > _MAX_ID:
             return f"key {key!r} holds {plain(max(row[key]), 40)}, which no vocabulary has"
     spans = [(key, row.get(key) or ()) for key in ("cues", "decoys", "rationales")]
-    spans.append(("post_span", [] if row.get("post_span") is None else [row["post_span"]]))
+    spans += [(key, [] if row.get(key) is None else [row[key]]) for key in ("post_span", "label_span")]
     for key, given in spans:
         for span in given:
             if not (isinstance(span, list) and len(span) == 2 and all(type(at) is int for at in span)):
@@ -174,9 +175,10 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     post_char = _find_post(row, text[:prompt_chars], row_id, token_bytes)
     spans: dict[str, Span] = {}
     label_text = row.get("label_text") or ""
-    answer, thought = _answer(row, text, prompt_chars)
+    placed = _placed_label(row, text, prompt_chars) if label_text else None
+    answer, thought = _answer(row, text, prompt_chars, placed)
     if label_text:
-        spans["label"] = _find_label(text, label_text, answer, row_id)
+        spans["label"] = placed or _find_label(text, label_text, answer, row_id)
     explanation = row.get("parsed_explanation") or None
     if explanation:
         # After the label if it is there at all: the label sentence may itself hold the words of a short explanation.
@@ -185,7 +187,7 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
         after = after if explanation in text[after:] else prompt_chars
         spans["explanation"] = _find(text, explanation, after, row_id, "parsed_explanation")
         # Explanation first: the label follows, whatever it says.
-        if "label" in spans and spans["explanation"][0] < spans["label"][1]:
+        if "label" in spans and not placed and spans["explanation"][0] < spans["label"][1]:
             at = text.find(label_text, spans["explanation"][1])
             spans["label"] = (at, at + len(label_text)) if at >= 0 else spans["label"]
     said = spans.get("explanation")
@@ -234,7 +236,7 @@ def encode(row: dict[str, Any], token_bytes: TokenBytes) -> Example:
     return made
 
 
-def _answer(row: dict[str, Any], text: str, prompt_chars: int) -> tuple[int, Span | None]:
+def _answer(row: dict[str, Any], text: str, prompt_chars: int, placed: Span | None = None) -> tuple[int, Span | None]:
     """Where the answer begins in ``text``: after the reasoning, which may state every label before it decides; and
     where the words of the reasoning stand, without its marks, or None.
 
@@ -261,7 +263,7 @@ def _answer(row: dict[str, Any], text: str, prompt_chars: int) -> tuple[int, Spa
             "limit, or set label_text to null",
             "the reasoning never ends",
         )
-    last = output.rfind(label)
+    last = output.rfind(label) if placed is None else placed[0] - prompt_chars
     answer = max((end for end in ends if end <= last), default=0)
     if label and label in output and ends and answer == 0 and (opened or reasoning):
         raise RowRefused(
@@ -301,6 +303,17 @@ def after_reasoning(answer: str) -> int:
 def marks_reasoning(token: str) -> bool:
     """Whether a token opens or ends a reasoning."""
     return (_OPENED.fullmatch(token.strip()) or _THOUGHT.fullmatch(token.strip())) is not None
+
+
+def _placed_label(row: dict[str, Any], text: str, prompt_chars: int) -> Span | None:
+    """Where ``label_span``, characters ``[start, end)`` of the decoded answer, says that the label stands."""
+    if (span := row.get("label_span")) is None:
+        return None
+    placed = prompt_chars + span[0], prompt_chars + span[1]
+    if span[0] < 0 or text[slice(*placed)] != row["label_text"]:
+        said = f"label_span {span} of the decoded answer is not label_text; mend it or leave it out"
+        raise RowRefused(str(row.get("id")), said, "label_span is not where the label stands")
+    return placed
 
 
 def _find_label(text: str, label: str, start: int, row_id: str) -> Span:

@@ -76,6 +76,9 @@ def test_a_row_is_laid_out_in_linear_time(attack):
 LABELS: dict[str, Callable[[int], tuple[str, dict[str, str]]]] = {
     "equal letters that are nearly a label": lambda n: ("a" * 4 * n, {"x": "a" * 2 * n + "b"}),
     "equal letters that are a label in a word": lambda n: ("a" * 4 * n, {"x": "a" * 2 * n}),
+    "a label that is stated without end": lambda n: ("high. " * n, {"x": "high"}),
+    "a word that is no label anywhere": lambda n: ("is a high, " * n, {"x": "high", "y": "a"}),
+    "a word that is named in other words": lambda n: ("no risk. " * n, {"x": "risk", "y": "no risk"}),
     "letters without case": lambda n: ("难" * 4 * n, {"x": "难" * 2 * n + "b"}),
 }
 

@@ -15,6 +15,8 @@ CANDIDATES = {
     "高": {"high": "高自杀风险", "low": "低自杀风险"},
     "有": {"risk": "有风险", "none": "无风险"},
     "number": {"0": "0", "1": "1", "2": "2"},
+    "illness": {"depression": "depression", "anxiety": "anxiety"},
+    "高风险": {"high": "高风险", "low": "低风险"},
 }  # fmt: skip
 DENIED = {
     "mood": [
@@ -29,8 +31,16 @@ DENIED = {
         "This is not a high suicide risk.", "The post shows no high risk signs.", "There is no high suicide risk here.",
         "There is no evidence that the post shows a high suicide risk", "I do not believe there is high suicide risk.",
         "High suicide risk is unlikely", "High suicide risk can be excluded", "It is not high.\nThe risk is low.",
-        "Not high but low",
+        "Not high but low", "The post does not, in my view, show high suicide risk",
+        "I do not believe the author, who wrote about an exam, is at high suicide risk.",
+        "High suicide risk: no", "It is not, as far as one can tell, a high suicide risk",
     ],
+    "illness": [
+        "Depression: No", "Depression: absent", "**Depression**: not present", "depression: no\nanxiety: yes",
+        "there is little evidence for depression", "- depression: 0\n- anxiety: 1", "depression = false",
+        "Depression - No", "few signs of depression",
+    ],
+    "高风险": ["高风险：否", "高风险的可能性较低", "高风险的可能性很低", "高风险比较低", "并不，在我看来，属于高风险"],
     "depressed": [
         "He is never depressed", "He isn't depressed", "He is not really depressed",
         "He is not not depressed",
@@ -59,6 +69,8 @@ AFFIRMED = {
     "risk": [
         ("High suicide risk. The author does not sleep.", "high"), ("Low suicide risk, as there is no plan.", "low")
     ],
+    "illness": [("Depression: he cannot sleep.", "depression"), ("A little sad, depression.", "depression")],
+    "高风险": [("高风险：他想死", "high"), ("他很难过，高风险", "high")],
     "depressed": [("The author is not depressed.", "no"), ("depressed", "yes")],
     "suicidal": [("It is non-suicidal.", "n"), ("suicidal.", "s")],
     "sentence": [
