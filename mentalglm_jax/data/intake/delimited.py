@@ -13,7 +13,6 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SAMPLE = 1 << 20  # bytes looked at
 _BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
          b"\xfe\xff": "utf-16"}  # fmt: skip
-_OTHERS = ("cp949", "cp1254")  # Korean and Turkish, which would be taken for one of these
 _OLD = ("gb18030", "big5", "cp1252")  # what English and Chinese were saved in before Unicode, as Windows still does
 _FEW = 0.1  # share of zero bytes below which they are dirt in a text of single bytes
 
@@ -77,8 +76,18 @@ def _guessed(head: bytes) -> str | None:
         raise InputError(f"text that is not UTF-8 needs the data extra: {install('data')}; or save it "
                          "as UTF-8, or name its encoding") from None  # fmt: skip
     end = head.rfind(b"\n") + 1 if len(head) == _SAMPLE else 0  # no character is cut
-    best = from_bytes(head[: end or None], cp_isolation=[*_OLD, *_OTHERS]).best()
-    return None if best is None or best.encoding not in _OLD else best.encoding
+    best = from_bytes(head[: end or None], cp_isolation=list(_OLD)).best()
+    return None if best is None or _of_another_language(head, best.encoding) else best.encoding
+
+
+def _of_another_language(head: bytes, codec: str) -> bool:
+    """Whether text that could be in ``codec`` is Korean or Turkish of its day: nearly all syllables of the one; of the
+    other the letters in the places of those that Icelandic alone has."""
+    if codec == "cp1252":
+        letters = [char for char in head.decode(codec, "ignore") if char > "\x7f" and char.isalpha()]
+        return sum(char in "ðýþÐÝÞ" for char in letters) > max(2, len(letters) // 5)
+    letters = [char for char in head.decode("cp949", "ignore") if char > "\x7f" and char.isalpha()]
+    return len(letters) >= 20 and sum("가" <= char <= "힣" for char in letters) > 0.95 * len(letters)
 
 
 def told_delimiter(path: Path, encoding: str, columns: Sequence[str]) -> str:
