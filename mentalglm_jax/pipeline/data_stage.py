@@ -13,6 +13,7 @@ from mentalglm_jax.data.surrogates import replacing_surrogates
 from mentalglm_jax.data.synthetic import make_corpus
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import replace_dir
+from mentalglm_jax.pipeline.kept import read_in_place
 from mentalglm_jax.pipeline.run_dir import Run, replaceable
 from mentalglm_jax.pipeline.stage_inputs import check_stages
 from mentalglm_jax.text.tokenizer import BUILTIN, GlmTokenizer, train_bpe
@@ -69,5 +70,6 @@ def data_stage(job: Run, progress: Callable[..., None], evaluated: bool = False)
     with replace_dir(job.dir / "tokenizer", replaceable("tokenizer")) as directory:
         tokenizer.save(directory)
     said = [f"{task}: " + ", ".join(f"{n} {split}" for split, n in splits.items()) for task, splits in counts.items()]
-    found = {"counts": counts, "labels": labels, "languages": languages, "notes": notes, "say": said + lines}
+    found = {"counts": counts, "labels": labels, "languages": languages, "notes": notes, "say": said + lines,
+             "read": read_in_place(recipe)}  # fmt: skip
     return found if read is None else found | {"held_out": read.to_dict()}

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm_jax.checkpoints.adapters import CONFIG, WEIGHTS
-from mentalglm_jax.checkpoints.hf_files import CALIBRATION, TOKENIZER_FILES
+from mentalglm_jax.checkpoints.hf_files import ADAPTER_FILES, CALIBRATION, INDEX, TOKENIZER_FILES, locate
+from mentalglm_jax.checkpoints.orbax_files import PARAMS
 from mentalglm_jax.data.records import SPLITS
 from mentalglm_jax.evaluate.noted import check_same
 from mentalglm_jax.evaluate.noted import digests as file_digests
+from mentalglm_jax.foreign import at_home
 from mentalglm_jax.text.tasks import TASKS_FILE
+from mentalglm_jax.train.recipe import Recipe
 
 DEV_GENERATIONS = "dev_generations.jsonl"  # of a model that explains first, for its calibration
 # What a later stage, or another command, reads of a stage. Weights of whole models are told by their fingerprint; of
@@ -34,6 +37,31 @@ def digests(directory: Path, stage: str, adapter: Path | None) -> dict[str, str 
     """Path below the run directory to SHA-256 of what ``stage`` left, None of what it did not. ``adapter``: of a
     training stage, its folder."""
     return file_digests(directory, _names(directory, stage, adapter))
+
+
+def talks_and_pairs(recipe: Recipe) -> dict[str, Path]:
+    """The key of every file of conversations or pairs that a recipe names, and where it is."""
+    stages = [*recipe.stages, *(recipe.pretrain.then if recipe.pretrain else ())]
+    found = {}
+    for stage in [*stages, *([recipe.probe.control] if recipe.probe.control else [])]:
+        found[f"stages.{stage.name}.conversations"] = stage.conversations
+        found[f"stages.{stage.name}.objective.pairs"] = stage.objective.pairs if stage.objective else None
+    return {key: at_home(path) for key, path in found.items() if path is not None}
+
+
+def read_in_place(recipe: Recipe) -> dict[str, str | None]:
+    """SHA-256 of the files that later stages read where they lie, by their key in the recipe and their name: those of
+    the base, of the adapter begun from, of conversations and pairs. Raises: InputError."""
+    files = {key: (path.parent, [path.name]) for key, path in talks_and_pairs(recipe).items()}
+    if recipe.model.path is not None:
+        place = locate(recipe.model.path)
+        weights = [path for path in (*place.glob("*.safetensors"), *place.glob(f"{PARAMS}/**/*")) if path.is_file()]
+        names = [path.relative_to(place).as_posix() for path in weights]
+        files["model.path"] = place, ["config.json", INDEX, *names]
+    if recipe.model.adapter is not None:
+        files["model.adapter"] = locate(recipe.model.adapter, ADAPTER_FILES), [CONFIG, WEIGHTS]
+    return {f"{key}/{name}": found for key, (place, names) in files.items()
+            for name, found in sorted(file_digests(place, names).items())}  # fmt: skip
 
 
 def _names(directory: Path, stage: str, adapter: Path | None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 from mentalglm_jax.errors import InputError, MentalGLMError, RunError, install
 from mentalglm_jax.files import make_dir, working_on, write_json
 from mentalglm_jax.foreign import first_line, some
+from mentalglm_jax.pipeline.same_inputs import check_alike, check_now
 from mentalglm_jax.pipeline.sweep import Point, Start, collected, is_done, make_points, split_values, sweep
 from mentalglm_jax.train.recipe import load_recipe, what_it_is
 
@@ -82,7 +83,7 @@ def search(
 
     Raises:
         InputError: the last stage has no ``eval_every``, so nothing says which values are good; what is in the
-            directory is of another recipe; or as ``make_points``.
+            directory is of another recipe, or of other inputs than there are now; or as ``make_points``.
         Interrupted, Preempted: the same call continues.
     """
     optuna, base = load_optuna(), load_recipe(recipe_file, overrides)
@@ -118,6 +119,10 @@ def search(
     if foreign := sorted({key for one in study.trials for key in one.params} - spaces.keys()):
         raise InputError(f"{file}: is of another search, it has values of {some(foreign)}; choose another --out")
     every: dict[str, Point] = {}
+    for one in study.trials:
+        with contextlib.suppress(InputError):
+            every |= {point.label: point for point in points_of(one.params)[1]}
+    check_now([point.recipe for point in every.values()], where)
     while True:
         with _journal(file):
             under_way = [one for one in study.trials if one.state == states.RUNNING]
@@ -132,6 +137,8 @@ def search(
             shown, points = f"failed: {error}", []
         else:
             found = sweep(recipe_file, where, points, jobs=jobs, say=say, start=start)["points"]
+            every |= {point.label: point for point in points}
+            check_alike([point.recipe for point in every.values()])  # before the study learns what this one scored
             scores = [score for row in found for score in (row["development"] or {}).values()]
             shown = f"development {last.train.best_by} {statistics.fmean(scores):.4f}" if scores else "failed"
         with _journal(file):
@@ -141,9 +148,7 @@ def search(
                 # The sampler forgets a trial called failed, and proposes the like again; this is the worst there is.
                 study.tell(trial.number, state=states.PRUNED)
         say(f"trial {trial.number + 1} of {trials}: {shown}")
-    for one in study.trials:
-        with contextlib.suppress(InputError):
-            every |= {point.label: point for point in points_of(one.params)[1]}
+    check_alike([point.recipe for point in every.values()])
     points = list(every.values())
     result = collected(points, {point.label: "failed; its log stands beside it" for point in points
                                 if not is_done(point)})  # fmt: skip

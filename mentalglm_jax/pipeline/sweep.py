@@ -25,6 +25,7 @@ from mentalglm_jax.evaluate.stated import EVALUATION, read_stated
 from mentalglm_jax.files import make_dir, working_in, write_json
 from mentalglm_jax.foreign import read_json
 from mentalglm_jax.interpreter import environment, module_command
+from mentalglm_jax.pipeline.same_inputs import check_alike, check_now
 from mentalglm_jax.train.recipe import Recipe, load_recipe, what_it_is
 
 MOST_POINTS = 1000
@@ -172,11 +173,15 @@ def sweep(
         ``table``, see ``table``.
 
     Raises:
+        InputError: some of the runs were made of other inputs than there are now, or than others of them.
         Interrupted, Preempted: a signal; the runs under way were told and have saved.
     """
     start = start or _child
     states: dict[str, str] = {}
+    recipes = [point.recipe for point in points]
     with working_in(out), StopSignal() as stop, ThreadPoolExecutor(jobs) as pool:
+        check_alike(recipes)
+        check_now(recipes, out)
 
         def work(point: Point) -> str:
             """Empty, or why it failed."""
@@ -206,6 +211,7 @@ def sweep(
                     say(f"{done}: {'failed: ' + reason if reason else 'done'}")
         if stop.requested:
             raise stop.error(f"interrupted; what was finished is in {out}, the same command continues from there")
+        check_alike(recipes)  # inputs may have been changed meanwhile
         result = collected(points, states)
         write_json(out / "sweep.json", result)
         return result

@@ -1,6 +1,6 @@
 "use strict";
 // Everything from the data goes in as text, never as markup. Ratings stand in a Map, for an item's id may be any word
-// ("__proto__", "constructor"): id -> { scale: 0..3, comment }.
+// ("__proto__", "constructor"): id -> { scale: 0..3, comment, when }, "when" the time of its last change.
 const data = JSON.parse(document.getElementById("data").textContent);
 const base = "mentalglm-review-" + data.form;
 const $ = id => document.getElementById(id);
@@ -38,9 +38,19 @@ function enter(name) {
   $("saved").textContent = who() ? "" : data.words.name_first;
   show(state.at);
 }
+function merge(kept) {
+  // Another window of the same rater keeps its ratings in the same place. Of every item the newest is right; one whose
+  // ratings were taken back stays, with its time alone, so that an old window does not bring them back.
+  for (const [id, theirs] of Object.entries(kept?.ratings ?? {})) {
+    const newer = theirs && typeof theirs === "object" && (theirs.when ?? 0) > (ratings.get(id)?.when ?? -1);
+    if (newer) ratings.set(id, theirs);
+  }
+}
+function changed(given) { given.when = Math.max(Date.now(), (given.when ?? 0) + 1); }
 function save() {
   if (!who()) return;
   try {
+    merge(keptAt(keyOf(who())));
     localStorage.setItem(keyOf(who()), JSON.stringify({ ...state, ratings: Object.fromEntries(ratings) }));
     $("saved").textContent = data.words.saved;
   } catch {
@@ -53,7 +63,8 @@ function rating() {
   return ratings.get(id);
 }
 const complete = item => data.scales.every(name => Number.isInteger(ratings.get(item.id)?.[name]));
-const rated = () => data.items.filter(item => Object.keys(ratings.get(item.id) ?? {}).length);
+const said = id => Object.entries(ratings.get(id) ?? {}).filter(([name]) => name !== "when");
+const rated = () => data.items.filter(item => said(item.id).length);
 
 function mark() {
   const given = rating();
@@ -78,6 +89,7 @@ function show(at) {
 function rate(value) {
   if (!who()) { $("rater").focus(); $("saved").textContent = data.words.name_first; return; }
   rating()[data.scales[scale]] = value;
+  changed(rating());
   if (scale < data.scales.length - 1) scale += 1;
   save();
   mark();
@@ -101,7 +113,7 @@ function named(ending) {
   return "ratings-" + data.form + "-" + who().replace(/[^\p{L}\p{N}_-]+/gu, "_") + ending;
 }
 function asJson() {
-  const given = Object.fromEntries(rated().map(item => [item.id, ratings.get(item.id)]));
+  const given = Object.fromEntries(rated().map(item => [item.id, Object.fromEntries(said(item.id))]));
   return JSON.stringify({ form: data.form, rater: who(), ratings: given }, null, 1);
 }
 function asCsv() {
@@ -120,7 +132,7 @@ function asCsv() {
 }
 
 $("rater").addEventListener("change", event => { if (event.target.value !== state.rater) enter(event.target.value); });
-$("comment").addEventListener("input", event => { rating().comment = event.target.value; save(); });
+$("comment").addEventListener("input", event => { rating().comment = event.target.value; changed(rating()); save(); });
 $("previous").addEventListener("click", () => go(-1));
 $("next").addEventListener("click", () => go(1));
 $("unrated").addEventListener("click", unrated);
@@ -137,11 +149,19 @@ document.addEventListener("keydown", event => {
     ArrowLeft: () => go(-1), ArrowRight: () => go(1), Enter: () => go(1), u: unrated,
     ArrowUp: () => { scale = Math.max(0, scale - 1); mark(); },
     ArrowDown: () => { scale = Math.min(data.scales.length - 1, scale + 1); mark(); },
-    c: () => $("comment").focus(), Backspace: () => { if (!who()) return; delete rating()[data.scales[scale]]; save(); mark(); },
+    c: () => $("comment").focus(), Backspace: () => { if (!who()) return; delete rating()[data.scales[scale]]; changed(rating()); save(); mark(); },
   }[event.key] || (/^[0-3]$/.test(event.key) ? () => rate(Number(event.key)) : null);
   if (!act || (event.key === "Enter" && event.target.tagName === "BUTTON")) return;
   event.preventDefault();
+  // A key that is held down rates one scale, not all that follow, and passes one item.
+  if (event.repeat && (event.key === "Enter" || /^[0-3]$/.test(event.key))) return;
   act();
+});
+window.addEventListener("storage", event => {
+  if (!who() || event.key !== keyOf(who())) return;
+  merge(keptAt(event.key));
+  if (document.activeElement !== $("comment")) $("comment").value = rating().comment || "";
+  mark();
 });
 adopt();
 let before = "";

@@ -148,6 +148,82 @@ def test_a_second_rater_neither_sees_nor_goes_on_with_the_first_ones_ratings(bro
     assert browser.js(f"localStorage.getItem('mentalglm-review-{form_id(sample)}')") is None
 
 
+class Window(Browser):
+    """One more page of a browser that is there, with the same storage."""
+
+    def __init__(self, browser):
+        self._of = browser
+        self._rest, self._count, self.events = b"", 0, []
+        target = browser._send("Target.createTarget", {"url": "about:blank"}, None)["targetId"]
+        found = browser._send("Target.attachToTarget", {"targetId": target, "flatten": True}, None)
+        self._session = found["sessionId"]
+        for domain in ("Runtime", "Log", "Page", "Network"):
+            self.send(f"{domain}.enable")
+        self.send("Emulation.setFocusEmulationEnabled", enabled=True)
+
+    @property
+    def events(self):
+        return self._of.events
+
+    @events.setter
+    def events(self, value):
+        pass
+
+    def _send(self, method, params, session):
+        return self._of._send(method, params, session)
+
+    def _next(self):
+        return self._of._next()
+
+
+def test_two_windows_of_one_rater_lose_nothing_of_each_other(browser, tmp_path):
+    sample = records(4)
+    page = tmp_path / "review.html"
+    page.write_text(render_form(sample, "en"), encoding="utf-8")
+    other = Window(browser)
+    for window in (browser, other):
+        window.open(page, 1200)
+        window.js("document.querySelector('#rater').focus()")
+        press(window, *"Ann", "Enter")
+    press(browser, "3", "3", "3", "3", "ArrowRight")
+    press(other, "ArrowRight", "2", "2", "2", "2", "ArrowRight", "1", "1", "1", "1")
+
+    def shown(window, wanted):
+        deadline = time.time() + 60
+        while (found := window.js("document.querySelector('#progress').textContent")) != wanted:
+            assert time.time() < deadline, found
+            time.sleep(0.1)
+
+    shown(browser, "3 / 4")  # without a key pressed there
+    press(browser, "ArrowRight", "ArrowRight", "0", "0", "0", "0")
+    shown(other, "4 / 4")
+    press(other, "Backspace", "ArrowLeft", "3", "3", "3", "3")  # takes back the last scale of the third item
+    shown(browser, "3 / 4")
+    press(browser, "c", "x", "Escape")
+    wanted = [dict.fromkeys(SCALES, value) for value in (3, 3, 1, 0)]
+    del wanted[2]["overall"]
+    wanted[3]["comment"] = "x"
+    for window in (browser, other):
+        deadline = time.time() + 60
+        expected = {one.id: value for one, value in zip(sample, wanted, strict=True)}
+        while (found := json.loads(window.js("asJson()"))["ratings"]) != expected:
+            assert time.time() < deadline, found
+            time.sleep(0.1)
+
+
+def test_a_key_held_down_rates_one_scale(browser, tmp_path):
+    sample = records(2)
+    page = tmp_path / "review.html"
+    page.write_text(render_form(sample, "en"), encoding="utf-8")
+    browser.open(page, 1200)
+    browser.js("document.querySelector('#rater').focus()")
+    press(browser, *"Bo", "Enter")
+    for _ in range(4):
+        browser.send("Input.dispatchKeyEvent", type="keyDown", key="2", text="2", autoRepeat=_ > 0)
+    browser.send("Input.dispatchKeyEvent", type="keyUp", key="2")
+    assert json.loads(browser.js("asJson()"))["ratings"] == {sample[0].id: {SCALES[0]: 2}}
+
+
 @pytest.mark.parametrize(
     ("language", "whose", "caption"),
     [
