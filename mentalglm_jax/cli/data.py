@@ -317,4 +317,4 @@ def local_teacher(config: Any, cache: Path) -> Any:
     chats = LocalChats(
         model, tokenizer, rows=config.concurrency, max_tokens=config.max_tokens, temperature=config.temperature
     )
-    return LocalTeacher(config, AnswerCache(cache), model_fingerprint(model), chats.complete)
+    return LocalTeacher(config, AnswerCache(cache), model_fingerprint(model), chats)

@@ -54,6 +54,14 @@ _SENTENCE = re.compile(
     r"[!?。！？;；\n]+|\.+(?=\s|$)|([,，]\s*(?:(?:and )?(?:so|thus|hence|therefore)\b|因此|所以|故|从而|由此|综上))"
 )
 _HEADING = re.compile(r"(?:^|(?<=[\n.!?。！？]))[^\n.!?。！？]{0,40}[:：]$|```\w*$")
+# A letter or number that counts off a list, not a label of that name; one that counts off before a label.
+_COUNTS = re.compile(r"[.)、）:：][ \t]*\S")
+_COUNTED = re.compile(r"^(?:\w{1,2}[.)、）:：][ \t]*)?$")
+# How likely a label is, in numbers: behind its name as a list has it, or beside it.
+_WEIGHED = re.compile(
+    r"[*_`\"'”’」』】]*[ \t]*(?:(?P<list>[:：=|])|[-–—(（])[*_`\"'“ \t]*\d+(?:[.,]\d+)?[ \t]*"
+    r"(?:[%％‰]|/[ \t]*\d|[,，;；})）\]|\n]|\.?[ \t]*$)"
+)
 # What makes the digits behind it, or before it, a part of another number.
 _NUMBER_BEFORE = re.compile(r"(?:\d|\d[.,:/٫٬–~～-]|(?<!\w)[-−.])$")
 _NUMBER_AFTER = re.compile(r"\d|[.,:/٫٬–~～-]\d|[\s'’]\d{3}(?!\d)|\s?[%％‰]")
@@ -66,7 +74,9 @@ def read_label(answer: str, candidates: Mapping[str, str]) -> tuple[str | None, 
     of the answer; where no sentence does, whose key does. Case and the last punctuation do not count. A text of one
     word counts only where it is stated (``states``). Several are none: a rule cannot tell "not high but low" from its
     opposite. Nor is one that is denied or doubted anywhere in those lines (``denied``), or asked for where it stands
-    first, or stated more often than is looked at; it does not make another one the answer either.
+    first, or stated more often than is looked at; it does not make another one the answer either. Where the rest of the
+    answer states another one as well, in a clause of its own, or where labels are weighed ("high: 0.1, low: 0.9"), an
+    answer goes through them one by one: none.
 
     Returns:
         key and span in ``answer``; (None, None) where no candidate or several are stated, or one is denied.
@@ -87,8 +97,49 @@ def read_label(answer: str, candidates: Mapping[str, str]) -> tuple[str | None, 
         asked = _ASKED.match(answer, places[0][1])
         if asked or len(places) > _MOST_PLACES or any(denied(answer, place) for place in places):
             return None, None
+        if _weighed(answer, places[0], begin, candidates) or _goes_on(answer, key, begin, candidates):
+            return None, None
         return key, places[0]
     return None, None
+
+
+def _weighed(answer: str, place: Span, begin: int, candidates: Mapping[str, str]) -> bool:
+    """Whether the label there has a number for its likelihood. In brackets one label may have it: "High (90 %)"."""
+    found = _WEIGHED.match(answer, place[1])
+    if found is None or found["list"]:
+        return found is not None
+    whole = (begin, len(answer))
+    weighed = (
+        key
+        for key, text in candidates.items()
+        if any(_WEIGHED.match(answer, at[1]) for name in {key, text} for at in _places(answer, name, whole))
+    )
+    return len(set(itertools.islice(weighed, 2))) > 1
+
+
+def _goes_on(answer: str, key: str, begin: int, candidates: Mapping[str, str]) -> bool:
+    """Whether another label than ``key`` is stated, and not denied, in a clause of its own anywhere in the answer."""
+    whole = (begin, len(answer))
+    for wanted in (candidates, {name: name for name in candidates}):
+        for other, places in _stated(answer, wanted, whole).items():
+            if other != key and any(_own_clause(answer, p) and not denied(answer, p) for p in places):
+                return True
+    return False
+
+
+def _own_clause(answer: str, place: Span) -> bool:
+    """Whether a label stands where a line, a sentence or an answer begins; not as the first words of a quote, and not
+    as the number of an item."""
+    raw = answer[max(0, place[0] - _BESIDE) : place[0]]
+    raw = raw[raw.rfind("\n") + 1 :].lower()
+    before = raw.rstrip(_WRAPS)
+    opened = not before.strip(_BULLETS)
+    if opened and place[1] - place[0] == 1 and _COUNTS.match(answer, place[1]):
+        return False
+    quoted = raw.rstrip(" \t")[len(before) :]
+    if not opened and any(mark in quoted for mark in "\"'“‘「『"):
+        return False
+    return bool(opened or _COUNTED.match(before.lstrip(_BULLETS)) or _OPENS.search(before) or _SUBJECT.search(before))
 
 
 def _stated(answer: str, wanted: Mapping[str, str], scope: Span) -> dict[str, list[Span]]:

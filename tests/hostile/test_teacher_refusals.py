@@ -243,7 +243,7 @@ def test_a_filter_rejects_its_post_and_not_the_build(world, behaviour):
     with behaving(behaviour) as server:
         manifest = accepted(world.build(server.url))
         assert accepted(world.build(server.url))["teacher"] == {"cached": 3} and len(server.requests) == 3
-    assert manifest["records"] == {"asked": 3, "accepted": 2, "rejected": 1, "filtered": 1}
+    assert manifest["records"] == {"asked": 3, "accepted": 2, "rejected": 1, "filtered": 1, "too_long": 0}
 
 
 @pytest.mark.parametrize(

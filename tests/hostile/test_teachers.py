@@ -116,7 +116,7 @@ def test_whatever_an_answer_says_it_is_kept_and_no_other_lost(world, text):
     with behaving(said(text), default=slow) as server:
         manifest = accepted(world.build(server.url, concurrency=3))
         assert accepted(world.build(server.url))["teacher"] == {"cached": 3} and len(server.requests) == 3
-    assert manifest["records"] == {"asked": 3, "accepted": 2, "rejected": 1, "filtered": 0}
+    assert manifest["records"] == {"asked": 3, "accepted": 2, "rejected": 1, "filtered": 0, "too_long": 0}
 
 
 @pytest.mark.parametrize("broken", ["\ud83d", "\x00", "\x1b[31m", "\u202e"], ids=ascii)

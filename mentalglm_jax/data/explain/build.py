@@ -24,7 +24,7 @@ from mentalglm_jax.data.explain.datasheet import datasheet
 from mentalglm_jax.data.explain.endpoint import OpenAITeacher
 from mentalglm_jax.data.explain.prompts import Prompts, load_prompts, pick_examples
 from mentalglm_jax.data.explain.replies import redact_body, redact_url
-from mentalglm_jax.data.explain.teacher import CONTENT_FILTER, AnswerCache, Teacher, TeacherConfig
+from mentalglm_jax.data.explain.teacher import CONTENT_FILTER, TOO_LONG, AnswerCache, Teacher, TeacherConfig
 from mentalglm_jax.data.held_out import Split, data_split
 from mentalglm_jax.data.imhi import load_imhi_experts
 from mentalglm_jax.data.records import SPLITS, Record, read_records, write_records
@@ -307,7 +307,8 @@ def _write(
             "inputs": inputs,
             "prompts": {p.language: {"version": p.version, "sha256": p.sha256} for p in prompts.values()},
             "records": {"asked": len(outcomes), "accepted": len(accepted), "rejected": len(rejected),
-                        "filtered": sum(o.candidate.finish == CONTENT_FILTER for o in rejected)},
+                        "filtered": sum(o.candidate.finish == CONTENT_FILTER for o in rejected),
+                        "too_long": sum(o.candidate.finish == TOO_LONG for o in rejected)},
             "counts": _counts(accepted),
             "checks": check_rates(outcomes),
             "consistency": consistency,

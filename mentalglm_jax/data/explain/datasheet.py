@@ -41,7 +41,8 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
         _HEAD,
         "## Composition\n",
         f"{records['accepted']} of {records['asked']} explanations passed the required checks; "
-        f"{records['filtered']} posts were refused by the teacher's content filter.\n",
+        f"{records['filtered']} posts were refused by the teacher's content filter, {records['too_long']} left no room "
+        "for an answer in its context.\n",
         "| task | split | records | labels |\n|---|---|---|---|",
         *(f"| {task} | {split} | {entry['records']} | "
           f"{', '.join(f'{escaped(label)} {count}' for label, count in entry['labels'].items())} |"

@@ -11,7 +11,7 @@ import json
 import re
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
@@ -27,6 +27,7 @@ from mentalglm_jax.settings import Settings
 from mentalglm_jax.text.thinking import spoken
 
 CONTENT_FILTER = "content_filter"  # ``Answer.finish`` of a request that the server's filter refused
+TOO_LONG = "too_long"  # the same, of a prompt for which a model on this machine has no room
 _UNUSED = "unused"  # folder of the cache: what was paid for answers of no use
 _LARGEST_FILE = 64 << 20  # bytes of a cache file that are read
 _OURS = ("model", "messages", "stream", "n")  # of a request's body: what ``extra_body`` may not change
@@ -96,7 +97,7 @@ def check_url(url: str | None, name: str) -> None:
 @dataclass(frozen=True)
 class Answer:
     """What came back. ``finish`` is the server's reason ("length": cut off; "content_filter": refused by a filter, the
-    text is empty or cut); tokens as the server counts them."""
+    text is empty or cut; "too_long": not asked, the text is empty); tokens as the server counts them."""
 
     text: str
     finish: str
@@ -192,18 +193,30 @@ def _counted(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-class LocalTeacher:
-    """A model on this machine, behind the same cache. ``complete`` answers a chat, several at a time: (text, finish,
-    prompt tokens, completion tokens); ``fingerprint`` tells its weights apart."""
+@runtime_checkable
+class Chats(Protocol):
+    """A model on this machine that answers chats (``mentalglm_jax.serve.local.LocalChats``).
 
-    def __init__(
-        self,
-        config: TeacherConfig,
-        cache: AnswerCache,
-        fingerprint: str,
-        complete: Callable[[Sequence[Message], int], Awaitable[tuple[str, str, int, int]]],
-    ):
-        self._config, self._cache, self._complete = config, cache, complete
+    ``room``: tokens that a prompt may have; ``stops``: ids that end an answer."""
+
+    room: int
+    stops: Sequence[int]
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a chat."""
+        ...
+
+    async def complete(self, prompt: Sequence[int], seed: int) -> tuple[str, str, int]:
+        """Text of the answer, why it ended, and its tokens."""
+        ...
+
+
+class LocalTeacher:
+    """A model on this machine, behind the same cache; asked for several chats at a time. ``fingerprint`` tells its
+    weights apart. What its tokenizer makes of a chat is part of what was asked."""
+
+    def __init__(self, config: TeacherConfig, cache: AnswerCache, fingerprint: str, chats: Chats):
+        self._config, self._cache, self._chats = config, cache, chats
         self._fingerprint = fingerprint
         self._stopped: RunError | None = None
         self.stats: Counter[str] = Counter()
@@ -214,17 +227,21 @@ class LocalTeacher:
 
     async def ask(self, messages: Sequence[Message], seed: int) -> Answer:
         """As ``Teacher.ask``."""
-        config = self._config
-        asked = {"local": self._fingerprint, "messages": list(messages), "seed": seed,
-                 "temperature": config.temperature, "max_tokens": config.max_tokens}  # fmt: skip
+        config, prompt = self._config, self._chats.prompt(messages)
+        if len(prompt) > self._chats.room:
+            self.stats["too_long"] += 1
+            return Answer("", TOO_LONG, config.model, len(prompt), 0)
+        asked = {"local": self._fingerprint, "messages": list(messages), "seed": seed, "prompt_ids": prompt,
+                 "eos_ids": [*self._chats.stops], "temperature": config.temperature,
+                 "max_tokens": config.max_tokens}  # fmt: skip
         key = self._cache.key(asked)
         if (known := self._cache.get(key)) is not None:
             self.stats["cached"] += 1
             return known
         if self._stopped is not None:
             raise self._stopped
-        text, finish, prompt, completion = await self._complete(messages, seed)
-        answer = Answer(readable(text), finish, config.model, prompt, completion)
+        text, finish, completion = await self._chats.complete(prompt, seed)
+        answer = Answer(readable(text), finish, config.model, len(prompt), completion)
         self._cache.put(key, asked, answer)
         self.stats["asked"] += 1
         return answer

@@ -249,7 +249,8 @@ def test_an_unknown_overlap_is_stated_in_cards_and_datasheet(tmp_path):
     assert f"* {line}" in model_card({}, title="x", notes=split.lines)
     recipe = {"teacher": {"model": "m", "local": True, "temperature": 0, "max_tokens": 1}, "attempts": 1, "seed": 0,
               "examples_per_class": 1, "data": {"sets": ["x"], "scrub": True}, "checks": {"require": []}}  # fmt: skip
-    manifest = {"recipe": recipe, "records": {"accepted": 1, "asked": 1, "filtered": 0}, "files": {}, "counts": {},
+    counts = {"accepted": 1, "asked": 1, "filtered": 0, "too_long": 0}
+    manifest = {"recipe": recipe, "records": counts, "files": {}, "counts": {},
                 "inputs": {"posts": 1, "posts_sha256": "0", "experts": 1, "notes": split.lines}, "prompts": {},
                 "attempts": {}, "checks": {}, "consistency": {}}  # fmt: skip
     assert f"* {line}" in datasheet(manifest)

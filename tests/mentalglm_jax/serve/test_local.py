@@ -33,7 +33,7 @@ def asked(length: int) -> list[dict[str, str]]:
 
 def together(found: LocalChats, lengths, seed=3):
     async def run():
-        return await asyncio.gather(*(found.complete(asked(length), seed) for length in lengths))
+        return await asyncio.gather(*(found.complete(found.prompt(asked(length)), seed) for length in lengths))
 
     return asyncio.run(run())
 
@@ -43,7 +43,7 @@ def alone(model, tokenizer, length, temperature, seed=3):
     (ids,) = generate_ids(model, [prompt], max_new_tokens=ROOM, eos_ids=tokenizer.eos_ids, temperature=temperature,
                           seed=seed, vocab_limit=tokenizer.vocab_size)  # fmt: skip
     ended = ids[-1] in tokenizer.eos_ids
-    return answer_text(tokenizer, ids), "stop" if ended else "length", len(prompt), len(ids)
+    return answer_text(tokenizer, ids), "stop" if ended else "length", len(ids)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -68,7 +68,7 @@ def test_another_event_loop_finds_it_ready(model, tokenizer):
 
     async def left():
         async with asyncio.timeout(0.05):
-            await asyncio.gather(*(found.complete(asked(length), 0) for length in range(1, 200)))
+            await asyncio.gather(*(found.complete(found.prompt(asked(length)), 0) for length in range(1, 200)))
 
     with pytest.raises(TimeoutError):
         asyncio.run(left())
@@ -81,13 +81,20 @@ def test_a_chat_without_room_is_refused_and_the_others_are_answered(model, token
 
     async def run():
         return await asyncio.gather(
-            found.complete(asked(model.config.max_position_embeddings), 0), found.complete(asked(2), 0),
+            *(found.complete(found.prompt(asked(length)), 0) for length in (model.config.max_position_embeddings, 2)),
             return_exceptions=True,
         )  # fmt: skip
 
     refused, answered = asyncio.run(run())
     assert isinstance(refused, InputError) and "needs room for 12 more (max_tokens)" in str(refused)
     assert answered == alone(model, tokenizer, 2, 0.0)
+
+
+def test_room_is_what_the_context_leaves(model, tokenizer):
+    most = model.config.max_position_embeddings
+    assert chats(model, tokenizer).room == most - ROOM
+    with pytest.raises(InputError, match=f"max_tokens {most}: leaves no room"):
+        LocalChats(model, tokenizer, rows=1, max_tokens=most, temperature=0.0)
 
 
 def test_a_device_that_fails_is_said_with_what_takes_less(model, tokenizer, monkeypatch):

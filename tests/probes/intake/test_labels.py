@@ -24,6 +24,11 @@ CANDIDATES = {
     "mood": {"positive": "positive", "negative": "negative"},
     "number": {"0": "0", "1": "1", "2": "2"},
 }
+MOODS = {"depression": "Depression", "anxiety": "Anxiety"}
+STRESS = {
+    "yes": "Yes, the poster suffers from stress",
+    "no": "No, the poster does not suffer from stress",
+}
 POST = "I fed the dog, it rained."
 
 
@@ -60,6 +65,44 @@ def reader(tiny_model_dir: Path) -> Reader:
 )  # fmt: skip
 def test_a_label_is_read_where_it_is_stated(kind: str, answer: str, label: str | None) -> None:
     assert read_label(answer, CANDIDATES[kind])[0] == label
+
+
+@pytest.mark.parametrize(
+    ("candidates", "answer"),
+    [
+        (MOODS, "**Depression**\n- evidence: none\n\n**Anxiety**\n- evidence: panic\n\n**Answer: Anxiety**"),
+        (MOODS, "Depression: The author does not mention low mood.\nAnxiety: The author mentions panic."),
+        (MOODS, "Depression: 10%\nAnxiety: 90%"), (MOODS, "Depression: 0.05\nAnxiety: 0.9"),
+        (MOODS, "Depression: 2/10"), (MOODS, "Depression: ❌\nAnxiety: ✅"), (MOODS, "Depression: ❌"),
+        (MOODS, "Depression: low\nAnxiety: high"), (MOODS, "| Depression | 10% |\n| Anxiety | 90% |"),
+        (CANDIDATES["word"], "high: 0.1, low: 0.9"), (CANDIDATES["word"], "high (0.1), low (0.9)"),
+        (CANDIDATES["高"], "高：10%\n低：90%"), (MOODS, '{"depression": 0.1, "anxiety": 0.9}'),
+        (MOODS, "1. Depression\n2. Anxiety\nThe answer is anxiety."), (CANDIDATES["word"], "Low\n\nCorrection: High."),
+        (CANDIDATES["risk"], "A) High suicide risk\nB) Low suicide risk\n\nAnswer: B"),
+        (STRESS, "Yes, the poster suffers from stress: 15%\nNo, the poster does not suffer from stress: 85%"),
+        (STRESS, "A) Yes, the poster suffers from stress.\nB) No, the poster does not suffer from stress.\nAnswer: B"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_goes_through_the_labels_states_none(candidates: dict[str, str], answer: str) -> None:
+    assert read_label(answer, candidates)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("candidates", "answer", "label"),
+    [
+        (CANDIDATES["word"], "High (90%). The author plans it.", "high"),
+        (CANDIDATES["word"], "Low.\nHe is calm. High mood is no sign of anything.", "low"),
+        (MOODS, "Depression\nThe author mentions sadness and anxiety.", "depression"),
+        (MOODS, "Answer: Depression\nExplanation: no sign of anxiety: he is calm.", "depression"),
+        (MOODS, "Depression\n\nAnxiety: none", "depression"), (MOODS, "Depression\nAnxiety: ✗", "depression"),
+        (CANDIDATES["yes"], "Yes.\nHe writes: “No, I cannot go on.”", "yes"),
+        (CANDIDATES["number"], "2\n1. He says goodbye.\n0. He plans it.", "2"),
+        (CANDIDATES["risk"], "High suicide risk\nNot low suicide risk, because he plans it.", "high"),
+        (CANDIDATES["risk"], "High suicide risk\nThe post says “low suicide risk is boring”.", "high"),
+    ],
+)  # fmt: skip
+def test_other_labels_in_passing_take_none_away(candidates: dict[str, str], answer: str, label: str) -> None:
+    assert read_label(answer, candidates)[0] == label
 
 
 def laid(reader: Reader, answer: str, kind: str, **given: Any) -> dict[str, Any]:

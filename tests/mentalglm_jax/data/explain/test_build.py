@@ -1,6 +1,5 @@
 """`data build` against a real server and a proxy that spoils its answers: retries, cache, budget, checks, files."""
 
-import asyncio
 import hashlib
 import json
 import threading
@@ -13,55 +12,16 @@ import yaml
 
 from mentalglm_jax.cli.main import main
 from mentalglm_jax.data.explain import build as room
-from mentalglm_jax.data.explain.build import BuildRecipe, build, load_build_recipe
+from mentalglm_jax.data.explain.build import build, load_build_recipe
 from mentalglm_jax.data.explain.endpoint import OpenAITeacher
 from mentalglm_jax.data.explain.prompts import load_prompts, pick_examples
-from mentalglm_jax.data.explain.teacher import AnswerCache, LocalTeacher, TeacherConfig
+from mentalglm_jax.data.explain.teacher import AnswerCache, TeacherConfig
 from mentalglm_jax.data.records import Record, read_records, write_records
 from mentalglm_jax.data.sources import load_upstream
 from mentalglm_jax.errors import InputError, RunError
 from mentalglm_jax.text import tasks
+from tests.mentalglm_jax.data.explain.conftest import post, records
 from tests.mentalglm_jax.endpoint import behaving, completion, endpoint, failing, oracle, spoiling
-
-WORDS = (
-    "今天下班很晚地铁上人很多我一直在想明天的会议觉得自己什么都做不好可是同事说已经很不错了夜里醒来好几次窗外下着雨"
-    "猫睡在脚边早上煮了面条味道还行收到一封信没有打开楼下的树开花了孩子们在笑我坐了很久才回去把东西整理好写完了日记"
-)
-
-
-def post(number):
-    return "".join(WORDS[(number * 7 + step * (number + 3)) % len(WORDS)] for step in range(40))
-
-
-def records(count=12, offset=0, **more):
-    risk, distortion = tasks.TASKS["suicide_risk"], tasks.TASKS["cognitive_distortion"]
-    found = []
-    for n in range(offset, offset + count):
-        split = "dev" if n % 6 == 5 else "train"
-        if n % 2:
-            labels = ("labeling", "mind_reading") if n % 4 == 1 else ("labeling",)
-            found.append(Record(f"r{n}", distortion.name, "zh", post(n), distortion.question("zh"), labels=labels,
-                                split=split, source="made", **more))  # fmt: skip
-        else:
-            found.append(Record(f"r{n}", risk.name, "zh", post(n), risk.question("zh"), split=split, source="made",
-                                label="high" if n % 4 else "low", **more))  # fmt: skip
-    return found
-
-
-@pytest.fixture
-def made(tmp_path):
-    """A function that gives the recipe for an endpoint, over files in ``tmp_path``."""
-    write_records(tmp_path / "posts.jsonl", records())
-    write_records(tmp_path / "experts.jsonl", records(16, 100, explanation="专家写道“可以”。"))
-
-    def recipe(url, **more):
-        teacher = {"model": "oracle", "base_url": url, "backoff": 0.0, "timeout": 20.0, "concurrency": 3}
-        return BuildRecipe.model_validate({
-            "out": tmp_path / "out", "cache": tmp_path / "cache", "data": {"root": tmp_path / "posts.jsonl"},
-            "experts": tmp_path / "experts.jsonl", "teacher": teacher | more.pop("teacher", {}), **more,
-        })  # fmt: skip
-
-    return recipe
 
 
 def quiet(*_):
@@ -84,7 +44,7 @@ def test_build_writes_a_data_set_and_a_second_time_costs_nothing_and_changes_not
         assert hashes(recipe.out) == first
         sent = server.requests[0]
     assert sent["path"] == "/v1/chat/completions" and sent["model"] == "oracle" and sent["temperature"] == 0.7
-    assert manifest["records"] == {"asked": 12, "accepted": 12, "rejected": 0, "filtered": 0}
+    assert manifest["records"] == {"asked": 12, "accepted": 12, "rejected": 0, "filtered": 0, "too_long": 0}
     few = {"label_recoverable": None}  # six of a task are too few to learn from
     assert {name: entry["rate"] for name, entry in manifest["checks"].items()} == dict.fromkeys(room.CHECKS, 1.0) | few
     assert manifest["checks"]["label_recoverable"] == {"passed": 0, "n": 0, "rate": None, "by_task": {}}
@@ -190,7 +150,7 @@ def test_a_post_that_the_filter_refuses_is_rejected_and_counted_and_asked_once(m
         seen = len(server.requests)
         assert build(recipe, quiet)["teacher"] == {"cached": 12} and len(server.requests) == seen
     assert hashes(recipe.out) == first
-    assert manifest["records"] == {"asked": 12, "accepted": 11, "rejected": 1, "filtered": 1}
+    assert manifest["records"] == {"asked": 12, "accepted": 11, "rejected": 1, "filtered": 1, "too_long": 0}
     (row,) = [json.loads(line) for line in (recipe.out / "rejected.jsonl").read_text().splitlines()]
     assert row["finish"] == "content_filter" and "right_length" in row["failed"]
     assert "1 posts were refused by the teacher's content filter" in (recipe.out / "README.md").read_text()
@@ -461,21 +421,6 @@ def test_a_damaged_answer_in_the_cache_is_asked_for_again(made):
         broken = sorted(recipe.cache.rglob("*.json"))[0]
         broken.write_text('{"asked": {}, "answ')
         assert build(recipe, quiet)["teacher"] == {"asked": 1, "cached": 11}
-
-
-def test_a_local_model_teaches_behind_the_same_cache(made):
-    calls = []
-
-    async def complete(messages, seed):
-        calls.append(seed)
-        return oracle(list(messages)), "stop", 10, 20
-
-    recipe = made(None, teacher={"local": True})
-    for expected in ({"asked": 12}, {"cached": 12}):
-        teacher = LocalTeacher(recipe.teacher, AnswerCache(recipe.cache), "weights", complete)
-        assert build(recipe, quiet, teacher)["teacher"] == expected
-    assert calls == [0] * 12
-    assert asyncio.run(teacher.ask([{"role": "user", "content": "帖子：“a”\n问题：b\n标签句：c"}], 0)).finish == "stop"
 
 
 def test_the_command_builds_and_prints_no_post(made, tmp_path, capfd):

@@ -75,7 +75,8 @@ def test_a_model_of_ours_is_a_teacher(model_dir, tmp_path, capsys):
         assert stop.value.code == 0
         manifest = json.loads(capsys.readouterr().out)
         assert manifest["teacher"] == asked
-        assert manifest["records"] == {"asked": 3, "accepted": 0, "rejected": 3, "filtered": 0}  # it was never trained
+        # It was never trained.
+        assert manifest["records"] == {"asked": 3, "accepted": 0, "rejected": 3, "filtered": 0, "too_long": 0}
     (messages, said), *rest = answers(tmp_path).items()
     assert len(rest) == 2 and said == own_words(model_dir, json.loads(messages))
     assert local_teacher(made.teacher, made.cache).stats == {}
@@ -115,7 +116,7 @@ def test_transformers_serves_the_exported_model_as_teacher(model_dir, tmp_path):
         process.terminate()
         process.wait(timeout=60)
     assert manifest["teacher"] == {"asked": 3} and again["teacher"] == {"cached": 3}
-    assert manifest["records"] == {"asked": 3, "accepted": 0, "rejected": 3, "filtered": 0}
+    assert manifest["records"] == {"asked": 3, "accepted": 0, "rejected": 3, "filtered": 0, "too_long": 0}
     assert manifest["checks"]["states_gold_label"]["passed"] == 0
     for messages, said in answers(tmp_path).items():
         assert said.removeprefix("\n") == own_words(model_dir, json.loads(messages))
