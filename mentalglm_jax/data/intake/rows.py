@@ -1,8 +1,9 @@
 """From the rows of a table to records of one task. A row that cannot be taken is noted with the reason, not mended."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -55,13 +56,16 @@ class Row(NamedTuple):
 
 @dataclass
 class Faults:
-    """Rows that cannot be taken: reason -> where they stand."""
+    """Rows that cannot be taken: reason -> where they stand; and what else to say of a reason, if it is shown."""
 
     places: dict[str, list[str]] = field(default_factory=dict)
+    more: dict[str, Callable[[], str]] = field(default_factory=dict)
 
-    def add(self, reason: str, place: str) -> None:
-        """Notes one row."""
+    def add(self, reason: str, place: str, more: Callable[[], str] | None = None) -> None:
+        """Notes one row. ``more``, which may take its time, is asked for few reasons, however many rows are wrong."""
         self.places.setdefault(reason, []).append(place)
+        if more is not None:
+            self.more.setdefault(reason, more)
 
     @property
     def total(self) -> int:
@@ -74,7 +78,8 @@ class Faults:
         for reason, places in sorted(self.places.items(), key=lambda one: -len(one[1]))[:_REASONS_SHOWN]:
             what = "" if not places[0].isdigit() else "row " if len(places) == 1 else "rows "
             first = ", ".join(places[:_ROWS_SHOWN]) + (", …" if len(places) > _ROWS_SHOWN else "")
-            said.append(f"{len(places)} {reason} ({what}{first})")
+            more = self.more[reason]() if reason in self.more else ""
+            said.append(f"{len(places)} {reason}{more} ({what}{first})")
         if (rest := len(self.places) - _REASONS_SHOWN) > 0:
             said.append(f"and {rest} reasons more")
         return "; ".join(said)
@@ -212,7 +217,7 @@ def records_of(rows: Iterable[Row], task: tasks.Task, source: str, faults: Fault
         keys = {spellings.get(name) or folded[row.language].get(fold(name)): name for name in row.names}
         if None in keys:
             label = keys[None]
-            faults.add(f"with the unknown label {shown(label)}{nearest(label, spellings)}", row.place)
+            faults.add(f"with the unknown label {shown(label)}", row.place, partial(nearest, label, spellings))
             continue
         try:
             record = _record(row, task, [key for key in keys if key is not None], source)
