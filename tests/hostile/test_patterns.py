@@ -49,7 +49,7 @@ def test_the_same_meaning_as_in_peft(expression):
 @hypothesis.example("(?i:layers.0.self_attn.q_proj|lm_head|gate_up_prıj)")
 @hypothesis.example("(?i:self_attn.q_proj|lİm_head)")
 def test_what_is_read_at_all_means_what_it_means_in_peft(key):
-    """A stray bracket, a remark, a flag or a letter that the engines fold apart may be refused, never read otherwise."""
+    """A stray bracket, a remark, a flag or a letter that engines fold apart may be refused, never read otherwise."""
     for ours, wrapped, whole in (
         (lambda: [selects(key, name) for name in NAMES], key, re.fullmatch),
         (lambda: [matches(key, name) for name in NAMES], rf"(.*\.)?({key})$", re.match),
@@ -58,8 +58,7 @@ def test_what_is_read_at_all_means_what_it_means_in_peft(key):
     ):  # fmt: skip
         try:
             found = ours()
-        except (InputError, ProbeInputError) as error:
-            assert "\n" not in str(error)
+        except (InputError, ProbeInputError):
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

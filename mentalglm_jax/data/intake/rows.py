@@ -1,9 +1,8 @@
 """From the rows of a table to records of one task. A row that cannot be taken is noted with the reason, not mended."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -56,16 +55,16 @@ class Row(NamedTuple):
 
 @dataclass
 class Faults:
-    """Rows that cannot be taken: reason -> where they stand; and what else to say of a reason, if it is shown."""
+    """Rows that cannot be taken: reason -> where they stand; and, of an unknown name, that and those that are known."""
 
     places: dict[str, list[str]] = field(default_factory=dict)
-    more: dict[str, Callable[[], str]] = field(default_factory=dict)
+    unknown: dict[str, tuple[str, Iterable[str]]] = field(default_factory=dict)
 
-    def add(self, reason: str, place: str, more: Callable[[], str] | None = None) -> None:
-        """Notes one row. ``more``, which may take its time, is asked for few reasons, however many rows are wrong."""
+    def add(self, reason: str, place: str, name: str = "", known: Iterable[str] = ()) -> None:
+        """Notes one row. ``name`` is likened to those ``known`` only where it is shown, as that takes its time."""
         self.places.setdefault(reason, []).append(place)
-        if more is not None:
-            self.more.setdefault(reason, more)
+        if name and self.unknown.setdefault(reason, (name, known))[0] != name:
+            self.unknown[reason] = ("", known)  # of several names that are shown alike none is likened
 
     @property
     def total(self) -> int:
@@ -78,7 +77,7 @@ class Faults:
         for reason, places in sorted(self.places.items(), key=lambda one: -len(one[1]))[:_REASONS_SHOWN]:
             what = "" if not places[0].isdigit() else "row " if len(places) == 1 else "rows "
             first = ", ".join(places[:_ROWS_SHOWN]) + (", …" if len(places) > _ROWS_SHOWN else "")
-            more = self.more[reason]() if reason in self.more else ""
+            more = nearest(*self.unknown[reason]) if reason in self.unknown else ""
             said.append(f"{len(places)} {reason}{more} ({what}{first})")
         if (rest := len(self.places) - _REASONS_SHOWN) > 0:
             said.append(f"and {rest} reasons more")
@@ -217,7 +216,7 @@ def records_of(rows: Iterable[Row], task: tasks.Task, source: str, faults: Fault
         keys = {spellings.get(name) or folded[row.language].get(fold(name)): name for name in row.names}
         if None in keys:
             label = keys[None]
-            faults.add(f"with the unknown label {shown(label)}", row.place, partial(nearest, label, spellings))
+            faults.add(f"with the unknown label {shown(label)}", row.place, label, spellings)
             continue
         try:
             record = _record(row, task, [key for key in keys if key is not None], source)
