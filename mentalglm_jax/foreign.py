@@ -461,6 +461,8 @@ def pattern(expression: str) -> Any:
     try:
         if "{," in expression:  # up to n for Python, literal for RE2
             raise re2.error("write {0,n} for {,n}")
+        if not expression.isascii() and re.search(r"\(\?[a-zA-Z-]*i", expression):  # ı is an i to Python alone
+            raise re2.error("write letters beyond ASCII without (?i")
         return re2.compile(expression, options)
     except re2.error as error:
         reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)

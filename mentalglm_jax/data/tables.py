@@ -140,6 +140,9 @@ def read_table(path: Path, encodings: Sequence[str], delimiter: str) -> Iterator
                 ) from None
             if line == 1 and cells:
                 cells[0] = cells[0].removeprefix(_BOM)  # that of an encoding other than UTF-8
+            if line == 1 and cells == ["sep=", ""]:  # Excel's line that says what separates the cells
+                rows.took(line, [])
+                continue
             rows.took(line, cells)
             if any(cell.strip() for cell in cells):
                 yield line, cells

@@ -14,7 +14,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -101,11 +101,13 @@ class LoraConfig:
                 f"LoRA: modules_to_save {', '.join(unknown)}: only {', '.join(SAVABLE)} can be trained whole"
             )
         rules = [rule for rule in (self.target_modules, self.exclude_modules) if isinstance(rule, str)]
-        for rule in (*rules, *(_ending(name) for name, _ in (*self.rank_pattern, *self.alpha_pattern))):
-            try:
+        try:
+            for rule in rules:
                 pattern(rule)
-            except InputError as error:
-                raise InputError(f"LoRA: {error}") from None
+            for key, _ in (*self.rank_pattern, *self.alpha_pattern):
+                _ending(key)
+        except InputError as error:
+            raise InputError(f"LoRA: {error}") from None
         # Lists of names, and tables of them, say the same in any order; one order makes equal ones equal.
         for name in ("target_modules", "exclude_modules", "modules_to_save"):
             if not isinstance(value := getattr(self, name), str):
@@ -161,12 +163,15 @@ def _first(patterns: tuple[tuple[str, Any], ...], module: str, default: Any) -> 
 
 def matches(key: str, module: str) -> bool:
     """Whether a key of ``rank_pattern`` or ``alpha_pattern`` is meant for a module, as PEFT sees it."""
-    return pattern(_ending(key)).fullmatch(module) is not None
+    return _ending(key).fullmatch(module) is not None
 
 
-def _ending(key: str) -> str:
-    """PEFT's ``re.match`` of this with a ``$`` behind is a match of the whole, for names have no line breaks."""
-    return rf"(.*\.)?({key})"
+@lru_cache(maxsize=2 * MAX_ENTRIES)
+def _ending(key: str) -> Any:
+    """PEFT's ``re.match`` of this with a ``$`` behind is a match of the whole, for names have no line breaks. The key
+    must be an expression by itself: ``a)|(b`` would be two, the first without that ``$``."""
+    pattern(key)
+    return pattern(rf"(.*\.)?({key})")
 
 
 class Adapter(nnx.Module):

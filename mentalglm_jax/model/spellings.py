@@ -13,6 +13,7 @@ from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import Fields, short
 from mentalglm_jax.model.rope import MOST_POSITIONS
 
+_LAYER = "attention"  # as transformers names kinds of layers: full_attention, linear_attention
 ROPE_BASE = 10000.0  # chatglm states the base of the rotary frequencies as a multiple of this
 CHATGLM_NAMES = {
     "rope_theta": "rope_ratio", "rms_norm_eps": "layernorm_epsilon", "max_position_embeddings": "seq_length",
@@ -26,8 +27,8 @@ def rope_of(raw: Mapping[str, Any]) -> dict[str, Any]:
     context where that stands beside them.
 
     Raises:
-        InputError: one is no object or holds objects, or they differ: transformers then follows the older one and drops
-            the other, and which of them was meant cannot be known.
+        InputError: one is no object, or holds objects or kinds of layers; or they differ: transformers then follows the
+            older one and drops the other, and which of them was meant cannot be known.
     """
     read = Fields(raw, "config.json")
     older, newer = ({**one, "rope_type": one.get("rope_type", one.get("type", "default"))} if one else {}
@@ -40,7 +41,10 @@ def rope_of(raw: Mapping[str, Any]) -> dict[str, Any]:
                     f"and {short(newer.get(key))}; transformers follows rope_scaling; delete one of the two"
                 )
     rope = {**older, **newer}
-    if nested := [key for key, value in rope.items() if isinstance(value, Mapping)]:
+    layers = raw.get("layer_types")
+    named = {one for one in layers if isinstance(one, str)} if isinstance(layers, list | tuple) else ()
+    nested = [one for one, value in rope.items() if isinstance(value, Mapping) or one in named or one.endswith(_LAYER)]
+    if nested:
         raise InputError(f"config.json: rope_parameters by kind of layer ({short(nested[0])}) are not supported")
     trained = read.integer("original_max_position_embeddings", 1, MOST_POSITIONS, None)
     if trained is not None:  # transformers prefers the one outside the block, in every model type

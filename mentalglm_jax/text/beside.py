@@ -7,7 +7,7 @@ ids there than here, without a word. So what these files say must be what ``toke
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mentalglm_jax.text.tokenizer_files import QWEN_SPLIT, TEKKEN_SPLIT, TRIMMIN
 
 MAX_TEMPLATE_BYTES = 1 << 20
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_OLDEST = "the list"  # what added_tokens.json is: tokens and ids, without flags
 _LISTS = ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens")
 # Model types whose tokenizer transformers takes as the file says, whatever the class; and the one for which it never
 # does.
@@ -81,13 +82,7 @@ def check_beside(directory: Path, config: Mapping[str, Any], backend: Tokenizer)
     """
     where = directory / "tokenizer_config.json"
     added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-    told = [(where, config)]
-    # transformers reads the older files only where the newer one does not list the tokens.
-    if "added_tokens_decoder" not in config:
-        older = directory / "special_tokens_map.json"
-        told += [(older, read_json(older))] if there(older) else []
-        oldest = directory / "added_tokens.json"
-        told += [(oldest, {"extra_special_tokens": [*read_json(oldest)]})] if there(oldest) else []
+    told = _told(directory, config)
     for path, said in told:
         for key, stated in _claims(said):
             token = _content(stated)
@@ -111,10 +106,41 @@ def check_beside(directory: Path, config: Mapping[str, Any], backend: Tokenizer)
     _check_class(directory, {key: value for _, said in told for key, value in said.items()}, backend)
 
 
+def check_special(directory: Path, config: Mapping[str, Any], special: Collection[str]) -> None:
+    """Refuses a directory whose other files make more tokens special than are ``special`` here: transformers leaves
+    those out of an answer's text.
+
+    Raises:
+        InputError: naming the file, the key and the token.
+    """
+    for path, said in _told(directory, config):
+        for key, stated in _claims(said):
+            flagged = key not in ("added_tokens_decoder", _OLDEST) or _flagged(stated)
+            if (token := _content(stated)) and flagged and token not in special:
+                raise InputError(f"{path}: {key} makes {short(token)} a special token, so transformers leaves it out "
+                                 "of answers; tokenizer.json does not; take both files of the original release"
+                                 )  # fmt: skip
+
+
+def _told(directory: Path, config: Mapping[str, Any]) -> list[tuple[Path, Mapping[str, Any]]]:
+    """The files that name tokens, and what they say. transformers reads the older ones only where the newer one lists
+    no tokens."""
+    told: list[tuple[Path, Mapping[str, Any]]] = [(directory / "tokenizer_config.json", config)]
+    if "added_tokens_decoder" not in config:
+        older, oldest = directory / "special_tokens_map.json", directory / "added_tokens.json"
+        told += [(older, read_json(older))] if there(older) else []
+        told += [(oldest, {_OLDEST: [*read_json(oldest)]})] if there(oldest) else []
+    return told
+
+
+def _flagged(stated: Any) -> bool:
+    return isinstance(stated, dict) and bool(stated.get("special"))
+
+
 def _claims(said: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every token that a file names, as text or as an object, with its key."""
     for key, value in said.items():
-        if key in (*_LISTS, "added_tokens_decoder"):
+        if key in (*_LISTS, _OLDEST, "added_tokens_decoder"):
             values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
             yield from ((key, one) for one in values)
         elif key.endswith("_token") and isinstance(value, str | dict):
@@ -161,11 +187,18 @@ def _check_class(directory: Path, said: Mapping[str, Any], backend: Tokenizer) -
 
 def _check_ids(directory: Path, said: Mapping[str, Any], backend: Tokenizer, name: str) -> None:
     """Raises: InputError: a list of added tokens has not all of tokenizer.json's, or has them under other ids."""
-    own = {number: token.content for number, token in backend.get_added_tokens_decoder().items()}
+    tokens = backend.get_added_tokens_decoder()
+    own = {number: token.content for number, token in tokens.items()}
     where, stated = directory / "tokenizer_config.json", said.get("added_tokens_decoder")
     listed = None
     if isinstance(stated, dict):
         listed = {int(key) if key.isdecimal() else key: _content(one) for key, one in stated.items()}
+        special = {_content(one) for key, one in _claims(said) if key != "added_tokens_decoder" or _flagged(one)}
+        stated_plain = {*listed.values()} - special
+        if plain := [token.content for token in tokens.values() if token.special and token.content in stated_plain]:
+            raise InputError(f"{where}: added_tokens_decoder says {short(plain[0])} is no special token, so {name} of "
+                             "transformers writes it into answers; tokenizer.json says it is one; take both files of "
+                             "the original release")  # fmt: skip
     elif "added_tokens_decoder" not in said and there(oldest := directory / "added_tokens.json"):
         where, listed = oldest, {number: token for token, number in read_json(oldest).items()}
         own = {number: token for number, token in own.items() if token in listed.values()}

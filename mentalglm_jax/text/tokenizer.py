@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from mentalglm_jax.errors import InputError
 from mentalglm_jax.files import write_json, write_text
 from mentalglm_jax.foreign import MAX_INTEGER, Fields, inside, read_json, short, there
-from mentalglm_jax.text.beside import check_beside, named_tokens, template_of
+from mentalglm_jax.text.beside import check_beside, check_special, named_tokens, template_of
 from mentalglm_jax.text.chat_formats import GLM, GLM_RELEASES, ChatFormat, GlmRelease, Segment, Turn
 from mentalglm_jax.text.chat_template import ChatFormatWarning, recognise
 from mentalglm_jax.text.metaspace import GAPS, MARK, bytes_of_token, take_spaces
@@ -152,6 +152,8 @@ class GlmTokenizer:
         if path != old:
             check_beside(directory, config, backend)
         made = cls(backend, template or CHAT_TEMPLATE, str(path), chat=chat, named=named)
+        if path != old:
+            check_special(directory, config, made._specials)
         made._take_ends(directory)
         if there(directory / "config.json"):
             model = read_json(directory / "config.json")

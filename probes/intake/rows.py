@@ -41,6 +41,7 @@ MADE = ("candidates", "label_span", "label_text", "parsed_explanation", "parsed_
 KEPT = tuple(key for key in OPTIONAL if key not in MADE)
 # A row of two bytes takes two kilobytes of memory, and a candidate is looked for in all of an answer.
 MOST_RECORDS, MOST_CANDIDATES, _MOST_WORK = 300_000, 1000, 50_000_000  # the last: candidates times characters
+_STATED = re.compile(r"\ufeff?sep=([,;|\t])\r?(?:\n|\Z)")
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _LINE_END = re.compile(r"\r\n|[\r\n]")  # of old Macs, too
 # An empty cell, and what a spreadsheet writes into one that it could not compute.
@@ -194,10 +195,15 @@ def _objects(path: str | Path, data: bytes) -> Iterator[tuple[int, dict[str, Any
 
 def _table(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a table by the names in its header; an empty cell is none, nor is an error of a spreadsheet."""
+    if (stated := _STATED.match(text)) is not None:
+        delimiter = stated[1]
     lines = QuotedRows(io.StringIO(text, newline=""), delimiter)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         names = [name.strip() for name in next(rows, [])]
+        if names == ["sep=", ""]:  # Excel's line that says what separates the cells
+            lines.took(1, [])
+            names = [name.strip() for name in next(rows, [])]
         lines.took(1, names)
         line = rows.line_num + 1
         if "" in names or len(set(names)) < len(names):

@@ -139,7 +139,7 @@ def _render(task: Mapping[str, Any]) -> list[dict[str, str]]:
     most = left = _FLOOR + _GROWTH * len(json.dumps(task))
     for context in task["contexts"]:
         try:
-            text = compiled.render(**context)
+            text = compiled.render(context)  # a name of its own: a column may be called "self"
         except jinja2.TemplateError as error:  # a role it does not take, or what it may not do
             found.append({"error": first_line(error)})
             continue

@@ -17,7 +17,7 @@ from typing import Any
 from probes.errors import ProbeInputError, ProbeWarning
 from probes.foreign import Fields, foreign_code, plain, some
 from probes.models.directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, DTYPES, Tensor, check_adapter
-from probes.models.patterns import linear
+from probes.models.patterns import ending, linear
 
 PREFIX = "base_model.model."
 # Two tables that mentalglm_jax.checkpoints.peft_keys has as well (the packages do not import each other; a test
@@ -209,7 +209,7 @@ def _ranks(fields: Fields, modules: Collection[str], tensors: dict[str, Tensor])
     rank = fields.integer("r", 1, _MAX_RANK, 8) or 8
     pattern = fields.table("rank_pattern")
     ranks = {n: Fields({n: v}, f"{fields.where}: rank_pattern").integer(n, 1, _MAX_RANK, 8) for n, v in pattern.items()}
-    rules = [(linear(rf"(.*\.)?({key})", f"{fields.where}: rank_pattern"), value) for key, value in ranks.items()]
+    rules = [(ending(key, f"{fields.where}: rank_pattern"), value) for key, value in ranks.items()]
     if len(rules) > _MAX_PATTERNS:
         fields.refuse("rank_pattern", f"has more than {_MAX_PATTERNS} rules")
     # PEFT gives a tied head the rank of the embeddings, whatever its own is said to be.
@@ -243,7 +243,7 @@ def _resolved(
         fields.refuse(key, f"has more than {_MAX_PATTERNS} rules")
     if all(_PLAIN.fullmatch(name) for name in table):
         return dict(table)
-    rules = [(linear(rf"(.*\.)?({name})", f"{fields.where}: {key}"), value) for name, value in table.items()]
+    rules = [(ending(name, f"{fields.where}: {key}"), value) for name, value in table.items()]
     found = ((name, next((v for rule, v in rules if rule.fullmatch(name)), None)) for name in modules if name)
     return {re.escape(name): value for name, value in found if value is not None}
 

@@ -51,12 +51,25 @@ def linear(pattern: str, where: object) -> Any:
     try:
         if "{," in pattern:  # up to n to PEFT, a text to RE2
             raise re2.error("write {0,n} for {,n}")
+        if not pattern.isascii() and re.search(r"\(\?[a-zA-Z-]*i", pattern):  # PEFT's engine takes ı for an i
+            raise re2.error("write letters beyond ASCII without (?i")
         return re2.compile(pattern, options)
     except re2.error as error:
         raise ProbeInputError(
             f"{where}: {plain(repr(pattern), 80)} cannot be matched in bounded time ({first_line(error)}); "
             "list the module names instead"
         ) from error
+
+
+def ending(key: str, where: object) -> Any:
+    """A key of ``rank_pattern`` or ``alpha_pattern``, which PEFT puts into an expression for the end of a name. It must
+    be one by itself: ``a)|(b`` would make two of it, and the first need not reach the end.
+
+    Raises:
+        ProbeInputError: as ``linear``.
+    """
+    linear(key, where)
+    return linear(rf"(.*\.)?({key})", where)
 
 
 @dataclass

@@ -2,11 +2,14 @@
 
 import dataclasses
 import random
+import re
 
 import pytest
 
 from mentalglm_jax.data import tables
+from mentalglm_jax.data.intake import rows as intake
 from mentalglm_jax.evaluate.bertscore import read_tokenizer, rows_for
+from mentalglm_jax.text import tasks
 from probes import ranking
 from probes.citations.clauses import pieces
 from probes.errors import ProbeInputError
@@ -26,6 +29,26 @@ def row(probe, name, post="x", label="A"):
     encode = probe.token_bytes.encode
     return {"id": name, "post": post, "prompt_ids": encode(f"p {post} ?"), "output_ids": encode(label),
             "label_text": label, "label": label, "candidates": {"A": "A", "B": "B"}}  # fmt: skip
+
+
+def test_labels_that_nobody_knows_are_likened_only_where_they_are_shown(monkeypatch):
+    """150,000 rows of them took minutes, to show six."""
+    likened = []
+    monkeypatch.setattr(intake, "nearest", lambda label, known: likened.append(label) or f"; near {label}")
+    made = [intake.Row(str(n), f"r{n}", "post", (f"lable {n // 2}",), None, None, None, "en") for n in range(2000)]
+    faults = intake.Faults()
+    assert intake.records_of(made, tasks.get_task("suicide_risk"), "here", faults) == []
+    assert not likened
+    assert "2 with the unknown label 'lable 0'; near lable 0 (rows 0, 1)" in faults.line()
+    assert len(likened) == 6
+
+
+def test_long_labels_that_are_shown_alike_are_not_all_likened_to_one():
+    labels = ("a long lable of one kind", "a long lable of two kind", "a long lable of one kind")
+    made = [intake.Row(str(n), f"r{n}", "post", (label,), None, None, None, "en") for n, label in enumerate(labels)]
+    faults = intake.Faults()
+    intake.records_of(made, tasks.get_task("suicide_risk"), "here", faults)
+    assert re.match("3 with the unknown label text of 24 characters; known: .* .rows 0, 1, 2.$", faults.line())
 
 
 def test_answers_to_one_post_without_end(probe, tmp_path, monkeypatch):

@@ -51,6 +51,15 @@ def test_a_rope_by_kind_of_layer(kind):
         GlmConfig.from_dict({"glm": GLM, "chatglm": CHATGLM, "llama": LLAMA}[kind] | nested)
 
 
+@pytest.mark.parametrize("value", [None, {}, 0])
+@pytest.mark.parametrize("name", ["full_attention", "sliding_attention", "linear_attention"])
+@pytest.mark.parametrize("kind", ["glm", "chatglm", "llama"])
+def test_a_rope_that_names_a_kind_of_layer(kind, name, value):
+    """A kind without rotary positions was read as one with them."""
+    with pytest.raises(InputError, match=f"rope_parameters by kind of layer .'{name}'. are not supported"):
+        GlmConfig.from_dict({"glm": GLM, "chatglm": CHATGLM, "llama": LLAMA}[kind] | {"rope_parameters": {name: value}})
+
+
 def judged(directory, raw):
     (directory / "config.json").write_text(json.dumps(raw))
     check_computed(directory, transformers.AutoConfig.from_pretrained(directory))

@@ -2,6 +2,7 @@
 
 import re
 import time
+import warnings
 
 import hypothesis
 import pytest
@@ -11,13 +12,17 @@ from mentalglm_jax.data.c_imhi import _prompt_and_post
 from mentalglm_jax.data.contacts import find_contacts, scrub
 from mentalglm_jax.data.explain.quotes import find_quotes, similarity, without_quotes
 from mentalglm_jax.data.near import shingles
+from mentalglm_jax.errors import InputError
 from mentalglm_jax.foreign import pattern
-from mentalglm_jax.model.lora import matches, selects
+from mentalglm_jax.model.lora import LoraConfig, matches, selects
 from mentalglm_jax.text import tasks
+from probes.errors import ProbeInputError
+from probes.models.patterns import ending, linear
 from tests.timing import grows_at_most
 
 NAMES = [f"model.layers.{n}.{m}" for n in (0, 1, 11) for m in ("self_attn.q_proj", "mlp.gate_up_proj")] + ["lm_head"]
 PIECES = ["q_proj", "gate", "layers", r"\.", ".", "model", "0", "1", "[01]", r"\d", r"\w", "_", "[^.]", r"\b", "^", "$"]
+ODD = [")|(", ")", "(", "\\", "|", "(?i:", "(?i)", "(?x)", "#", "(?x: #", "\n", "(?#", "ı", "İ", "Q_PROJ", "]", "["]
 EXPRESSIONS = st.recursive(
     st.sampled_from(PIECES),
     lambda inner: st.one_of(
@@ -35,6 +40,49 @@ def test_the_same_meaning_as_in_peft(expression):
     for name in NAMES:
         assert selects(expression, name) == (re.fullmatch(expression, name) is not None)
         assert matches(expression, name) == (re.match(rf"(.*\.)?({expression})$", name) is not None)
+
+
+@hypothesis.settings(max_examples=600)
+@hypothesis.given(st.lists(st.one_of(EXPRESSIONS, st.sampled_from(ODD)), min_size=1, max_size=5).map("".join))
+@hypothesis.example("model)|(zzz")
+@hypothesis.example("zzz)|(.*")
+@hypothesis.example("(?i:layers.0.self_attn.q_proj|lm_head|gate_up_prıj)")
+@hypothesis.example("(?i:self_attn.q_proj|lİm_head)")
+def test_what_is_read_at_all_means_what_it_means_in_peft(key):
+    """A stray bracket, a remark, a flag or a letter that engines fold apart may be refused, never read otherwise."""
+    for ours, wrapped, whole in (
+        (lambda: [selects(key, name) for name in NAMES], key, re.fullmatch),
+        (lambda: [matches(key, name) for name in NAMES], rf"(.*\.)?({key})$", re.match),
+        (lambda: [linear(key, "here").fullmatch(name) is not None for name in NAMES], key, re.fullmatch),
+        (lambda: [ending(key, "here").fullmatch(name) is not None for name in NAMES], rf"(.*\.)?({key})$", re.match),
+    ):  # fmt: skip
+        try:
+            found = ours()
+        except (InputError, ProbeInputError):
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert found == [whole(wrapped, name) is not None for name in NAMES]
+
+
+@pytest.mark.parametrize("key", ["model)|(zzz", ")", "(", "a)(b", "q_proj\\", "q_proj)#(", "(?#q_proj"])
+def test_a_key_that_is_no_expression_by_itself_is_refused(key):
+    for pair in ({"rank_pattern": ((key, 2),)}, {"alpha_pattern": ((key, 2.0),)}):
+        with pytest.raises(InputError, match=f"^LoRA: {re.escape(repr(key))} is not a regular expression"):
+            LoraConfig(**pair)
+    with pytest.raises(ProbeInputError, match=f"^here: {re.escape(repr(key))} is no regular expression"):
+        ending(key, "here")
+
+
+@pytest.mark.parametrize("letter", ["ı", "İ", "ſ", "\u212a"])
+def test_letters_beyond_ascii_are_not_folded(letter):
+    for key in (f"(?i:{letter})", f"(?i){letter}", f"(?s-m:x)|(?mi-s:[{letter}])"):
+        with pytest.raises(InputError, match=r"write letters beyond ASCII without \(\?i"):
+            pattern(key)
+        with pytest.raises(ProbeInputError, match=r"write letters beyond ASCII without \(\?i"):
+            linear(key, "here")
+    assert pattern(letter).fullmatch(letter)
+    assert linear(letter, "here").fullmatch(letter)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,9 @@ def test_nor_by_the_command(world, monkeypatch):
 @pytest.mark.parametrize(
     ("variable", "url"), [("TEACHER_API_KEY", "https://llm.example.org/v1"), ("my_teacher_KEY", "http://10.0.0.7:8000"),
                           ("MY_LAB_API_KEY", "https://llm.my-lab.ac.uk/v1"), ("MYLAB_KEY", "https://mylab.example"),
-                          ("GPU7_KEY", "https://gpu7:8000/v1"), ("MY_OPENAI_KEY", "https://api.openai.com/v1"),
+                          ("GPU7_KEY", "https://gpu7:8000/v1"), ("SILICONFLOW_API_KEY", "https://api.siliconflow.cn/v1"),
+                          ("MYLAB_KEY", "https://llm.mylab.com/v1"), ("MYLAB_KEY", "https://llm.my-lab.edu/v1"),
+                          ("MY_OPENAI_KEY", "https://api.openai.com/v1"),
                           ("ARK_API_KEY", "https://ark.cn-beijing.volces.com/api/v3"),
                           ("MINIMAX_API_KEY", "https://api.minimax.io/v1"),
                           ("DASHSCOPE_API_KEY", "https://dashscope-intl.aliyuncs.com/compatible-mode/v1"),
@@ -170,6 +172,17 @@ def test_nor_to_a_customer_of_the_service(variable, url):
 def test_nor_by_a_name_that_anybody_can_have(variable, host, ending):
     says = rf"{variable} (may be a key of something else|is a key of azure.com), and https.* would get it"
     refused(called(lambda: key_owners.check_owner(variable, f"https://evil.{host}{ending}")), says)
+
+
+@pytest.mark.parametrize(
+    ("variable", "host"),
+    [("STRIPE_API_KEY", "stripe.lol"), ("STRIPE_API_KEY", "api.stripe.xyz"), ("STRIPE_KEY", "stripe.co.uk"),
+     ("STRIPE_LIVE_KEY", "stripe-live.com"), ("STRIPE_LIVE_KEY", "stripelive.com"), ("STRIPE_KEY", "str-ipe.com"),
+     ("STRIPE_KEY", "stripe.ac.lol"), ("API_KEY", "api.com"), ("KAGGLE_KEY", "kaggle.app")],
+)  # fmt: skip
+def test_nor_to_a_name_that_anybody_can_buy(variable, host):
+    says = f"{variable} may be a key of something else, and https://{host}/v1 would get it"
+    refused(called(lambda: key_owners.check_owner(variable, f"https://{host}/v1")), says)
 
 
 def test_nor_does_a_key_of_the_host_s_name_travel_in_the_clear():

@@ -102,7 +102,7 @@ REFUSED = {
     **{f"{key}, by name": (config(**{key: {"my": "slept"}}), f"{key} {NAMED}")
        for key in ("extra_special_tokens", "model_specific_special_tokens")},
     "special_tokens_map.json": (edit("special_tokens_map.json", sep_token="slept"), f"map.json: sep_token {NAMED}"),
-    "added_tokens.json": (edit("added_tokens.json", slept=3999), f"added_tokens.json: extra_special_tokens {NAMED}"),
+    "added_tokens.json": (edit("added_tokens.json", slept=3999), f"added_tokens.json: the list {NAMED}"),
     "added_tokens_decoder": (decoder("slept"), f"added_tokens_decoder {NAMED}"),
     "a token of letters": (config(eos_token="the"), "eos_token names the token 'the', which is none of the added_tok"),
     **{flag: (decoder(**{flag: True}), f"added_tokens_decoder has {flag} for") for flag in ("lstrip", "rstrip")},
@@ -158,7 +158,7 @@ def decoders(change):
 
     def damage(directory):
         added = json.loads((directory / "tokenizer.json").read_text("utf-8"))["added_tokens"]
-        listed = {str(token["id"]): {"content": token["content"], "special": True} for token in added}
+        listed = {str(token["id"]): {key: token[key] for key in ("content", "special")} for token in added}
         config(added_tokens_decoder=change(listed))(directory)
 
     return damage
@@ -242,3 +242,53 @@ def test_probes_reads_no_other_file_either(tmp_path):
     second_template(written(tmp_path / "u"))
     with pytest.raises(ProbeInputError, match="is a second default template"):
         chat_template(tmp_path / "u")
+
+
+def with_own(special, change):
+    """A token of its own, "slept", that tokenizer.json says is special or not."""
+
+    def damage(directory):
+        def add(raw):
+            number = max(*raw["model"]["vocab"].values(), *(one["id"] for one in raw["added_tokens"])) + 1
+            flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            raw["added_tokens"].append({"id": number, "content": "slept", "special": special, **flags})
+
+        in_tokenizer(add)(directory)
+        change(directory)
+
+    return damage
+
+
+def listed(special):
+    return decoders(lambda all: {key: one | ({"special": special} if one["content"] == "slept" else {})
+                                 for key, one in all.items()})  # fmt: skip
+
+
+SPECIAL = {
+    "by the list": ("glm", with_own(False, listed(True)), "added_tokens_decoder makes 'slept' a special token"),
+    "by the list, Qwen": ("qwen", with_own(False, listed(True)), "added_tokens_decoder makes 'slept' a special token"),
+    "by a role": ("glm", with_own(False, config(unk_token="slept")), "config.json: unk_token makes 'slept' a special"),
+    "by a name": ("smollm", with_own(False, config(my_token="slept")), "my_token makes 'slept' a special token"),
+    "by the map": ("smollm", with_own(False, edit("special_tokens_map.json", sep_token="slept")), "p.json: sep_token"),
+    "more by name": ("smollm", with_own(False, config(extra_special_tokens={"my": "slept"})), "extra_special_tokens m"),
+    "no longer": ("qwen", with_own(True, listed(False)), "says 'slept' is no special token, so Qwen2Tokenizer"),
+    "in both": ("qwen", with_own(True, listed(True)), None), "in none": ("qwen", with_own(False, listed(False)), None),
+    "a role of ours": ("smollm", with_own(False, config(pad_token="slept")), None),
+    "added_tokens.json": ("smollm", with_own(False, edit("added_tokens.json", slept=3999)), None),
+    "taken as it is": ("smollm", with_own(True, listed(False)), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", SPECIAL)
+def test_which_tokens_an_answer_is_written_without(tmp_path, attack):
+    family, damage, says = SPECIAL[attack]
+    damage(written(tmp_path / "t", family))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "t")
+    there = tokenizer.decode([tokenizer.convert_tokens_to_ids("slept")], skip_special_tokens=True)
+    if says is None:
+        ours = GlmTokenizer.load(tmp_path / "t")
+        assert ours.decode([ours.id_of("slept")]) == there
+        return
+    with pytest.raises(InputError, match=says):
+        GlmTokenizer.load(tmp_path / "t")
+    assert there == ("slept" if attack == "no longer" else "")

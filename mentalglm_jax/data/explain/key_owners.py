@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from mentalglm_jax.data.explain.replies import redact_url
@@ -55,14 +56,20 @@ volces.com vultrobjects.com web.app webcontainer.io windows.net withgoogle.com w
 z.ai zapto.org zeabur.app
 """
 _HOSTING = frozenset(_NAMED_FOR_ANYBODY.split())
-_SHARED = ("ac", "co", "com", "edu", "go", "gov", "net", "or", "org")  # of a country's names: .ac.uk
+# Where names are for institutions alone, or for nobody outside: a stranger cannot have the lab's there.
+_NAMES_FOR_INSTITUTIONS = """
+ac.at ac.be ac.cn ac.il ac.in ac.jp ac.kr ac.nz ac.th ac.uk ac.za edu edu.au edu.br edu.cn edu.hk edu.in edu.my edu.pl
+edu.sg edu.tr edu.tw example gov gov.cn gov.uk internal lan local
+"""
+_GUARDED = frozenset(_NAMES_FOR_INSTITUTIONS.split())
+_USUAL = ("com", "org", "net", "ai", "io", "dev", "cn", "com.cn")  # where a service itself has its name
 _NO_NAME = ("API", "KEY")  # words of a variable that are in no host's name
 
 
 def check_owner(variable: str, base_url: str | None) -> None:
     """Whether a key may go where a recipe says: to this machine, to what the environment names for the client, and else
     only where its variable's name says so. That is a known service's name, or the host's (MYLAB_API_KEY to
-    api.mylab.example) if its owner alone gives names there, both by https; or it has TEACHER in it.
+    api.mylab.com) if its owner alone gives names there, both by https; or it has TEACHER in it.
 
     Raises: InputError."""
     address = urlsplit(base_url or "https://api.openai.com")
@@ -83,7 +90,7 @@ def check_owner(variable: str, base_url: str | None) -> None:
                              f"it; {other}")  # fmt: skip
     elif "TEACHER" in whole:
         return
-    elif _below(host, _HOSTING) or "".join(one for one in words if one not in _NO_NAME) != _organisation(host):
+    elif _below(host, _HOSTING) or not _names([one for one in words if one not in _NO_NAME], host):
         raise InputError(f"teacher: {variable} may be a key of something else, and {redact_url(base_url or host)} "
                          f"would get it; {other}, under a name with TEACHER or the host's, such as "
                          "TEACHER_API_KEY")  # fmt: skip
@@ -96,8 +103,16 @@ def _below(host: str, domains: "frozenset[str] | list[str]") -> bool:
     return any(".".join(labels[cut:]) in domains for cut in range(len(labels)))
 
 
-def _organisation(host: str) -> str:
-    """Whose host it is by its name, as a variable may have it: MYLAB of llm.my-lab.ac.uk."""
-    labels = host.split(".")
-    shared = len(labels) > 2 and len(labels[-1]) == 2 and labels[-2] in _SHARED
-    return labels[-3 if shared else -2 if len(labels) > 1 else 0].replace("-", "").upper()
+def _names(words: Sequence[str], host: str) -> bool:
+    """Whether a variable of these words is named for whose host it is: MY_LAB for llm.my-lab.ac.uk. Anybody can buy
+    stripe.lol and stripe-live.com, so elsewhere one word must be the whole name, below a usual ending."""
+    labels = host.upper().split(".")
+    if len(labels) == 1:
+        return "".join(words) == labels[0].replace("-", "")
+    for count in (2, 1):
+        ending = ".".join(labels[-count:]).lower()
+        if len(labels) > count and ending in _GUARDED:
+            return "".join(words) == labels[-count - 1].replace("-", "")
+        if len(labels) > count and ending in _USUAL:
+            return list(words) == [labels[-count - 1]]
+    return False

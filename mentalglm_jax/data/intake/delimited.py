@@ -91,8 +91,12 @@ def _of_another_language(head: bytes, codec: str) -> bool:
 
 
 def told_delimiter(path: Path, encoding: str, columns: Sequence[str]) -> str:
-    """What separates the cells: that of ``DELIMITERS`` by which the first row has all ``columns``; if there is none,
-    the one that makes most of it."""
+    """What separates the cells: what Excel's first line says (``sep=;``). Or that of ``DELIMITERS`` by which the first
+    row has all ``columns``; if there is none, the one that makes most of it."""
+    with opened(path, encoding, "") as file:
+        first = file.readline(16).strip("\ufeff\r\n")
+    if first.startswith("sep=") and first[4:] in DELIMITERS:
+        return first[4:]
     order = ["\t", *DELIMITERS] if path.suffix.lower() == ".tsv" else list(DELIMITERS)
     headers = {delimiter: _header(path, encoding, delimiter) for delimiter in order}
     return max(order, key=lambda one: (len({*columns} & {*headers[one]}), len(headers[one]), -order.index(one)))

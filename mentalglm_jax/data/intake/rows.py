@@ -55,13 +55,16 @@ class Row(NamedTuple):
 
 @dataclass
 class Faults:
-    """Rows that cannot be taken: reason -> where they stand."""
+    """Rows that cannot be taken: reason -> where they stand; and, of an unknown name, that and those that are known."""
 
     places: dict[str, list[str]] = field(default_factory=dict)
+    unknown: dict[str, tuple[str, Iterable[str]]] = field(default_factory=dict)
 
-    def add(self, reason: str, place: str) -> None:
-        """Notes one row."""
+    def add(self, reason: str, place: str, name: str = "", known: Iterable[str] = ()) -> None:
+        """Notes one row. ``name`` is likened to those ``known`` only where it is shown, as that takes its time."""
         self.places.setdefault(reason, []).append(place)
+        if name and self.unknown.setdefault(reason, (name, known))[0] != name:
+            self.unknown[reason] = ("", known)  # of several names that are shown alike none is likened
 
     @property
     def total(self) -> int:
@@ -74,7 +77,8 @@ class Faults:
         for reason, places in sorted(self.places.items(), key=lambda one: -len(one[1]))[:_REASONS_SHOWN]:
             what = "" if not places[0].isdigit() else "row " if len(places) == 1 else "rows "
             first = ", ".join(places[:_ROWS_SHOWN]) + (", …" if len(places) > _ROWS_SHOWN else "")
-            said.append(f"{len(places)} {reason} ({what}{first})")
+            more = nearest(*self.unknown[reason]) if reason in self.unknown else ""
+            said.append(f"{len(places)} {reason}{more} ({what}{first})")
         if (rest := len(self.places) - _REASONS_SHOWN) > 0:
             said.append(f"and {rest} reasons more")
         return "; ".join(said)
@@ -212,7 +216,7 @@ def records_of(rows: Iterable[Row], task: tasks.Task, source: str, faults: Fault
         keys = {spellings.get(name) or folded[row.language].get(fold(name)): name for name in row.names}
         if None in keys:
             label = keys[None]
-            faults.add(f"with the unknown label {shown(label)}{nearest(label, spellings)}", row.place)
+            faults.add(f"with the unknown label {shown(label)}", row.place, label, spellings)
             continue
         try:
             record = _record(row, task, [key for key in keys if key is not None], source)

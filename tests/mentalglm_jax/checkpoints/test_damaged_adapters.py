@@ -72,6 +72,7 @@ FAULTS = {
     "pattern of text": (change(rank_pattern={"q_proj": "x"}), "not a number"),
     "pattern not a table": (change(alpha_pattern=[1]), "alpha_pattern must be an object"),
     "bad pattern": (change(rank_pattern={"(": 2}), "not a regular expression"),
+    "a pattern of two": (change(alpha_pattern={"model)|(z": 2}), "model.*z' is not a regular expression"),
     "bad regex": (change(target_modules="("), "not a regular expression"),
     "targets of numbers": (change(target_modules=[1]), "target_modules must be a list of at most 10000 texts"),
     "dropout of text": (change(lora_dropout="x"), "lora_dropout must be a number from 0 to 1, got .x."),

@@ -10,6 +10,7 @@ import pytest
 from probes import cli
 from probes.errors import ProbeInputError, ProbeWarning
 from probes.intake.rows import MADE, Reader, lay, read_records, rows
+from probes.intake.template import render
 from probes.models.encode import OPTIONAL, encode, read_generations
 from probes.probe import Probe
 
@@ -218,6 +219,9 @@ def test_probes_rows_and_probes_run_go_together(chat_dir: Path, tmp_path: Path, 
         ("a.csv", 'post,user\n"I ate, well.\nTwice.",ana\nb,\n\n', [
             {"id": "1", "post": "I ate, well.\nTwice.", "user": "ana"}, {"id": "2", "post": "b"}]),
         ("A.CSV", "\ufeffid,post\nx,a\n,b\n", [{"id": "x", "post": "a"}, {"id": "2", "post": "b"}]),
+        ("a.csv", "\ufeffsep=;\r\npost;user\r\na, b;ana\r\n", [{"id": "1", "post": "a, b", "user": "ana"}]),
+        ("a.csv", "sep=,\npost,user\na,ana\n", [{"id": "1", "post": "a", "user": "ana"}]),
+        ("a.tsv", "sep=\t\npost\tuser\na\tana\n", [{"id": "1", "post": "a", "user": "ana"}]),
         ("a.tsv", "post\tplace\na, b\tUr\n", [{"id": "1", "post": "a, b", "place": "Ur"}]),
         ("a.jsonl", '\n{"post": "a"}\n', [{"id": "2", "post": "a"}]),
     ],
@@ -245,6 +249,10 @@ def test_a_table_that_cannot_be_read_is_refused(tmp_path: Path, name: str, data:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ProbeInputError, match=message):
         read_records(tmp_path / name)
+
+
+def test_a_column_may_have_any_name() -> None:
+    assert render("{{ post }}", [{"self": "x", "post": "y", "args": 1}], "here", strict=True) == ["y"]
 
 
 @pytest.mark.parametrize("nobody", ["", " ", "\u3000", "\u200b\t", None])

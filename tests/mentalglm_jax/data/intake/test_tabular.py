@@ -136,6 +136,17 @@ def test_the_separator_is_the_one_that_makes_the_columns_asked_for(tmp_path):
     assert open_tables(path)[0].columns[0] == "post;label;notes"
 
 
+@pytest.mark.parametrize("form", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [";", ",", "\t", "|"])
+def test_excel_s_line_says_the_separator(tmp_path, delimiter, form):
+    put(tmp_path / "t.csv", f"sep={delimiter}\r\n{text(delimiter)}".encode(form))
+    (table,) = open_tables(tmp_path / "t.csv", ["post", "label"])
+    assert table.columns == tuple(COLUMNS)
+    found = list(table.rows(["post", "label"]))
+    assert [(row["post"], row["label"]) for _, row in found] == [(post, label) for _, post, label in POSTS]
+    assert found[0][0] == 3  # as an editor counts
+
+
 def test_rows_are_counted_as_the_file_counts_them(tmp_path):
     """In a text by lines, quoted line ends and blank lines included; in a sheet by its rows, empty ones included."""
     path = put(tmp_path / "t.csv", 'post,label\n\n"a\nb",x\n\n\nc,y\n')
