@@ -6,7 +6,6 @@ from typing import Any
 
 from mentalglm_jax.checkpoints.adapters import CONFIG, WEIGHTS
 from mentalglm_jax.checkpoints.hf_files import ADAPTER_FILES, CALIBRATION, INDEX, TOKENIZER_FILES, locate
-from mentalglm_jax.checkpoints.orbax_files import PARAMS
 from mentalglm_jax.data.records import SPLITS
 from mentalglm_jax.evaluate.noted import check_same
 from mentalglm_jax.evaluate.noted import digests as file_digests
@@ -54,10 +53,8 @@ def read_in_place(recipe: Recipe) -> dict[str, str | None]:
     the base, of the adapter begun from, of conversations and pairs. Raises: InputError."""
     files = {key: (path.parent, [path.name]) for key, path in talks_and_pairs(recipe).items()}
     if recipe.model.path is not None:
-        place = locate(recipe.model.path)
-        weights = [path for path in (*place.glob("*.safetensors"), *place.glob(f"{PARAMS}/**/*")) if path.is_file()]
-        names = [path.relative_to(place).as_posix() for path in weights]
-        files["model.path"] = place, ["config.json", INDEX, *names]
+        # Weights are told by the fingerprint that is taken where they are loaded: gigabytes are not read twice.
+        files["model.path"] = locate(recipe.model.path), ["config.json", INDEX]
     if recipe.model.adapter is not None:
         files["model.adapter"] = locate(recipe.model.adapter, ADAPTER_FILES), [CONFIG, WEIGHTS]
     return {f"{key}/{name}": found for key, (place, names) in files.items()

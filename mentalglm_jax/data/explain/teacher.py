@@ -199,8 +199,11 @@ class Chats(Protocol):
 
     ``room``: tokens that a prompt may have; ``stops``: ids that end an answer."""
 
-    room: int
-    stops: Sequence[int]
+    @property
+    def room(self) -> int: ...
+
+    @property
+    def stops(self) -> Sequence[int]: ...
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat."""

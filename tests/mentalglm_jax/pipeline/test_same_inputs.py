@@ -6,18 +6,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from flax import nnx
 
-from mentalglm_jax.checkpoints.directories import save_pretrained
 from mentalglm_jax.data.held_out import records_split
 from mentalglm_jax.data.records import write_records
 from mentalglm_jax.errors import InputError
-from mentalglm_jax.model.glm import Glm, GlmConfig
 from mentalglm_jax.pipeline.data_stage import data_stage
 from mentalglm_jax.pipeline.run_dir import Run
 from mentalglm_jax.pipeline.search import read_spaces, search
 from mentalglm_jax.pipeline.sweep import make_points, sweep
-from mentalglm_jax.text.tokenizer import GlmTokenizer, train_bpe
+from mentalglm_jax.text.tokenizer import train_bpe
 from mentalglm_jax.train.recipe import load_recipe
 
 TALK = {"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]}
@@ -66,12 +63,6 @@ def relabelled(own: Path) -> None:
     write_records(own.parent / "data/train.jsonl", [*records[1:], records[0]])
 
 
-def other_weights(own: Path) -> None:
-    place = own.parent / "model"
-    config = GlmConfig.from_dict(json.loads((place / "config.json").read_text(encoding="utf-8")))
-    save_pretrained(Glm(config, rngs=nnx.Rngs(9)), place, tokenizer=GlmTokenizer.load(place))
-
-
 def other_tokenizer(own: Path) -> None:
     train_bpe(["I think of rain all day long."] * 50, 400).save(own.parent / "model")
 
@@ -80,7 +71,7 @@ def other_talks(own: Path) -> None:
     (own.parent / "talks.jsonl").write_text(json.dumps(TALK).replace("So.", "No.") + "\n", encoding="utf-8")
 
 
-CHANGES = [(relabelled, r"data\.root \(.*data\)"), (other_weights, r"model\.path \(.*model\)"),
+CHANGES = [(relabelled, r"data\.root \(.*data\)"),
            (other_tokenizer, r"model\.path \(.*model\)"), (other_talks, r"stages\.a\.conversations")]  # fmt: skip
 
 
