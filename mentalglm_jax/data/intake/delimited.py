@@ -47,8 +47,8 @@ def told_encoding(path: Path) -> str:
         return "utf-8"
     else:
         best = _guessed(head)
-        if codec := next((codec for codec in (_BIG5 if best in _BIG5 else (best,)) if codec and can_decode(path, codec)),
-                         None):  # fmt: skip
+        tried = _BIG5 if best in _BIG5 else () if best is None else (best,)
+        if codec := next((codec for codec in tried if can_decode(path, codec)), None):
             return codec
     raise InputError(f"{path}: its encoding cannot be told; save it as UTF-8, or name it: --encoding {_hint(head)}")
 

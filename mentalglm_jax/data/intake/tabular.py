@@ -51,7 +51,7 @@ _SHOWN = 40  # characters of a column's name
 class Table:
     """One table. ``read`` gives (row as the file counts it, value by column) for the columns it is asked for; ``split``
     is what its place says it is of; ``notes`` is what was found out about it; ``classes`` the names that stand for the
-    numbers of a column, where ``datasets`` noted them; ``guessed`` what was taken for true that the file does not say."""
+    numbers of a column, where ``datasets`` noted them; ``guessed`` what the file does not say but was taken so."""
 
     name: str
     columns: tuple[str, ...]
