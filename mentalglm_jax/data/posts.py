@@ -104,6 +104,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _table(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     (table,) = open_tables(path, wanted)
+    table.warn()
     for number, row in table.rows([name for name in table.columns if name]):
         if "" in row:
             raise InputError(f"{path}:{number}: {row['']}; check the separators in this row")

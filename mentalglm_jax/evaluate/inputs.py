@@ -225,7 +225,10 @@ def read_labelled(path: Path, task: str, language: str | None = None) -> list[Re
         language = chosen.languages[0]
     if language is not None:
         chosen.question(language)
-    rows = read_rows(open_tables(path, ("post", "label")), Columns("post", "label"), ";", faults)
+    tables = open_tables(path, ("post", "label"))
+    for table in tables:
+        table.warn()
+    rows = read_rows(tables, Columns("post", "label"), ";", faults)
     if not (total := len(rows) + faults.total):
         raise InputError(f"{path}: holds no row below its header; give at least one")
     found = records_of(with_languages(rows, language), chosen, path.stem, faults)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import random
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ import yaml
 
 from mentalglm_jax.data.cells import FORMULA, INNER, VALUE, from_cell, to_cell
 from mentalglm_jax.data.explain.replies import readable
-from mentalglm_jax.data.intake.delimited import told_delimiter, told_encoding
+from mentalglm_jax.data.intake.delimited import guess_said, told_delimiter, told_encoding
 from mentalglm_jax.data.records import Record, read_records, records_text, write_records
 from mentalglm_jax.data.splits import one_name
 from mentalglm_jax.data.tables import read_named_rows
@@ -250,6 +251,8 @@ def _json_ratings(path: Path) -> Iterable[_Rated]:
 def _csv_ratings(path: Path) -> Iterable[_Rated]:
     columns = ("form", "rater", "id", *SCALES, "comment")
     encoding = told_encoding(path)  # Excel saves what it opened as its country does
+    for said in guess_said(encoding):
+        warnings.warn(f"{path}: {said}", stacklevel=3)
     for line, row in read_named_rows(path, columns, told_delimiter(path, encoding, columns), encoding=encoding):
         cells = {name: from_cell(cell) for name, cell in row.items()}
         values = {scale: cells[scale].strip() for scale in SCALES}

@@ -7,6 +7,7 @@ of the Hub by their id (``datasets``). Values come as Python has them; ``as_text
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -14,7 +15,13 @@ from typing import Any
 
 from mentalglm_jax.data.arrow import SUFFIXES as ARROW
 from mentalglm_jax.data.arrow import arrow_columns, arrow_rows
-from mentalglm_jax.data.intake.delimited import DELIMITERS, checked_encoding, told_delimiter, told_encoding
+from mentalglm_jax.data.intake.delimited import (
+    DELIMITERS,
+    checked_encoding,
+    guess_said,
+    told_delimiter,
+    told_encoding,
+)
 from mentalglm_jax.data.intake.spreadsheets import sheet_names, sheet_rows
 from mentalglm_jax.data.records import load_datasets
 from mentalglm_jax.data.roots import SPLIT_OF, split_files
@@ -44,7 +51,7 @@ _SHOWN = 40  # characters of a column's name
 class Table:
     """One table. ``read`` gives (row as the file counts it, value by column) for the columns it is asked for; ``split``
     is what its place says it is of; ``notes`` is what was found out about it; ``classes`` the names that stand for the
-    numbers of a column, where ``datasets`` noted them."""
+    numbers of a column, where ``datasets`` noted them; ``guessed`` what the file does not say but was taken so."""
 
     name: str
     columns: tuple[str, ...]
@@ -52,6 +59,12 @@ class Table:
     split: str | None = None
     notes: tuple[str, ...] = ()
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    guessed: tuple[str, ...] = ()
+
+    def warn(self, stacklevel: int = 3) -> None:
+        """A warning for each of ``guessed``, for callers that do not print ``notes``."""
+        for one in self.guessed:
+            warnings.warn(f"{self.name}: {one}", stacklevel=stacklevel)
 
     def rows(self, columns: Sequence[str]) -> Rows:
         """``read`` of these columns.
@@ -166,7 +179,8 @@ def _delimited(path: Path, split: str | None, columns: Sequence[str], encoding: 
                 yield line, {name: cells[place] for name, place in places.items()}
 
     shown = {"utf-8-sig": "UTF-8", "utf-8": "UTF-8"}.get(codec, codec.upper())
-    return Table(str(path), tuple(names), read, split, (f"{shown}, separated by {DELIMITERS[delimiter]}",))
+    return Table(str(path), tuple(names), read, split, (f"{shown}, separated by {DELIMITERS[delimiter]}",),
+                 guessed=guess_said(codec) if encoding is None else ())  # fmt: skip
 
 
 def _sheet(path: Path, split: str | None, sheet: str | None) -> Table:
@@ -181,7 +195,8 @@ def _sheet(path: Path, split: str | None, sheet: str | None) -> Table:
                 yield number, {name: values[place] for name, place in places.items()}
 
     note = f"sheet {sheet or names[0]!r}" + (f" of {len(names)}" if len(names) > 1 else "")
-    return Table(str(path), columns, read, split, (note,))
+    guessed = (f"{note} is read, the first",) if sheet is None and len(names) > 1 else ()
+    return Table(str(path), columns, read, split, (note,), guessed=guessed)
 
 
 def _json(path: Path, split: str | None) -> Table:

@@ -54,7 +54,8 @@ def test_a_row_says_its_language_id_and_question(tmp_path):
 
 def test_a_bilingual_table_is_asked_in_the_language_of_each_post(tmp_path):
     (tmp_path / "p.csv").write_bytes("no;text\n1;睡不着，很累\n2;I slept well.\n".encode("gb18030"))
-    found = read_posts(tmp_path / "p.csv", task="suicide_risk")
+    with pytest.warns(UserWarning, match="read as GB18030"):
+        found = read_posts(tmp_path / "p.csv", task="suicide_risk")
     assert [(post.language, post.question) for post in found] == [
         (language, tasks.get_task("suicide_risk").question(language)) for language in ("zh", "en")
     ]
@@ -138,3 +139,13 @@ def test_an_error_of_a_spreadsheet_is_no_post(tmp_path, cell):
     (tmp_path / "a.csv").write_text(f"post\nI like rain.\n{cell}\n")
     with pytest.raises(InputError, match=r"a\.csv:3: post: the post is empty"):
         read_posts(tmp_path / "a.csv", task="suicide_risk")
+
+
+def test_a_guess_at_how_a_table_was_saved_is_said(tmp_path, recwarn):
+    path = tmp_path / "mine.csv"
+    path.write_text("text,n\nI don’t know.,1\n", encoding="cp1252")
+    with pytest.warns(UserWarning, match=r"mine\.csv: not UTF-8, read as CP1252 by the look of it"):
+        assert read_posts(path, task=RISK.name, language="en")[0].post == "I don’t know."
+    path.write_text("text,n\nI don’t know.,1\n", encoding="utf-8")
+    recwarn.clear()
+    assert read_posts(path, task=RISK.name, language="en") and not recwarn

@@ -5,6 +5,7 @@ import html
 import io
 import json
 import re
+import warnings
 from collections import Counter
 
 import krippendorff
@@ -206,6 +207,10 @@ def test_a_sheet_is_read_as_excel_saves_it_in_any_country(tmp_path, encoding, de
         row[1:2], row[3:8] = ["Zoë Müller"], ["3", "2", "1", "0", "schön; für mich"]
     with (tmp_path / "z.csv").open("w", encoding=encoding, newline="") as file:
         csv.writer(file, delimiter=delimiter).writerows(sheet)
-    found = read_ratings(tmp_path / "z.csv", form_id(sample), [one.id for one in sample])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = read_ratings(tmp_path / "z.csv", form_id(sample), [one.id for one in sample])
+    assert [str(one.message).split(" by ")[0] for one in said] == (
+        [f"{tmp_path / 'z.csv'}: not UTF-8, read as CP1252"] if encoding == "cp1252" else [])  # fmt: skip
     assert found.rater == "Zoë Müller" and found.comments == {one.id: "schön; für mich" for one in sample}
     assert all(scores == dict(zip(SCALES, (3, 2, 1, 0), strict=True)) for scores in found.scores.values())

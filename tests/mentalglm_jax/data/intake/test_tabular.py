@@ -127,6 +127,96 @@ def test_old_text_of_another_language_is_not_taken_for_ours(tmp_path, post, labe
         open_tables(path, ["post", "label"])
 
 
+WESTERN = {
+    "English": ["I don’t know; he said “leave me alone”, and I’ve cried…", "CAFÉ LUNA – naïve, 25°C, £5 and ½ of it.",
+                "Zoë measures the Ångström unit; it is 3–4 of them."],
+    "French": ["L’été dernier j’ai pleuré près de ma sœur, ça n’allait pas.", "« Tu es naïf », et où est l’œuvre ?",
+               "JE SUIS DÉPRIMÉ. La façade, voilà ; être seul à Noël."],
+    "German": ["Er sagte „geh weg“ und ich weiß nicht, was schön ist.", "Äpfel, Österreich, MÜDE, Straße: für später."],
+    "Spanish": ["Señor, ¿qué pasó? Mañana no podré más, así es mi país.", "¡Estoy harto! Mi corazón está vacío, niño."],
+    "Portuguese": ["Não sei, você não está aqui: emoções e coração.", "É difícil; amanhã vou à escola. NÃO AGUENTO."],
+    "Italian": ["Non so perché, è così triste. Più tardi però andrò in città, l’ho già detto."],
+}  # fmt: skip
+FOREIGN = {
+    "cp1250": [["Nie wiem co mam robić, czuję się źle każdego dnia.", "Łzy płyną same, jestem zmęczony życiem."],
+               ["Nevím, co mám dělat, cítím se špatně.", "Přátelé mě opustili a já brečím každý večer."],
+               ["Az idő nem gyógyít, a nő elment, egyedül ülök.", "Fáradt vagyok, erős fájdalom."]],
+    "cp1251": [["Я не знаю, что делать, мне очень плохо.", "Каждый день одно и то же."]],
+    "cp932": [["もう何をすればいいのか分かりません。", "毎日つらくて眠れないです。"]],
+    "euc_jp": [["もう何をすればいいのか分かりません。", "毎日つらくて眠れないです。"]],
+}  # fmt: skip
+
+
+def saved(folder: Path, posts, encoding: str, count: int = 12) -> Path:
+    rows = [(str(number), posts[number % len(posts)], "good") for number in range(count)]
+    return put(folder / "t.csv", text(",", rows).encode(encoding, "ignore"))
+
+
+@pytest.mark.parametrize("language", WESTERN)
+def test_old_text_of_the_west_is_read_as_windows_saved_it(tmp_path, language):
+    path = saved(tmp_path, WESTERN[language], "cp1252")
+    (table,) = open_tables(path, ["post", "label"])
+    assert [row["post"] for _, row in table.rows(["post"])][: len(WESTERN[language])] == WESTERN[language]
+    assert "CP1252" in table.notes[0] and "read as CP1252 by the look of it" in table.guessed[0]
+
+
+@pytest.mark.parametrize("encoding", ["mac_roman", "cp437", "cp850"])
+@pytest.mark.parametrize("language", WESTERN)
+def test_old_text_of_a_mac_or_of_dos_is_not_taken_for_that_of_windows(tmp_path, language, encoding):
+    with pytest.raises(InputError, match=f"its encoding cannot be told; .* --encoding .*{encoding}"):
+        open_tables(saved(tmp_path, WESTERN[language], encoding))
+
+
+@pytest.mark.parametrize(
+    ("post", "encoding"),
+    [("I don’t know", "mac_roman"), ("He said “leave me alone”", "mac_roman"), ("my café", "cp437"),
+     ("naïve people", "cp437"), ("über", "cp850"), ("CAFÉ", "cp1252")],
+)  # fmt: skip
+def test_one_sign_may_be_too_little_to_tell_by(tmp_path, post, encoding):
+    path = saved(tmp_path, [post, *["plain words are here again and again"] * 39], encoding, 40)
+    with pytest.raises(InputError, match=f"its encoding cannot be told; .*{encoding}"):
+        open_tables(path)
+
+
+@pytest.mark.parametrize(
+    "post", ["I don’t know", "my café", "naïve people", "30°", "£20", "“no”", "wait… what", "über"]
+)
+def test_one_sign_may_be_enough(tmp_path, post):
+    path = saved(tmp_path, [post, *["plain words are here again and again"] * 39], "cp1252", 40)
+    assert next(row["post"] for _, row in open_tables(path)[0].rows(["post"])) == post
+
+
+@pytest.mark.parametrize(("encoding", "posts"), [(name, posts) for name, given in FOREIGN.items() for posts in given])
+def test_old_text_of_the_east_is_not_taken_for_ours(tmp_path, encoding, posts):
+    hint = encoding if encoding != "cp1251" else "gb18030, big5hkscs"
+    with pytest.raises(InputError, match=f"its encoding cannot be told; .* --encoding .*{hint}"):
+        open_tables(saved(tmp_path, posts, encoding))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "posts"),
+    [("cp950", ["這週要交三個方案，吃飯都在趕，心裏很煩。", "那裏沒有人認識我，恒久的化粧，下圍碁。"]),
+     ("big5hkscs", ["今日好唔開心，成日喊。", "佢哋成日話我諗得太多。", "尋晚瞓唔著，諗咗好多嘢。"])],
+)  # fmt: skip
+def test_characters_that_windows_and_hong_kong_added_to_big5(tmp_path, encoding, posts):
+    path = saved(tmp_path, posts, encoding)
+    (table,) = open_tables(path)
+    assert table.notes == (f"{encoding.upper()}, separated by commas",)
+    assert {row["post"] for _, row in table.rows(["post"])} == {*posts}
+    put(path, path.read_bytes() + b"13,\xff\xff,good\r\n")
+    with pytest.raises(InputError, match=r"--encoding big5hkscs$"):
+        open_tables(path)
+
+
+def test_what_is_guessed_is_told_from_what_the_file_says(tmp_path):
+    book = workbook(tmp_path / "t.xlsx", [COLUMNS, *POSTS], more=["Other"])
+    assert open_tables(book)[0].guessed == ("sheet 'Posts' of 2 is read, the first",)
+    assert open_tables(book, sheet="Posts")[0].guessed == ()
+    path = saved(tmp_path, WESTERN["German"], "cp1252")
+    assert open_tables(path, encoding="cp1252")[0].guessed == ()
+    assert open_tables(put(path, text(",")))[0].guessed == ()
+
+
 def test_the_separator_is_the_one_that_makes_the_columns_asked_for(tmp_path):
     """Not the one that stands most often in the header."""
     path = put(tmp_path / "t.csv", "post;label;notes, of, any, kind\na, b;x;c\n")
