@@ -44,11 +44,16 @@ def test_labels_that_nobody_knows_are_likened_only_where_they_are_shown(monkeypa
 
 
 def test_long_labels_that_are_shown_alike_are_not_all_likened_to_one():
-    labels = ("a long lable of one kind", "a long lable of two kind", "a long lable of one kind")
+    labels = ("Belief##mental filtex", "Belief##mental fiXter", "Belief##mental filtex")
     made = [intake.Row(str(n), f"r{n}", "post", (label,), None, None, None, "en") for n, label in enumerate(labels)]
     faults = intake.Faults()
-    intake.records_of(made, tasks.get_task("suicide_risk"), "here", faults)
-    assert re.match("3 with the unknown label text of 24 characters; known: .* .rows 0, 1, 2.$", faults.line())
+    intake.records_of(made, tasks.get_task("cognitive_pathway"), "here", faults)
+    alone = intake.Faults()
+    intake.records_of(made[:1], tasks.get_task("cognitive_pathway"), "here", alone)
+    assert re.match(
+        "1 with the unknown label text of 21 characters; did you mean 'Belief##mental filter'", alone.line()
+    )
+    assert re.match("3 with the unknown label text of 21 characters; known: .* .rows 0, 1, 2.$", faults.line())
 
 
 def test_answers_to_one_post_without_end(probe, tmp_path, monkeypatch):
