@@ -7,6 +7,7 @@ import pytest
 from mentalglm_jax.data.posts import read_posts
 from mentalglm_jax.data.records import Post, Record, write_records
 from mentalglm_jax.errors import InputError
+from mentalglm_jax.evaluate.inputs import read_labelled
 from mentalglm_jax.text import tasks
 from tests.mentalglm_jax.own_tasks import definitions
 
@@ -149,3 +150,10 @@ def test_a_guess_at_how_a_table_was_saved_is_said(tmp_path, recwarn):
     path.write_text("text,n\nI don’t know.,1\n", encoding="utf-8")
     recwarn.clear()
     assert read_posts(path, task=RISK.name, language="en") and not recwarn
+
+
+def test_evaluation_says_a_guess_too(tmp_path):
+    path = tmp_path / "labelled.csv"
+    path.write_text("post,label\nI don’t know.,high\n", encoding="cp1252")
+    with pytest.warns(UserWarning, match=r"labelled\.csv: not UTF-8, read as CP1252 by the look of it"):
+        assert read_labelled(path, RISK.name, "en")[0].post == "I don’t know."
