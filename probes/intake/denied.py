@@ -52,6 +52,7 @@ _AFTER = re.compile(
     r"(?:(?:is|are|was|were|do|does|did|can|could|may|might|would|should|has|seems?|appears?|looks?)\s*(?:be\s+)?"
     r"(?:n[^\w\s]?t|not(?!\s+(?:only|just|surprising))|never|unlikely|absent|excluded|ruled out|wrong|incorrect"
     r"|doubtful|unclear|out of the question)|can ?not)\b"
+    r"|[\"'”’」』*_\s]*[(（]\s*(?:very |highly )?(?:unlikely|improbable|absent|excluded|ruled out)\b"
     r"|[\"'”’」』*_)\s]*(?:[:：=|]|\s[-–—]+\s)[\"'“*_\s]*(?:not?\b|none\b|never\b|absent|false\b|negative\b|unlikely"
     r"|n/a|0(?![\d.])|excluded|ruled out|[否无没未不非✗✘❌✖☒])"
     r"|[”’」』\s]*(?:的?(?:风险|程度|可能性?|证据|迹象|标签|情绪|倾向))*(?:并?不(?!仅|但|只|过|容|可忽)"

@@ -38,6 +38,7 @@ _OPENS = re.compile(r"(?:[.!?。！？;；…:：=|→>]|(?:^|\s)[-–—])$")
 _SUBJECT = re.compile(
     r"(?:\b(?:answer|label|class(?:ification)?|category|risk|level|score|rating|verdict|conclusion|severity|choice|option"
     r"|prediction|result|it|this|that)\b[^.!?,，。]{0,30}\b(?:is|was|be|as|seems|appears)"
+    r"|\b(?:wait|correction|on second thoughts?|on reflection)\b[,，:]?(?:\s*actually)?[,，]?"
     r"|(?:答案|标签|结论|判断|分类|类别|结果|风险|程度|等级|级别|可能性)[是为為]?)" + _VERY
 )
 _INTRODUCES = re.compile(

@@ -74,6 +74,8 @@ def test_a_label_is_read_where_it_is_stated(kind: str, answer: str, label: str |
         (MOODS, "Depression: The author does not mention low mood.\nAnxiety: The author mentions panic."),
         (MOODS, "Depression: 10%\nAnxiety: 90%"), (MOODS, "Depression: 0.05\nAnxiety: 0.9"),
         (MOODS, "Depression: 2/10"), (MOODS, "Depression: ❌\nAnxiety: ✅"), (MOODS, "Depression: ❌"),
+        (MOODS, "Depression (unlikely), Anxiety (likely)"), (MOODS, "Depression.\nHmm, wait, anxiety."),
+        (CANDIDATES["word"], "Low.\nWait, actually high."),
         (MOODS, "Depression: low\nAnxiety: high"), (MOODS, "| Depression | 10% |\n| Anxiety | 90% |"),
         (CANDIDATES["word"], "high: 0.1, low: 0.9"), (CANDIDATES["word"], "high (0.1), low (0.9)"),
         (CANDIDATES["高"], "高：10%\n低：90%"), (MOODS, '{"depression": 0.1, "anxiety": 0.9}'),
